@@ -1,0 +1,28 @@
+//! `jobcast check`: settings and source, every problem at once, each with its mend.
+
+use super::{ConfigFile, misused};
+use crate::source;
+use std::process::ExitCode;
+
+pub async fn run(config: ConfigFile) -> ExitCode {
+    let settings = match config.load() {
+        Ok(settings) => settings,
+        Err(errors) => return misused(errors),
+    };
+    println!("# the settings in effect, secrets masked\n{}", settings.to_toml());
+    let mut problems = 0;
+    for finding in source::check(&settings.source).await {
+        if finding.is_problem {
+            problems += 1;
+            println!("PROBLEM  {}\n         mend: {}", finding.what, finding.mend);
+        } else {
+            println!("ok       {}", finding.what);
+        }
+    }
+    if problems == 0 {
+        println!("ok       nothing to mend");
+        return ExitCode::SUCCESS;
+    }
+    println!("{problems} to mend");
+    ExitCode::FAILURE
+}

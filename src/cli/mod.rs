@@ -1,0 +1,114 @@
+//! The commands, one file each. They put the parts together: they know everybody, and nobody knows them.
+
+mod bench;
+mod check;
+mod client;
+mod demo;
+mod emit;
+mod healthcheck;
+mod schema;
+mod serve;
+mod tail;
+
+use crate::config::{ConfigErrors, Settings};
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Tails a job-event store once and casts each event to every browser that watches, over Server-Sent Events.
+#[derive(Parser)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Without a command, Jobcast serves: `jobcast` is `jobcast serve`.\n\nExit codes: 0 ok, 1 failed, 2 wrong use or settings."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+#[derive(clap::Args, Clone, Default)]
+struct ConfigFile {
+    /// Settings in TOML; JOBCAST_… variables lie over it
+    #[arg(long, value_name = "FILE", env = "JOBCAST_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    fn load(&self) -> Result<Settings, ConfigErrors> {
+        // a variable that is no text cannot be one of ours with a value that makes sense
+        let variables =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Settings::load(self.config.as_deref(), variables)
+    }
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The daemon
+    #[command(
+        after_help = "Example:\n  JOBCAST_SOURCE__SQLITE__PATH=/var/lib/jobcast/jobs.db jobcast serve --config jobcast.toml"
+    )]
+    Serve(ConfigFile),
+    /// The daemon on a throw-away file, with a simulated runner that keeps writing believable jobs
+    #[command(after_help = "Example:\n  jobcast demo          then open the address that it prints")]
+    Demo(demo::Args),
+    /// Checks settings and source, and says every problem with its mend
+    #[command(after_help = "Example:\n  jobcast check --config jobcast.toml")]
+    Check(ConfigFile),
+    /// Prints the recommended tables as SQL that may be run twice
+    #[command(after_help = "Example:\n  jobcast schema sqlite | sqlite3 jobs.db")]
+    Schema(schema::Args),
+    /// Appends one event to the configured source and prints its id
+    #[command(
+        after_help = "Example:\n  jobcast emit build-7 step.output --step compile --payload '{\"line\":\"hello\"}'"
+    )]
+    Emit(emit::Args),
+    /// Follows a job in the terminal until it ends (exit code 0 completed, 3 failed, 4 cancelled)
+    #[command(
+        after_help = "Example:\n  jobcast tail build-7 --url http://127.0.0.1:8080\n  jobcast tail build-7 --json | jq .payload"
+    )]
+    Tail(tail::Args),
+    /// Opens subscribers against a running Jobcast, publishes, and reports latency
+    #[command(
+        after_help = "Example:\n  jobcast bench --url http://127.0.0.1:8080 --subscribers 1000 --events 200 --rate 20"
+    )]
+    Bench(bench::Args),
+    /// Exits 0 when /readyz answers 200: for containers that have no curl
+    #[command(after_help = "Example:\n  HEALTHCHECK CMD [\"jobcast\", \"healthcheck\"]")]
+    Healthcheck(healthcheck::Args),
+}
+
+/// Runs what the command line says.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let command = cli.command.unwrap_or(Command::Serve(cli.config));
+    actix_rt::System::new().block_on(async move {
+        match command {
+            Command::Serve(config) => serve::run(config).await,
+            Command::Demo(args) => demo::run(args).await,
+            Command::Check(config) => check::run(config).await,
+            Command::Schema(args) => schema::run(args),
+            Command::Emit(args) => emit::run(args).await,
+            Command::Tail(args) => tail::run(args).await,
+            Command::Bench(args) => bench::run(args).await,
+            Command::Healthcheck(args) => healthcheck::run(args).await,
+        }
+    })
+}
+
+/// Failed: exit code 1, with a line that says what to do.
+fn failed(why: impl std::fmt::Display) -> ExitCode {
+    eprintln!("jobcast: {why}");
+    ExitCode::FAILURE
+}
+
+/// Wrong use or settings: exit code 2.
+fn misused(why: impl std::fmt::Display) -> ExitCode {
+    for line in why.to_string().lines() {
+        eprintln!("jobcast: {line}");
+    }
+    ExitCode::from(2)
+}

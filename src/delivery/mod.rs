@@ -1,0 +1,65 @@
+//! How events reach sockets. actix answers a stream's request and replays what was missed ([`body`]); then the socket
+//! leaves actix ([`handoff`]) and lives on a delivery thread ([`thread`]), which costs it some hundred bytes and no task.
+//! What cannot leave (HTTP/1.0 now; TLS and HTTP/2) stays a streaming body over the same channel.
+
+pub mod admission;
+pub mod body;
+pub mod handoff;
+pub mod thread;
+
+use crate::config;
+use crate::error::SourceError;
+use crate::hub::Outage;
+use crate::sse;
+use bytes::Bytes;
+use rand::RngExt;
+use std::time::Duration;
+
+/// What holds for every stream, however it is delivered.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    pub retry: Duration,
+    pub heartbeat: Duration,
+    pub write_timeout: Duration,
+    /// Zero: none.
+    pub max_age: Duration,
+    pub drain: Duration,
+}
+
+impl Rules {
+    pub fn new(stream: &config::Stream, shutdown: &config::Shutdown) -> Self {
+        let config::Stream { retry, heartbeat, write_timeout, max_age, .. } = stream.clone();
+        Self { retry, heartbeat, write_timeout, max_age, drain: shutdown.drain }
+    }
+
+    /// When one of many streams ends within `span`, so that they do not all end at once.
+    pub fn spread(&self, span: Duration) -> Duration {
+        span.mul_f64(rand::rng().random_range(0.0..0.9))
+    }
+
+    /// The age at which a stream is closed, if any: up to a tenth early, so that streams opened together part.
+    pub fn age_limit(&self) -> Option<Duration> {
+        (!self.max_age.is_zero()).then(|| self.max_age.mul_f64(rand::rng().random_range(0.9..=1.0)))
+    }
+
+    /// When to come back after Jobcast closed: not all in the same second.
+    pub fn come_back(&self) -> Duration {
+        let most = self.retry.max(self.drain).max(Duration::from_secs(1));
+        Duration::from_millis(500) + most.mul_f64(rand::rng().random_range(0.0..1.0))
+    }
+
+    /// The farewell of a stream that Jobcast closes for its own reasons.
+    pub fn bye(&self, reason: sse::Bye) -> Bytes {
+        sse::bye(reason, self.come_back())
+    }
+}
+
+/// What a stream is told of the source's failure.
+pub fn failure(error: &SourceError, retry_in: Duration) -> Bytes {
+    let retryable = error.is_retryable();
+    sse::error(error.code.as_str(), &error.to_string(), retryable, retryable.then_some(retry_in))
+}
+
+pub fn outage(outage: &Outage) -> Bytes {
+    failure(&outage.error, outage.retry_in)
+}

@@ -1,0 +1,147 @@
+//! What the domain talks about: jobs, their events, their status. No I/O.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// A job's id: one URL segment, 1 to 200 characters. What it means is the source's to say.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(Arc<str>);
+
+impl JobId {
+    pub const MAX_CHARS: usize = 200;
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("a job id has 1 to {} characters and no control characters", JobId::MAX_CHARS)]
+pub struct BadJobId;
+
+impl FromStr for JobId {
+    type Err = BadJobId;
+
+    fn from_str(text: &str) -> Result<Self, BadJobId> {
+        let fits = !text.is_empty() && text.chars().count() <= Self::MAX_CHARS && !text.chars().any(char::is_control);
+        fits.then(|| Self(text.into())).ok_or(BadJobId)
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for JobId {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum JobStatus {
+    Pending,
+    Queued,
+    Running,
+    Completed,
+    Failed,
+    Cancelled,
+}
+
+impl JobStatus {
+    pub const ALL: [JobStatus; 6] =
+        [Self::Pending, Self::Queued, Self::Running, Self::Completed, Self::Failed, Self::Cancelled];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "PENDING",
+            Self::Queued => "QUEUED",
+            Self::Running => "RUNNING",
+            Self::Completed => "COMPLETED",
+            Self::Failed => "FAILED",
+            Self::Cancelled => "CANCELLED",
+        }
+    }
+
+    /// A job with this status will not go on.
+    pub fn is_final(self) -> bool {
+        match self {
+            Self::Completed | Self::Failed | Self::Cancelled => true,
+            Self::Pending | Self::Queued | Self::Running => false,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no job status (PENDING, QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED)")]
+pub struct BadStatus(String);
+
+impl FromStr for JobStatus {
+    type Err = BadStatus;
+
+    fn from_str(text: &str) -> Result<Self, BadStatus> {
+        Self::ALL
+            .into_iter()
+            .find(|status| status.as_str() == text)
+            .ok_or_else(|| BadStatus(text.chars().take(40).collect()))
+    }
+}
+
+/// One event as its source tells it. Serialises to the envelope of the stream's `data:`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    pub id: String,
+    pub job_id: JobId,
+    pub step_id: Option<String>,
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(serialize_with = "milliseconds")]
+    pub timestamp: Timestamp,
+    pub actor: Option<String>,
+    pub payload: Payload,
+}
+
+fn milliseconds<S: serde::Serializer>(at: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&Rfc3339(*at))
+}
+
+/// A time as RFC 3339 in UTC with milliseconds: `2026-11-23T21:00:00.000Z`.
+pub struct Rfc3339(pub Timestamp);
+
+impl fmt::Display for Rfc3339 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.3}", self.0)
+    }
+}
+
+/// An event's payload: any JSON value on one line, kept as its writer spelt it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(transparent)]
+pub struct Payload(Box<RawValue>);
+
+impl Payload {
+    /// JSON stays as it is; anything else becomes a JSON string, so that no event is lost for its payload.
+    pub fn from_text(text: String) -> Self {
+        // Outside strings, where JSON allows no raw control characters, line ends are mere space.
+        let line = text.replace(['\n', '\r'], " ");
+        RawValue::from_string(line)
+            .or_else(|_| serde_json::value::to_raw_value(&text))
+            .map_or_else(|_| Self::null(), Self)
+    }
+
+    pub fn null() -> Self {
+        Self(RawValue::NULL.to_owned())
+    }
+
+    pub fn as_json(&self) -> &str {
+        self.0.get()
+    }
+}

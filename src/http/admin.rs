@@ -1,0 +1,73 @@
+//! The admin listener: health, readiness, metrics, and a look at the live jobs. Not for the public.
+
+use crate::delivery::admission::Admission;
+use crate::hub::Hub;
+use crate::shutdown::{Leaving, Phase};
+use crate::telemetry::Exposition;
+use actix_web::{App, HttpResponse, HttpServer, web};
+use serde_json::json;
+use std::io;
+use std::net::TcpListener;
+use std::time::Duration;
+
+/// What the admin listener tells about.
+#[derive(Clone)]
+pub struct Health {
+    pub hub: Hub,
+    pub admission: Admission,
+    pub leaving: Leaving,
+    pub exposition: Exposition,
+    pub ready_grace: Duration,
+}
+
+pub fn serve(listener: TcpListener, health: Health) -> io::Result<actix_web::dev::Server> {
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(web::Data::new(health.clone()))
+            .route("/healthz", web::get().to(|| async { HttpResponse::Ok().json(json!({ "status": "ok" })) }))
+            .route("/readyz", web::get().to(ready))
+            .route("/metrics", web::get().to(metrics))
+            .route("/debug/channels", web::get().to(channels))
+    });
+    Ok(server.workers(1).disable_signals().shutdown_timeout(1).listen(listener)?.run())
+}
+
+async fn ready(health: web::Data<Health>) -> HttpResponse {
+    let not = |code: &str, detail: String| {
+        HttpResponse::ServiceUnavailable().json(json!({ "status": "unready", "code": code, "detail": detail }))
+    };
+    if health.leaving.phase() > Phase::Serving {
+        return not("server.draining", "this Jobcast is leaving".into());
+    }
+    match health.hub.outage() {
+        Some(outage) if outage.since.elapsed() > health.ready_grace || !outage.error.is_retryable() => {
+            not(outage.error.code.as_str(), outage.error.to_string())
+        }
+        _ => HttpResponse::Ok().json(json!({ "status": "ready" })),
+    }
+}
+
+async fn metrics(health: web::Data<Health>) -> HttpResponse {
+    // the format's own type (Prometheus, "Exposition formats")
+    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(health.exposition.render())
+}
+
+async fn channels(health: web::Data<Health>) -> HttpResponse {
+    let channels: Vec<_> = health
+        .hub
+        .all()
+        .iter()
+        .map(|channel| {
+            let (events, bytes, cursor) = channel.holds();
+            let lag = channel.last_read().elapsed().as_secs_f64();
+            json!({
+                "jobId": channel.job,
+                "subscribers": channel.subscribers(),
+                "ring": { "events": events, "bytes": bytes },
+                "cursor": cursor,
+                "secondsSinceLastEvent": lag,
+            })
+        })
+        .collect();
+    HttpResponse::Ok().json(json!({ "streams": health.admission.open(), "channels": channels }))
+}

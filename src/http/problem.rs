@@ -1,0 +1,108 @@
+//! Errors as RFC 9457 problem details, each with a stable code. One table has every code that we make up here; those of
+//! the source are its own.
+
+use crate::error::{SourceCode, SourceError};
+use crate::tail;
+use actix_web::http::{StatusCode, header};
+use actix_web::{HttpResponse, ResponseError};
+use serde_json::json;
+use std::fmt;
+
+/// What went wrong with a request.
+#[derive(Debug)]
+pub struct Problem {
+    code: &'static str,
+    status: StatusCode,
+    detail: String,
+    retry_after_s: Option<u64>,
+}
+
+macro_rules! problems {
+    ($($(#[$doc:meta])* $name:ident = $status:ident, $code:literal;)*) => {
+        impl Problem {
+            $($(#[$doc])* pub fn $name(detail: impl Into<String>) -> Self {
+                Self { code: $code, status: StatusCode::$status, detail: detail.into(), retry_after_s: None }
+            })*
+        }
+    };
+}
+
+problems! {
+    bad_job_id = BAD_REQUEST, "request.job_id";
+    bad_query = BAD_REQUEST, "request.query";
+    bad_json = BAD_REQUEST, "request.json";
+    /// JSON, but no event.
+    bad_event = UNPROCESSABLE_ENTITY, "ingest.event";
+    bad_status = UNPROCESSABLE_ENTITY, "ingest.status";
+    too_large = PAYLOAD_TOO_LARGE, "request.too_large";
+    not_json = UNSUPPORTED_MEDIA_TYPE, "request.media_type";
+    no_token = UNAUTHORIZED, "ingest.token";
+    ingest_off = FORBIDDEN, "ingest.disabled";
+    not_found = NOT_FOUND, "request.not_found";
+    no_such_job = NOT_FOUND, "job.not_found";
+    not_allowed = METHOD_NOT_ALLOWED, "request.method";
+    draining = SERVICE_UNAVAILABLE, "server.draining";
+    too_many_streams = SERVICE_UNAVAILABLE, "server.too_many_streams";
+    too_many_from_address = TOO_MANY_REQUESTS, "server.too_many_from_address";
+}
+
+impl Problem {
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_s = Some(seconds.max(1));
+        self
+    }
+}
+
+impl From<SourceError> for Problem {
+    fn from(error: SourceError) -> Self {
+        tail::report(&error);
+        tracing::warn!(code = error.code.as_str(), %error, "a request failed at the source");
+        let (status, retry_after_s) = match (error.is_retryable(), error.code) {
+            (_, SourceCode::DiskFull) => (StatusCode::INSUFFICIENT_STORAGE, Some(10)),
+            (true, _) => (StatusCode::SERVICE_UNAVAILABLE, Some(1)),
+            (false, _) => (StatusCode::BAD_GATEWAY, None),
+        };
+        Self { code: error.code.as_str(), status, detail: error.to_string(), retry_after_s }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.detail)
+    }
+}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponse::build(self.status);
+        response.insert_header((header::CONTENT_TYPE, "application/problem+json"));
+        response.insert_header((header::CACHE_CONTROL, "no-store"));
+        if let Some(seconds) = self.retry_after_s {
+            response.insert_header((header::RETRY_AFTER, seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
+        }
+        let title = self.status.canonical_reason().unwrap_or_default();
+        let body = json!({
+            "type": format!("urn:jobcast:{}", self.code),
+            "title": title,
+            "status": self.status.as_u16(),
+            "code": self.code,
+            "detail": self.detail,
+        });
+        response.body(body.to_string())
+    }
+}

@@ -1,0 +1,228 @@
+//! `GET /runner-jobs/{job_id}/events/stream`: the stream.
+
+use super::problem::Problem;
+use super::{App, JobPath, client_address, query};
+use crate::cursor::{Cursor, Start};
+use crate::delivery::admission::{Full, Visit};
+use crate::delivery::body::Body;
+use crate::delivery::failure;
+use crate::delivery::handoff::Slot;
+use crate::error::SourceError;
+use crate::event::JobId;
+use crate::replay::{Replay, Step};
+use crate::shutdown::Phase;
+use crate::sse::{self, Bye, Reset};
+use crate::telemetry;
+use actix_web::http::{Method, StatusCode, Version, header};
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError, web};
+use bytes::Bytes;
+use futures_util::stream;
+use std::convert::Infallible;
+use std::time::Duration;
+
+/// Longer text cannot be an id of ours, nor one that a source knows; it is not even looked up.
+const MAX_ID_BYTES: usize = 256;
+
+pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<App>) -> Result<HttpResponse, Problem> {
+    let job = path.job()?;
+    let start = start(&request)?;
+    if app.streams.leaving.phase() >= Phase::Draining {
+        telemetry::CONNECTIONS.add(&[("outcome", "draining")], 1);
+        let wait = app.streams.rules.come_back();
+        return Ok(turned_away(
+            &request,
+            sse::bye(Bye::Drain, wait),
+            Problem::draining("this Jobcast is leaving; come back"),
+            wait,
+        ));
+    }
+    let visit = match app.admission.admit(client_address(&request, &app)) {
+        Ok(visit) => visit,
+        Err(full) => return Ok(full_up(&request, &app, full)),
+    };
+    let opened = match Opened::open(&app, &job, start).await {
+        Ok(opened) => opened,
+        Err(error) => return source_failed(&request, &app, error),
+    };
+    let outcome = |outcome| telemetry::CONNECTIONS.add(&[("outcome", outcome)], 1);
+    match (&opened.first, opened.is_resume) {
+        (Step::NoSuchJob, _) => {
+            outcome("not_found");
+            Err(Problem::no_such_job(format!("there is no job {job}")))
+        }
+        // at the end of a job that has ended: EventSource stops at a 204
+        (Step::Complete(..), true) => {
+            outcome("complete");
+            Ok(HttpResponse::NoContent().insert_header((header::CACHE_CONTROL, "no-store")).finish())
+        }
+        (Step::Outage(error, _), _) => source_failed(&request, &app, error.clone()),
+        _ => {
+            outcome("accepted");
+            Ok(opened.answer(&request, &app, visit))
+        }
+    }
+}
+
+/// What a stream begins with, found before its answer so that the answer can say so.
+struct Opened {
+    /// What was asked for means nothing, or is gone; all there is follows.
+    reset: Option<(Reset, Cursor)>,
+    /// Tells the client where it stands before the first event.
+    position: Option<Cursor>,
+    replay: Replay,
+    first: Step,
+    /// It came with a cursor that still counts.
+    is_resume: bool,
+    from: &'static str,
+}
+
+impl Opened {
+    async fn open(app: &App, job: &JobId, start: Start) -> Result<Self, SourceError> {
+        let new = |cursor| Replay::after(app.streams.pages.clone(), app.streams.hub.clone(), job.clone(), cursor);
+        let beginning = app.source.beginning(job);
+        let (mut reset, mut position) = (None, None);
+        let is_now = start == Start::Now;
+        let mut is_resume = matches!(start, Start::After(_));
+        let mut replay = match start {
+            Start::Beginning => new(beginning),
+            Start::After(text) => match find(app, job, &text).await? {
+                Some(cursor) => new(cursor),
+                None => {
+                    is_resume = false;
+                    reset = Some((Reset::Unknown, beginning.clone()));
+                    new(beginning)
+                }
+            },
+            Start::Now => match newest(app, job).await? {
+                Some(cursor) => {
+                    position = Some(cursor.clone());
+                    Replay::from_newest(app.streams.pages.clone(), app.streams.hub.clone(), job.clone(), cursor)
+                }
+                None => new(beginning), // which says that there is no such job
+            },
+        };
+        let mut first = replay.next().await;
+        if let Step::Reset(reason, beginning) = first {
+            is_resume = false;
+            reset = Some((reason, beginning));
+            first = replay.next().await;
+        }
+        let from = match (&reset, replay.has_read()) {
+            (Some(_), _) => "reset",
+            (None, _) if is_now => "none",
+            (None, true) => "source",
+            (None, false) => "ring",
+        };
+        Ok(Self { reset, position, replay, first, is_resume, from })
+    }
+
+    fn answer(self, request: &HttpRequest, app: &App, mut visit: Visit) -> HttpResponse {
+        telemetry::RESUMES.add(&[("from", self.from)], 1);
+        // a reset is replayed from the source, too
+        let replayed = if self.from == "reset" { "source" } else { self.from };
+        let id = visit.id();
+        tracing::debug!(connection = id, job = %self.replay.job(), replay = self.from, "stream begins");
+        let mut opening = vec![sse::opening(app.streams.rules.retry)];
+        opening.extend(self.position.as_ref().map(sse::position));
+        opening.extend(self.reset.as_ref().map(|(reason, beginning)| sse::reset(*reason, beginning)));
+        let mut response = head();
+        response.insert_header(("X-Jobcast-Connection", id)).insert_header(("X-Jobcast-Replay", replayed));
+        if request.method() == Method::HEAD {
+            return response.finish();
+        }
+        visit.begins();
+        // Without chunks (HTTP/1.0), encrypted, or HTTP/2: actix keeps it.
+        let slot = request.conn_data::<Slot>().filter(|_| request.version() == Version::HTTP_11).cloned();
+        let body = Body::new(app.streams.clone(), visit, slot, opening, self.replay, self.first);
+        response.streaming(stream::unfold(body, |mut body| async move {
+            let bytes = body.next().await?;
+            Some((Ok::<Bytes, Infallible>(bytes), body))
+        }))
+    }
+}
+
+/// A cursor that the ring knows, or what the source makes of the text.
+pub async fn find(app: &App, job: &JobId, text: &str) -> Result<Option<Cursor>, SourceError> {
+    if text.is_empty() || text.len() > MAX_ID_BYTES || text.chars().any(char::is_control) {
+        return Ok(None);
+    }
+    app.source.resolve(job, text).await
+}
+
+async fn newest(app: &App, job: &JobId) -> Result<Option<Cursor>, SourceError> {
+    if let Some(cursor) = app.streams.hub.newest(job) {
+        return Ok(Some(cursor));
+    }
+    Ok(app.source.newest(job).await?.map(|standing| standing.cursor))
+}
+
+/// Where the caller wants to begin. The header is the newer: a browser sends it when it comes back to the same URL.
+fn start(request: &HttpRequest) -> Result<Start, Problem> {
+    if let Some(last) = request.headers().get("Last-Event-ID").filter(|last| !last.is_empty()) {
+        // what is no text can mean nothing
+        return Ok(Start::After(last.to_str().unwrap_or("\0").to_string()));
+    }
+    let asked = query(request)?;
+    match (asked.get("lastEventId").filter(|last| !last.is_empty()), asked.get("from").map(String::as_str)) {
+        (Some(last), _) => Ok(Start::After(last.clone())),
+        (None, Some("now")) => Ok(Start::Now),
+        (None, None | Some("start")) => Ok(Start::Beginning),
+        (None, Some(other)) => Err(Problem::bad_query(format!(
+            "from={other:?} is neither \"start\" nor \"now\"; give a cursor as lastEventId"
+        ))),
+    }
+}
+
+fn head() -> HttpResponseBuilder {
+    let mut response = HttpResponse::build(StatusCode::OK);
+    response
+        .insert_header((header::CONTENT_TYPE, "text/event-stream; charset=utf-8"))
+        .insert_header((header::CACHE_CONTROL, "no-cache, no-store, no-transform"))
+        .insert_header(("X-Accel-Buffering", "no"));
+    response
+}
+
+/// A browser gives up for good on anything but a 200 (WHATWG HTML, EventSource); it is told to come back in one. Other
+/// callers get the plain status.
+fn turned_away(request: &HttpRequest, told: Bytes, problem: Problem, wait: Duration) -> HttpResponse {
+    if !accepts_stream(request) {
+        return problem.retry_after(wait.as_secs().max(1)).error_response();
+    }
+    let opening = sse::opening(wait);
+    head().body([&opening[..], &told[..]].concat())
+}
+
+fn full_up(request: &HttpRequest, app: &App, full: Full) -> HttpResponse {
+    let (outcome, problem) = match full {
+        Full::Process => ("full", Problem::too_many_streams("http.max_connections streams are open; come back later")),
+        Full::Address => (
+            "full_address",
+            Problem::too_many_from_address(
+                "http.max_connections_per_ip streams are open from this address; come back later",
+            ),
+        ),
+    };
+    telemetry::CONNECTIONS.add(&[("outcome", outcome)], 1);
+    // longer than any other wait, and spread out
+    let wait = app.streams.rules.come_back() + app.streams.rules.retry * 3;
+    let told = sse::error(problem.code(), problem.detail(), true, Some(wait));
+    turned_away(request, told, problem, wait)
+}
+
+fn source_failed(request: &HttpRequest, app: &App, error: SourceError) -> Result<HttpResponse, Problem> {
+    telemetry::CONNECTIONS.add(&[("outcome", "source_failed")], 1);
+    if !error.is_retryable() {
+        return Err(error.into());
+    }
+    let wait = app.streams.rules.come_back().max(app.streams.rules.retry);
+    Ok(turned_away(request, failure(&error, wait), error.into(), wait))
+}
+
+/// `Accept` is missing for many tools; only one that names other types and not this one does not want a stream.
+fn accepts_stream(request: &HttpRequest) -> bool {
+    let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or("*/*");
+    accept.split(',').any(|one| {
+        let kind = one.split(';').next().unwrap_or_default().trim();
+        matches!(kind, "text/event-stream" | "text/*" | "*/*")
+    })
+}

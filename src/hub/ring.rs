@@ -1,0 +1,173 @@
+//! The newest events of one job, encoded, shared by all of its subscribers. A subscriber is a [`Place`] in it, never a
+//! copy of it, so a slow reader costs a number.
+//!
+//! Invariants: places only grow; `start..end` are exactly the events held; `base` is the position before the first.
+
+use crate::cursor::Cursor;
+use crate::sse::Segment;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// How many events of its channel came before: the next one to be given.
+pub type Place = u64;
+
+#[derive(Debug)]
+pub struct Ring {
+    segments: VecDeque<(Place, Arc<Segment>)>,
+    end: Place,
+    bytes: usize,
+    base: Cursor,
+}
+
+/// Some consecutive segments, and how many events of the first one are already behind.
+#[derive(Clone, Debug, Default)]
+pub struct Run {
+    pub segments: Vec<Arc<Segment>>,
+    pub skip: usize,
+}
+
+/// The ring does not reach back so far any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overtaken;
+
+/// What a ring let go of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Evicted {
+    pub events: usize,
+    pub bytes: usize,
+}
+
+impl Ring {
+    /// An empty ring at `base`.
+    pub fn new(base: Cursor) -> Self {
+        Self { segments: VecDeque::new(), end: 0, bytes: 0, base }
+    }
+
+    pub fn start(&self) -> Place {
+        self.segments.front().map_or(self.end, |(first, _)| *first)
+    }
+
+    pub fn end(&self) -> Place {
+        self.end
+    }
+
+    pub fn events(&self) -> usize {
+        (self.end - self.start()) as usize
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The position after the last event.
+    pub fn cursor(&self) -> Cursor {
+        self.segments.back().map_or_else(|| self.base.clone(), |(_, last)| last.end())
+    }
+
+    pub fn append(&mut self, segment: Arc<Segment>) {
+        debug_assert!(!segment.is_empty());
+        self.bytes += segment.framed().len();
+        let first = self.end;
+        self.end += segment.len() as Place;
+        self.segments.push_back((first, segment));
+    }
+
+    /// Lets go of the oldest until it is within its limits. The newest segment stays whatever its size, or nobody could
+    /// be given it from here.
+    pub fn evict(&mut self, events: usize, bytes: usize) -> Evicted {
+        let mut gone = Evicted::default();
+        while self.segments.len() > 1 && (self.events() > events || self.bytes > bytes) {
+            let Some((_, oldest)) = self.segments.pop_front() else { break };
+            self.bytes -= oldest.framed().len();
+            gone.events += oldest.len();
+            gone.bytes += oldest.framed().len();
+            self.base = oldest.end();
+        }
+        gone
+    }
+
+    /// Everything from `place` to the end.
+    pub fn run(&self, place: Place) -> Result<Run, Overtaken> {
+        debug_assert!(place <= self.end, "a subscriber is ahead of its events");
+        if place < self.start() {
+            return Err(Overtaken);
+        }
+        let first = self.segments.partition_point(|(first, segment)| first + segment.len() as Place <= place);
+        let segments: Vec<_> = self.segments.range(first..).map(|(_, segment)| segment.clone()).collect();
+        let skip = self.segments.get(first).map_or(0, |(first, _)| (place - first) as usize);
+        Ok(Run { segments, skip })
+    }
+
+    /// The place after the event that `token` stands on, if the ring reaches back to it.
+    pub fn find(&self, token: &str) -> Option<Place> {
+        let held = self.segments.iter().rev();
+        let found = held.into_iter().find_map(|(first, segment)| Some(first + segment.find(token)? as Place + 1));
+        found.or_else(|| (self.base.as_str() == token).then(|| self.start()))
+    }
+}
+
+impl Run {
+    pub fn events(&self) -> usize {
+        self.segments.iter().map(|segment| segment.len()).sum::<usize>() - self.skip
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    /// The position after its last event.
+    pub fn end(&self) -> Option<Cursor> {
+        self.segments.last().map(|segment| segment.end())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Event, Payload};
+    use crate::sse::{Shape, encode};
+
+    fn segment(numbers: std::ops::Range<u32>) -> Arc<Segment> {
+        let event = Event {
+            id: "e".into(),
+            job_id: "j".parse().expect("id"),
+            step_id: None,
+            kind: "x".into(),
+            timestamp: jiff::Timestamp::UNIX_EPOCH,
+            actor: None,
+            payload: Payload::null(),
+        };
+        let cursors: Vec<Cursor> = numbers.map(|n| Cursor::trusted(&format!("c{n}"))).collect();
+        let mut segments = encode(cursors.iter().map(|cursor| (&event, cursor)), Shape::Envelope);
+        assert_eq!(segments.len(), 1);
+        Arc::new(segments.remove(0))
+    }
+
+    #[test]
+    fn every_position_that_the_ring_reaches_back_to_gives_exactly_the_rest() {
+        let mut ring = Ring::new(Cursor::trusted("c0"));
+        for piece in [1..4, 4..5, 5..11, 11..13] {
+            ring.append(segment(piece));
+        }
+        assert_eq!(ring.evict(9, usize::MAX), Evicted { events: 3, bytes: segment(1..4).framed().len() });
+        assert_eq!(ring.find("c2"), None);
+        assert_eq!(ring.run(2).map(|run| run.events()), Err(Overtaken));
+        for number in 3..=12 {
+            let place = ring.find(&format!("c{number}")).expect("held");
+            let run = ring.run(place).expect("held");
+            let mut all = run.segments.iter().flat_map(|s| (0..s.len()).map(|i| s.cursor(i).to_string()));
+            let rest: Vec<String> = all.by_ref().skip(run.skip).collect();
+            assert_eq!(rest, (number + 1..13).map(|n| format!("c{n}")).collect::<Vec<_>>());
+        }
+        assert_eq!(ring.cursor().as_str(), "c12");
+    }
+
+    #[test]
+    fn the_newest_events_stay_whatever_their_size() {
+        let mut ring = Ring::new(Cursor::trusted("c0"));
+        ring.append(segment(1..3));
+        ring.append(segment(3..5));
+        ring.evict(1, 1);
+        assert_eq!((ring.start(), ring.end()), (2, 4));
+    }
+}

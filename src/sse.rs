@@ -1,0 +1,320 @@
+//! The bytes of a stream (WHATWG HTML, "Server-sent events"), each event encoded once however many subscribers it has.
+//!
+//! Bytes are kept with their HTTP/1.1 chunk framing (RFC 9112, section 7.1) around every event, so that a run of events
+//! is one contiguous slice for a socket that was handed over; [`unframe`] gives what a streaming body needs.
+
+use crate::cursor::Cursor;
+use crate::event::{Event, JobId, JobStatus};
+use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+use std::io::Write;
+use std::time::Duration;
+
+/// The end of a chunked body.
+pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// What `data:` holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shape {
+    /// The whole event.
+    #[default]
+    Envelope,
+    /// Only its payload, with `stepId` merged in, for pages written against the old API.
+    Payload,
+}
+
+/// Some consecutive events of one job, encoded. At least one event; shared, never changed.
+#[derive(Debug)]
+pub struct Segment {
+    bytes: Bytes,
+    /// Where each event ends in `bytes`.
+    ends: Box<[u32]>,
+}
+
+impl Segment {
+    /// A segment is closed when it holds this much, so that a ring can let go of the old in small pieces.
+    pub const MAX_EVENTS: usize = 128;
+    pub const MAX_BYTES: usize = 64 * 1024;
+
+    /// How many events.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// All events, each framed as a chunk.
+    pub fn framed(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Where event `index` begins; for `len()`, where the last one ends.
+    pub fn offset(&self, index: usize) -> usize {
+        index.checked_sub(1).map_or(0, |before| self.ends[before] as usize)
+    }
+
+    /// Which event the byte at `offset` belongs to; `len()` at the end.
+    pub fn event_at(&self, offset: usize) -> usize {
+        self.ends.partition_point(|end| *end as usize <= offset)
+    }
+
+    /// Event `index` as a streaming body sends it.
+    pub fn event(&self, index: usize) -> Bytes {
+        unframe(&self.bytes.slice(self.offset(index)..self.offset(index + 1)))
+    }
+
+    /// The position after event `index`.
+    pub fn cursor(&self, index: usize) -> &str {
+        let event = &self.bytes[self.offset(index)..self.offset(index + 1)];
+        // `{length}\r\nid: {cursor}\n…`, as written by `encode`
+        let line = event.split(|byte| *byte == b'\n').nth(1).unwrap_or_default();
+        std::str::from_utf8(line.strip_prefix(b"id: ").unwrap_or_default()).unwrap_or_default()
+    }
+
+    /// The position after the last event.
+    pub fn end(&self) -> Cursor {
+        Cursor::trusted(self.cursor(self.len() - 1))
+    }
+
+    /// The index of the event whose cursor is `token`, newest first.
+    pub fn find(&self, token: &str) -> Option<usize> {
+        (0..self.len()).rev().find(|index| self.cursor(*index) == token)
+    }
+}
+
+/// Encodes events, each with the cursor after it, into segments of bounded size.
+pub fn encode<'a>(events: impl IntoIterator<Item = (&'a Event, &'a Cursor)>, shape: Shape) -> Vec<Segment> {
+    let mut segments = Vec::new();
+    let (mut bytes, mut ends) = (BytesMut::new(), Vec::new());
+    let mut plain = Vec::new();
+    for (event, cursor) in events {
+        plain.clear();
+        write_event(&mut plain, event, cursor, shape);
+        frame(&mut bytes, &plain);
+        ends.push(bytes.len() as u32);
+        if ends.len() >= Segment::MAX_EVENTS || bytes.len() >= Segment::MAX_BYTES {
+            segments.push(Segment { bytes: exact(&bytes), ends: std::mem::take(&mut ends).into() });
+            bytes.clear();
+        }
+    }
+    if !ends.is_empty() {
+        segments.push(Segment { bytes: exact(&bytes), ends: ends.into() });
+    }
+    segments
+}
+
+/// A buffer that grew has room to spare; a ring keeps these for long.
+fn exact(bytes: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(bytes)
+}
+
+fn write_event(to: &mut Vec<u8>, event: &Event, cursor: &Cursor, shape: Shape) {
+    let name = &event.kind;
+    // A row written by others may not speak in our name, nor break a line: then it goes as a plain message.
+    if name.is_empty() || is_reserved(name) || name.contains(['\n', '\r', '\0']) {
+        infallible(write!(to, "id: {cursor}\ndata: "));
+    } else {
+        infallible(write!(to, "id: {cursor}\nevent: {name}\ndata: "));
+    }
+    match shape {
+        Shape::Envelope => write_json(to, event),
+        Shape::Payload => write_payload(to, event),
+    }
+    to.extend_from_slice(b"\n\n");
+}
+
+/// Types that only Jobcast itself sends.
+pub fn is_reserved(kind: &str) -> bool {
+    kind.starts_with("stream.")
+}
+
+fn write_payload(to: &mut Vec<u8>, event: &Event) {
+    let payload = event.payload.as_json().trim();
+    let fields = payload.strip_prefix('{').map(str::trim_start);
+    match (&event.step_id, fields) {
+        (Some(step), Some(fields)) => {
+            to.extend_from_slice(b"{\"stepId\":");
+            write_json(to, step);
+            to.extend_from_slice(if fields == "}" { b"" } else { b"," });
+            to.extend_from_slice(fields.as_bytes());
+        }
+        _ => to.extend_from_slice(payload.as_bytes()),
+    }
+}
+
+fn write_json(to: &mut Vec<u8>, value: &impl Serialize) {
+    // Only a map with keys that are no strings, or a failing writer, could fail here; we have neither.
+    if let Err(error) = serde_json::to_writer(to, value) {
+        debug_assert!(false, "encoding: {error}");
+    }
+}
+
+fn infallible(written: std::io::Result<()>) {
+    debug_assert!(written.is_ok(), "writing to memory");
+}
+
+/// Appends `plain` as one chunk of a chunked body.
+fn frame(to: &mut BytesMut, plain: &[u8]) {
+    let mut length = [0; 20];
+    let mut rest = &mut length[..];
+    infallible(write!(rest, "{:x}\r\n", plain.len()));
+    let left = rest.len();
+    let digits = length.len() - left;
+    to.reserve(digits + plain.len() + 2);
+    to.extend_from_slice(&length[..digits]);
+    to.extend_from_slice(plain);
+    to.extend_from_slice(b"\r\n");
+}
+
+/// One of Jobcast's own messages as one chunk.
+pub fn framed(plain: &[u8]) -> Bytes {
+    let mut bytes = BytesMut::new();
+    frame(&mut bytes, plain);
+    bytes.freeze()
+}
+
+/// What is inside of one chunk.
+pub fn unframe(chunk: &Bytes) -> Bytes {
+    let begin = chunk.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    chunk.slice(begin..chunk.len() - 2)
+}
+
+/// The first bytes of every stream: how long to wait before coming back, and a comment that shows that it lives.
+pub fn opening(retry: Duration) -> Bytes {
+    Bytes::from(format!("retry: {}\n: jobcast\n\n", retry.as_millis()))
+}
+
+/// A comment for silent times, so that proxies and clients know that the stream lives.
+pub const HEARTBEAT: &[u8] = b": heartbeat\n\n";
+
+/// Sets the client's last event id without an event, so that a drop before the first event loses nothing.
+pub fn position(cursor: &Cursor) -> Bytes {
+    Bytes::from(format!("id: {cursor}\n\n"))
+}
+
+/// Why Jobcast closes a stream for its own reasons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bye {
+    Drain,
+    Age,
+}
+
+impl Bye {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::Age => "age",
+        }
+    }
+}
+
+/// Why what was asked for cannot be given in full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reset {
+    /// The cursor or event id means nothing here.
+    Unknown,
+    /// The events after the cursor are not all there any more.
+    Trimmed,
+    /// The source went back in time: restored, flushed, or failed over to a copy that lagged.
+    Rewound,
+}
+
+/// Why nothing more of a job is to be expected on a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The job ended, and all of its events have been told.
+    Complete(JobStatus),
+    /// What the stream stood on is gone: whoever watches must begin anew.
+    Lost(Reset),
+}
+
+/// The job ended, and this was its last event. The id lets a client that comes back all the same get its 204.
+pub fn complete(job: &JobId, status: JobStatus, end: &Cursor) -> Bytes {
+    let data = serde_json::json!({ "jobId": job.as_str(), "status": status.as_str() });
+    Bytes::from(format!("id: {end}\nevent: stream.complete\ndata: {data}\n\n"))
+}
+
+/// What was asked for cannot be given in full; what follows `cursor` is all there is.
+pub fn reset(reason: Reset, cursor: &Cursor) -> Bytes {
+    let data = serde_json::json!({ "reason": reason, "cursor": cursor.as_str() });
+    Bytes::from(format!("id: {cursor}\nevent: stream.reset\ndata: {data}\n\n"))
+}
+
+pub fn error(code: &str, message: &str, retryable: bool, retry_in: Option<Duration>) -> Bytes {
+    let mut data = serde_json::json!({ "code": code, "message": message, "retryable": retryable });
+    let mut retry = String::new();
+    if let Some(wait) = retry_in {
+        data["retryInMs"] = (wait.as_millis() as u64).into();
+        retry = format!("retry: {}\n", wait.as_millis());
+    }
+    Bytes::from(format!("{retry}event: stream.error\ndata: {data}\n\n"))
+}
+
+pub fn bye(reason: Bye, retry_in: Duration) -> Bytes {
+    let ms = retry_in.as_millis() as u64;
+    let data = serde_json::json!({ "reason": reason.as_str(), "retryInMs": ms });
+    Bytes::from(format!("retry: {ms}\nevent: stream.bye\ndata: {data}\n\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Payload;
+
+    fn event(kind: &str, payload: &str) -> Event {
+        Event {
+            id: "e1".into(),
+            job_id: "job-7".parse().expect("id"),
+            step_id: Some("s\"1".into()),
+            kind: kind.into(),
+            timestamp: "2026-11-23T21:00:00Z".parse().expect("time"),
+            actor: None,
+            payload: Payload::from_text(payload.into()),
+        }
+    }
+
+    fn text(kind: &str, payload: &str, shape: Shape) -> String {
+        let segments = encode([(&event(kind, payload), &Cursor::trusted("c1"))], shape);
+        assert_eq!(segments[0].cursor(0), "c1");
+        String::from_utf8(segments[0].event(0).to_vec()).expect("UTF-8")
+    }
+
+    #[test]
+    fn an_event_is_exactly_these_bytes() {
+        assert_eq!(
+            text("step.output", "{\"a\":\n1.0}", Shape::Envelope),
+            "id: c1\nevent: step.output\ndata: {\"id\":\"e1\",\"jobId\":\"job-7\",\"stepId\":\"s\\\"1\",\"type\":\"step.output\",\
+             \"timestamp\":\"2026-11-23T21:00:00.000Z\",\"actor\":null,\"payload\":{\"a\": 1.0}}\n\n"
+        );
+        assert_eq!(
+            text("x", "{\"a\":1}", Shape::Payload),
+            "id: c1\nevent: x\ndata: {\"stepId\":\"s\\\"1\",\"a\":1}\n\n"
+        );
+        assert_eq!(text("x", "{ }", Shape::Payload), "id: c1\nevent: x\ndata: {\"stepId\":\"s\\\"1\"}\n\n");
+        assert_eq!(text("x", "[1]", Shape::Payload), "id: c1\nevent: x\ndata: [1]\n\n");
+    }
+
+    #[test]
+    fn a_row_of_others_can_neither_speak_in_our_name_nor_break_a_line() {
+        assert!(text("stream.complete", "{}", Shape::Envelope).starts_with("id: c1\ndata: {"));
+        assert!(text("a\nid: 9", "{}", Shape::Envelope).starts_with("id: c1\ndata: {"));
+        let broken = text("x", "not\njson", Shape::Envelope);
+        assert!(broken.contains(r#""payload":"not\njson""#), "{broken}");
+    }
+
+    #[test]
+    fn a_run_of_events_is_cut_where_events_end() {
+        let (e, c) = (event("x", "{}"), Cursor::trusted("c"));
+        let segments = encode(std::iter::repeat_n((&e, &c), 300), Shape::Envelope);
+        assert_eq!(segments.iter().map(Segment::len).collect::<Vec<_>>(), [128, 128, 44]);
+        let one = &segments[2];
+        assert_eq!(one.event_at(0), 0);
+        assert_eq!(one.event_at(one.offset(3)), 3);
+        assert_eq!(one.event_at(one.offset(4) - 1), 3);
+        assert_eq!(one.event_at(one.framed().len()), 44);
+    }
+}
