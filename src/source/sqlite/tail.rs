@@ -21,15 +21,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// One read stops at the first of these; bytes are those of payloads.
 const READ_ROWS: usize = 1000;
 const READ_BYTES: usize = 1 << 20;
 
-/// The file changes a moment before the commit in it can be seen: looked at again after so long, then four times as
-/// long, and so on. The poll makes it certain.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
-const LOOK_AGAIN_LAST: Duration = Duration::from_millis(40);
+/// The file changes a little before the commit in it can be seen, and several times for one commit: it is looked at
+/// after so long, again after four times as long, and so on. The poll makes it certain.
+const LOOK_AFTER: Duration = Duration::from_millis(1);
+const LOOK_LAST: Duration = Duration::from_millis(64);
 
 pub struct SqliteTail {
     path: PathBuf,
@@ -38,7 +39,8 @@ pub struct SqliteTail {
     changed: Arc<Notify>,
     /// Keeps the watch on the directory alive; without it, the poll does.
     _watcher: Option<RecommendedWatcher>,
-    look_again: Option<Duration>,
+    /// When to look at the file, and how long after the change that is.
+    look: Option<(Instant, Duration)>,
 
     seen: Seen,
     live: HashSet<JobId>,
@@ -57,8 +59,6 @@ struct Seen {
     mark: Option<i64>,
     /// `runner_jobs.changed`
     statuses: i64,
-    /// `PRAGMA data_version`, which others' commits change
-    version: Option<i64>,
 }
 
 impl SqliteTail {
@@ -74,7 +74,7 @@ impl SqliteTail {
             written,
             changed,
             _watcher: watcher.ok(),
-            look_again: None,
+            look: None,
             seen: Seen::default(),
             live: HashSet::new(),
             fresh: Vec::new(),
@@ -121,21 +121,27 @@ impl Tail for SqliteTail {
     }
 
     async fn woken(&mut self) -> Wakeup {
-        let look_again = async {
-            match self.look_again {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = self.written.notified() => Wakeup::Ingest,
-            () = self.changed.notified() => {
-                self.look_again = Some(LOOK_AGAIN);
-                Wakeup::File
-            }
-            () = look_again => {
-                self.look_again = self.look_again.map(|wait| wait * 4).filter(|wait| *wait <= LOOK_AGAIN_LAST);
-                Wakeup::File
+        loop {
+            let look = self.look;
+            let time_to_look = async {
+                match look {
+                    Some((at, _)) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.written.notified() => return Wakeup::Ingest,
+                () = self.changed.notified() => {
+                    let is_early = look.is_some_and(|(_, wait)| wait == LOOK_AFTER);
+                    if !is_early {
+                        self.look = Some((Instant::now() + LOOK_AFTER, LOOK_AFTER));
+                    }
+                }
+                () = time_to_look => {
+                    let next = look.map(|(_, wait)| wait * 4).filter(|wait| *wait <= LOOK_LAST);
+                    self.look = next.map(|wait| (Instant::now() + wait, wait));
+                    return Wakeup::File;
+                }
             }
         }
     }
@@ -162,16 +168,9 @@ impl SqliteTail {
                 sqlx::raw_sql("CREATE TEMP TABLE watched (job_id TEXT PRIMARY KEY) WITHOUT ROWID")
                     .execute(&mut new)
                     .await?;
-                self.seen.version = None;
                 self.connection.insert(new)
             }
         };
-        let mut seen = self.seen;
-        seen.version = Some(sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut *connection).await?);
-        let mut news = News { joined: joining.iter().map(|_| None).collect(), ..News::default() };
-        if seen.version == self.seen.version && self.fresh.is_empty() && joining.is_empty() {
-            return Ok(news);
-        }
         if !self.unwatched.is_empty() {
             sqlx::query("DELETE FROM temp.watched WHERE job_id IN (SELECT value FROM json_each(?1))")
                 .bind(json(&self.unwatched)?)
@@ -180,35 +179,40 @@ impl SqliteTail {
             self.unwatched.clear();
         }
 
-        // Statuses first: a job that has ended by now has all of its events in the reads that begin after this.
+        // One cheap question first: how far the events go, and which statuses changed. A job that has ended by now has
+        // all of its events in the reads that begin after this.
+        let mut seen = self.seen;
+        let mut newest = 0;
         let mut statuses: Vec<(JobId, JobStatus)> = Vec::new();
         let mut rows = sqlx::query(
-            "SELECT id, status, changed FROM runner_jobs WHERE changed > ?1
+            "SELECT NULL, NULL, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job_events'), 0)
+             UNION ALL SELECT id, status, changed FROM runner_jobs WHERE changed > ?1
              UNION ALL SELECT id, status, ?1 FROM runner_jobs WHERE id IN (SELECT value FROM json_each(?2))",
         )
         .bind(seen.statuses)
         .bind(json(&self.fresh.iter().map(|(job, _)| job).collect::<Vec<_>>())?)
         .fetch(&mut *connection);
         while let Some(row) = rows.try_next().await? {
-            seen.statuses = seen.statuses.max(row.try_get(2)?);
-            if let (Ok(job), Ok(status)) = (row.try_get::<String, _>(0)?.parse(), row.try_get::<String, _>(1)?.parse())
-            {
-                statuses.push((job, status));
+            let number = row.try_get(2)?;
+            match (row.try_get::<Option<String>, _>(0)?, row.try_get::<Option<String>, _>(1)?) {
+                (Some(job), Some(status)) => {
+                    seen.statuses = seen.statuses.max(number);
+                    if let (Ok(job), Ok(status)) = (job.parse(), status.parse()) {
+                        statuses.push((job, status));
+                    }
+                }
+                _ => newest = number,
             }
         }
         drop(rows);
-
-        let newest: i64 =
-            sqlx::query_scalar("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job_events'), 0)")
-                .fetch_one(&mut *connection)
-                .await?;
         let mark = seen.mark.unwrap_or(newest);
         if newest < mark {
             return Ok(self.rewound(newest));
         }
 
+        let mut news = News { joined: joining.iter().map(|_| None).collect(), ..News::default() };
         let mut found = Found::default();
-        let upto = if self.live.is_empty() {
+        let upto = if self.live.is_empty() || newest == mark {
             newest
         } else {
             let rows = sqlx::query(
@@ -231,9 +235,6 @@ impl SqliteTail {
         // Everything was read: from here on nothing fails.
         seen.mark = Some(upto);
         news.more |= !behind.is_empty();
-        if news.more {
-            seen.version = None;
-        }
         self.seen = seen;
         self.fresh = behind;
         self.live.extend(caught_up);
