@@ -178,8 +178,10 @@ impl Replay {
                 }
                 Err(error) => {
                     let is_first = self.backoff.is_none();
-                    let mut backoff =
-                        self.backoff.take().map_or_else(|| Backoff::new(&self.pages.pace), |(backoff, _)| backoff);
+                    let mut backoff = self.backoff.take().map_or_else(
+                        || Backoff::new(self.pages.pace.retry_initial, self.pages.pace.retry_max),
+                        |(backoff, _)| backoff,
+                    );
                     let wait = backoff.failed();
                     self.backoff = Some((backoff, wait));
                     if is_first {

@@ -22,7 +22,7 @@ pub async fn run(source: Arc<dyn Source>, hub: Hub, pace: config::Source, shape:
     let kind = source.kind();
     let mut tail = source.tail();
     let mut latecomers = Vec::new();
-    let mut backoff = Backoff::new(&pace);
+    let mut backoff = Backoff::new(pace.retry_initial, pace.retry_max);
     let mut more = false;
     telemetry::SOURCE_UP.gauges(&[]).set(1.0);
     let lag = telemetry::SOURCE_LAG.gauges(&[]);
@@ -61,7 +61,7 @@ pub async fn run(source: Arc<dyn Source>, hub: Hub, pace: config::Source, shape:
                 behind_since = more.then(|| behind_since.unwrap_or(began));
                 lag.set(behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64()));
                 tell(&hub, news, &mut latecomers, shape, kind);
-                backoff = Backoff::new(&pace);
+                backoff = Backoff::new(pace.retry_initial, pace.retry_max);
                 if hub.outage().is_some() {
                     tracing::info!(source = kind, "source is back");
                     telemetry::SOURCE_UP.gauges(&[]).set(1.0);
@@ -135,7 +135,7 @@ pub fn report(error: &SourceError) {
     telemetry::SOURCE_ERRORS.add(&[("code", error.code.as_str()), ("retryable", retryable)], 1);
 }
 
-/// Exponential, with full jitter, so that many processes do not come back to a database at once.
+/// Exponential, with jitter, so that many do not come back at once.
 pub struct Backoff {
     initial: Duration,
     max: Duration,
@@ -143,8 +143,8 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    pub fn new(pace: &config::Source) -> Self {
-        Self { initial: pace.retry_initial, max: pace.retry_max, failures: 0 }
+    pub fn new(initial: Duration, max: Duration) -> Self {
+        Self { initial, max, failures: 0 }
     }
 
     /// How long to wait after one more failure.
