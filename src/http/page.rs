@@ -15,6 +15,8 @@ pub const ASSETS: &[Asset] = &[
     Asset { path: "/", kind: "text/html; charset=utf-8", text: include_str!("page/index.html") },
     Asset { path: "/page.css", kind: "text/css; charset=utf-8", text: include_str!("page/page.css") },
     Asset { path: "/page.js", kind: "text/javascript; charset=utf-8", text: include_str!("page/page.js") },
+    Asset { path: "/job.js", kind: "text/javascript; charset=utf-8", text: include_str!("page/job.js") },
+    Asset { path: "/stream.js", kind: "text/javascript; charset=utf-8", text: include_str!("page/stream.js") },
 ];
 
 const POLICY: &str =
