@@ -157,8 +157,8 @@ pub enum LogFormat {
 
 /// Logs go to standard error, so that standard output stays the command's own.
 pub fn log_to_stderr(level: &str, format: LogFormat) {
-    // what the server library says of its workers is of no use to operators
-    let filter = format!("{level},actix_server=warn");
+    // what the server library says of its workers, and of peers who talk nonsense, is of no use to operators
+    let filter = format!("{level},actix_server=warn,actix_http=off");
     let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| "info".into());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     match format {

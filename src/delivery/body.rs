@@ -6,7 +6,7 @@ use super::handoff::{Slot, Stream};
 use super::{Rules, failure, outage};
 use crate::cursor::Cursor;
 use crate::event::JobId;
-use crate::hub::{Ahead, Channel, Hub, ListenerId, Outage, Overtaken, Place, Subscription, Wake};
+use crate::hub::{Ahead, Hub, Listening, Outage, Overtaken, Place, Subscription};
 use crate::replay::{Pages, Replay, Step};
 use crate::shutdown::{Leaving, Phase};
 use crate::sse::{self, Bye, End, Segment};
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::sleep_until;
 
 /// What every stream of this process is made with.
@@ -55,26 +55,9 @@ enum State {
 }
 
 struct Live {
-    subscription: Subscription,
+    listening: Listening,
     place: Place,
     cursor: Cursor,
-    listener: ListenerId,
-    news: Arc<Bell>,
-}
-
-#[derive(Default)]
-struct Bell(Notify);
-
-impl Wake for Bell {
-    fn wake(&self, _: &Arc<Channel>) {
-        self.0.notify_one();
-    }
-}
-
-impl Drop for Live {
-    fn drop(&mut self) {
-        self.subscription.channel().unlisten(self.listener);
-    }
 }
 
 impl Body {
@@ -139,7 +122,7 @@ impl Body {
                         continue;
                     }
                     tokio::select! {
-                        () = live.news.0.notified() => Wait::News,
+                        () = live.listening.news() => Wait::News,
                         () = drain => Wait::Drain,
                         () = by_age => Wait::Close,
                         changed = self.outages.changed() => Wait::Outage(changed.is_ok()),
@@ -180,7 +163,8 @@ impl Body {
                 let (newest, _) = subscription.channel().newest();
                 if self.slot.is_none() {
                     telemetry::REPLAYED.add(&[("from", "ring")], newest.saturating_sub(place));
-                    self.state = State::Live(Live::new(&self.streams.hub, subscription, place, cursor));
+                    self.state =
+                        State::Live(Live { listening: Listening::new(&self.streams.hub, subscription), place, cursor });
                 } else if self.queue.is_empty() {
                     telemetry::REPLAYED.add(&[("from", "ring")], newest.saturating_sub(place));
                     self.leave(subscription, place, cursor);
@@ -212,7 +196,7 @@ impl Body {
 
     fn news(&mut self) {
         let State::Live(live) = &mut self.state else { return };
-        let (channel, place, cursor) = (live.subscription.channel(), live.place, live.cursor.clone());
+        let (channel, place, cursor) = (live.listening.channel(), live.place, live.cursor.clone());
         match channel.ahead(place) {
             Err(Overtaken) => {
                 telemetry::OVERTAKEN.counts(&[]).increment(1);
@@ -267,21 +251,15 @@ enum Wait {
 }
 
 impl Live {
-    fn new(hub: &Hub, subscription: Subscription, place: Place, cursor: Cursor) -> Self {
-        let (listener, news) = (hub.listener_id(), Arc::new(Bell::default()));
-        subscription.channel().listen(listener, news.clone());
-        Self { subscription, place, cursor, listener, news }
-    }
-
     /// Takes what the ring has; false where there is nothing new, or it does not reach back any more.
     fn more(&mut self, to: &mut VecDeque<Bytes>) -> bool {
-        let Ok(ahead) = self.subscription.channel().ahead(self.place) else {
-            self.news.0.notify_one(); // to look closer
+        let Ok(ahead) = self.listening.channel().ahead(self.place) else {
+            self.listening.look_again(); // closer
             return false;
         };
         let Some(end) = ahead.run.end() else { return false };
         if ahead.over.is_some() {
-            self.news.0.notify_one(); // once more, after these
+            self.listening.look_again(); // once more, after these
         }
         let mut skip = ahead.run.skip;
         for segment in &ahead.run.segments {

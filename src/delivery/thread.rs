@@ -860,8 +860,16 @@ impl Worker {
 
     // ---- all of them
 
+    /// Its last words are said, or on their way.
+    fn is_leaving(&self, key: usize) -> bool {
+        self.conns[key].lag.as_ref().is_some_and(|lag| matches!(lag.then, Then::Close | Then::Closed))
+    }
+
     /// Writes one of Jobcast's own messages, after whatever is being written.
     fn say(&mut self, key: usize, framed: Bytes) {
+        if self.is_leaving(key) {
+            return;
+        }
         let conn = &mut self.conns[key];
         if conn.lag.is_none() {
             match conn.socket.write(&framed) {
@@ -888,6 +896,9 @@ impl Worker {
 
     /// The last words of a stream, and its end.
     fn farewell(&mut self, key: usize, plain: &Bytes, reason: Reason) {
+        if self.is_leaving(key) {
+            return;
+        }
         let framed = [&sse::framed(plain)[..], sse::LAST_CHUNK].concat();
         self.conns[key].visit.ends(reason);
         self.lag(key, Then::Close);

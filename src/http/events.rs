@@ -5,7 +5,7 @@ use super::{App, JobPath, number, query};
 use crate::config;
 use crate::cursor::Cursor;
 use crate::event::{Event, JobId, JobStatus, Payload};
-use crate::hub::{Channel, Place, Subscription, Wake};
+use crate::hub::Listening;
 use crate::replay::{Replay, Step};
 use crate::source::{Answer, Limit, NewEvent, Page};
 use crate::sse::{self, Reset};
@@ -15,9 +15,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// Payload bytes of one answer.
@@ -103,7 +101,12 @@ async fn something_new(app: &App, job: &JobId, cursor: &Cursor, until: Instant) 
         loop {
             match replay.next().await {
                 Step::Live { missing, subscription, place, .. } if missing.is_empty() => {
-                    return Watch::new(app, subscription).beyond(place).await;
+                    let listening = Listening::new(&app.streams.hub, subscription);
+                    let channel = listening.channel();
+                    while channel.newest().0 <= place && channel.over().is_none() {
+                        listening.news().await;
+                    }
+                    return;
                 }
                 Step::Outage(..) => {}
                 _ => return,
@@ -113,54 +116,23 @@ async fn something_new(app: &App, job: &JobId, cursor: &Cursor, until: Instant) 
     tokio::time::timeout_at(until, waited).await.is_ok()
 }
 
-/// Waits for a channel's next news.
-struct Watch {
-    subscription: Subscription,
-    listener: crate::hub::ListenerId,
-    bell: Arc<Bell>,
-}
-
-#[derive(Default)]
-struct Bell(Notify);
-
-impl Wake for Bell {
-    fn wake(&self, _: &Arc<Channel>) {
-        self.0.notify_one();
-    }
-}
-
-impl Watch {
-    fn new(app: &App, subscription: Subscription) -> Self {
-        let (listener, bell) = (app.streams.hub.listener_id(), Arc::new(Bell::default()));
-        subscription.channel().listen(listener, bell.clone());
-        Self { subscription, listener, bell }
-    }
-
-    async fn beyond(&self, place: Place) {
-        let channel = self.subscription.channel();
-        while channel.newest().0 <= place && channel.over().is_none() {
-            self.bell.0.notified().await;
-        }
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.subscription.channel().unlisten(self.listener);
-    }
-}
-
 /// An event as it is sent in.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Incoming {
     #[serde(rename = "type")]
     kind: String,
+    #[serde(default, deserialize_with = "given")]
     payload: Option<Box<RawValue>>,
     step_id: Option<String>,
     actor: Option<String>,
     id: Option<String>,
     timestamp: Option<String>,
+}
+
+/// A payload of `null` is a payload, too.
+fn given<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(from).map(Some)
 }
 
 pub async fn post(

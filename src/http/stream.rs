@@ -5,10 +5,11 @@ use super::{App, JobPath, client_address, query};
 use crate::cursor::{Cursor, Start};
 use crate::delivery::admission::{Full, Visit};
 use crate::delivery::body::Body;
-use crate::delivery::failure;
 use crate::delivery::handoff::Slot;
+use crate::delivery::{failure, outage};
 use crate::error::SourceError;
 use crate::event::JobId;
+use crate::hub::Outage;
 use crate::replay::{Replay, Step};
 use crate::shutdown::Phase;
 use crate::sse::{self, Bye, Reset};
@@ -18,6 +19,7 @@ use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError, w
 use bytes::Bytes;
 use futures_util::stream;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Longer text cannot be an id of ours, nor one that a source knows; it is not even looked up.
@@ -65,6 +67,8 @@ pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<
 
 /// What a stream begins with, found before its answer so that the answer can say so.
 struct Opened {
+    /// The source does not answer just now.
+    outage: Option<Arc<Outage>>,
     /// What was asked for means nothing, or is gone; all there is follows.
     reset: Option<(Reset, Cursor)>,
     /// Tells the client where it stands before the first event.
@@ -107,13 +111,18 @@ impl Opened {
             reset = Some((reason, beginning));
             first = replay.next().await;
         }
+        // the ring alone cannot say how the source is
+        let outage = app.streams.hub.outage().filter(|_| !replay.has_read());
+        if let Some(outage) = outage.as_ref().filter(|outage| !outage.error.is_retryable()) {
+            return Err(outage.error.clone());
+        }
         let from = match (&reset, replay.has_read()) {
             (Some(_), _) => "reset",
             (None, _) if is_now => "none",
             (None, true) => "source",
             (None, false) => "ring",
         };
-        Ok(Self { reset, position, replay, first, is_resume, from })
+        Ok(Self { outage, reset, position, replay, first, is_resume, from })
     }
 
     fn answer(self, request: &HttpRequest, app: &App, mut visit: Visit) -> HttpResponse {
@@ -123,6 +132,7 @@ impl Opened {
         let id = visit.id();
         tracing::debug!(connection = id, job = %self.replay.job(), replay = self.from, "stream begins");
         let mut opening = vec![sse::opening(app.streams.rules.retry)];
+        opening.extend(self.outage.as_deref().map(outage));
         opening.extend(self.position.as_ref().map(sse::position));
         opening.extend(self.reset.as_ref().map(|(reason, beginning)| sse::reset(*reason, beginning)));
         let mut response = head();
@@ -134,10 +144,13 @@ impl Opened {
         // Without chunks (HTTP/1.0), encrypted, or HTTP/2: actix keeps it.
         let slot = request.conn_data::<Slot>().filter(|_| request.version() == Version::HTTP_11).cloned();
         let body = Body::new(app.streams.clone(), visit, slot, opening, self.replay, self.first);
-        response.streaming(stream::unfold(body, |mut body| async move {
+        let mut response = response.streaming(stream::unfold(body, |mut body| async move {
             let bytes = body.next().await?;
             Some((Ok::<Bytes, Infallible>(bytes), body))
-        }))
+        }));
+        // before 1.1 there are no chunks: the end of the connection is the end of the body
+        response.head_mut().no_chunking(request.version() < Version::HTTP_11);
+        response
     }
 }
 

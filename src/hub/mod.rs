@@ -9,9 +9,11 @@
 
 mod channel;
 mod ring;
+mod subscriber;
 
 pub use channel::{Ahead, Channel, ListenerId, Wake};
 pub use ring::{Overtaken, Place, Run};
+pub use subscriber::{Listening, Subscription};
 
 use crate::config;
 use crate::cursor::Cursor;
@@ -307,25 +309,5 @@ impl Hub {
         let bytes = self.0.bytes.fetch_sub(bytes as i64, Ordering::Relaxed) - bytes as i64;
         self.0.meters.ring_events.set(events as f64);
         self.0.meters.ring_bytes.set(bytes as f64);
-    }
-}
-
-/// One open stream of a channel; the channel lingers when the last is dropped.
-pub struct Subscription(Arc<Channel>);
-
-impl Subscription {
-    fn new(channel: &Arc<Channel>) -> Self {
-        channel.arrive();
-        Self(channel.clone())
-    }
-
-    pub fn channel(&self) -> &Arc<Channel> {
-        &self.0
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.0.depart();
     }
 }

@@ -337,7 +337,8 @@ pub async fn check(path: &Path) -> Vec<Finding> {
             )],
         };
     }
-    let opened = options(path).read_only(true).connect().await;
+    // its journal mode stays as it is
+    let opened = SqliteConnectOptions::new().filename(path).read_only(true).connect().await;
     let found = match opened {
         Ok(mut connection) => findings(&mut connection).await,
         Err(error) => Err(error),

@@ -185,7 +185,7 @@ impl SqliteTail {
         let mut newest = 0;
         let mut statuses: Vec<(JobId, JobStatus)> = Vec::new();
         let mut rows = sqlx::query(
-            "SELECT NULL, NULL, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job_events'), 0)
+            "SELECT NULL, NULL, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job_events'), (SELECT max(seq) FROM job_events), 0)
              UNION ALL SELECT id, status, changed FROM runner_jobs WHERE changed > ?1
              UNION ALL SELECT id, status, ?1 FROM runner_jobs WHERE id IN (SELECT value FROM json_each(?2))",
         )
