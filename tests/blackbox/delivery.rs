@@ -1,0 +1,211 @@
+//! Sockets: heartbeats, those who leave, those who read slowly, and the numbers of it all.
+
+use crate::support::daemon::{numbered, stream_path};
+use crate::support::http::encode;
+use crate::support::{Daemon, Stream, eventually, numbers};
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use std::io::Write;
+use std::process::{Command, Stdio};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpSocket, TcpStream};
+
+/// A socket whose kernel buffers little, so that the other side soon feels that nobody reads.
+async fn narrow(to: std::net::SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    socket.connect(to).await.expect("connect")
+}
+
+/// 2 KB each, so that some hundred of them fill every buffer between.
+async fn write_big(daemon: &Daemon, job: &str, numbers: std::ops::Range<u64>) {
+    for first in numbers.clone().step_by(100) {
+        let events: Vec<Value> = (first..numbers.end.min(first + 100))
+            .map(|number| {
+                let mut event = numbered(number);
+                event["payload"]["line"] = "x".repeat(2000).into();
+                event
+            })
+            .collect();
+        assert_eq!(daemon.send("POST", &format!("/runner-jobs/{job}/events"), &json!(events)).await.status, 201);
+    }
+}
+
+#[tokio::test]
+async fn a_silent_stream_gets_heartbeats() {
+    let daemon = Daemon::with(&[("stream.heartbeat", "100ms")]).await;
+    daemon.set_status("job", "RUNNING").await;
+    let mut streams = [daemon.stream("job").await, {
+        // one that stays with actix, for it cannot be handed over
+        let mut old = TcpStream::connect(daemon.http).await.expect("connect");
+        let request = format!("GET {} HTTP/1.0\r\nAccept: text/event-stream\r\n\r\n", stream_path("job"));
+        old.write_all(request.as_bytes()).await.expect("ask");
+        Stream::on(old).await.expect("an answer")
+    }];
+    for stream in &mut streams {
+        let opening = stream.next().await.expect("open");
+        assert_eq!(opening.retry, Some(3000));
+        for _ in 0..5 {
+            let beat = stream.next().await.expect("a heartbeat");
+            assert!(beat.data.is_none() && beat.id.is_none() && !beat.comments.is_empty(), "{beat:?}");
+        }
+    }
+    daemon.write("job", 0..3).await;
+    for stream in &mut streams {
+        assert_eq!(numbers(&stream.take(3).await), [0, 1, 2]);
+    }
+}
+
+#[tokio::test]
+async fn gone_subscribers_are_forgotten_and_their_jobs_after_the_linger() {
+    let daemon = Daemon::with(&[("hub.linger", "200ms"), ("source.poll_interval", "50ms")]).await;
+    for job in ["a", "b"] {
+        daemon.write(job, 0..1).await;
+    }
+    let mut streams = join_all((0..50).map(|number| daemon.stream(["a", "b"][number % 2]))).await;
+    daemon.has_subscribers(50).await;
+    assert_eq!(daemon.metric("jobcast_channels").await, 2.0);
+    streams.truncate(10);
+    daemon.has_subscribers(10).await;
+    drop(streams);
+    daemon.has_subscribers(0).await;
+    eventually("the channels to go", async || (daemon.metric("jobcast_channels").await == 0.0).then_some(())).await;
+    assert_eq!(daemon.metric("jobcast_ring_events").await, 0.0);
+    assert_eq!(daemon.metric("jobcast_ring_bytes").await, 0.0);
+    assert_eq!(daemon.ask_admin("/debug/channels").await.json()["channels"], json!([]));
+}
+
+#[tokio::test]
+async fn a_socket_that_takes_nothing_is_closed_and_costs_the_others_nothing() {
+    let daemon = Daemon::with(&[("stream.write_timeout", "500ms")]).await;
+    daemon.write("job", 0..1).await;
+    let mut stalled = narrow(daemon.http).await;
+    stalled.write_all(&encode("GET", &stream_path("job"), &[], b"")).await.expect("ask");
+    let mut reader = daemon.stream("job").await;
+    daemon.has_subscribers(2).await;
+    write_big(&daemon, "job", 1..1500).await;
+    assert_eq!(numbers(&reader.take(1500).await), Vec::from_iter(0..1500));
+    daemon.has_subscribers(1).await;
+    let metrics = daemon.ask_admin("/metrics").await.text();
+    assert!(metrics.contains("jobcast_disconnects_total{reason=\"slow\"} 1"), "{metrics}");
+}
+
+#[tokio::test]
+async fn subscribers_that_the_ring_overtakes_are_fed_from_the_source_and_lose_nothing() {
+    let daemon = Daemon::with(&[("hub.ring_events", "50"), ("stream.heartbeat", "50ms")]).await;
+    let events = 3000;
+    daemon.write("job", 0..1).await;
+    let mut slow = Vec::new();
+    for version in ["1.1", "1.1", "1.0"] {
+        let mut socket = narrow(daemon.http).await;
+        let request = format!("GET {} HTTP/{version}\r\nHost: x\r\n\r\n", stream_path("job"));
+        socket.write_all(request.as_bytes()).await.expect("ask");
+        let mut stream = Stream::on(socket).await.expect("an answer");
+        assert_eq!(stream.event().await.number(), 0);
+        slow.push(stream);
+    }
+    write_big(&daemon, "job", 1..events).await;
+    // all of it was written before they read on
+    for stream in &mut slow {
+        assert_eq!(numbers(&stream.take(events as usize - 1).await), Vec::from_iter(1..events));
+    }
+    assert!(daemon.metric("jobcast_subscriber_overtaken_total").await >= 3.0);
+    daemon.set_status("job", "COMPLETED").await;
+    for stream in &mut slow {
+        assert!(stream.event().await.is("stream.complete"));
+        assert_eq!(stream.next().await, None);
+    }
+}
+
+#[tokio::test]
+async fn memory_is_bounded_whatever_writers_do_and_however_subscribers_stall() {
+    let settings = [("hub.ring_bytes", "64KiB"), ("hub.total_bytes", "256KiB"), ("stream.write_timeout", "10m")];
+    let daemon = Daemon::with(&settings).await;
+    let jobs: Vec<String> = (0..20).map(|number| format!("job-{number}")).collect();
+    let mut stalled = Vec::new();
+    for job in &jobs {
+        daemon.write(job, 0..1).await;
+        for _ in 0..5 {
+            let mut socket = narrow(daemon.http).await;
+            socket.write_all(&encode("GET", &stream_path(job), &[], b"")).await.expect("ask");
+            stalled.push(socket);
+        }
+    }
+    daemon.has_subscribers(100).await;
+    for job in &jobs {
+        write_big(&daemon, job, 1..600).await;
+    }
+    let bytes = daemon.metric("jobcast_ring_bytes").await;
+    // each ring keeps its newest segment, whatever its size
+    assert!(bytes <= 20.0 * 72.0 * 1024.0, "{bytes}");
+    assert!(daemon.metric("jobcast_ring_evictions_total").await > 1000.0);
+    let resident = daemon.metric("process_resident_memory_bytes").await;
+    assert!(resident < 100e6, "{resident} bytes resident after 24 MB of events");
+    let mut reader = daemon.stream("job-7").await;
+    assert_eq!(numbers(&reader.take(600).await), Vec::from_iter(0..600));
+}
+
+#[tokio::test]
+async fn metrics_say_the_true_numbers_and_pass_the_parser_of_prometheus() {
+    let daemon = Daemon::start().await;
+    daemon.set_status("job", "RUNNING").await;
+    let mut streams = join_all((0..7).map(|_| daemon.stream("job"))).await;
+    daemon.has_subscribers(7).await;
+    daemon.write("job", 0..10).await;
+    for stream in &mut streams {
+        assert_eq!(numbers(&stream.take(10).await), Vec::from_iter(0..10));
+    }
+    let expected = [
+        ("jobcast_subscribers", 7.0),
+        ("jobcast_channels", 1.0),
+        ("jobcast_deliveries_total", 70.0),
+        ("jobcast_events_total", 10.0),
+        ("jobcast_connections_total", 7.0),
+        ("jobcast_resumes_total", 7.0),
+        ("jobcast_ring_events", 10.0),
+        ("jobcast_ingest_total", 2.0),
+        ("jobcast_source_up", 1.0),
+        ("jobcast_event_age_seconds_count", 10.0),
+        ("jobcast_subscriber_overtaken_total", 0.0),
+        ("jobcast_build_info", 1.0),
+    ];
+    for (name, value) in expected {
+        // the delivery thread counts a moment after it has written
+        eventually(&format!("{name} {value}"), async || (daemon.metric(name).await == value).then_some(())).await;
+    }
+    drop(streams);
+    daemon.has_subscribers(0).await;
+    assert_eq!(daemon.metric("jobcast_disconnects_total").await, 7.0);
+    assert_eq!(daemon.metric("jobcast_stream_duration_seconds_count").await, 7.0);
+
+    // its own parser, in the language that it is kept in
+    let parse = "import sys\nfrom prometheus_client.parser import text_string_to_metric_families as parse\n\
+                 for f in parse(sys.stdin.read()):\n  assert f.documentation, f.name\n  print(f.name, f.type)";
+    let answer = daemon.ask_admin("/metrics").await;
+    assert_eq!(answer.header("Content-Type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    // the system's own, which the package installs it for
+    let mut python = Command::new("/usr/bin/python3")
+        .args(["-c", parse])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("/usr/bin/python3");
+    python.stdin.take().expect("stdin").write_all(&answer.body).expect("to the parser");
+    let output = python.wait_with_output().expect("the parser");
+    assert!(output.status.success(), "{}", answer.text());
+    let families = String::from_utf8_lossy(&output.stdout).into_owned();
+    for family in [
+        "jobcast_subscribers gauge",
+        "jobcast_deliveries counter",
+        "jobcast_fanout_seconds histogram",
+        "jobcast_event_age_seconds histogram",
+        "jobcast_source_read_seconds histogram",
+        "process_resident_memory_bytes gauge",
+        "process_cpu_seconds counter",
+        "process_open_fds gauge",
+        "process_start_time_seconds gauge",
+    ] {
+        assert!(families.lines().any(|line| line == family), "{family} is missing in\n{families}");
+    }
+    assert!(!answer.text().contains("job\""), "no job's id stands in a metric");
+}

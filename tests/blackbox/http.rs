@@ -1,0 +1,205 @@
+//! What stands on the wire.
+
+use crate::support::daemon::stream_path;
+use crate::support::http::{encode, exchange, raw, request};
+use crate::support::{Daemon, Stream, eventually, numbers};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+#[tokio::test]
+async fn a_stream_begins_with_just_this_head_and_its_events_are_just_these_lines() {
+    let daemon = Daemon::with(&[("stream.retry", "2500ms")]).await;
+    daemon.write("job", 7..8).await;
+    let mut stream = daemon.stream("job").await;
+    assert_eq!(stream.head.status, 200);
+    for (name, value) in [
+        ("Content-Type", "text/event-stream; charset=utf-8"),
+        ("Cache-Control", "no-cache, no-store, no-transform"),
+        ("X-Accel-Buffering", "no"),
+        ("X-Jobcast-Replay", "source"),
+    ] {
+        assert_eq!(stream.head.header(name), Some(value), "{name}");
+    }
+    let id = stream.head.header("X-Jobcast-Connection").expect("a connection's id").to_string();
+    assert!(!id.is_empty());
+    let opening = stream.next().await.expect("open");
+    assert_eq!((opening.retry, opening.comments.len()), (Some(2500), 1));
+    let event = stream.event().await;
+    assert!(event.is("step.output"));
+    let data = event.data.clone().expect("data");
+    let (before, after) = data.split_once("\"timestamp\":\"").expect("a timestamp");
+    assert_eq!(before, r#"{"id":"e-7","jobId":"job","stepId":"s","type":"step.output","#);
+    assert!(after[24..].starts_with(r#"","actor":null,"payload":{"n":7}}"#), "{data}");
+
+    // the same answer to a HEAD, at once and without a stream
+    let head = request(daemon.http, "HEAD", &stream_path("job"), &[], b"").await;
+    assert_eq!((head.status, head.header("Content-Type")), (200, Some("text/event-stream; charset=utf-8")));
+    assert_eq!(daemon.metric("jobcast_subscribers").await, 1.0);
+}
+
+#[tokio::test]
+async fn payload_only_streams_speak_as_the_old_api_did() {
+    let daemon = Daemon::with(&[("stream.data", "payload")]).await;
+    daemon.write("job", 0..2).await;
+    let mut stream = daemon.stream("job").await;
+    for number in 0..2 {
+        assert_eq!(stream.event().await.data.as_deref(), Some(format!(r#"{{"stepId":"s","n":{number}}}"#).as_str()));
+    }
+}
+
+#[tokio::test]
+async fn requests_before_a_stream_on_the_same_connection_are_answered_in_order() {
+    let daemon = Daemon::start().await;
+    daemon.write("job", 0..2).await;
+    let mut socket = TcpStream::connect(daemon.http).await.expect("connect");
+    let poll = encode("GET", "/runner-jobs/job/events?limit=1", &[], b"");
+    let stream = encode("GET", &stream_path("job"), &[], b"");
+    socket.write_all(&[&poll[..], &poll, &stream].concat()).await.expect("ask");
+    let mut received = Vec::new();
+    for _ in 0..2 {
+        let answer = eventually_head(&mut socket, &mut received).await;
+        let length: usize = answer.header("Content-Length").expect("length").parse().expect("a number");
+        while received.len() < length {
+            socket.read_buf(&mut received).await.expect("a body");
+        }
+        let body: serde_json::Value = serde_json::from_slice(&received[..length]).expect("JSON");
+        assert_eq!(body["events"][0]["payload"]["n"], 0);
+        received.drain(..length);
+    }
+    // the stream comes next, and lives on after its socket was handed over
+    while !String::from_utf8_lossy(&received).contains("\"n\":1}") {
+        assert!(socket.read_buf(&mut received).await.expect("a stream") > 0);
+    }
+    daemon.write("job", 2..3).await;
+    while !String::from_utf8_lossy(&received).contains("\"n\":2}") {
+        assert!(socket.read_buf(&mut received).await.expect("a stream") > 0);
+    }
+}
+
+async fn eventually_head(socket: &mut TcpStream, received: &mut Vec<u8>) -> crate::support::Answer {
+    loop {
+        if let Some(head) = crate::support::Answer::head(received) {
+            return head;
+        }
+        assert!(socket.read_buf(received).await.expect("an answer") > 0, "closed");
+    }
+}
+
+#[tokio::test]
+async fn http_1_0_gets_a_stream_without_chunks() {
+    let daemon = Daemon::start().await;
+    daemon.write("job", 0..2).await;
+    let mut socket = TcpStream::connect(daemon.http).await.expect("connect");
+    socket.write_all(format!("GET {} HTTP/1.0\r\n\r\n", stream_path("job")).as_bytes()).await.expect("ask");
+    let mut stream = Stream::on(socket).await.expect("an answer");
+    assert!(!stream.head.is_chunked());
+    assert_eq!(numbers(&stream.take(2).await), [0, 1]);
+    daemon.write("job", 2..4).await;
+    assert_eq!(numbers(&stream.take(2).await), [2, 3]);
+    daemon.set_status("job", "COMPLETED").await;
+    assert_eq!(stream.rest().await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_not_there_or_not_allowed_is_said_with_a_code() {
+    let daemon = Daemon::start().await;
+    for (method, path, status, code) in [
+        ("GET", "/nothing", 404, "request.not_found"),
+        ("GET", "/runner-jobs/", 404, "request.not_found"),
+        ("GET", "/runner-jobs//events", 404, "request.not_found"),
+        ("DELETE", "/runner-jobs/job/events", 405, "request.method"),
+        ("POST", "/runner-jobs/job/events/stream", 405, "request.method"),
+        ("POST", "/runner-jobs", 405, "request.method"),
+        ("POST", "/", 405, "request.method"),
+        ("GET", "/runner-jobs/a%0Ab/events", 400, "request.job_id"),
+        ("GET", "/metrics", 404, "request.not_found"),
+    ] {
+        let answer = request(daemon.http, method, path, &[], b"").await;
+        assert_eq!((answer.status, answer.code().as_str()), (status, code), "{method} {path}");
+    }
+    let hidden = Daemon::with(&[("http.live_page", "false"), ("http.stream_path", "/live/{job_id}")]).await;
+    hidden.write("job", 0..1).await;
+    assert_eq!(hidden.get("/").await.status, 404);
+    assert_eq!(hidden.get(&stream_path("job")).await.status, 404);
+    assert_eq!(Stream::open(hidden.http, "/live/job", &[]).await.event().await.number(), 0);
+}
+
+#[tokio::test]
+async fn any_url_segment_of_1_to_200_characters_names_a_job() {
+    let daemon = Daemon::start().await;
+    for (segment, name) in [
+        ("a%2Fb", "a/b".to_string()),
+        ("%F0%9F%A6%80%20x", "🦀 x".into()),
+        ("build-7.~_!$&'()*+,;=:@", "build-7.~_!$&'()*+,;=:@".into()),
+        (&"%C3%BC".repeat(200), "ü".repeat(200)),
+    ] {
+        daemon.write(segment, 0..2).await;
+        let mut stream = daemon.stream(segment).await;
+        let first = stream.event().await;
+        assert_eq!(first.json()["jobId"], name.as_str());
+        assert_eq!(daemon.stream_after(segment, first.cursor()).await.event().await.number(), 1);
+    }
+    assert_eq!(daemon.get(&format!("/runner-jobs/{}/events", "x".repeat(201))).await.code(), "request.job_id");
+}
+
+#[tokio::test]
+async fn everything_that_is_served_is_described_and_the_page_may_load_nothing_from_elsewhere() {
+    let daemon = Daemon::start().await;
+    let described = daemon.get("/openapi.json").await.json();
+    assert!(described["openapi"].as_str().is_some_and(|version| version.starts_with("3.")));
+    let paths = described["paths"].as_object().expect("paths");
+    for path in [
+        "/",
+        "/runner-jobs",
+        "/runner-jobs/{job_id}",
+        "/runner-jobs/{job_id}/events",
+        "/runner-jobs/{job_id}/events/stream",
+        "/openapi.json",
+    ] {
+        assert!(paths.contains_key(path), "{path} is not described");
+    }
+    let page = daemon.get("/").await;
+    let policy = page.header("Content-Security-Policy").expect("a policy");
+    assert!(policy.contains("default-src 'self'") && !policy.contains("unsafe"), "{policy}");
+}
+
+#[tokio::test]
+async fn who_does_not_finish_his_request_is_not_waited_for() {
+    let daemon = Daemon::with(&[("http.header_timeout", "300ms")]).await;
+    let answer = raw(daemon.http, b"GET / HTTP/1.1\r\nHost: x\r\n").await;
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 408"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn streams_beyond_the_limit_are_told_to_come_back_much_later_and_others_get_a_plain_status() {
+    let daemon = Daemon::with(&[("http.max_connections", "3"), ("http.max_connections_per_ip", "2")]).await;
+    daemon.write("job", 0..1).await;
+    let open = [daemon.stream("job").await, daemon.stream("job").await];
+    daemon.has_subscribers(2).await;
+    let mut refused = daemon.stream("job").await;
+    assert_eq!(refused.head.status, 200);
+    let told = refused.rest().await;
+    assert!(told[0].is("stream.error"), "{told:?}");
+    let said = told[0].json();
+    assert_eq!((&said["code"], &said["retryable"]), (&"server.too_many_from_address".into(), &true.into()));
+    assert!(said["retryInMs"].as_u64().is_some_and(|wait| wait > 9000), "{said}");
+    assert_eq!(told[0].retry, said["retryInMs"].as_u64());
+    let plain = request(daemon.http, "GET", &stream_path("job"), &[("Accept", "application/json")], b"").await;
+    assert_eq!((plain.status, plain.code().as_str()), (429, "server.too_many_from_address"));
+    assert!(plain.header("Retry-After").is_some());
+    // what is closed makes room
+    drop(open);
+    daemon.has_subscribers(0).await;
+    assert_eq!(daemon.stream("job").await.event().await.number(), 0);
+}
+
+#[tokio::test]
+async fn an_error_never_breaks_the_connection_of_the_next_request() {
+    let daemon = Daemon::start().await;
+    let bad = encode("POST", "/runner-jobs/job/events", &[("Content-Type", "application/json")], b"{");
+    let last = encode("GET", "/openapi.json", &[("Connection", "close")], b"");
+    let answer = exchange(daemon.http, &[&bad[..], &last].concat()).await;
+    assert_eq!(answer.status, 400);
+    assert!(answer.text().contains("HTTP/1.1 200 OK"), "{}", answer.text());
+    eventually("nobody to be left", async || (daemon.metric("jobcast_subscribers").await == 0.0).then_some(())).await;
+}
