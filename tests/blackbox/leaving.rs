@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 #[tokio::test]
 async fn leaving_says_not_ready_then_tells_each_stream_when_to_come_back_and_loses_nothing() {
-    let mut daemon = Daemon::with(&[("shutdown.grace", "1500ms"), ("shutdown.drain", "4s")]).await;
+    let mut daemon = Daemon::with(&[("shutdown.grace", "4s"), ("shutdown.drain", "4s")]).await;
     daemon.write("job", 0..5).await;
     assert_eq!(daemon.ask_admin("/readyz").await.status, 200);
     let mut streams = join_all((0..30).map(|_| daemon.stream("job"))).await;
@@ -33,7 +33,7 @@ async fn leaving_says_not_ready_then_tells_each_stream_when_to_come_back_and_los
     daemon.write("job", 5..6).await;
     let mut late = daemon.stream("job").await;
     assert_eq!(numbers(&late.take(6).await), [0, 1, 2, 3, 4, 5]);
-    assert!(began.elapsed() < Duration::from_millis(1500), "too slow a machine to see the grace");
+    assert!(began.elapsed() < Duration::from_secs(4), "too slow a machine to see the grace");
 
     // once it drains, new ones are turned away kindly
     let http = daemon.http;
@@ -66,7 +66,7 @@ async fn leaving_says_not_ready_then_tells_each_stream_when_to_come_back_and_los
     let spread = *at.iter().max().expect("ends") - *at.iter().min().expect("ends");
     assert!(spread > Duration::from_millis(500), "they were all closed at once: {at:?}");
     assert!(daemon.exit().await.success());
-    assert!(began.elapsed() < Duration::from_millis(1500 + 4000 + 2000), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(4 + 4 + 2), "{:?}", began.elapsed());
 
     daemon.restart().await;
     let last = ends[0].0[ends[0].0.len() - 2].cursor().to_string();
