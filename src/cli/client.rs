@@ -34,7 +34,7 @@ pub enum Failure {
     #[error("{url} does not answer: {cause}")]
     Unreachable { url: String, cause: String },
     #[error("{url} answered {status}: {said}")]
-    Refused { url: String, status: StatusCode, said: String, retry_after: Option<Duration> },
+    Refused { url: String, status: StatusCode, said: String, is_ours: bool, retry_after: Option<Duration> },
     #[error("{url} answered with {kind:?}, not with an event stream: is this a Jobcast?")]
     Foreign { url: String, kind: String },
     #[error("the stream broke: {0}")]
@@ -48,8 +48,9 @@ impl Failure {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Broken(_) | Self::Silent => true,
-            Self::Refused { status, .. } => {
-                status.is_server_error() && *status != StatusCode::BAD_GATEWAY
+            // a 502 of Jobcast's own says that its source needs a person; a proxy's, that Jobcast is away
+            Self::Refused { status, is_ours, .. } => {
+                status.is_server_error() && !(*status == StatusCode::BAD_GATEWAY && *is_ours)
                     || matches!(*status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
             }
             Self::Foreign { .. } => false,
@@ -88,11 +89,14 @@ impl Jobcast {
 
     /// Opens a job's stream after `last`; `None` where the job has ended and nothing more of it will come.
     pub async fn stream(&self, job: &JobId, last: Option<&str>, from_now: bool) -> Result<Option<Stream>, Failure> {
-        let url = format!("{}/stream{}", self.events_url(job), if from_now { "?from=now" } else { "" });
-        let mut request = self.signed(self.client.get(&url)).insert_header((header::ACCEPT, "text/event-stream"));
-        if let Some(last) = last {
-            request = request.insert_header(("Last-Event-ID", last));
-        }
+        let from = match last {
+            // an event's id may be anything: not every one fits into a header
+            Some(last) => format!("?lastEventId={}", utf8_percent_encode(last, SEGMENT)),
+            None if from_now => "?from=now".into(),
+            None => String::new(),
+        };
+        let url = format!("{}/stream{from}", self.events_url(job));
+        let request = self.signed(self.client.get(&url)).insert_header((header::ACCEPT, "text/event-stream"));
         let answer = answered(&url, request.send()).await?;
         if answer.status() == StatusCode::NO_CONTENT {
             return Ok(None);
@@ -133,20 +137,16 @@ async fn answered(url: &str, sent: awc::SendClientRequest) -> Result<awc::Client
     }
     let retry_after = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     let body = timeout(ANSWER, answer.body()).await.ok().and_then(Result::ok).unwrap_or_default();
-    let said = match serde_json::from_slice::<serde_json::Value>(&body) {
-        Ok(problem) if problem["code"].is_string() => {
-            format!(
-                "{} ({})",
-                problem["detail"].as_str().unwrap_or_default(),
-                problem["code"].as_str().unwrap_or_default()
-            )
-        }
+    let problem: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    let said = match (problem["detail"].as_str(), problem["code"].as_str()) {
+        (Some(detail), Some(code)) => format!("{detail} ({code})"),
         _ => String::from_utf8_lossy(&body).chars().take(200).collect(),
     };
     Err(Failure::Refused {
         url: url.into(),
         status: answer.status(),
         said,
+        is_ours: problem["code"].is_string(),
         retry_after: retry_after.map(Duration::from_secs),
     })
 }

@@ -55,7 +55,10 @@ pub async fn run(args: Args) -> ExitCode {
     };
     match (served, ran) {
         (Ok(()), Ok(())) => ExitCode::SUCCESS,
-        (Err(why), _) => failed(why),
+        // what is a setting elsewhere is an option here
+        (Err(why), _) => {
+            failed(why.to_string().replace("admin.listen", "--admin-listen").replace("http.listen", "--listen"))
+        }
         (_, Err(error)) => failed(format!("the demo's runner cannot write: {error}")),
     }
 }

@@ -242,6 +242,7 @@ pub fn may_ingest(request: &HttpRequest, app: &App) -> Result<(), Problem> {
     // as long for a wrong guess as for a right one
     let differs =
         given.len() != wanted.len() || given.iter().zip(wanted.bytes()).fold(0, |sum, (a, b)| sum | (a ^ b)) != 0;
+    telemetry::AUTH.add(&[("outcome", if differs { "denied" } else { "allowed" })], 1);
     if differs { Err(Problem::no_token("send the ingest token as `Authorization: Bearer …`")) } else { Ok(()) }
 }
 

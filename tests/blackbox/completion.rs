@@ -90,3 +90,30 @@ async fn a_job_that_is_run_again_goes_on_where_it_ended() {
     assert_eq!(numbers(&rest[..2]), [3, 4]);
     assert_eq!(rest[2].json()["status"], "COMPLETED");
 }
+
+#[tokio::test]
+async fn a_job_that_ends_with_more_than_one_read_can_hold_gives_all_of_it_before_its_end() {
+    let daemon = Daemon::start().await;
+    let mut rows = daemon.rows().await;
+    write_rows(&mut rows, "job", 0..1).await;
+    let mut streams = join_all((0..3).map(|_| daemon.stream("job"))).await;
+    for stream in &mut streams {
+        stream.take(1).await;
+    }
+    let events = 5000;
+    let burst = format!(
+        "BEGIN IMMEDIATE;
+         WITH RECURSIVE one(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM one WHERE n < {events})
+         INSERT INTO job_events (id, job_id, type, payload)
+         SELECT 'e-' || n, 'job', 'x', json_object('n', n, 'pad', hex(zeroblob(300))) FROM one;
+         UPDATE runner_jobs SET status = 'COMPLETED' WHERE id = 'job';
+         COMMIT;"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(burst)).execute(&mut rows).await.expect("a burst");
+    for stream in &mut streams {
+        let rest = stream.rest().await;
+        let (complete, seen) = rest.split_last().expect("something");
+        assert!(complete.is("stream.complete"), "{complete:?}");
+        assert_eq!(numbers(seen), Vec::from_iter(1..=events));
+    }
+}
