@@ -1,7 +1,6 @@
 //! `jobcast demo`: the daemon on a throw-away file, and a runner that only writes rows to it.
 
 mod runner;
-mod scripts;
 
 use super::{failed, misused};
 use crate::config::Settings;

@@ -43,14 +43,15 @@ pub async fn serve(
 
     let shutdown = Shutdown::default();
     let hub = Hub::new(settings.hub.clone());
+    let admission = Admission::new(settings.http.max_connections, settings.http.max_connections_per_ip);
     let shape = settings.stream.data;
     let streams = Streams {
         hub: hub.clone(),
         pages: Pages::new(source.clone(), shape, settings.source.clone()),
         rules: Rules::new(&settings.stream, &settings.shutdown),
+        admission: admission.clone(),
         leaving: shutdown.leaving(),
     };
-    let admission = Admission::new(settings.http.max_connections, settings.http.max_connections_per_ip);
     let runtime = tokio::runtime::Handle::current();
     let lag_bytes = settings.hub.total_bytes.as_u64() as usize;
     let (threads, thread_handles) = Threads::start(settings.http.worker_count(), &streams, lag_bytes, &runtime)?;
@@ -61,7 +62,6 @@ pub async fn serve(
     let app = web::Data::new(App {
         source: source.clone(),
         streams,
-        admission: admission.clone(),
         ingest_enabled: settings.ingest_enabled(),
         ingest: settings.ingest.clone(),
         settings: settings.http.clone(),

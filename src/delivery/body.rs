@@ -1,7 +1,7 @@
 //! A stream as a body that actix serves: the opening, the replay, then either its socket leaves, or it stays and is fed
 //! from the ring here.
 
-use super::admission::{Reason, Visit};
+use super::admission::{Admission, Reason, Visit};
 use super::handoff::{Slot, Stream};
 use super::{Rules, failure, outage};
 use crate::cursor::Cursor;
@@ -14,7 +14,7 @@ use crate::telemetry;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::sleep_until;
 
@@ -24,7 +24,20 @@ pub struct Streams {
     pub hub: Hub,
     pub pages: Arc<Pages>,
     pub rules: Rules,
+    pub admission: Admission,
     pub leaving: Leaving,
+}
+
+impl Streams {
+    /// When to come back after Jobcast closed: not all in the same second.
+    pub fn come_back(&self) -> Duration {
+        self.rules.come_back(self.admission.open())
+    }
+
+    /// The farewell of a stream that Jobcast closes for its own reasons.
+    pub fn bye(&self, reason: Bye) -> Bytes {
+        sse::bye(reason, self.come_back())
+    }
 }
 
 /// One stream while actix serves it. Yields unframed bytes.
@@ -137,7 +150,7 @@ impl Body {
                 Wait::Outage(is_told) => self.outage(is_told),
                 Wait::Drain => {
                     self.draining = true;
-                    let at = Instant::now() + self.streams.rules.spread(self.streams.rules.drain);
+                    let at = Instant::now() + self.streams.rules.spread(self.streams.admission.open());
                     self.close_at = Some(self.close_at.map_or(at, |age| age.min(at)));
                 }
                 Wait::Close => {
@@ -145,7 +158,7 @@ impl Body {
                         true => (Bye::Drain, Reason::Drain),
                         false => (Bye::Age, Reason::Age),
                     };
-                    self.finish(self.streams.rules.bye(bye), reason);
+                    self.finish(self.streams.bye(bye), reason);
                 }
             }
         }
@@ -179,7 +192,7 @@ impl Body {
                 self.queue.push_back(sse::reset(reason, &beginning));
             }
             // It was there when the stream began: deleted since.
-            Step::NoSuchJob => self.finish(self.streams.rules.bye(Bye::Age), Reason::Failed),
+            Step::NoSuchJob => self.finish(self.streams.bye(Bye::Age), Reason::Failed),
             Step::Outage(error, retry_in) => {
                 let told = failure(&error, retry_in);
                 if error.is_retryable() { self.queue.push_back(told) } else { self.finish(told, Reason::Failed) }

@@ -15,6 +15,9 @@ use bytes::Bytes;
 use rand::RngExt;
 use std::time::Duration;
 
+/// Browsers that come back at this pace are no burden to whoever is next.
+const EACH: Duration = Duration::from_millis(4);
+
 /// What holds for every stream, however it is delivered.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -32,25 +35,25 @@ impl Rules {
         Self { retry, heartbeat, write_timeout, max_age, drain: shutdown.drain }
     }
 
-    /// When one of many streams ends within `span`, so that they do not all end at once.
-    pub fn spread(&self, span: Duration) -> Duration {
-        span.mul_f64(rand::rng().random_range(0.0..0.9))
-    }
-
     /// The age at which a stream is closed, if any: up to a tenth early, so that streams opened together part.
     pub fn age_limit(&self) -> Option<Duration> {
         (!self.max_age.is_zero()).then(|| self.max_age.mul_f64(rand::rng().random_range(0.9..=1.0)))
     }
 
-    /// When to come back after Jobcast closed: not all in the same second.
-    pub fn come_back(&self) -> Duration {
-        let most = self.retry.max(self.drain).max(Duration::from_secs(1));
-        Duration::from_millis(500) + most.mul_f64(rand::rng().random_range(0.0..1.0))
+    /// How long closing so many streams takes: the drain, or less where they are few.
+    fn span(&self, open: usize) -> Duration {
+        self.drain.min(EACH.saturating_mul(open.try_into().unwrap_or(u32::MAX)))
     }
 
-    /// The farewell of a stream that Jobcast closes for its own reasons.
-    pub fn bye(&self, reason: sse::Bye) -> Bytes {
-        sse::bye(reason, self.come_back())
+    /// When one of so many streams is closed, so that they are not all closed at once.
+    pub fn spread(&self, open: usize) -> Duration {
+        self.span(open).mul_f64(rand::rng().random_range(0.0..0.9))
+    }
+
+    /// When one of so many comes back after Jobcast closed: not all in the same second.
+    pub fn come_back(&self, open: usize) -> Duration {
+        let most = self.retry.max(self.span(open)).max(Duration::from_secs(1));
+        Duration::from_millis(500) + most.mul_f64(rand::rng().random_range(0.0..1.0))
     }
 }
 

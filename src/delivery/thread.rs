@@ -835,7 +835,7 @@ impl Worker {
                 self.push(key, sse::framed(&sse::reset(reason, &beginning)));
             }
             Step::NoSuchJob => {
-                let bye = self.streams.rules.bye(Bye::Age);
+                let bye = self.streams.bye(Bye::Age);
                 return self.farewell(key, &bye, Reason::Failed);
             }
             Step::Outage(error, retry_in) => {
@@ -931,8 +931,7 @@ impl Worker {
     }
 
     fn set_drain(&mut self, key: usize) {
-        let rules = &self.streams.rules;
-        let at = self.now + self.ticks(rules.spread(rules.drain));
+        let at = self.now + self.ticks(self.streams.rules.spread(self.streams.admission.open()));
         let conn = &mut self.conns[key];
         conn.close_at = Some(conn.close_at.map_or(at, |age| age.min(at)));
     }
@@ -968,7 +967,7 @@ impl Worker {
                         true => (Bye::Drain, Reason::Drain),
                         false => (Bye::Age, Reason::Age),
                     };
-                    let bye = self.streams.rules.bye(bye);
+                    let bye = self.streams.bye(bye);
                     self.farewell(key, &bye, reason);
                 }
             }

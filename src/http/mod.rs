@@ -10,7 +10,6 @@ mod stream;
 pub use admin::{Health, serve as serve_admin};
 
 use crate::config;
-use crate::delivery::admission::Admission;
 use crate::delivery::body::Streams;
 use crate::delivery::handoff::Connection;
 use crate::delivery::thread::Threads;
@@ -39,7 +38,6 @@ const SEND_BUFFER: usize = 128 * 1024;
 pub struct App {
     pub source: Arc<dyn Source>,
     pub streams: Streams,
-    pub admission: Admission,
     pub settings: config::Http,
     pub ingest: config::Ingest,
     pub ingest_enabled: bool,

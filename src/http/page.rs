@@ -11,12 +11,26 @@ pub struct Asset {
     text: &'static str,
 }
 
+macro_rules! script {
+    ($file:literal) => {
+        Asset { path: concat!("/page/", $file), kind: JAVASCRIPT, text: include_str!(concat!("page/", $file)) }
+    };
+}
+
+const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
+
 pub const ASSETS: &[Asset] = &[
     Asset { path: "/", kind: "text/html; charset=utf-8", text: include_str!("page/index.html") },
     Asset { path: "/page.css", kind: "text/css; charset=utf-8", text: include_str!("page/page.css") },
-    Asset { path: "/page.js", kind: "text/javascript; charset=utf-8", text: include_str!("page/page.js") },
-    Asset { path: "/job.js", kind: "text/javascript; charset=utf-8", text: include_str!("page/job.js") },
-    Asset { path: "/stream.js", kind: "text/javascript; charset=utf-8", text: include_str!("page/stream.js") },
+    Asset { path: "/page.js", kind: JAVASCRIPT, text: include_str!("page/page.js") },
+    script!("describe.js"),
+    script!("job.js"),
+    script!("jobs.js"),
+    script!("output.js"),
+    script!("steps.js"),
+    script!("stream.js"),
+    script!("tape.js"),
+    script!("time.js"),
 ];
 
 const POLICY: &str =

@@ -30,7 +30,7 @@ pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<
     let start = start(&request)?;
     if app.streams.leaving.phase() >= Phase::Draining {
         telemetry::CONNECTIONS.add(&[("outcome", "draining")], 1);
-        let wait = app.streams.rules.come_back();
+        let wait = app.streams.come_back();
         return Ok(turned_away(
             &request,
             sse::bye(Bye::Drain, wait),
@@ -38,7 +38,7 @@ pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<
             wait,
         ));
     }
-    let visit = match app.admission.admit(client_address(&request, &app)) {
+    let visit = match app.streams.admission.admit(client_address(&request, &app)) {
         Ok(visit) => visit,
         Err(full) => return Ok(full_up(&request, &app, full)),
     };
@@ -217,7 +217,7 @@ fn full_up(request: &HttpRequest, app: &App, full: Full) -> HttpResponse {
     };
     telemetry::CONNECTIONS.add(&[("outcome", outcome)], 1);
     // longer than any other wait, and spread out
-    let wait = app.streams.rules.come_back() + app.streams.rules.retry * 3;
+    let wait = app.streams.come_back() + app.streams.rules.retry * 3;
     let told = sse::error(problem.code(), problem.detail(), true, Some(wait));
     turned_away(request, told, problem, wait)
 }
@@ -227,7 +227,7 @@ fn source_failed(request: &HttpRequest, app: &App, error: SourceError) -> Result
     if !error.is_retryable() {
         return Err(error.into());
     }
-    let wait = app.streams.rules.come_back().max(app.streams.rules.retry);
+    let wait = app.streams.come_back().max(app.streams.rules.retry);
     Ok(turned_away(request, failure(&error, wait), error.into(), wait))
 }
 

@@ -1,182 +1,230 @@
-//! A simulated runner. It only writes rows, as any runner would: what the page shows has come through the real stream.
+//! A simulated CI: it queues jobs, three runners work on them, and all that it does is to write rows to the file.
 
-use super::scripts::{self, Outcome, Script, Step};
-use crate::event::Rfc3339;
-use jiff::Timestamp;
-use rand::RngExt;
-use serde_json::{Value, json};
-use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
+mod scripts;
+mod store;
+mod words;
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use scripts::{SCRIPTS, Script, Step};
+use serde_json::json;
 use std::path::Path;
-use std::time::{Duration, Instant};
-use tokio::task::JoinSet;
-use tokio::time::sleep;
+use std::time::Duration;
+use store::{Happening, Store};
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::{Instant, sleep};
+use words::Words;
 
-/// Jobs that run at the same time.
-const AT_ONCE: usize = 3;
-/// Jobs that are kept once they have ended.
-const KEPT: i64 = 200;
+const RUNNERS: [&str; 3] = ["runner-1", "runner-2", "runner-3"];
+const FAILS: f64 = 0.2;
+const IS_CANCELLED: f64 = 0.04;
+const BURST_LINES: usize = 200;
+const PEOPLE: &[&str] = &["ada", "grace", "linus", "margaret"];
 
-/// Runs jobs until it is to leave.
+/// Runs until told to leave. Returns early only when the file cannot be written.
 pub async fn run(database: &Path, leaving: impl Future<Output = ()>) -> Result<(), sqlx::Error> {
-    let options = SqliteConnectOptions::new().filename(database).busy_timeout(Duration::from_secs(10));
-    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+    let store = Store::open(database).await?;
+    let (queue, queued) = mpsc::channel(1);
+    let queued = Mutex::new(queued);
+    let working = async {
+        let [first, second, third] = RUNNERS.map(|name| work(name, &queued, &store));
+        tokio::try_join!(keep_queueing(queue, &store), first, second, third)
+    };
     tokio::select! {
-        result = keep_running(&pool) => result,
+        ended = working => ended.map(|_| ()),
         () = leaving => Ok(()),
     }
 }
 
-async fn keep_running(pool: &SqlitePool) -> Result<(), sqlx::Error> {
-    let mut running = JoinSet::new();
-    let mut number = 1041;
+/// There is always somebody waiting for a runner. Every kind of job comes once before one comes again.
+async fn keep_queueing(queue: mpsc::Sender<Job>, store: &Store) -> Result<(), sqlx::Error> {
+    let mut numbers = SCRIPTS.map(|_| rand::random_range(120..2400));
+    let mut kinds = words::Deck::default();
     loop {
-        while running.len() < AT_ONCE {
-            number += 1;
-            let script = scripts::any();
-            let job = Job { pool: pool.clone(), id: format!("{}-{number}", script.project), actor: actor(number) };
-            // the first ones at once, so that there is something to see; the others as they come
-            let pause = if number <= 1041 + AT_ONCE as u64 { 0.0 } else { rand::rng().random_range(0.5..4.0) };
-            running.spawn(async move {
-                sleep(Duration::from_secs_f64(pause)).await;
-                job.run(script).await
-            });
+        let Some(kind) = kinds.draw(&mut rand::rng(), || (0..SCRIPTS.len()).collect()) else { return Ok(()) };
+        numbers[kind] += 1;
+        let job = Job::new(&SCRIPTS[kind], numbers[kind]);
+        store.write(&job.id, None, vec![Happening::of_job("job.queued", json!({}))], Some("QUEUED")).await?;
+        if queue.send(job).await.is_err() {
+            return Ok(());
         }
-        if let Some(Ok(ended)) = running.join_next().await {
-            ended?;
-        }
-        tidy(pool).await?;
     }
 }
 
-fn actor(number: u64) -> String {
-    format!("runner-{}", number % 5 + 1)
+async fn work(runner: &'static str, queued: &Mutex<mpsc::Receiver<Job>>, store: &Store) -> Result<(), sqlx::Error> {
+    loop {
+        let next = queued.lock().await.recv().await;
+        let Some(job) = next else { return Ok(()) };
+        Run { job, runner, store }.finish().await?;
+        store.forget_old_jobs().await?;
+        sleep(Duration::from_millis(rand::random_range(400..2500))).await;
+    }
 }
 
-async fn tidy(pool: &SqlitePool) -> Result<(), sqlx::Error> {
-    const OLD: &str = "SELECT id FROM runner_jobs WHERE status IN ('COMPLETED', 'FAILED', 'CANCELLED')
-                       ORDER BY updated_at DESC LIMIT -1 OFFSET ?1";
-    let mut together = pool.begin().await?;
-    let old: Vec<String> = sqlx::query_scalar(OLD).bind(KEPT).fetch_all(&mut *together).await?;
-    for job in old {
-        sqlx::query("DELETE FROM job_events WHERE job_id = ?1").bind(&job).execute(&mut *together).await?;
-        sqlx::query("DELETE FROM runner_jobs WHERE id = ?1").bind(&job).execute(&mut *together).await?;
-    }
-    together.commit().await
+/// How a job is going to end, decided before it begins.
+#[derive(Clone, Copy)]
+enum Fate {
+    Completes,
+    FailsIn(usize),
+    IsCancelledIn(usize),
 }
 
 struct Job {
-    pool: SqlitePool,
     id: String,
-    actor: String,
+    script: &'static Script,
+    fate: Fate,
+    rng: StdRng,
+    words: Words,
 }
-
-/// One row to come: step, type, payload.
-type Row<'a> = (Option<&'a str>, &'a str, Value);
 
 impl Job {
-    async fn run(&self, script: Script) -> Result<(), sqlx::Error> {
-        let began = Instant::now();
-        self.write(&[(None, "job.queued", json!({}))], Some("QUEUED")).await?;
-        sleep(within(0.2, 1.0)).await;
-        let steps: Vec<Value> = script.steps.iter().map(|step| json!({ "id": step.id, "name": step.name })).collect();
-        let started = json!({
-            "name": script.name, "branch": script.branch, "commit": script.commit, "trigger": script.trigger,
-            "steps": steps,
-        });
-        self.write(&[(None, "job.started", started)], Some("RUNNING")).await?;
-        for (index, step) in script.steps.iter().enumerate() {
-            let left = &script.steps[index + 1..];
-            match self.step(step).await? {
-                Outcome::Passes => {}
-                Outcome::Fails { error, .. } => {
-                    let error = format!("{} failed: {error}", step.name);
-                    let last = json!({ "durationMs": millis(began), "error": error });
-                    return self.end(left, "a step before it failed", "job.failed", last, "FAILED").await;
-                }
-                Outcome::IsCancelled { by } => {
-                    let last = json!({ "by": by });
-                    return self.end(left, "the job was cancelled", "job.cancelled", last, "CANCELLED").await;
-                }
-            }
-        }
-        self.end(&[], "", "job.completed", json!({ "durationMs": millis(began) }), "COMPLETED").await
-    }
-
-    async fn step<'a>(&self, step: &'a Step) -> Result<&'a Outcome, sqlx::Error> {
-        let began = Instant::now();
-        let id = Some(step.id);
-        self.write(&[(id, "step.started", json!({ "name": step.name }))], None).await?;
-        let pieces = step.pieces();
-        let count = pieces.len();
-        for (index, lines) in pieces.into_iter().enumerate() {
-            let pace = step.lasts.as_secs_f64() / count as f64;
-            sleep(within(pace * 0.3, pace * 1.7)).await;
-            let mut rows: Vec<Row> =
-                lines.iter().map(|line| (id, "step.output", json!({ "line": line, "stream": "stdout" }))).collect();
-            if step.tells_progress {
-                let percent = (index + 1) * 100 / count;
-                rows.push((id, "step.progress", json!({ "percent": percent })));
-            }
-            self.write(&rows, None).await?;
-        }
-        let last = match &step.outcome {
-            Outcome::Passes => (id, "step.completed", json!({ "durationMs": millis(began) })),
-            Outcome::Fails { error, lines } => {
-                let rows: Vec<Row> =
-                    lines.iter().map(|line| (id, "step.output", json!({ "line": line, "stream": "stderr" }))).collect();
-                self.write(&rows, None).await?;
-                (id, "step.failed", json!({ "durationMs": millis(began), "error": error, "exitCode": 1 }))
-            }
-            Outcome::IsCancelled { .. } => {
-                (id, "step.failed", json!({ "durationMs": millis(began), "error": "cancelled", "exitCode": 130 }))
-            }
+    fn new(script: &'static Script, number: u32) -> Self {
+        let mut rng = StdRng::from_rng(&mut rand::rng());
+        let step = rng.random_range(0..script.steps.len());
+        let fate = match rng.random_range(0.0..1.0) {
+            roll if roll < FAILS => Fate::FailsIn(step),
+            roll if roll < FAILS + IS_CANCELLED => Fate::IsCancelledIn(step),
+            _ => Fate::Completes,
         };
-        self.write(&[last], None).await?;
-        Ok(&step.outcome)
+        Self { id: format!("{}-{number}", script.prefix), script, fate, rng, words: Words::default() }
     }
 
-    /// The last events and the final status become visible together.
-    async fn end(&self, left: &[Step], why: &str, kind: &str, last: Value, status: &str) -> Result<(), sqlx::Error> {
-        let mut rows: Vec<Row> =
-            left.iter().map(|step| (Some(step.id), "step.skipped", json!({ "reason": why }))).collect();
-        rows.push((None, kind, last));
-        self.write(&rows, Some(status)).await
+    fn pick(&mut self, from: &[&'static str]) -> &'static str {
+        from.choose(&mut self.rng).copied().unwrap_or_default()
     }
 
-    async fn write(&self, rows: &[Row<'_>], status: Option<&str>) -> Result<(), sqlx::Error> {
-        let mut together = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        for (step, kind, payload) in rows {
-            sqlx::query(
-                "INSERT INTO job_events (id, job_id, step_id, type, timestamp, actor, payload)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            )
-            .bind(uuid::Uuid::now_v7().to_string())
-            .bind(&self.id)
-            .bind(*step)
-            .bind(*kind)
-            .bind(Rfc3339(Timestamp::now()).to_string())
-            .bind(&self.actor)
-            .bind(payload.to_string())
-            .execute(&mut *together)
-            .await?;
-        }
-        if let Some(status) = status {
-            sqlx::query(
-                "UPDATE runner_jobs SET status = ?2, updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') WHERE id = ?1",
-            )
-            .bind(&self.id)
-            .bind(status)
-            .execute(&mut *together)
-            .await?;
-        }
-        together.commit().await
+    fn fill(&mut self, template: &str) -> String {
+        self.words.fill(template, &mut self.rng)
+    }
+
+    fn line(&mut self, step: &'static str, template: &str) -> Happening {
+        Happening::of_step(step, "step.output", json!({ "line": self.fill(template) }))
+    }
+
+    fn lines(&mut self, step: &'static str, templates: &[&str]) -> Vec<Happening> {
+        templates.iter().map(|template| self.line(step, template)).collect()
+    }
+
+    fn seconds(&mut self, between: (f64, f64)) -> Duration {
+        Duration::from_secs_f64(self.rng.random_range(between.0..between.1))
     }
 }
 
-fn millis(since: Instant) -> u64 {
+/// A job that a runner has taken.
+struct Run<'a> {
+    job: Job,
+    runner: &'static str,
+    store: &'a Store,
+}
+
+impl Run<'_> {
+    async fn finish(mut self) -> Result<(), sqlx::Error> {
+        let begun = Instant::now();
+        self.start().await?;
+        for (number, step) in self.job.script.steps.iter().enumerate() {
+            match self.job.fate {
+                Fate::FailsIn(fatal) if fatal == number => {
+                    self.step_until_it_fails(step).await?;
+                    return self.fail(begun, step, number).await;
+                }
+                Fate::IsCancelledIn(fatal) if fatal == number => {
+                    let share = self.job.rng.random_range(0.2..0.8);
+                    self.begin(step, share).await?;
+                    let by = self.job.pick(PEOPLE);
+                    return self.end("CANCELLED", vec![Happening::of_job("job.cancelled", json!({ "by": by }))]).await;
+                }
+                _ => self.step(step).await?,
+            }
+        }
+        let done = json!({ "durationMs": elapsed_ms(begun) });
+        self.end("COMPLETED", vec![Happening::of_job("job.completed", done)]).await
+    }
+
+    async fn start(&mut self) -> Result<(), sqlx::Error> {
+        let script = self.job.script;
+        let (branch, trigger) = (self.job.pick(script.branches), self.job.pick(script.triggers));
+        let (branch, trigger, commit) = (self.job.fill(branch), self.job.fill(trigger), self.job.fill("{hex}"));
+        self.job.words.hold("branch", branch.clone());
+        self.job.words.hold("commit", commit.clone());
+        let steps: Vec<_> = script.steps.iter().map(|step| json!({ "id": step.id, "name": step.name })).collect();
+        let name = self.job.fill(script.name);
+        let started = json!({ "name": name, "branch": branch, "commit": commit, "trigger": trigger, "steps": steps });
+        self.write(vec![Happening::of_job("job.started", started)], Some("RUNNING")).await
+    }
+
+    async fn step(&mut self, step: &'static Step) -> Result<(), sqlx::Error> {
+        let begun = self.begin(step, 1.0).await?;
+        let mut last = self.job.lines(step.id, step.last);
+        last.push(Happening::of_step(step.id, "step.completed", json!({ "durationMs": elapsed_ms(begun) })));
+        self.write(last, None).await
+    }
+
+    async fn step_until_it_fails(&mut self, step: &'static Step) -> Result<(), sqlx::Error> {
+        let share = self.job.rng.random_range(0.3..0.9);
+        let begun = self.begin(step, share).await?;
+        let failure = &step.failure;
+        let mut last: Vec<_> = self.job.lines(step.id, failure.lines).into_iter().map(Happening::on_stderr).collect();
+        let failed = json!({ "durationMs": elapsed_ms(begun), "error": failure.error, "exitCode": failure.exit_code });
+        last.push(Happening::of_step(step.id, "step.failed", failed));
+        self.write(last, None).await
+    }
+
+    /// The step from its start through `share` of its time.
+    async fn begin(&mut self, step: &'static Step, share: f64) -> Result<Instant, sqlx::Error> {
+        let (begun, whole) = (Instant::now(), self.job.seconds(step.seconds));
+        // a share beyond the end of the step: no burst in this one
+        let mut burst_at = step.bursts.then(|| self.job.rng.random_range(0.1..2.0));
+        let mut first = vec![Happening::of_step(step.id, "step.started", json!({ "name": step.name }))];
+        first.extend(self.job.lines(step.id, step.first));
+        self.write(first, None).await?;
+        loop {
+            sleep(self.job.seconds((0.08, 0.65))).await;
+            let done = begun.elapsed().as_secs_f64() / whole.as_secs_f64();
+            if done >= share {
+                return Ok(begun);
+            }
+            let count = match burst_at {
+                Some(at) if done > at => {
+                    burst_at = None;
+                    BURST_LINES
+                }
+                _ => self.job.rng.random_range(1..4),
+            };
+            let mut news = Vec::new();
+            for _ in 0..if step.lines.is_empty() { 0 } else { count } {
+                let template = self.job.pick(step.lines);
+                news.push(self.job.line(step.id, template));
+            }
+            if let Some(message) = step.progress {
+                let progress = json!({ "percent": (done * 100.0).round() as u32, "message": self.job.fill(message) });
+                news.push(Happening::of_step(step.id, "step.progress", progress));
+            }
+            self.write(news, None).await?;
+        }
+    }
+
+    /// What was still to be done is skipped.
+    async fn fail(self, begun: Instant, failed: &Step, number: usize) -> Result<(), sqlx::Error> {
+        let reason = json!({ "reason": format!("{} failed", failed.id) });
+        let skipped = self.job.script.steps.iter().skip(number + 1);
+        let mut last: Vec<_> =
+            skipped.map(|step| Happening::of_step(step.id, "step.skipped", reason.clone())).collect();
+        let error = format!("{}: {}", failed.name, failed.failure.error);
+        last.push(Happening::of_job("job.failed", json!({ "durationMs": elapsed_ms(begun), "error": error })));
+        self.end("FAILED", last).await
+    }
+
+    /// The last event and the final status are one commit: nobody can see the one without the other.
+    async fn end(self, status: &'static str, last: Vec<Happening>) -> Result<(), sqlx::Error> {
+        self.write(last, Some(status)).await
+    }
+
+    async fn write(&self, news: Vec<Happening>, status: Option<&'static str>) -> Result<(), sqlx::Error> {
+        self.store.write(&self.job.id, Some(self.runner), news, status).await
+    }
+}
+
+fn elapsed_ms(since: Instant) -> u64 {
     since.elapsed().as_millis() as u64
-}
-
-fn within(least: f64, most: f64) -> Duration {
-    Duration::from_secs_f64(rand::rng().random_range(least..most))
 }

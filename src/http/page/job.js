@@ -1,150 +1,146 @@
-// What is known of one job: grows with each of its events.
+// What is known of one job, from its events. Events are foreign input: any type, any payload.
 
-const KEPT_LINES = 2000;
-const ENDS = { "job.completed": "COMPLETED", "job.failed": "FAILED", "job.cancelled": "CANCELLED" };
-// colours and cursor moves of terminals
-const ESCAPES = /\u001b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\u0007\u001b]*(?:\u0007|\u001b\\)|.)/g;
-const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g;
+const ENDED = { COMPLETED: "completed", FAILED: "failed", CANCELLED: "cancelled" };
 
-export const isFinal = (status) => Object.values(ENDS).includes(status);
-
-const clean = (text) => text.replace(ESCAPES, "").replace(CONTROLS, "");
+export const statusWord = (status) => (typeof status === "string" ? status.toLowerCase() : "unknown");
+export const isEnded = (status) => Object.hasOwn(ENDED, status);
 
 export class Job {
-  id;
   name = null;
   status = null;
-  facts = [];
-  // by id, in the order in which they were told of
+  facts = {};
+  error = null;
+  /** @type {Map<string, Step>} in the order of the list, or of first sight */
   steps = new Map();
-  lines = [];
-  // lines that came before those kept
-  dropped = 0;
-  begin = null;
-  end = null;
-  newest = null;
-  events = 0;
-  repeats = 0;
-  #seen = new Set();
+  startedAt = null;
+  firstAt = null;
+  lastAt = null;
 
   constructor(id) {
     this.id = id;
   }
 
-  // False where this very event was taken before.
-  take(event) {
-    if (this.#seen.has(event.id)) {
-      this.repeats += 1;
-      return false;
-    }
-    this.#seen.add(event.id);
-    this.events += 1;
-    const at = Date.parse(event.timestamp) || Date.now();
-    this.newest = Math.max(this.newest ?? at, at);
-    const { type } = event;
-    const payload = event.payload ?? {};
-    if (this.begin === null || type === "job.started") this.begin = at;
-    if (type === "job.started") this.#start(payload);
-    if (ENDS[type]) {
-      this.status = ENDS[type];
-      this.end = at;
-    } else if (this.status === null || type === "job.started") {
-      this.status = type === "job.queued" ? "QUEUED" : "RUNNING";
-    }
-    if (event.stepId) this.#step(event.stepId, type, payload, at);
-    this.#line(event, type, payload, at);
-    return true;
+  /** Milliseconds on the server's clock at which the job's time line begins. */
+  get beganAt() {
+    return this.startedAt ?? this.firstAt;
   }
 
-  // As the source says, which knows better than the events.
+  get isOver() {
+    return isEnded(this.status);
+  }
+
+  /** When the picture ends. */
+  endAt(now) {
+    return this.isOver ? this.lastAt ?? now : Math.max(now, this.lastAt ?? now);
+  }
+
+  apply({ type, stepId, at, payload }) {
+    this.firstAt ??= at;
+    this.lastAt = Math.max(this.lastAt ?? at, at);
+    const fields = payload !== null && typeof payload === "object" ? payload : {};
+    if (stepId !== null) this.#step(stepId, at).apply(type, at, fields);
+    else this.#applyToJob(type, at, fields);
+    // whoever writes no job.queued and no job.started is running as soon as there is anything
+    this.status ??= "RUNNING";
+  }
+
   ended(status) {
     this.status = status;
-    this.end ??= this.newest ?? Date.now();
+    for (const step of this.steps.values()) step.jobEnded(this.lastAt, status);
   }
 
-  #start({ name, branch, commit, trigger, steps }) {
-    this.name = text(name);
-    this.facts = [text(branch), text(commit), trigger && `by ${text(trigger)}`].filter(Boolean);
-    this.end = null;
-    if (!Array.isArray(steps)) return;
-    for (const step of steps) this.#find(String(step.id)).name = text(step.name) ?? String(step.id);
+  #step(id, at) {
+    let step = this.steps.get(id);
+    if (!step) this.steps.set(id, (step = new Step(id, id)));
+    step.seen(at);
+    return step;
   }
 
-  #find(id) {
-    if (!this.steps.has(id)) {
-      this.steps.set(id, { id, name: id, state: "waiting", begin: null, end: null, percent: null, note: null });
-    }
-    return this.steps.get(id);
-  }
-
-  #step(id, type, payload, at) {
-    const step = this.#find(id);
-    const ends = { "step.completed": "completed", "step.failed": "failed", "step.skipped": "skipped" };
-    if (type === "step.skipped") {
-      step.state = "skipped";
-      step.note = text(payload.reason);
-      return;
-    }
-    step.begin ??= at;
-    if (type === "step.started" && payload.name) step.name = text(payload.name);
-    if (type === "step.progress") step.percent = Math.max(0, Math.min(100, Number(payload.percent) || 0));
-    if (ends[type]) {
-      step.state = ends[type];
-      step.end = at;
-      step.note = text(payload.error);
-    } else if (step.end === null) {
-      step.state = "running";
-    }
-  }
-
-  #line(event, type, payload, at) {
-    if (type === "step.progress") return;
-    const isOutput = type === "step.output" && typeof payload.line === "string";
-    const tone = isOutput ? (payload.stream === "stderr" ? "error" : "plain") : type.endsWith(".failed") ? "failed" : "own";
-    const content = isOutput ? payload.line.replace(/[\r\n]+$/, "") : described(type, payload);
-    this.lines.push({ at, step: event.stepId, tone, text: clean(content) });
-    if (this.lines.length > KEPT_LINES * 2) {
-      this.dropped += this.lines.length - KEPT_LINES;
-      this.lines = this.lines.slice(-KEPT_LINES);
+  #applyToJob(type, at, fields) {
+    switch (type) {
+      case "job.queued":
+        this.status = "QUEUED";
+        break;
+      case "job.started":
+        this.status = "RUNNING";
+        this.startedAt = at;
+        this.name = words(fields.name);
+        this.facts = { branch: words(fields.branch), commit: words(fields.commit), trigger: words(fields.trigger) };
+        for (const listed of Array.isArray(fields.steps) ? fields.steps : []) {
+          const id = words(listed?.id);
+          if (id !== null && !this.steps.has(id)) this.steps.set(id, new Step(id, words(listed.name) ?? id));
+        }
+        break;
+      case "job.completed":
+        return this.ended("COMPLETED");
+      case "job.failed":
+        this.error = words(fields.error);
+        return this.ended("FAILED");
+      case "job.cancelled":
+        this.error = words(fields.by) && `cancelled by ${fields.by}`;
+        return this.ended("CANCELLED");
     }
   }
 }
 
-function text(value) {
-  return value === undefined || value === null ? null : clean(String(value));
-}
+export class Step {
+  /** pending | running | seen (never said to have started) | completed | failed | skipped | cancelled */
+  state = "pending";
+  from = null;
+  to = null;
+  percent = null;
+  message = null;
 
-export function duration(ms) {
-  const seconds = Math.max(0, ms) / 1000;
-  if (seconds < 60) return `${seconds.toFixed(1)} s`;
-  const minutes = Math.floor(seconds / 60);
-  if (minutes < 60) return `${minutes} min ${Math.floor(seconds % 60)} s`;
-  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
-}
+  constructor(id, name) {
+    this.id = id;
+    this.name = name;
+  }
 
-// Our own demo's vocabulary in words; anything else as it is.
-function described(type, payload) {
-  const took = typeof payload.durationMs === "number" ? ` in ${duration(payload.durationMs)}` : "";
-  switch (type) {
-    case "job.queued":
-      return "queued";
-    case "job.started":
-      return `started${payload.trigger ? ` by ${payload.trigger}` : ""}`;
-    case "step.started":
-      return "started";
-    case "step.completed":
-    case "job.completed":
-      return `completed${took}`;
-    case "step.failed":
-    case "job.failed":
-      return `failed${took}${payload.error ? `: ${payload.error}` : ""}`;
-    case "step.skipped":
-      return `skipped${payload.reason ? `: ${payload.reason}` : ""}`;
-    case "job.cancelled":
-      return `cancelled${payload.by ? ` by ${payload.by}` : ""}`;
-    default: {
-      const shown = JSON.stringify(payload);
-      return shown === "{}" ? type : `${type} ${shown.length > 2000 ? `${shown.slice(0, 2000)}…` : shown}`;
+  seen(at) {
+    if (this.state === "pending") this.state = "seen";
+    this.from ??= at;
+    if (this.state === "seen") this.to = at;
+  }
+
+  apply(type, at, fields) {
+    switch (type) {
+      case "step.started":
+        this.state = "running";
+        this.from = at;
+        this.to = null;
+        this.name = words(fields.name) ?? this.name;
+        break;
+      case "step.progress":
+        this.percent = Number.isFinite(fields.percent) ? Math.min(100, Math.max(0, fields.percent)) : null;
+        this.message = words(fields.message);
+        break;
+      case "step.completed":
+        this.#end("completed", at);
+        break;
+      case "step.failed":
+        this.#end("failed", at);
+        this.message = words(fields.error);
+        break;
+      case "step.skipped":
+        this.#end("skipped", at);
+        this.message = words(fields.reason);
+        break;
     }
   }
+
+  #end(state, at) {
+    this.state = state;
+    this.to = at;
+    this.percent = null;
+    this.message = null;
+  }
+
+  jobEnded(at, status) {
+    if (this.state === "running") this.#end(ENDED[status] ?? "cancelled", at);
+  }
+}
+
+function words(value) {
+  if (typeof value === "number") return String(value);
+  return typeof value === "string" && value !== "" ? value.slice(0, 300) : null;
 }

@@ -1,132 +1,173 @@
-// One job's stream. Over fetch and not EventSource, which hears only the event types that it was told of: a job's
-// types are its writer's own.
+// One job's stream: keeps a connection, comes back by itself, and goes on after the last cursor that it saw.
+// EventSource hears only types that are named in advance; here every event is heard, whatever its type.
 
-const FIRST_WAIT = 500;
-const LONGEST_WAIT = 15000;
+const LONGEST_WAIT_MS = 30_000;
+
+/** Splits text that arrives in pieces into server-sent events (WHATWG HTML, section 9.2.6). */
+export class Parser {
+  #rest = "";
+  #data = [];
+  #type = "";
+  #id;
+
+  /** @param {(event: {id?: string, type: string, data: string}) => void} onEvent `id` only where the event brings one
+   *  @param {(ms: number) => void} onRetry */
+  constructor(onEvent, onRetry) {
+    this.onEvent = onEvent;
+    this.onRetry = onRetry;
+  }
+
+  feed(text) {
+    this.#rest += text;
+    // a CR at the very end may be the first half of a CRLF
+    const whole = this.#rest.endsWith("\r") ? this.#rest.slice(0, -1) : this.#rest;
+    const lines = whole.split(/\r\n|\n|\r/);
+    const unfinished = lines.pop();
+    this.#rest = unfinished + this.#rest.slice(whole.length);
+    for (const line of lines) this.#line(line);
+  }
+
+  #line(line) {
+    if (line === "") return this.#dispatch();
+    const colon = line.indexOf(":");
+    if (colon === 0) return;
+    const field = colon < 0 ? line : line.slice(0, colon);
+    const value = colon < 0 ? "" : line.slice(colon + 1).replace(/^ /, "");
+    if (field === "data") this.#data.push(value);
+    else if (field === "event") this.#type = value;
+    else if (field === "id" && !value.includes("\0")) this.#id = value;
+    else if (field === "retry" && /^\d+$/.test(value)) this.onRetry(Number(value));
+  }
+
+  #dispatch() {
+    const event = { id: this.#id, type: this.#type || "message", data: this.#data.join("\n") };
+    // an id may come without data: it only says where the stream stands
+    if (this.#data.length > 0 || event.id !== undefined) this.onEvent(event);
+    this.#data = [];
+    this.#type = "";
+    this.#id = undefined;
+  }
+}
 
 export class JobStream {
+  cursor = "";
+  connections = 0;
   #url;
-  #on;
-  #cursor = null;
-  #attempts = 0;
-  #abort = new AbortController();
-  #wake = null;
-  #pause = 0;
-  #closed = false;
+  #hear;
+  #attempt = 0;
+  #retryMs = 3000;
+  #abort = null;
+  #timer = 0;
 
-  // `on`: state(name, detail), event(envelope, cursor), own(type, data)
-  constructor(url, on) {
+  /**
+   * @param {string} url
+   * @param {object} hear What becomes of it:
+   *   `state(name, detail)` with name connecting | live | reconnecting | offline | complete | failed | closed,
+   *   `event(type, data, id)` for each event of the job,
+   *   `complete(status)`, `reset(reason)`, `error(problem)`, `bye(reason)` as Jobcast says them.
+   */
+  constructor(url, hear) {
     this.#url = url;
-    this.#on = on;
-    this.#run();
+    this.#hear = hear;
   }
 
-  get cursor() {
-    return this.#cursor;
-  }
-
-  close() {
-    this.#closed = true;
-    this.#abort.abort();
-    this.#wake?.();
-  }
-
-  // Cuts the connection, as a network would, and comes back after so many milliseconds.
-  drop(pause) {
-    this.#pause = pause;
-    this.#abort.abort();
-  }
-
-  // Does not wait any longer.
-  wake() {
-    if (this.#pause === 0) this.#wake?.();
-  }
-
-  async #run() {
-    while (!this.#closed) {
-      this.#on.state("connecting");
-      let wait = null;
-      try {
-        wait = await this.#connect();
-      } catch {
-        // the network, or ourselves
-      }
-      if (this.#closed || wait === "over") return;
-      const ceiling = Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** this.#attempts++);
-      wait = this.#pause || wait || ceiling * (0.5 + Math.random() / 2);
-      this.#on.state("offline", { wait });
-      await new Promise((done) => {
-        this.#wake = done;
-        setTimeout(done, wait);
-      });
-      this.#pause = 0;
-    }
-  }
-
-  async #connect() {
+  open() {
+    clearTimeout(this.#timer);
+    this.#abort?.abort();
     this.#abort = new AbortController();
-    const headers = { Accept: "text/event-stream" };
-    if (this.#cursor) headers["Last-Event-ID"] = this.#cursor;
-    const response = await fetch(this.#url, { headers, cache: "no-store", signal: this.#abort.signal });
-    if (response.status === 204) {
-      this.#on.state("complete");
-      return "over";
-    }
-    if (!response.ok) {
-      const problem = await response.json().catch(() => ({}));
-      const text = problem.detail ?? `The server answered ${response.status}`;
-      const again = response.status === 429 || response.status === 503;
-      this.#on.state(again ? "offline" : "failed", { text });
-      return again ? Number(response.headers.get("Retry-After") ?? 5) * 1000 : "over";
-    }
-    this.#on.state("live", { replay: response.headers.get("X-Jobcast-Replay") });
-    return await this.#read(response.body);
+    this.#run(this.#abort.signal);
   }
 
-  // Until the stream ends; returns how long to wait then.
-  async #read(body) {
+  close(state = "closed") {
+    clearTimeout(this.#timer);
+    this.#abort?.abort();
+    this.#abort = null;
+    this.#hear.state(state, {});
+  }
+
+  async #run(signal) {
+    this.#hear.state(this.connections === 0 ? "connecting" : "reconnecting", {});
+    try {
+      const headers = { Accept: "text/event-stream" };
+      if (this.cursor) headers["Last-Event-ID"] = this.cursor;
+      const response = await fetch(this.#url, { headers, cache: "no-store", signal });
+      if (response.status === 204) return this.close("complete");
+      if (!response.ok) return await this.#refused(response, signal);
+      this.connections += 1;
+      this.#hear.state("live", { resumedFrom: this.cursor });
+      if (await this.#read(response.body, signal)) return this.close("complete");
+    } catch (error) {
+      if (signal.aborted) return;
+    }
+    if (!signal.aborted) this.#comeBack();
+  }
+
+  /** Whether the job has ended. */
+  async #read(body, signal) {
+    let isOver = false;
+    const parser = new Parser(
+      (event) => {
+        if (signal.aborted) return;
+        if (event.id !== undefined) this.cursor = event.id;
+        if (event.data !== "") isOver = this.#take(event) || isOver;
+      },
+      (ms) => (this.#retryMs = ms),
+    );
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-    let text = "";
-    let wait = 0;
-    let message = {};
     for (;;) {
       const { done, value } = await reader.read();
-      if (done) return wait;
-      text += value;
-      const lines = text.split("\n");
-      text = lines.pop();
-      for (const line of lines) {
-        if (line !== "") {
-          const colon = line.indexOf(":");
-          if (colon > 0) message[line.slice(0, colon)] = line.slice(colon + 1).replace(/^ /, "");
-          continue;
-        }
-        const next = this.#take(message);
-        message = {};
-        if (next === "over") return next;
-        wait = next ?? wait;
-      }
+      if (done) return false;
+      this.#attempt = 0;
+      parser.feed(value);
+      if (isOver) return true;
     }
   }
 
-  #take({ id, event, data }) {
-    if (id) this.#cursor = id;
-    if (data === undefined) return undefined;
-    const content = JSON.parse(data);
-    if (!event?.startsWith("stream.")) {
-      this.#attempts = 0;
-      this.#on.event(content, id);
-      return undefined;
+  #take({ type, data, id }) {
+    const value = parsed(data);
+    switch (type) {
+      case "stream.complete":
+        this.#hear.complete(value?.status);
+        return true;
+      case "stream.reset":
+        this.#hear.reset(value?.reason);
+        return false;
+      case "stream.error":
+        this.#hear.error(value ?? {});
+        return false;
+      case "stream.bye":
+        this.#hear.bye(value?.reason);
+        return false;
+      default:
+        this.#hear.event(type, value, id);
+        return false;
     }
-    this.#on.own(event, content);
-    if (event === "stream.complete") {
-      this.#on.state("complete", { status: content.status });
-      return "over";
-    }
-    if (event === "stream.error" && !content.retryable) {
-      this.#on.state("failed", { text: content.message });
-      return "over";
-    }
-    return content.retryInMs;
+  }
+
+  async #refused(response, signal) {
+    const problem = (await response.json().catch(() => null)) ?? {};
+    if (signal.aborted) return;
+    const { code = `http_${response.status}`, detail: message = response.statusText } = problem;
+    const retryable = response.status === 429 || response.status === 503;
+    this.#hear.error({ code, message, retryable });
+    if (retryable) this.#comeBack(Number(response.headers.get("Retry-After")) * 1000);
+    else this.close("failed");
+  }
+
+  /** Never sooner than the server says; each failure in a row doubles it, and the spread keeps browsers apart. */
+  #comeBack(atLeastMs = 0) {
+    const doubled = Math.min(this.#retryMs * 2 ** this.#attempt, LONGEST_WAIT_MS);
+    const waitMs = Math.max(doubled * (1 + Math.random() / 4), atLeastMs);
+    this.#attempt += 1;
+    this.#hear.state("reconnecting", { inMs: waitMs });
+    this.#timer = setTimeout(() => this.open(), waitMs);
+  }
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
   }
 }

@@ -171,10 +171,11 @@ impl Sqlite {
     /// One statement, so that status, cursor and events are of one moment.
     async fn read_page(&self, job: &JobId, after: Position, limit: Limit) -> Result<Answer, sqlx::Error> {
         let mut rows = sqlx::query(
-            "SELECT e.seq, e.id, e.job_id, e.step_id, e.type, e.timestamp, e.actor, e.payload, w.status, w.mark
+            "SELECT e.seq, e.id, e.job_id, e.step_id, e.type, e.timestamp, e.actor, e.payload, w.status, w.mark, w.newest
              FROM (SELECT ?1 AS job_id,
                      (SELECT status FROM runner_jobs WHERE id = ?1) AS status,
-                     (SELECT id FROM job_events WHERE seq = ?2 AND job_id = ?1) AS mark) w
+                     (SELECT id FROM job_events WHERE seq = ?2 AND job_id = ?1) AS mark,
+                     coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job_events'), 0) AS newest) w
              LEFT JOIN job_events e ON e.job_id = w.job_id AND e.seq > ?2
              ORDER BY e.seq LIMIT ?3",
         )
@@ -188,7 +189,9 @@ impl Sqlite {
             let mark: Option<String> = row.try_get(9)?;
             status = row.try_get::<Option<String>, _>(8)?;
             if !after.is_on(mark.as_deref()) {
-                return Ok(Answer::Lost(Reset::Trimmed));
+                // another event has its number, or none has had it yet; else it was deleted
+                let is_rewound = mark.is_some() || after.seq > row.try_get(10)?;
+                return Ok(Answer::Lost(if is_rewound { Reset::Rewound } else { Reset::Trimmed }));
             }
             if row.try_get::<Option<i64>, _>(0)?.is_none() {
                 break;

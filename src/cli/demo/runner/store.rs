@@ -1,0 +1,92 @@
+//! The rows, written as any runner would write them that knows nothing of Jobcast but its two tables.
+
+use serde_json::{Value, json};
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
+use std::path::Path;
+use std::time::Duration;
+use uuid::Uuid;
+
+const KEPT_JOBS: i64 = 200;
+
+/// An event to be.
+pub struct Happening {
+    step: Option<&'static str>,
+    kind: &'static str,
+    payload: Value,
+}
+
+impl Happening {
+    pub fn of_job(kind: &'static str, payload: Value) -> Self {
+        Self { step: None, kind, payload }
+    }
+
+    pub fn of_step(step: &'static str, kind: &'static str, payload: Value) -> Self {
+        Self { step: Some(step), kind, payload }
+    }
+
+    pub fn on_stderr(mut self) -> Self {
+        self.payload["stream"] = json!("stderr");
+        self
+    }
+}
+
+pub struct Store(SqlitePool);
+
+impl Store {
+    pub async fn open(database: &Path) -> Result<Self, sqlx::Error> {
+        let options = SqliteConnectOptions::new().filename(database).busy_timeout(Duration::from_secs(5));
+        // one connection: the runners of one process need not wait for each other inside of SQLite
+        Ok(Self(SqlitePoolOptions::new().max_connections(1).connect_with(options).await?))
+    }
+
+    /// Events and the status that they lead to, in one commit.
+    pub async fn write(
+        &self,
+        job: &str,
+        actor: Option<&str>,
+        news: Vec<Happening>,
+        status: Option<&str>,
+    ) -> Result<(), sqlx::Error> {
+        let mut transaction = self.0.begin_with("BEGIN IMMEDIATE").await?;
+        for happening in news {
+            sqlx::query(
+                "INSERT INTO job_events (id, job_id, step_id, type, actor, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )
+            .bind(Uuid::now_v7().to_string())
+            .bind(job)
+            .bind(happening.step)
+            .bind(happening.kind)
+            .bind(actor)
+            .bind(happening.payload.to_string())
+            .execute(&mut *transaction)
+            .await?;
+        }
+        if let Some(status) = status {
+            sqlx::query(
+                "UPDATE runner_jobs SET status = ?2, updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') WHERE id = ?1",
+            )
+            .bind(job)
+            .bind(status)
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await
+    }
+
+    /// A demo may run for days.
+    pub async fn forget_old_jobs(&self) -> Result<(), sqlx::Error> {
+        let mut transaction = self.0.begin_with("BEGIN IMMEDIATE").await?;
+        let old: Vec<String> = sqlx::query_scalar(
+            "SELECT id FROM runner_jobs WHERE status IN ('COMPLETED', 'FAILED', 'CANCELLED')
+             ORDER BY changed DESC LIMIT -1 OFFSET ?1",
+        )
+        .bind(KEPT_JOBS)
+        .fetch_all(&mut *transaction)
+        .await?;
+        for job in old {
+            sqlx::query("DELETE FROM job_events WHERE job_id = ?1").bind(&job).execute(&mut *transaction).await?;
+            sqlx::query("DELETE FROM runner_jobs WHERE id = ?1").bind(&job).execute(&mut *transaction).await?;
+        }
+        transaction.commit().await
+    }
+}
