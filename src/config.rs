@@ -3,6 +3,7 @@
 //! A setting is one field here; `config/jobcast.toml` shows each with its default and a line on it, and a test holds the
 //! two together. A module is given its own section, never the whole.
 
+use crate::event::JobStatus;
 use crate::sse::Shape;
 use crate::telemetry::LogFormat;
 use bytesize::ByteSize;
@@ -88,18 +89,71 @@ pub struct Source {
     pub retry_max: Duration,
     #[serde(with = "span")]
     pub ready_grace: Duration,
+    #[serde(with = "span")]
+    pub settle: Duration,
     pub sqlite: Sqlite,
+    pub postgres: Postgres,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SourceKind {
     Sqlite,
+    Postgres,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sqlite {
     pub path: PathBuf,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Postgres {
+    pub url: Secret,
+    pub pool: u32,
+    pub events_table: String,
+    /// Empty: there is none.
+    pub jobs_table: String,
+    pub columns: Columns,
+    pub job_columns: JobColumns,
+    pub statuses: Endings,
+    pub final_types: Endings,
+    /// Empty: polls only.
+    pub listen: String,
+    #[serde(with = "span")]
+    pub look_back: Duration,
+    #[serde(with = "span")]
+    pub sweep: Duration,
+}
+
+/// What the event table's columns are called.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Columns {
+    pub id: String,
+    pub job_id: String,
+    pub step_id: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub timestamp: String,
+    pub actor: String,
+    pub payload: String,
+    pub seq: String,
+    pub xid: String,
+}
+
+/// What the job table's columns are called.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobColumns {
+    pub id: String,
+    pub status: String,
+}
+
+/// Texts that say how a job ended.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Endings {
+    pub completed: Vec<String>,
+    pub failed: Vec<String>,
+    pub cancelled: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -199,8 +253,59 @@ impl Default for Source {
             retry_initial: Duration::from_millis(200),
             retry_max: Duration::from_secs(10),
             ready_grace: Duration::from_secs(10),
+            settle: Duration::from_secs(2),
             sqlite: Sqlite { path: "jobcast.db".into() },
+            postgres: Postgres::default(),
         }
+    }
+}
+
+impl Default for Postgres {
+    fn default() -> Self {
+        Self {
+            url: Secret::default(),
+            pool: 4,
+            events_table: "job_events".into(),
+            jobs_table: "runner_jobs".into(),
+            columns: Columns {
+                id: "id".into(),
+                job_id: "job_id".into(),
+                step_id: "step_id".into(),
+                kind: "type".into(),
+                timestamp: "timestamp".into(),
+                actor: "actor".into(),
+                payload: "payload".into(),
+                seq: "seq".into(),
+                xid: "xid".into(),
+            },
+            job_columns: JobColumns { id: "id".into(), status: "status".into() },
+            statuses: Endings {
+                completed: vec!["COMPLETED".into()],
+                failed: vec!["FAILED".into()],
+                cancelled: vec!["CANCELLED".into()],
+            },
+            final_types: Endings::default(),
+            listen: "jobcast".into(),
+            look_back: Duration::from_secs(60),
+            sweep: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Endings {
+    /// How a job ended that is told of by this text.
+    pub fn find(&self, text: &str) -> Option<JobStatus> {
+        let is_in = |texts: &[String]| texts.iter().any(|one| one == text);
+        match () {
+            () if is_in(&self.completed) => Some(JobStatus::Completed),
+            () if is_in(&self.failed) => Some(JobStatus::Failed),
+            () if is_in(&self.cancelled) => Some(JobStatus::Cancelled),
+            () => None,
+        }
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &str> {
+        [&self.completed, &self.failed, &self.cancelled].into_iter().flatten().map(String::as_str)
     }
 }
 
@@ -280,7 +385,7 @@ impl Serialize for Secret {
 }
 
 /// The settings that are secrets; each may also come from a file named by `JOBCAST_…_FILE`.
-const SECRETS: &[&str] = &["ingest.token"];
+const SECRETS: &[&str] = &["ingest.token", "source.postgres.url"];
 
 /// Durations as `500ms`, `15s`, `5m`; `0` or `0s` for none.
 mod span {
@@ -373,6 +478,7 @@ impl Settings {
             Switch::Off => false,
             Switch::Auto => match self.source.kind {
                 SourceKind::Sqlite => self.http.listen.ip().is_loopback(),
+                SourceKind::Postgres => false,
             },
         }
     }
@@ -423,6 +529,16 @@ impl Settings {
         must(some(source.poll_interval), "source.poll_interval", "must be longer than 0");
         must(some(source.retry_initial), "source.retry_initial", "must be longer than 0");
         must(source.retry_max >= source.retry_initial, "source.retry_max", "must be at least source.retry_initial");
+        let postgres = &source.postgres;
+        must(
+            source.kind != SourceKind::Postgres || postgres.url.get().is_some(),
+            "source.postgres.url",
+            "must be given for source.kind = \"postgres\", such as postgres://user:password@host:5432/database",
+        );
+        must(postgres.pool > 0, "source.postgres.pool", "must be at least 1");
+        must(!postgres.events_table.is_empty(), "source.postgres.events_table", "must name a table");
+        must(some(postgres.look_back), "source.postgres.look_back", "must be longer than 0");
+        must(some(postgres.sweep), "source.postgres.sweep", "must be longer than 0");
         must(!source.sqlite.path.as_os_str().is_empty(), "source.sqlite.path", "must name a file");
         must(
             auth.allow_anonymous || auth.mode != AuthMode::None || http.listen.ip().is_loopback(),

@@ -29,6 +29,20 @@ pub enum SourceCode {
     Schema,
     /// A read took longer than it may.
     TimedOut,
+    /// Nobody answers at its address, or the connection broke.
+    Unreachable,
+    /// It is starting, stopping, or changing over.
+    Unavailable,
+    /// All of its connections, or of ours, are taken.
+    Exhausted,
+    /// It does not know this user, or not with this password.
+    Credentials,
+    /// This user may not do that.
+    Rights,
+    /// It does not take this value.
+    Refused,
+    /// It went away in the middle of it for others' sake: a deadlock, a conflict with recovery.
+    Conflict,
     /// Anything else that the source said.
     Other,
 }
@@ -44,6 +58,13 @@ impl SourceCode {
             Self::Corrupt => "source.corrupt",
             Self::Schema => "source.schema",
             Self::TimedOut => "source.timed_out",
+            Self::Unreachable => "source.unreachable",
+            Self::Unavailable => "source.unavailable",
+            Self::Exhausted => "source.exhausted",
+            Self::Credentials => "source.credentials",
+            Self::Rights => "source.rights",
+            Self::Refused => "source.refused",
+            Self::Conflict => "source.conflict",
             Self::Other => "source.error",
         }
     }
@@ -51,7 +72,9 @@ impl SourceCode {
     pub fn retry(self) -> Retry {
         match self {
             Self::Busy | Self::DiskFull | Self::Io | Self::TimedOut | Self::Other => Retry::Yes,
+            Self::Unreachable | Self::Unavailable | Self::Exhausted | Self::Conflict => Retry::Yes,
             Self::CannotOpen | Self::ReadOnly | Self::Corrupt | Self::Schema => Retry::No,
+            Self::Credentials | Self::Rights | Self::Refused => Retry::No,
         }
     }
 }

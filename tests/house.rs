@@ -9,7 +9,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("cursor", &["event"]),
     ("sse", &["event", "cursor"]),
     ("error", &["event", "cursor", "sse"]),
-    ("config", &["sse", "telemetry"]),
+    ("config", &["event", "sse", "telemetry"]),
     ("telemetry", &[]),
     ("shutdown", &[]),
     ("source", &["event", "cursor", "error", "sse", "config", "telemetry"]),

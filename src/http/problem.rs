@@ -66,6 +66,7 @@ impl From<SourceError> for Problem {
         tail::report(&error);
         tracing::warn!(code = error.code.as_str(), %error, "a request failed at the source");
         let (status, retry_after_s) = match (error.is_retryable(), error.code) {
+            (_, SourceCode::Refused) => (StatusCode::UNPROCESSABLE_ENTITY, None),
             (_, SourceCode::DiskFull) => (StatusCode::INSUFFICIENT_STORAGE, Some(10)),
             (true, _) => (StatusCode::SERVICE_UNAVAILABLE, Some(1)),
             (false, _) => (StatusCode::BAD_GATEWAY, None),

@@ -8,6 +8,7 @@
 //! - a reader whose last page was level with the store begins a watch at its own cursor, or, where the job is watched
 //!   already, is brought level by the tail itself: it is *joining*, and [`Tail::read`] answers it as of the same moment.
 
+mod postgres;
 mod sqlite;
 
 use crate::config;
@@ -24,13 +25,16 @@ use std::sync::Arc;
 pub async fn open(settings: &config::Source) -> Result<Arc<dyn Source>, SourceError> {
     match settings.kind {
         config::SourceKind::Sqlite => Ok(Arc::new(sqlite::Sqlite::open(settings).await?)),
+        config::SourceKind::Postgres => Ok(Arc::new(postgres::Postgres::open(settings).await?)),
     }
 }
 
-/// The recommended tables, indexes and triggers of a kind of store, as SQL that may be run twice.
-pub fn schema(kind: config::SourceKind) -> &'static str {
+/// The recommended tables and indexes of a kind of store, and what wakes us up, as SQL that may be run twice.
+pub fn schema(kind: config::SourceKind, with_trigger: bool) -> Vec<&'static str> {
     match kind {
-        config::SourceKind::Sqlite => sqlite::SCHEMA,
+        config::SourceKind::Sqlite => vec![sqlite::SCHEMA],
+        config::SourceKind::Postgres if with_trigger => vec![postgres::SCHEMA, postgres::TRIGGER],
+        config::SourceKind::Postgres => vec![postgres::SCHEMA],
     }
 }
 
@@ -38,6 +42,7 @@ pub fn schema(kind: config::SourceKind) -> &'static str {
 pub async fn check(settings: &config::Source) -> Vec<Finding> {
     match settings.kind {
         config::SourceKind::Sqlite => sqlite::check(&settings.sqlite.path).await,
+        config::SourceKind::Postgres => postgres::check(settings).await,
     }
 }
 
@@ -95,6 +100,8 @@ pub enum Wakeup {
     Ingest,
     /// The file of an embedded store changed.
     File,
+    /// The store said so.
+    Notify,
     /// It was time.
     Poll,
     /// Somebody began to watch.
@@ -108,6 +115,7 @@ impl Wakeup {
         match self {
             Self::Ingest => "ingest",
             Self::File => "file",
+            Self::Notify => "notify",
             Self::Poll => "poll",
             Self::Watch => "watch",
             Self::More => "more",

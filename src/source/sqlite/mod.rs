@@ -319,7 +319,7 @@ fn failed(tried: String, error: sqlx::Error) -> SourceError {
         }
         SourceCode::Schema => "compare the tables with `jobcast schema sqlite`",
         SourceCode::TimedOut => "too many reads at once; it is tried again",
-        SourceCode::Other => "see the cause",
+        _ => "see the cause",
     };
     let cause = match &error {
         sqlx::Error::Database(said) => said.message().to_string(),

@@ -1,0 +1,386 @@
+//! Tails the table: one look for all watched jobs says which of them have something new, and what statuses became
+//! final; then each of those is read from its own position.
+//!
+//! A look costs a comparison of snapshots when nothing has ended since the last one. Where the table tells transactions
+//! in a column, it finds new rows by the index on that; elsewhere it looks back a while by timestamp, which promises
+//! nothing, so every watched job is read whole now and then (a *sweep*). What is delivered, and how far a position gets,
+//! comes from the reads alone, which are exact: a look that misses something only makes it late.
+
+use super::position::{Ended, Position};
+use super::table::{Age, Mark, Tables};
+use super::{MOMENT, Moment, SNAPSHOT, Store, Told, When, literal};
+use crate::cursor::Cursor;
+use crate::error::SourceError;
+use crate::event::{Event, JobId, JobStatus};
+use crate::source::{JobNews, Joining, Limit, News, Tail, Wakeup};
+use crate::sse::{End, Reset};
+use async_trait::async_trait;
+use sqlx::Row;
+use sqlx::postgres::{PgConnection, PgListener};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+/// One read of the tail stops at about so much.
+const READ: Limit = Limit { events: 2000, bytes: 1 << 20 };
+
+pub struct PostgresTail {
+    store: Arc<Store>,
+    notified: Arc<Notify>,
+    listener: Option<JoinHandle<()>>,
+    /// Watched jobs, each with what was delivered of it.
+    live: BTreeMap<JobId, Position>,
+    /// Jobs for which a look found something that no read has come to yet; new watches, too.
+    pending: BTreeSet<JobId>,
+    /// Jobs whose end was seen.
+    ending: BTreeMap<JobId, Ending>,
+    /// The moment of the last look; none after an error.
+    seen: Option<Moment>,
+    swept: Instant,
+    /// Since when the database has been behind what was delivered.
+    behind: Option<Instant>,
+}
+
+#[derive(Clone)]
+struct Ending {
+    status: JobStatus,
+    /// Transactions at or above it had not begun when the end was seen.
+    xmax: u64,
+    since: Instant,
+}
+
+impl PostgresTail {
+    pub fn new(store: Arc<Store>) -> Self {
+        let notified = Arc::new(Notify::new());
+        let channel = store.settings.listen.clone();
+        let listener = (!channel.is_empty()).then(|| tokio::spawn(listen(store.clone(), channel, notified.clone())));
+        Self {
+            store,
+            notified,
+            listener,
+            live: BTreeMap::new(),
+            pending: BTreeSet::new(),
+            ending: BTreeMap::new(),
+            seen: None,
+            swept: Instant::now(),
+            behind: None,
+        }
+    }
+}
+
+impl Drop for PostgresTail {
+    fn drop(&mut self) {
+        if let Some(listener) = &self.listener {
+            listener.abort();
+        }
+    }
+}
+
+#[async_trait]
+impl Tail for PostgresTail {
+    fn watch(&mut self, job: JobId, after: Cursor) {
+        let position = Position::open(&job, after.as_str()).unwrap_or_default();
+        self.pending.insert(job.clone());
+        self.live.insert(job, position);
+    }
+
+    fn unwatch(&mut self, job: &JobId) {
+        self.live.remove(job);
+        self.pending.remove(job);
+        self.ending.remove(job);
+    }
+
+    async fn woken(&mut self) -> Wakeup {
+        self.notified.notified().await;
+        Wakeup::Notify
+    }
+
+    async fn read(&mut self, joining: &[Joining]) -> Result<News, SourceError> {
+        let store = self.store.clone();
+        let tables = store.tables().await?;
+        let read = async {
+            let mut connection = store.pool.acquire().await?;
+            self.try_read(&mut connection, &tables, joining).await
+        };
+        match read.await {
+            Ok(news) => Ok(news),
+            Err(error) => {
+                // whatever the last look knew may be of another server
+                self.seen = None;
+                Err(store.forget_tables(store.failed("reading new events", error)).await)
+            }
+        }
+    }
+}
+
+/// What a look found.
+struct Look {
+    moment: Moment,
+    /// False where nothing has ended since the last look: then there was nothing to find.
+    has_changed: bool,
+    /// Jobs with rows that may be new.
+    jobs: Vec<JobId>,
+    ended: BTreeMap<JobId, JobStatus>,
+}
+
+/// What a read is about to tell, and where positions are to stand once it is told.
+#[derive(Default)]
+struct Draft {
+    positions: BTreeMap<JobId, Position>,
+    events: BTreeMap<JobId, Vec<(Event, Cursor)>>,
+    /// Read to the end.
+    done: BTreeSet<JobId>,
+    rows: usize,
+    bytes: usize,
+}
+
+impl PostgresTail {
+    async fn try_read(
+        &mut self,
+        connection: &mut PgConnection,
+        tables: &Tables,
+        joining: &[Joining],
+    ) -> Result<News, sqlx::Error> {
+        let look = self.look(connection, tables).await?;
+        if let Some(news) = self.rewound(&look.moment) {
+            return Ok(news);
+        }
+        let mut ending = self.ending.clone();
+        if look.has_changed {
+            ending.retain(|job, _| look.ended.contains_key(job) || !tables.has_jobs());
+            for (job, status) in &look.ended {
+                let new = Ending { status: *status, xmax: look.moment.xmax, since: Instant::now() };
+                ending.entry(job.clone()).or_insert(new).status = *status;
+            }
+        }
+        let is_sweep = tables.age == Age::System && self.swept.elapsed() >= self.store.settings.sweep;
+        let mut to_read: BTreeSet<JobId> = self.pending.iter().chain(&look.jobs).cloned().collect();
+        if is_sweep {
+            to_read.extend(self.live.keys().cloned());
+        }
+        let mut over = BTreeSet::new();
+        for (job, end) in &ending {
+            if look.moment.mark >= end.xmax || end.since.elapsed() >= self.store.settle {
+                over.insert(job.clone());
+                to_read.insert(job.clone());
+            }
+        }
+
+        let mut draft = Draft::default();
+        let mut joined: Vec<Option<Vec<(Event, Cursor)>>> = joining.iter().map(|_| None).collect();
+        for job in joining.iter().map(|one| &one.job).collect::<BTreeSet<_>>() {
+            if self.live.contains_key(job) {
+                // most of it; the rest at the one moment that the readers are read at, too
+                self.read_job(connection, tables, job, &mut draft, When::Now).await?;
+                self.store.ask(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".into()).await?;
+                self.read_job(connection, tables, job, &mut draft, When::Transaction).await?;
+                if draft.done.contains(job) {
+                    for (reader, joined) in joining.iter().zip(&mut joined).filter(|(reader, _)| reader.job == *job) {
+                        *joined = self.missing(connection, tables, reader).await?;
+                    }
+                }
+                self.store.ask(connection, "COMMIT".into()).await?;
+            }
+        }
+        for job in &to_read {
+            if !draft.is_full() && !draft.done.contains(job) && self.live.contains_key(job) {
+                self.read_job(connection, tables, job, &mut draft, When::Now).await?;
+            }
+        }
+
+        // Everything was read: from here on nothing fails.
+        self.pending =
+            to_read.into_iter().filter(|job| !draft.done.contains(job) && self.live.contains_key(job)).collect();
+        if is_sweep && self.pending.is_empty() {
+            self.swept = Instant::now();
+        }
+        let final_types = &self.store.settings.final_types;
+        for (job, events) in &draft.events {
+            if let Some(status) = events.iter().rev().find_map(|(event, _)| final_types.find(&event.kind)) {
+                let new = Ending { status, xmax: look.moment.xmax, since: Instant::now() };
+                ending.entry(job.clone()).or_insert(new);
+            }
+        }
+        self.live.extend(draft.positions);
+        if look.has_changed && tables.age == Age::Column {
+            // the index told of all that is new: whoever is not among it has everything below the mark
+            for (job, position) in &mut self.live {
+                if !self.pending.contains(job) && !draft.done.contains(job) {
+                    let end = position.next_end(look.moment.mark);
+                    position.finish(&end);
+                }
+            }
+        }
+        self.ending = ending;
+        self.seen = Some(look.moment);
+        let mut news = News { joined, more: !self.pending.is_empty(), ..News::default() };
+        for (job, events) in draft.events {
+            news.jobs.push(JobNews { job, events, end: None });
+        }
+        for job in over.intersection(&draft.done) {
+            let Some(end) = self.ending.get(job).map(|end| End::Complete(end.status)) else { continue };
+            match news.jobs.iter_mut().find(|one| one.job == *job) {
+                Some(one) => one.end = Some(end),
+                None => news.jobs.push(JobNews { job: job.clone(), events: Vec::new(), end: Some(end) }),
+            }
+            self.unwatch(job);
+        }
+        Ok(news)
+    }
+
+    /// One statement for all watched jobs.
+    async fn look(&self, connection: &mut PgConnection, tables: &Tables) -> Result<Look, sqlx::Error> {
+        let mut sql = format!("{SNAPSHOT} SELECT {MOMENT}, NULL::text, NULL::text FROM s");
+        let changed = match &self.seen {
+            Some(seen) => format!("(SELECT is_standby OR snapshot <> '{}' FROM s)", seen.snapshot),
+            None => "true".into(),
+        };
+        // in the order of the map: all watched jobs at the moment of the last look, or later
+        let from = self.live.values().map(|position| position.settled().floor()).min().unwrap_or(0);
+        if !self.live.is_empty() {
+            let news = match (&self.seen, tables.age) {
+                // a standby does not know which transactions are open (its list is empty)
+                (Some(seen), Age::Column) if !seen.is_standby => tables.not_seen_by(&seen.snapshot),
+                (_, Age::Column) => "true".into(),
+                (_, Age::System) => tables.lately(self.store.settings.look_back.as_secs_f64()),
+            };
+            let _ = write!(
+                sql,
+                " UNION ALL SELECT NULL, NULL, NULL, NULL, h.job, NULL FROM (
+                    SELECT DISTINCT {}::text AS job FROM {} e WHERE {changed} AND {} AND {} AND {news}) h",
+                tables.job_id(),
+                tables.events,
+                tables.of_jobs(self.live.keys().map(JobId::as_str)),
+                tables.since(&Mark::At(Ended::below(from))),
+            );
+            if let Some(jobs) = &tables.jobs {
+                let statuses: Vec<String> = self.store.settings.statuses.all().map(literal).collect();
+                let ids: Vec<String> = self
+                    .live
+                    .keys()
+                    .filter(|job| super::table::is_value(&jobs.id_type, job.as_str()))
+                    .map(|job| literal(job.as_str()))
+                    .collect();
+                let _ = write!(
+                    sql,
+                    " UNION ALL SELECT NULL, NULL, NULL, NULL, j.{id}::text, j.{status}::text FROM {table} j
+                      WHERE {changed} AND j.{id} = ANY (ARRAY[{ids}]::{kind}[]) AND j.{status}::text = ANY (ARRAY[{finals}]::text[])",
+                    id = jobs.id,
+                    status = jobs.status,
+                    table = jobs.table,
+                    ids = ids.join(","),
+                    kind = jobs.id_type,
+                    finals = statuses.join(","),
+                );
+            }
+        }
+        let answer = self.store.ask(connection, sql).await?;
+        let mut look = Look { moment: Moment::default(), has_changed: true, jobs: Vec::new(), ended: BTreeMap::new() };
+        for row in &answer {
+            let job = row.try_get::<Option<String>, _>(4)?.and_then(|job| job.parse::<JobId>().ok());
+            match (job, row.try_get::<Option<String>, _>(5)?) {
+                (None, _) => look.moment = Moment::read(row)?,
+                (Some(job), None) => look.jobs.push(job),
+                (Some(job), Some(status)) => {
+                    look.ended.extend(self.store.settings.statuses.find(&status).map(|status| (job, status)));
+                }
+            }
+        }
+        look.has_changed =
+            look.moment.is_standby || self.seen.as_ref().is_none_or(|seen| seen.snapshot != look.moment.snapshot);
+        Ok(look)
+    }
+
+    /// Reads one job from its position on, as far as there is room.
+    async fn read_job(
+        &self,
+        connection: &mut PgConnection,
+        tables: &Tables,
+        job: &JobId,
+        draft: &mut Draft,
+        when: When,
+    ) -> Result<(), sqlx::Error> {
+        let Some(mut position) = draft.positions.get(job).or_else(|| self.live.get(job)).cloned() else {
+            return Ok(());
+        };
+        let room = Limit { events: READ.events.saturating_sub(draft.rows).max(1), bytes: READ.bytes };
+        let told: Told = self.store.tell(connection, tables, job, &position, room.events, when).await?;
+        let (events, is_last) = told.deliver(job, &mut position, room);
+        draft.rows += events.len();
+        draft.bytes += events.iter().map(|(event, _)| event.payload.as_json().len()).sum::<usize>();
+        draft.positions.insert(job.clone(), position);
+        if !events.is_empty() {
+            draft.events.entry(job.clone()).or_default().extend(events);
+        }
+        match is_last {
+            true => draft.done.insert(job.clone()),
+            false => draft.done.remove(job),
+        };
+        Ok(())
+    }
+
+    /// What a joining reader lacks; `None` where that is too much for one read.
+    async fn missing(
+        &self,
+        connection: &mut PgConnection,
+        tables: &Tables,
+        reader: &Joining,
+    ) -> Result<Option<Vec<(Event, Cursor)>>, sqlx::Error> {
+        let Some(mut position) = Position::open(&reader.job, reader.after.as_str()) else { return Ok(None) };
+        let told = self.store.tell(connection, tables, &reader.job, &position, READ.events, When::Transaction).await?;
+        let (events, is_last) = told.deliver(&reader.job, &mut position, READ);
+        Ok(is_last.then_some(events))
+    }
+
+    /// The database knows less than was delivered: a standby that lags may come to it, else it is another one, or one
+    /// that was restored, and nothing that was given out counts.
+    fn rewound(&mut self, moment: &Moment) -> Option<News> {
+        if self.live.values().all(|position| moment.may_know(position)) {
+            self.behind = None;
+            return None;
+        }
+        let since = *self.behind.get_or_insert_with(Instant::now);
+        if since.elapsed() < self.store.settle {
+            return Some(News::default());
+        }
+        self.behind = None;
+        self.seen = None;
+        self.pending.clear();
+        self.ending.clear();
+        let lost = |job| JobNews { job, events: Vec::new(), end: Some(End::Lost(Reset::Rewound)) };
+        Some(News { jobs: std::mem::take(&mut self.live).into_keys().map(lost).collect(), ..News::default() })
+    }
+}
+
+impl Draft {
+    fn is_full(&self) -> bool {
+        self.rows >= READ.events || self.bytes >= READ.bytes
+    }
+}
+
+/// Rings whenever the database is notified; without it, the poll does.
+async fn listen(store: Arc<Store>, channel: String, notified: Arc<Notify>) {
+    let mut is_told = false;
+    loop {
+        let heard = async {
+            let mut listener = PgListener::connect_with(&store.listeners).await?;
+            listener.listen(&channel).await?;
+            tracing::debug!(channel, "listening for wake-ups");
+            // something may have come between two connections
+            notified.notify_one();
+            loop {
+                listener.recv().await?;
+                notified.notify_one();
+            }
+        };
+        let result: Result<(), sqlx::Error> = heard.await;
+        if let (Err(error), false) = (result, std::mem::replace(&mut is_told, true)) {
+            let error = store.failed("listening for wake-ups", error);
+            tracing::info!(code = error.code.as_str(), %error, "no wake-ups: new events wait for the poll");
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+}
