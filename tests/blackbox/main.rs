@@ -14,5 +14,6 @@ mod ingest;
 mod leaving;
 mod outage;
 mod polling;
+mod postgres;
 mod resume;
 mod settings;

@@ -2,10 +2,12 @@
 
 pub mod daemon;
 pub mod http;
+pub mod postgres;
 pub mod sse;
 
 pub use daemon::Daemon;
 pub use http::Answer;
+pub use postgres::Postgres;
 pub use sse::{Message, Stream};
 
 use std::time::{Duration, Instant};
