@@ -110,6 +110,8 @@ pub struct Sqlite {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Postgres {
     pub url: Secret,
+    /// Empty: the authorities that everybody trusts.
+    pub root_cert: PathBuf,
     pub pool: u32,
     pub events_table: String,
     /// Empty: there is none.
@@ -264,6 +266,7 @@ impl Default for Postgres {
     fn default() -> Self {
         Self {
             url: Secret::default(),
+            root_cert: PathBuf::new(),
             pool: 4,
             events_table: "job_events".into(),
             jobs_table: "runner_jobs".into(),

@@ -37,6 +37,8 @@ pub enum SourceCode {
     Exhausted,
     /// It does not know this user, or not with this password.
     Credentials,
+    /// It does not speak TLS, or not with a certificate that we trust.
+    Tls,
     /// This user may not do that.
     Rights,
     /// It does not take this value.
@@ -62,6 +64,7 @@ impl SourceCode {
             Self::Unavailable => "source.unavailable",
             Self::Exhausted => "source.exhausted",
             Self::Credentials => "source.credentials",
+            Self::Tls => "source.tls",
             Self::Rights => "source.rights",
             Self::Refused => "source.refused",
             Self::Conflict => "source.conflict",
@@ -74,7 +77,7 @@ impl SourceCode {
             Self::Busy | Self::DiskFull | Self::Io | Self::TimedOut | Self::Other => Retry::Yes,
             Self::Unreachable | Self::Unavailable | Self::Exhausted | Self::Conflict => Retry::Yes,
             Self::CannotOpen | Self::ReadOnly | Self::Corrupt | Self::Schema => Retry::No,
-            Self::Credentials | Self::Rights | Self::Refused => Retry::No,
+            Self::Credentials | Self::Tls | Self::Rights | Self::Refused => Retry::No,
         }
     }
 }

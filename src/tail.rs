@@ -5,7 +5,7 @@ use crate::error::SourceError;
 use crate::event::Event;
 use crate::hub::{Hub, Latecomer, Outage, Request};
 use crate::shutdown::{Leaving, Phase};
-use crate::source::{Joining, News, Source, Wakeup};
+use crate::source::{Joined, Joining, News, Source, Wakeup};
 use crate::sse::{self, Segment, Shape};
 use crate::telemetry;
 use jiff::Timestamp;
@@ -60,13 +60,14 @@ pub async fn run(source: Arc<dyn Source>, hub: Hub, pace: config::Source, shape:
                 more = news.more || latecomers.len() > joining.len();
                 behind_since = more.then(|| behind_since.unwrap_or(began));
                 lag.set(behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64()));
-                tell(&hub, news, &mut latecomers, shape, kind);
                 backoff = Backoff::new(pace.retry_initial, pace.retry_max);
+                // first, so that nobody who comes because of the news is told of what is over
                 if hub.outage().is_some() {
                     tracing::info!(source = kind, "source is back");
                     telemetry::SOURCE_UP.gauges(&[]).set(1.0);
                     hub.set_outage(None);
                 }
+                tell(&hub, news, &mut latecomers, shape, kind);
             }
             Err(error) => {
                 let retry_in = if error.is_retryable() { backoff.failed() } else { pace.retry_max };
@@ -111,8 +112,10 @@ fn tell(hub: &Hub, news: News, latecomers: &mut Vec<Latecomer>, shape: Shape, ki
     let mut waiting = Vec::new();
     for (latecomer, joined) in latecomers.drain(..asked).zip(news.joined) {
         match joined {
-            Some(missing) => hub.level(latecomer, encode(&missing, shape)),
-            None => waiting.push(latecomer),
+            Joined::Level(missing) => hub.level(latecomer, encode(&missing, shape)),
+            Joined::NotYet => waiting.push(latecomer),
+            // it learns by the drop that it is to read pages again
+            Joined::TooFar => drop(latecomer),
         }
     }
     latecomers.extend(waiting);

@@ -1,5 +1,6 @@
 //! `jobcast schema`: the recommended tables as SQL.
 
+use super::{ConfigFile, misused};
 use crate::config::SourceKind;
 use crate::source;
 use std::process::ExitCode;
@@ -12,6 +13,11 @@ pub struct Args {
     /// PostgreSQL: without the triggers that wake Jobcast up; it polls
     #[arg(long)]
     no_trigger: bool,
+    /// PostgreSQL: what an event table that is there lacks, with the names of the settings, without a rewrite
+    #[arg(long)]
+    migrate: bool,
+    #[command(flatten)]
+    config: ConfigFile,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -25,6 +31,19 @@ pub fn run(args: Args) -> ExitCode {
         Kind::Sqlite => SourceKind::Sqlite,
         Kind::Postgres => SourceKind::Postgres,
     };
-    println!("{}", source::schema(kind, !args.no_trigger).join("\n").trim_end());
+    let sql = match args.migrate {
+        false => source::schema(kind, !args.no_trigger).join("\n"),
+        true => {
+            let settings = match args.config.load() {
+                Ok(settings) => settings,
+                Err(errors) => return misused(errors),
+            };
+            match source::migration(kind, &settings.source, !args.no_trigger) {
+                Some(sql) => sql,
+                None => return misused("--migrate is for postgres: no other kind of table lacks anything"),
+            }
+        }
+    };
+    println!("{}", sql.trim_end());
     ExitCode::SUCCESS
 }

@@ -38,6 +38,15 @@ pub fn schema(kind: config::SourceKind, with_trigger: bool) -> Vec<&'static str>
     }
 }
 
+/// What the configured tables, as they are, lack of the recommended ones, as SQL that may be run twice. `None` where
+/// there is nothing that they could lack.
+pub fn migration(kind: config::SourceKind, settings: &config::Source, with_trigger: bool) -> Option<String> {
+    match kind {
+        config::SourceKind::Sqlite => None,
+        config::SourceKind::Postgres => Some(postgres::migration(&settings.postgres, with_trigger)),
+    }
+}
+
 /// Everything that is wrong with the configured store, or worth knowing; changes nothing.
 pub async fn check(settings: &config::Source) -> Vec<Finding> {
     match settings.kind {
@@ -134,10 +143,21 @@ pub struct Joining {
 #[derive(Debug, Default)]
 pub struct News {
     pub jobs: Vec<JobNews>,
-    /// For each of `joining`, in their order: what brings it level with its job. `None`: not this time.
-    pub joined: Vec<Option<Vec<(Event, Cursor)>>>,
+    /// For each of `joining`, in their order.
+    pub joined: Vec<Joined>,
     /// The read was cut short: there is more.
     pub more: bool,
+}
+
+/// What a read has for a joining reader.
+#[derive(Debug)]
+pub enum Joined {
+    /// What brings it level with its job as of this read.
+    Level(Vec<(Event, Cursor)>),
+    /// The job has not got so far: the next read may tell.
+    NotYet,
+    /// It lacks more than one read gives: pages are the way.
+    TooFar,
 }
 
 /// What happened to one watched job.

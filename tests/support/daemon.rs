@@ -39,7 +39,8 @@ impl Daemon {
             ("source.sqlite.path".into(), folder.path().join("jobs.db").display().to_string()),
         ];
         all.extend(settings.iter().map(|(key, value)| (key.to_string(), value.to_string())));
-        let (child, log, http, admin) = spawn(&all).await;
+        let log = Arc::default();
+        let (child, http, admin) = spawn(&all, &log).await;
         Self { child, folder, settings: all, log, http, admin }
     }
 
@@ -57,7 +58,7 @@ impl Daemon {
         options.connect().await.expect("the daemon's database")
     }
 
-    /// Everything it has said so far.
+    /// Everything it has said so far, in all of its lives.
     pub fn log(&self) -> String {
         self.log.lock().expect("the log").clone()
     }
@@ -84,8 +85,7 @@ impl Daemon {
         let mut settings = self.settings.clone();
         settings.push(("http.listen".into(), self.http.to_string()));
         settings.push(("admin.listen".into(), self.admin.to_string()));
-        let (child, log, _, _) = spawn(&settings).await;
-        (self.child, self.log) = (child, log);
+        (self.child, _, _) = spawn(&settings, &self.log).await;
     }
 
     pub async fn exit(&mut self) -> ExitStatus {
@@ -222,9 +222,9 @@ pub async fn finish(command: &mut Command) -> Output {
     Output { status, stdout: out.join().expect("stdout"), stderr: err.join().expect("stderr") }
 }
 
-async fn spawn(settings: &[(String, String)]) -> (Child, Arc<Mutex<String>>, SocketAddr, SocketAddr) {
+async fn spawn(settings: &[(String, String)], log: &Arc<Mutex<String>>) -> (Child, SocketAddr, SocketAddr) {
+    let before = log.lock().expect("the log").len();
     let mut child = jobcast(&["serve"], settings).stderr(Stdio::piped()).spawn().expect("the binary");
-    let log = Arc::new(Mutex::new(String::new()));
     let (into, from) = (log.clone(), child.stderr.take().expect("stderr"));
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
@@ -238,12 +238,12 @@ async fn spawn(settings: &[(String, String)]) -> (Child, Arc<Mutex<String>>, Soc
         line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
     };
     let (http, admin) = eventually("the daemon to serve", async || {
-        let said = log.lock().expect("the log").clone();
+        let said = log.lock().expect("the log")[before..].to_string();
         if let Some(status) = child.try_wait().expect("wait") {
             panic!("the daemon did not start: {status}\n{said}");
         }
         address(&said, "http").zip(address(&said, "admin"))
     })
     .await;
-    (child, log, http, admin)
+    (child, http, admin)
 }

@@ -7,7 +7,7 @@ pub mod sse;
 
 pub use daemon::Daemon;
 pub use http::Answer;
-pub use postgres::Postgres;
+pub use postgres::{Pooler, Postgres};
 pub use sse::{Message, Stream};
 
 use std::time::{Duration, Instant};

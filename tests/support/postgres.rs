@@ -6,7 +6,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
 pub struct Postgres {
@@ -17,21 +17,46 @@ pub struct Postgres {
 impl Postgres {
     /// A server with an empty database; its trust is the machine's own.
     pub async fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a directory");
-        let data = folder.path().join("data");
-        if is_root() {
-            let owned = Command::new("chown").arg("postgres").arg(folder.path()).status();
-            assert!(owned.expect("chown").success());
-        }
-        run(&["initdb", "--auth=trust", "--username=postgres", "--no-sync", "-D", text(&data)]);
-        let settings = "listen_addresses = '127.0.0.1'\nunix_socket_directories = ''\nfsync = off\n\
-                        max_prepared_transactions = 64\nmax_connections = 200\nautovacuum_naptime = 5s\n";
-        let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
-        let file = data.join("postgresql.auto.conf");
-        std::fs::write(&file, format!("{settings}port = {port}\n")).expect("settings");
-        let server = Self { folder, port };
+        let server = Self { folder: folder(), port: free_port() };
+        run(&["initdb", "--auth=trust", "--username=postgres", "--no-sync", "-D", text(&server.data())]);
+        server.set(&format!(
+            "listen_addresses = '127.0.0.1'\nunix_socket_directories = ''\nfsync = off\nport = {}\n\
+             max_prepared_transactions = 64\nmax_connections = 200\nautovacuum_naptime = 5s\n",
+            server.port
+        ));
         server.up().await;
         server
+    }
+
+    /// A physical standby of this server, streaming.
+    pub async fn standby(&self) -> Self {
+        let standby = Self { folder: folder(), port: free_port() };
+        let from = format!("host=127.0.0.1 port={} user=postgres", self.port);
+        run(&["pg_basebackup", "-D", text(&standby.data()), "-R", "-c", "fast", "--no-sync", "-d", &from]);
+        standby.set(&format!("port = {}\n", standby.port));
+        standby.up().await;
+        standby
+    }
+
+    /// More settings; they count from the next start on.
+    pub fn set(&self, settings: &str) {
+        let file = self.data().join("postgresql.auto.conf");
+        let known = std::fs::read_to_string(&file).unwrap_or_default();
+        std::fs::write(&file, known + settings).expect("settings");
+    }
+
+    /// Who must show what to be let in, as pg_hba.conf has it.
+    pub fn let_in(&self, rules: &str) {
+        std::fs::write(self.data().join("pg_hba.conf"), rules).expect("rules");
+        run(&["pg_ctl", "reload", "--silent", "-D", text(&self.data())]);
+    }
+
+    /// A file that only the server's own user may read.
+    pub fn keep(&self, name: &str, content: &str) {
+        let file = self.data().join(name);
+        std::fs::write(&file, content).expect("a file");
+        own(&file);
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("its rights");
     }
 
     fn data(&self) -> PathBuf {
@@ -63,6 +88,16 @@ impl Postgres {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connect().await).await.expect(sql);
     }
 
+    /// A script, as an operator runs it.
+    pub async fn psql(&self, script: &str) {
+        let file = self.folder.path().join("script.sql");
+        std::fs::write(&file, script).expect("a script");
+        let url = self.url("postgres");
+        // it waits for writers, which are tasks of the same thread
+        let run = move || run(&["psql", "-qX", "-v", "ON_ERROR_STOP=1", "-d", &url, "-f", text(&file)]);
+        tokio::task::spawn_blocking(run).await.expect("psql");
+    }
+
     pub fn url(&self, user: &str) -> String {
         format!("postgres://{user}@127.0.0.1:{}/postgres", self.port)
     }
@@ -79,6 +114,68 @@ impl Drop for Postgres {
     }
 }
 
+/// PgBouncer before a server, in transaction mode: each transaction may go to another connection.
+pub struct Pooler {
+    child: Child,
+    port: u16,
+    _folder: TempDir,
+}
+
+impl Pooler {
+    pub async fn start(server: &Postgres) -> Self {
+        let (folder, port) = (folder(), free_port());
+        let users = folder.path().join("users");
+        std::fs::write(&users, "\"postgres\" \"\"\n\"reader\" \"\"\n").expect("users");
+        let file = folder.path().join("settings");
+        let settings = format!(
+            "[databases]\npostgres = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+             unix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = transaction\ndefault_pool_size = 3\n\
+             server_lifetime = 1\n",
+            server.port,
+            text(&users),
+        );
+        std::fs::write(&file, settings).expect("settings");
+        own(&users);
+        own(&file);
+        let program = ["/usr/sbin/pgbouncer", "pgbouncer"].into_iter().find(|path| Path::new(path).exists());
+        let mut command = as_postgres(Path::new(program.unwrap_or("pgbouncer")));
+        let child = command.args(["-q", text(&file)]).stderr(Stdio::null()).spawn().expect("PgBouncer");
+        let pooler = Self { child, port, _folder: folder };
+        let options = PgConnectOptions::new().host("127.0.0.1").port(port).username("postgres").database("postgres");
+        let options = options.extra_float_digits(None).statement_cache_capacity(0);
+        eventually("PgBouncer to answer", async || options.connect().await.ok()).await;
+        pooler
+    }
+
+    pub fn url(&self, user: &str) -> String {
+        format!("postgres://{user}@127.0.0.1:{}/postgres", self.port)
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().expect("a directory");
+    own(folder.path());
+    folder
+}
+
+fn own(path: &Path) {
+    if is_root() {
+        let owned = Command::new("chown").arg("postgres").arg(path).status();
+        assert!(owned.expect("chown").success());
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port()
+}
+
 fn text(path: &Path) -> &str {
     path.to_str().expect("a path")
 }
@@ -92,6 +189,12 @@ fn command(words: &[&str]) -> Command {
     folders.sort_by_key(|folder| folder.file_name());
     let newest = folders.last().map(|folder| folder.path().join("bin").join(words[0]));
     let program = newest.filter(|program| program.exists()).unwrap_or_else(|| words[0].into());
+    let mut command = as_postgres(&program);
+    command.args(&words[1..]);
+    command
+}
+
+fn as_postgres(program: &Path) -> Command {
     let mut command = if is_root() {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
@@ -99,7 +202,7 @@ fn command(words: &[&str]) -> Command {
     } else {
         Command::new(program)
     };
-    command.args(&words[1..]).current_dir("/").stdout(std::process::Stdio::null());
+    command.current_dir("/").stdout(Stdio::null());
     command
 }
 

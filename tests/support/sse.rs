@@ -91,6 +91,10 @@ impl Stream {
         };
         let mut stream = Self { head, socket, bytes, plain: Vec::new(), blocks: VecDeque::new(), is_over: false };
         stream.digest();
+        if stream.head.status >= 400 {
+            while stream.try_next().await?.is_some() {}
+            stream.head.body = std::mem::take(&mut stream.plain);
+        }
         Ok(stream)
     }
 

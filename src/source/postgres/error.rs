@@ -5,8 +5,11 @@ use crate::error::{SourceCode, SourceError};
 pub fn failed(tried: String, error: sqlx::Error) -> SourceError {
     let state = error.as_database_error().and_then(|said| said.code()).unwrap_or_default().into_owned();
     let code = match (&error, state.as_str()) {
+        (sqlx::Error::Tls(_), _) => SourceCode::Tls,
+        (sqlx::Error::Io(error), _) if is_tls(error) => SourceCode::Tls,
         (sqlx::Error::PoolTimedOut, _) => SourceCode::TimedOut,
-        (sqlx::Error::Io(_) | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed, _) => SourceCode::Unreachable,
+        (sqlx::Error::PoolClosed, _) => SourceCode::Exhausted,
+        (sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed, _) => SourceCode::Unreachable,
         (sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnNotFound(_) | sqlx::Error::Decode(_), _) => {
             SourceCode::Schema
         }
@@ -28,10 +31,13 @@ pub fn failed(tried: String, error: sqlx::Error) -> SourceError {
     let mend = match code {
         SourceCode::Unreachable => "see whether the server runs and source.postgres.url leads to it; it is tried again",
         SourceCode::Unavailable => "the server is starting, stopping or changing over; it is tried again",
-        SourceCode::Exhausted => "raise max_connections, or put a pooler in between; it is tried again",
+        SourceCode::Exhausted => {
+            "raise the server's max_connections, or source.postgres.pool where ours are all taken; it is tried again"
+        }
         SourceCode::TimedOut => "the server is busy; it is tried again",
         SourceCode::Conflict => "it is tried again",
         SourceCode::Credentials => "correct user, password or database in source.postgres.url",
+        SourceCode::Tls => "see sslmode in source.postgres.url, and source.postgres.root_cert",
         SourceCode::Rights => "grant this user SELECT on both tables, and INSERT where ingest is enabled",
         SourceCode::Refused => "send what the table's columns and constraints take",
         SourceCode::Schema => "see `jobcast check`",
@@ -39,7 +45,14 @@ pub fn failed(tried: String, error: sqlx::Error) -> SourceError {
     };
     let cause = match &error {
         sqlx::Error::Database(said) => said.message().to_string(),
+        sqlx::Error::PoolTimedOut => "no answer in time".into(),
+        sqlx::Error::PoolClosed => "all of our connections are taken".into(),
         other => other.to_string(),
     };
     SourceError { code, tried, cause, mend }
+}
+
+/// Whether a handshake failed, and not the network.
+fn is_tls(error: &std::io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
 }

@@ -17,6 +17,8 @@
 //! Rows of one answer of the database are delivered in two parts: the range, by key; then the others, by key. After
 //! each of them the position is one that any process can go on from.
 
+use super::table::View;
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What rows of one job are ordered by.
@@ -25,7 +27,29 @@ pub enum Key {
     /// A column that grows.
     Number(i64),
     /// Without one: microseconds since 1970, then the event's id as PostgreSQL orders it.
-    Time { at: i64, id: String },
+    Time { at: i64, id: KeyId },
+}
+
+/// An event's id as a part of a key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KeyId {
+    Whole(String),
+    /// Of one that is too long for a cursor: the first bytes of its SHA-256. The table knows which one it is.
+    Digest([u8; 8]),
+}
+
+impl KeyId {
+    /// Longer ones do not go into a cursor, but for UUIDs.
+    const MOST: usize = 16;
+
+    pub fn of(id: &str) -> Self {
+        if id.len() <= Self::MOST || short_id(id).is_some() {
+            return Self::Whole(id.into());
+        }
+        let mut digest = [0; 8];
+        digest.copy_from_slice(&Sha256::digest(id.as_bytes())[..8]);
+        Self::Digest(digest)
+    }
 }
 
 /// Which transactions have ended for good: all below `mark` but the `open`.
@@ -44,15 +68,17 @@ impl Ended {
         xid < self.mark && !self.open.contains(&xid)
     }
 
-    /// How many bytes it takes in a cursor.
-    pub fn length(&self) -> usize {
-        let mut bytes = Vec::new();
-        put_ended(&mut bytes, self);
-        bytes.len()
+    /// This, and below `xid` all that has ended since, as `later` tells.
+    fn and_below(&self, xid: u64, later: &Self) -> Self {
+        if xid >= self.mark {
+            return later.until(xid);
+        }
+        let open = later.open.range(..xid).chain(self.open.range(xid..));
+        Self { mark: self.mark, open: open.copied().collect() }
     }
 
     /// The same, as far as another mark.
-    fn until(&self, mark: u64) -> Self {
+    pub fn until(&self, mark: u64) -> Self {
         let mark = mark.min(self.mark);
         Self { mark, open: self.open.range(..mark).copied().collect() }
     }
@@ -62,9 +88,6 @@ impl Ended {
         self.open.first().copied().unwrap_or(self.mark)
     }
 }
-
-/// Transactions that are counted at the same time.
-const GROUP: usize = 8;
 
 /// One answer of the database on its way to a reader.
 #[derive(Clone, Debug)]
@@ -78,37 +101,38 @@ pub struct Answer<R> {
 }
 
 impl<R> Answer<R> {
-    /// The rows in the order of delivery, each with what is finished before it. Of many transactions beyond the range
-    /// a few are counted at a time, so that a position stays short.
-    pub fn steps(self, from: &Position, xid: impl Fn(&R) -> u64) -> Vec<(Option<Ended>, R)> {
+    /// The rows in the order of delivery, each with what is finished before it. Of many transactions beyond the range no
+    /// more are counted at a time than a position of `most` bytes has room for.
+    pub fn steps(self, from: &Position, most: usize, xid: impl Fn(&R) -> u64) -> Vec<(Option<Ended>, R)> {
         let Self { rows, end, listed } = self;
         let (range, mut newer): (Vec<R>, Vec<R>) = rows.into_iter().partition(|row| end.has(xid(row)));
         let mut steps: Vec<_> = range.into_iter().map(|row| (None, row)).collect();
-        let mut finished = end.mark.max(from.settled.mark);
-        let mut firsts: Vec<u64> = Vec::new();
-        if listed.is_some() {
-            let xids: BTreeSet<u64> = newer.iter().map(&xid).collect();
-            firsts = xids.into_iter().step_by(GROUP).collect();
+        let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
+        for row in &newer {
+            *counts.entry(xid(row)).or_default() += 1;
         }
-        let group = |xid: u64| firsts.partition_point(|first| *first <= xid);
+        // where each group begins, and what is finished by then
+        let mut groups = vec![(0, end.clone())];
+        let mut position = from.clone();
+        position.finish(&end);
+        for (xid, count) in counts {
+            let until = listed.as_ref().map(|listed| end.and_below(xid, listed)).filter(|until| until.mark >= end.mark);
+            let counted = position.counted.clone();
+            *position.counted.entry(xid).or_default() += count;
+            if let Some(until) = until.filter(|_| position.length() > most) {
+                position.counted = counted;
+                position.finish(&until);
+                *position.counted.entry(xid).or_default() += count;
+                groups.push((xid, until));
+            }
+        }
+        let group = |xid: u64| groups.partition_point(|(first, _)| *first <= xid) - 1;
         newer.sort_by_key(|row| group(xid(row)));
         let mut current = None;
         for row in newer {
             let group = group(xid(&row));
-            let mut before = None;
-            if current.replace(group) != Some(group) {
-                before = Some(end.clone());
-                if let Some(listed) = listed.as_ref().filter(|_| group > 1) {
-                    let until = listed.until(firsts[group - 1]);
-                    if until.mark >= finished {
-                        finished = until.mark;
-                        before = Some(until);
-                    } else {
-                        before = None;
-                    }
-                }
-            }
-            steps.push((before, row));
+            let is_next = current.replace(group) != Some(group);
+            steps.push((is_next.then(|| groups[group].1.clone()), row));
         }
         steps
     }
@@ -117,6 +141,8 @@ impl<R> Answer<R> {
 /// A place in an event table. See the module for what it means.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Position {
+    /// What numbers and keys mean here.
+    pub view: View,
     settled: Ended,
     /// A range that is being delivered by key: its end, and how far it has got.
     range: Option<(Ended, Key)>,
@@ -129,14 +155,23 @@ impl Position {
         Self::default()
     }
 
-    /// Level with an answer whose mark was `mark`, when `counted` rows of transactions at or above it were delivered.
-    pub fn level(mark: u64, counted: BTreeMap<u64, u64>) -> Self {
-        Self { settled: Ended::below(mark), range: None, counted }
+    pub fn is_beginning(&self) -> bool {
+        self.settled == Ended::default() && self.range.is_none() && self.counted.is_empty()
     }
 
-    /// After everything that an answer with this mark showed up to `key`.
-    pub fn after_key(mark: u64, key: Key, counted: BTreeMap<u64, u64>) -> Self {
-        Self { settled: Ended::default(), range: Some((Ended::below(mark), key)), counted }
+    /// Level with an answer before which these had ended, when `counted` rows of other transactions were delivered.
+    pub fn level(view: View, settled: Ended, counted: BTreeMap<u64, u64>) -> Self {
+        Self { view, settled, range: None, counted }
+    }
+
+    /// This, within a range that ends so, before the first of its rows.
+    pub fn amid(&self, end: &Ended) -> Self {
+        Self { range: Some((end.clone(), Key::Number(0))), ..self.clone() }
+    }
+
+    /// After everything that an answer showed up to `key`, before which these had ended.
+    pub fn after_key(view: View, end: Ended, key: Key, counted: BTreeMap<u64, u64>) -> Self {
+        Self { view, settled: Ended::default(), range: Some((end, key)), counted }
     }
 
     /// Of these, everything was delivered.
@@ -193,12 +228,22 @@ impl Position {
         }
     }
 
+    /// Everything that there was to see was delivered: where nothing has to be remembered but a mark, which means the
+    /// same in every view, the position goes on in this one.
+    pub fn adopt(&mut self, view: View) {
+        if self.range.is_none() && self.counted.is_empty() && self.settled.open.is_empty() {
+            self.view = view;
+        }
+    }
+
     /// Whether a row was delivered; `nth` counts from 1 among the rows of its transaction, by key.
     #[cfg(test)]
     fn has(&self, xid: u64, key: &Key, nth: u64) -> bool {
+        // those without a number come first
+        let rank = |key: &Key| (matches!(key, Key::Number(_)), key.clone());
         self.settled.has(xid)
             || self.counted.get(&xid).is_some_and(|counted| nth <= *counted)
-            || self.range.as_ref().is_some_and(|(end, until)| end.has(xid) && key <= until)
+            || self.range.as_ref().is_some_and(|(end, until)| end.has(xid) && rank(key) <= rank(until))
     }
 }
 
@@ -215,13 +260,13 @@ impl Position {
             None => bytes.push(0),
             Some((end, key)) => {
                 put_key(&mut bytes, key);
-                put_ended(&mut bytes, end);
+                put_end(&mut bytes, end, &self.settled);
             }
         }
         if bytes.len() > most {
             // a range is delivered again, or all that is not settled without exception
             let settled = if self.range.is_some() { self.settled.clone() } else { Ended::below(self.settled.floor()) };
-            let less = Self { settled, range: None, counted: BTreeMap::new() };
+            let less = Self { settled, range: None, counted: BTreeMap::new(), ..*self };
             return (less.to_bytes(most).0, true);
         }
         let mut before = self.settled.floor();
@@ -239,107 +284,158 @@ impl Position {
         (bytes, false)
     }
 
+    /// How many bytes it takes.
+    pub fn length(&self) -> usize {
+        self.to_bytes(usize::MAX).0.len()
+    }
+
     /// `None` for what [`Position::to_bytes`] never wrote.
-    pub fn from_bytes(mut bytes: &[u8]) -> Option<Self> {
-        let from = &mut bytes;
+    pub fn from_bytes(view: View, bytes: &[u8]) -> Option<Self> {
+        let from = &mut &*bytes;
         let settled = get_ended(from)?;
         let range = match get_key(from)? {
             None => None,
-            Some(key) => Some((get_ended(from)?, key)),
+            Some(key) => Some((get_end(from, &settled)?, key)),
         };
         let mut counted = BTreeMap::new();
         let mut before = settled.floor();
         while !from.is_empty() {
             let xid = u64::try_from((before as i64).checked_add(unzigzag(get(from)?))?).ok()?;
-            let count = get(from).filter(|count| *count > 0)?;
-            if counted.last_key_value().is_some_and(|(last, _)| *last >= xid) || xid > MAX_XID {
+            if xid > MAX_XID {
                 return None;
             }
-            counted.insert(xid, count);
+            counted.insert(xid, get(from).filter(|count| *count > 0)?);
             before = xid;
         }
-        Some(Self { settled, range, counted })
+        // no position has two spellings
+        Some(Self { view, settled, range, counted }).filter(|position| position.to_bytes(usize::MAX).0 == bytes)
     }
 }
 
 /// More transactions than there will ever be; keeps sums from overflowing.
 const MAX_XID: u64 = 1 << 62;
 
-/// So many transactions below a mark are told by a bit each: most of those that are open began lately.
-const WINDOW: u64 = 256;
+/// So many transactions below a mark, at most, are told by a bit each, in bytes; the older ones by their distances.
+const WINDOW: u64 = 32;
 
-/// The mark; the open of the window below it, as bits; the older ones, by their distances.
+/// The mark; the open ones, in whichever way is shortest: most of them began lately.
 fn put_ended(to: &mut Vec<u8>, ended: &Ended) {
     put(to, ended.mark);
-    let (mut bits, mut far) = (Vec::new(), Vec::new());
-    for xid in ended.open.iter().rev() {
-        match ended.mark - 1 - xid {
-            below @ ..WINDOW => {
-                bits.resize(bits.len().max(below as usize / 8 + 1), 0);
-                bits[below as usize / 8] |= 1 << (below % 8);
-            }
-            _ => far.push(*xid),
-        }
-    }
-    to.push(bits.len() as u8);
-    to.extend_from_slice(&bits);
-    put(to, far.len() as u64);
-    let mut above = ended.mark;
-    for xid in far {
-        put(to, above - xid);
-        above = xid;
-    }
+    put_open(to, ended.mark, ended.open.iter().rev().copied());
 }
 
 fn get_ended(from: &mut &[u8]) -> Option<Ended> {
     let mark = get(from).filter(|mark| *mark <= MAX_XID)?;
-    let mut open = BTreeSet::new();
-    let length = usize::from(take(from, 1)?[0]);
-    let bits = take(from, length).filter(|bits| bits.len() as u64 <= WINDOW / 8 && bits.last() != Some(&0))?;
-    for below in (0..length * 8).filter(|below| bits[below / 8] & (1 << (below % 8)) != 0) {
-        open.insert(mark.checked_sub(1 + below as u64)?);
+    Some(Ended { mark, open: get_open(from, mark)? })
+}
+
+/// The end of a range as it differs from what is settled: how much further the mark is, a bit for each that was open
+/// and still is, and the open ones of between. Where it is not further, the whole of it.
+fn put_end(to: &mut Vec<u8>, end: &Ended, settled: &Ended) {
+    let is_further = end.mark >= settled.mark && end.open.range(..settled.mark).all(|xid| settled.open.contains(xid));
+    if !is_further {
+        put(to, 0);
+        return put_ended(to, end);
     }
-    let mut above = mark;
-    for _ in 0..get(from)? {
-        above = above.checked_sub(get(from).filter(|step| *step > 0)?).filter(|xid| mark - 1 - xid >= WINDOW)?;
-        open.insert(above);
+    put(to, 1 + end.mark - settled.mark);
+    let mut bits = vec![0; settled.open.len().div_ceil(8)];
+    for (index, _) in settled.open.iter().enumerate().filter(|(_, xid)| end.open.contains(xid)) {
+        bits[index / 8] |= 1 << (index % 8);
     }
+    to.extend_from_slice(&bits);
+    put_open(to, end.mark, end.open.range(settled.mark..).rev().copied());
+}
+
+fn get_end(from: &mut &[u8], settled: &Ended) -> Option<Ended> {
+    let further = match get(from)? {
+        0 => return get_ended(from),
+        more => more - 1,
+    };
+    let mark = settled.mark.checked_add(further).filter(|mark| *mark <= MAX_XID)?;
+    let bits = take(from, settled.open.len().div_ceil(8))?;
+    let still = settled.open.iter().enumerate().filter(|(index, _)| bits[index / 8] & (1 << (index % 8)) != 0);
+    let mut open: BTreeSet<u64> = still.map(|(_, xid)| *xid).collect();
+    open.extend(get_open(from, mark)?);
     Some(Ended { mark, open })
 }
 
+/// Transactions below a mark, the newest first.
+fn put_open(to: &mut Vec<u8>, mark: u64, open: impl Iterator<Item = u64> + Clone) {
+    let far = |window: u64| {
+        let (mut bytes, mut count, mut above) = (Vec::new(), 0, mark);
+        for xid in open.clone().filter(|xid| mark - 1 - xid >= window * 8) {
+            put(&mut bytes, above - xid);
+            (count, above) = (count + 1, xid);
+        }
+        (bytes, count)
+    };
+    let windows = open.clone().map(|xid| (mark - 1 - xid) / 8 + 1).filter(|window| *window <= WINDOW);
+    let cost = |window: &u64| window + far(*window).0.len() as u64;
+    let window = std::iter::once(0).chain(windows).min_by_key(cost).unwrap_or_default();
+    let mut bits = vec![0; window as usize];
+    for below in open.clone().map(|xid| mark - 1 - xid).filter(|below| *below < window * 8) {
+        bits[below as usize / 8] |= 1 << (below % 8);
+    }
+    let (distances, count) = far(window);
+    put(to, window);
+    to.extend_from_slice(&bits);
+    put(to, count);
+    to.extend_from_slice(&distances);
+}
+
+fn get_open(from: &mut &[u8], mark: u64) -> Option<BTreeSet<u64>> {
+    let mut open = BTreeSet::new();
+    let window = get(from).filter(|window| *window <= WINDOW)?;
+    let bits = take(from, window as usize)?;
+    for below in (0..window * 8).filter(|below| bits[*below as usize / 8] & (1 << (below % 8)) != 0) {
+        open.insert(mark.checked_sub(1 + below)?);
+    }
+    let mut above = mark;
+    for _ in 0..get(from)? {
+        above = above.checked_sub(get(from).filter(|distance| *distance > 0)?)?;
+        open.insert(above);
+    }
+    Some(open)
+}
+
 fn put_key(to: &mut Vec<u8>, key: &Key) {
+    let (kind, number) = match key {
+        Key::Number(number) => (1, number),
+        Key::Time { at, id: KeyId::Whole(id) } => (if short_id(id).is_some() { 2 } else { 3 }, at),
+        Key::Time { at, id: KeyId::Digest(_) } => (4, at),
+    };
+    to.push(kind);
+    put(to, zigzag(*number));
     match key {
-        Key::Number(number) => {
-            to.push(1);
-            put(to, zigzag(*number));
-        }
-        Key::Time { at, id } => {
-            let short = short_id(id);
-            to.push(if short.is_some() { 2 } else { 3 });
-            put(to, zigzag(*at));
-            let raw = short.as_ref().map_or(id.as_bytes(), |short| &short[..]);
-            put(to, raw.len() as u64);
-            to.extend_from_slice(raw);
-        }
+        Key::Number(_) => {}
+        Key::Time { id: KeyId::Digest(digest), .. } => to.extend_from_slice(digest),
+        Key::Time { id: KeyId::Whole(id), .. } => match short_id(id) {
+            Some(uuid) => to.extend_from_slice(&uuid),
+            None => {
+                put(to, id.len() as u64);
+                to.extend_from_slice(id.as_bytes());
+            }
+        },
     }
 }
 
 fn get_key(from: &mut &[u8]) -> Option<Option<Key>> {
-    Some(match take(from, 1)?[0] {
-        0 => None,
-        1 => Some(Key::Number(unzigzag(get(from)?))),
-        kind @ (2 | 3) => {
-            let at = unzigzag(get(from)?);
-            let length = usize::try_from(get(from)?).ok()?;
-            let raw = take(from, length)?;
-            let id = match kind {
-                2 => uuid::Uuid::from_slice(raw).ok()?.to_string(),
-                _ => std::str::from_utf8(raw).ok().filter(|id| short_id(id).is_none())?.to_string(),
-            };
-            Some(Key::Time { at, id })
+    let kind = take(from, 1)?[0];
+    if kind == 0 {
+        return Some(None);
+    }
+    let number = unzigzag(get(from)?);
+    let id = match kind {
+        1 => return Some(Some(Key::Number(number))),
+        2 => KeyId::Whole(uuid::Uuid::from_slice(take(from, 16)?).ok()?.to_string()),
+        3 => {
+            let length = usize::try_from(get(from)?).ok().filter(|length| *length <= KeyId::MOST)?;
+            KeyId::Whole(std::str::from_utf8(take(from, length)?).ok()?.to_string())
         }
+        4 => KeyId::Digest(take(from, 8)?.try_into().ok()?),
         _ => return None,
-    })
+    };
+    Some(Some(Key::Time { at: number, id }))
 }
 
 /// A UUID in its usual spelling takes 16 bytes instead of 36.
@@ -386,6 +482,7 @@ fn unzigzag(number: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::table::{Age, Order};
     use super::*;
     use proptest::prelude::*;
 
@@ -405,27 +502,67 @@ mod tests {
             of: prop::sample::Index,
             commits: bool,
         },
-        /// The reader stops after so many rows, and another process goes on from its token.
+        /// All that was written so far is on the disk, and the reader is told.
+        Flush,
+        /// Who had not committed is gone, and what the disk does not know of may get the same id once more.
+        Crash,
+        /// The table gets columns for transactions and numbers, which new rows fill. Waits for all who write to it.
+        Migrate,
+        /// The reader stops after so many rows, and another process goes on from its token: one that has seen the
+        /// columns of today, or one that began before them.
         Poll {
             stops_after: Option<u8>,
             lists_open: bool,
             counts: bool,
+            /// With much to tell: what is listed is delivered by key.
+            is_long: bool,
+            is_fresh: bool,
         },
     }
 
     fn act() -> impl Strategy<Value = Act> {
         let index = any::<prop::sample::Index>;
+        let flag = any::<bool>;
         prop_oneof![
-            2 => Just(Act::Begin),
-            4 => (index(), any::<u8>(), prop::option::of(any::<bool>()))
+            20 => Just(Act::Begin),
+            40 => (index(), any::<u8>(), prop::option::of(flag()))
                 .prop_map(|(into, key, savepoint)| Act::Insert { into, key, savepoint }),
-            3 => (index(), prop::bool::weighted(0.8)).prop_map(|(of, commits)| Act::End { of, commits }),
-            3 => (prop::option::of(0..4_u8), prop::bool::weighted(0.3), any::<bool>())
-                .prop_map(|(stops_after, lists_open, counts)| Act::Poll { stops_after, lists_open, counts }),
+            30 => (index(), prop::bool::weighted(0.8)).prop_map(|(of, commits)| Act::End { of, commits }),
+            5 => Just(Act::Flush),
+            5 => Just(Act::Crash),
+            1 => Just(Act::Migrate),
+            30 => (prop::option::of(0..4_u8), prop::bool::weighted(0.3), flag(), flag(), flag()).prop_map(
+                |(stops_after, lists_open, counts, is_long, is_fresh)| {
+                    Act::Poll { stops_after, lists_open, counts, is_long, is_fresh }
+                }
+            ),
         ]
     }
 
-    type Row = (i64, u64);
+    #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    struct Row {
+        at: i64,
+        /// The transaction's, or its savepoint's.
+        xmin: u64,
+        /// In the columns: the transaction's, and the row's number.
+        told: Option<(u64, i64)>,
+    }
+
+    impl Row {
+        fn xid(&self, view: View) -> u64 {
+            match view.age {
+                Age::System => self.xmin,
+                Age::Column => self.told.map_or(0, |(top, _)| top),
+            }
+        }
+
+        fn key(&self, view: View) -> Key {
+            match self.told {
+                Some((_, number)) if view.order == Order::Number => Key::Number(number),
+                _ => Key::Time { at: self.at, id: KeyId::of("") },
+            }
+        }
+    }
 
     struct Open {
         xid: u64,
@@ -438,6 +575,11 @@ mod tests {
     struct Model {
         next_xid: u64,
         next_row: i64,
+        has_columns: bool,
+        /// What the id after a crash would be, at least.
+        on_disk: u64,
+        /// A mark that the reader knows to be on the disk.
+        durable: u64,
         open: Vec<Open>,
         committed: Vec<Row>,
         delivered: Vec<Row>,
@@ -461,68 +603,113 @@ mod tests {
                     self.next_row += 1;
                     // most keys grow, some come from another clock; the low part keeps them apart
                     let high = if key % 3 == 0 { i64::from(*key) } else { 256 + self.next_row };
-                    let key = (high << 20) | self.next_row;
-                    let xid = if savepoint.is_some() { self.new_xid() } else { self.open[into].xid };
-                    self.open[into].subs.extend(savepoint.is_some().then_some(xid));
+                    let at = (high << 20) | self.next_row;
+                    let top = self.open[into].xid;
+                    let xmin = if savepoint.is_some() { self.new_xid() } else { top };
+                    self.open[into].subs.extend(savepoint.is_some().then_some(xmin));
                     if *savepoint != Some(false) {
-                        self.open[into].rows.push((key, xid));
+                        let told = self.has_columns.then_some((top, self.next_row));
+                        self.open[into].rows.push(Row { at, xmin, told });
                     }
                 }
                 Act::End { of, commits } if !self.open.is_empty() => {
                     let ended = self.open.swap_remove(of.index(self.open.len()));
                     if *commits {
+                        let last = ended.subs.iter().copied().fold(ended.xid, u64::max);
+                        self.on_disk = self.on_disk.max(last + 1);
                         self.committed.extend(ended.rows);
                         self.committed.sort();
                     }
                 }
-                Act::Poll { stops_after, lists_open, counts } => {
-                    self.poll(stops_after.map(usize::from), *lists_open, *counts);
+                Act::Flush => {
+                    self.durable = self.mark();
+                    // of one that has written nothing yet the disk has not heard
+                    let silent = |xid| {
+                        let is = |open: &Open| open.xid == xid && open.rows.is_empty() && open.subs.is_empty();
+                        self.open.iter().any(is)
+                    };
+                    self.on_disk = (self.on_disk..=self.durable)
+                        .rev()
+                        .find(|next| !silent(next - 1))
+                        .unwrap_or(0)
+                        .max(self.on_disk);
+                }
+                Act::Crash => {
+                    self.open.clear();
+                    self.next_xid = self.on_disk.max(100) - 100;
+                }
+                Act::Migrate => self.has_columns |= self.open.iter().all(|open| open.rows.is_empty()),
+                Act::Poll { stops_after, lists_open, counts, is_long, is_fresh } => {
+                    let lists = lists_open.then_some(*is_long);
+                    self.poll(stops_after.map(usize::from), lists, *counts, *is_fresh);
                 }
                 _ => {}
             }
         }
 
+        /// Every transaction below it has ended.
+        fn mark(&self) -> u64 {
+            self.open.iter().map(|open| open.xid).min().unwrap_or(self.next_xid + 100)
+        }
+
         /// One answer of the database, delivered whole or in part; the rest by whoever takes over the token.
-        fn poll(&mut self, stops_after: Option<usize>, lists_open: bool, counts: bool) {
+        fn poll(&mut self, stops_after: Option<usize>, lists: Option<bool>, counts: bool, is_fresh: bool) {
+            let (old, new) = (View { age: Age::System, order: Order::Time }, View::default());
+            let is_told = self.position.view == new && !self.position.is_beginning();
+            let best = if self.has_columns && (is_fresh || is_told) { new } else { old };
+            if self.position.is_beginning() {
+                self.position.adopt(best);
+            }
+            let view = self.position.view;
             let next = self.next_xid + 100;
-            let mark = self.open.iter().map(|open| open.xid).min().unwrap_or(next);
-            let open = self.open.iter().flat_map(|open| open.subs.iter().copied().chain([open.xid]));
-            let listed = Ended { mark: next, open: open.collect() };
-            let end = self.position.range().map_or_else(|| self.position.next_end(mark), |(end, _)| end.clone());
+            let last = self.committed.iter().map(|row| row.xid(view)).max();
+            let reached = self.durable.max(last.map_or(0, |last| last + 1)).min(next);
+            let mark = self.mark().min(reached);
+            let subs = |open: &Open| if view.age == Age::System { open.subs.clone() } else { Vec::new() };
+            let open = self.open.iter().flat_map(|open| subs(open).into_iter().chain([open.xid]));
+            let listed = Ended { mark: next, open: open.collect() }.until(reached);
+            let end = match (self.position.range(), lists) {
+                (Some((end, _)), _) => end.clone(),
+                (None, Some(true)) if listed.mark > mark => listed.clone(),
+                _ => self.position.next_end(mark),
+            };
             let mut nth: BTreeMap<u64, u64> = BTreeMap::new();
+            let rank = |row: &Row| (matches!(row.key(view), Key::Number(_)), row.key(view));
+            self.committed.sort_by_key(rank);
             let mut rows = Vec::new();
-            for (key, xid) in &self.committed {
-                let nth = nth.entry(*xid).or_default();
+            for row in &self.committed {
+                let nth = nth.entry(row.xid(view)).or_default();
                 *nth += 1;
-                if !self.position.has(*xid, &Key::Number(*key), *nth) {
-                    rows.push((*key, *xid));
+                if !self.position.has(row.xid(view), &row.key(view), *nth) {
+                    rows.push(row.clone());
                 }
             }
-            rows.sort_by_key(|(key, xid)| (!end.has(*xid), *key));
+            rows.sort_by_key(|row| (!end.has(row.xid(view)), rank(row)));
             let is_cut = stops_after.is_some_and(|most| most < rows.len());
-            let counts = counts && self.position.range().is_none();
-            let listed = lists_open.then_some(listed);
+            let counts = counts && self.position.range().is_none() && lists != Some(true);
+            let listed = Some(listed).filter(|_| lists == Some(false));
             let answer = Answer { rows, end: end.clone(), listed: listed.clone() };
-            let steps = answer.steps(&self.position, |(_, xid)| *xid);
-            for (before, (key, xid)) in steps.into_iter().take(stops_after.unwrap_or(usize::MAX)) {
+            let steps = answer.steps(&self.position, 24, |row| row.xid(view));
+            for (before, row) in steps.into_iter().take(stops_after.unwrap_or(usize::MAX)) {
                 if let Some(ended) = before {
                     self.position.finish(&ended);
                 }
                 match counts {
-                    true => self.position.count(xid),
-                    false => self.position.take(xid, Key::Number(key), &end),
+                    true => self.position.count(row.xid(view)),
+                    false => self.position.take(row.xid(view), row.key(view), &end),
                 }
-                self.delivered.push((key, xid));
+                self.delivered.push(row);
             }
             if !is_cut {
                 self.position.finish(&end);
                 listed
                     .filter(|listed| listed.mark >= self.position.settled.mark)
                     .inspect(|all| self.position.finish(all));
+                self.position.adopt(best);
             }
             let (token, left_out) = self.position.to_bytes(usize::MAX);
             assert!(!left_out);
-            assert_eq!(Position::from_bytes(&token).as_ref(), Some(&self.position));
+            assert_eq!(Position::from_bytes(self.position.view, &token).as_ref(), Some(&self.position));
         }
     }
 
@@ -540,17 +727,18 @@ mod tests {
             for open in std::mem::take(&mut model.open) {
                 model.committed.extend(open.rows);
             }
-            model.committed.sort();
-            model.poll(None, false, false);
-            model.poll(None, false, false);
+            for is_fresh in [false, true, true] {
+                model.poll(None, None, false, is_fresh);
+            }
             let mut delivered = model.delivered;
             delivered.sort();
+            model.committed.sort();
             prop_assert_eq!(delivered, model.committed);
         }
 
         #[test]
         fn foreign_bytes_are_no_position_or_one_that_spells_the_same(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
-            if let Some(position) = Position::from_bytes(&bytes) {
+            if let Some(position) = Position::from_bytes(View::default(), &bytes) {
                 prop_assert_eq!(position.to_bytes(usize::MAX).0, bytes);
             }
         }
@@ -559,12 +747,12 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_left_out_from_the_newest_on() {
         let counted: BTreeMap<u64, u64> = (1..100).map(|number| (1_000_000 + number * 1000, 3)).collect();
-        let key = Key::Time { at: 1_764_000_000_000_000, id: "01a20d92-66b8-751f-b452-de6e87991467".into() };
-        let position =
-            Position { settled: Ended::below(1_000_000), range: Some((Ended::below(1_000_000), key)), counted };
+        let key = Key::Time { at: 1_764_000_000_000_000, id: KeyId::of("01a20d92-66b8-751f-b452-de6e87991467") };
+        let range = Some((Ended::below(1_000_000), key));
+        let position = Position { settled: Ended::below(1_000_000), range, counted, ..Position::default() };
         let (bytes, left_out) = position.to_bytes(90);
         assert!(left_out && bytes.len() <= 90);
-        let back = Position::from_bytes(&bytes).expect("a position");
+        let back = Position::from_bytes(View::default(), &bytes).expect("a position");
         assert!(back.counted.len() > 15 && back.counted.iter().all(|(xid, count)| position.counted[xid] == *count));
         assert_eq!(back.range, position.range);
     }

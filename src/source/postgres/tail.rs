@@ -6,18 +6,19 @@
 //! nothing, so every watched job is read whole now and then (a *sweep*). What is delivered, and how far a position gets,
 //! comes from the reads alone, which are exact: a look that misses something only makes it late.
 
+use super::link::Link;
 use super::position::{Ended, Position};
-use super::table::{Age, Mark, Tables};
-use super::{MOMENT, Moment, SNAPSHOT, Store, Told, When, literal};
+use super::table::{Age, Ids, Mark, Tables};
+use super::{MOMENT, MOMENT_COLUMNS, Moment, Store, literal};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{JobNews, Joining, Limit, News, Tail, Wakeup};
+use crate::source::{JobNews, Joined, Joining, Limit, News, Tail, Wakeup};
 use crate::sse::{End, Reset};
 use async_trait::async_trait;
 use sqlx::Row;
-use sqlx::postgres::{PgConnection, PgListener};
-use std::collections::{BTreeMap, BTreeSet};
+use sqlx::postgres::PgListener;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,10 +36,14 @@ pub struct PostgresTail {
     live: BTreeMap<JobId, Position>,
     /// Jobs for which a look found something that no read has come to yet; new watches, too.
     pending: BTreeSet<JobId>,
+    /// New watches of which it is not known yet whether an event has ended them.
+    new: BTreeSet<JobId>,
     /// Jobs whose end was seen.
     ending: BTreeMap<JobId, Ending>,
     /// The moment of the last look; none after an error.
     seen: Option<Moment>,
+    /// How that look found rows.
+    age: Option<Age>,
     swept: Instant,
     /// Since when the database has been behind what was delivered.
     behind: Option<Instant>,
@@ -63,8 +68,10 @@ impl PostgresTail {
             listener,
             live: BTreeMap::new(),
             pending: BTreeSet::new(),
+            new: BTreeSet::new(),
             ending: BTreeMap::new(),
             seen: None,
+            age: None,
             swept: Instant::now(),
             behind: None,
         }
@@ -84,12 +91,14 @@ impl Tail for PostgresTail {
     fn watch(&mut self, job: JobId, after: Cursor) {
         let position = Position::open(&job, after.as_str()).unwrap_or_default();
         self.pending.insert(job.clone());
+        self.new.insert(job.clone());
         self.live.insert(job, position);
     }
 
     fn unwatch(&mut self, job: &JobId) {
         self.live.remove(job);
         self.pending.remove(job);
+        self.new.remove(job);
         self.ending.remove(job);
     }
 
@@ -102,8 +111,8 @@ impl Tail for PostgresTail {
         let store = self.store.clone();
         let tables = store.tables().await?;
         let read = async {
-            let mut connection = store.pool.acquire().await?;
-            self.try_read(&mut connection, &tables, joining).await
+            let mut link = store.tail_links.get().await?;
+            self.try_read(&mut link, &tables, joining).await
         };
         match read.await {
             Ok(news) => Ok(news),
@@ -138,60 +147,61 @@ struct Draft {
 }
 
 impl PostgresTail {
-    async fn try_read(
-        &mut self,
-        connection: &mut PgConnection,
-        tables: &Tables,
-        joining: &[Joining],
-    ) -> Result<News, sqlx::Error> {
-        let look = self.look(connection, tables).await?;
+    async fn try_read(&mut self, link: &mut Link, tables: &Tables, joining: &[Joining]) -> Result<News, sqlx::Error> {
+        if self.age.replace(tables.age()).is_some_and(|age| age != tables.age()) {
+            // what the last look knew, it knew by other means
+            self.seen = None;
+            self.pending.extend(self.live.keys().cloned());
+        }
+        let look = self.look(link, tables).await?;
         if let Some(news) = self.rewound(&look.moment) {
             return Ok(news);
         }
         let mut ending = self.ending.clone();
         if look.has_changed {
-            ending.retain(|job, _| look.ended.contains_key(job) || !tables.has_jobs());
+            ending.retain(|job, _| look.ended.contains_key(job) || tables.jobs.is_none());
             for (job, status) in &look.ended {
                 let new = Ending { status: *status, xmax: look.moment.xmax, since: Instant::now() };
                 ending.entry(job.clone()).or_insert(new).status = *status;
             }
         }
-        let is_sweep = tables.age == Age::System && self.swept.elapsed() >= self.store.settings.sweep;
+        let is_sweep = tables.age() == Age::System && self.swept.elapsed() >= self.store.settings.sweep;
         let mut to_read: BTreeSet<JobId> = self.pending.iter().chain(&look.jobs).cloned().collect();
         if is_sweep {
             to_read.extend(self.live.keys().cloned());
         }
         let mut over = BTreeSet::new();
         for (job, end) in &ending {
-            if look.moment.mark >= end.xmax || end.since.elapsed() >= self.store.settle {
+            if look.moment.xmin >= end.xmax || end.since.elapsed() >= self.store.settle {
                 over.insert(job.clone());
                 to_read.insert(job.clone());
             }
         }
 
         let mut draft = Draft::default();
-        let mut joined: Vec<Option<Vec<(Event, Cursor)>>> = joining.iter().map(|_| None).collect();
-        for job in joining.iter().map(|one| &one.job).collect::<BTreeSet<_>>() {
-            if self.live.contains_key(job) {
-                // most of it; the rest at the one moment that the readers are read at, too
-                self.read_job(connection, tables, job, &mut draft, When::Now).await?;
-                self.store.ask(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".into()).await?;
-                self.read_job(connection, tables, job, &mut draft, When::Transaction).await?;
-                if draft.done.contains(job) {
-                    for (reader, joined) in joining.iter().zip(&mut joined).filter(|(reader, _)| reader.job == *job) {
-                        *joined = self.missing(connection, tables, reader).await?;
-                    }
-                }
-                self.store.ask(connection, "COMMIT".into()).await?;
+        let is_joined = joining.iter().map(|reader| &reader.job).filter(|job| self.live.contains_key(*job));
+        for job in is_joined.collect::<BTreeSet<_>>().into_iter().chain(&to_read) {
+            if !draft.is_full() && !draft.done.contains(job) && self.live.contains_key(job) {
+                self.read_job(link, tables, job, &mut draft).await?;
             }
         }
-        for job in &to_read {
-            if !draft.is_full() && !draft.done.contains(job) && self.live.contains_key(job) {
-                self.read_job(connection, tables, job, &mut draft, When::Now).await?;
+        let mut joined = Vec::with_capacity(joining.len());
+        for reader in joining {
+            joined.push(match draft.positions.get(&reader.job).filter(|_| draft.done.contains(&reader.job)) {
+                Some(level) => self.missing(link, tables, reader, level).await?,
+                None => Joined::NotYet,
+            });
+        }
+
+        for job in self.new.clone() {
+            if let Some(status) = self.store.final_event(link, tables, &job).await? {
+                let new = Ending { status, xmax: look.moment.xmax, since: Instant::now() };
+                ending.entry(job).or_insert(new);
             }
         }
 
         // Everything was read: from here on nothing fails.
+        self.new.clear();
         self.pending =
             to_read.into_iter().filter(|job| !draft.done.contains(job) && self.live.contains_key(job)).collect();
         if is_sweep && self.pending.is_empty() {
@@ -205,12 +215,13 @@ impl PostgresTail {
             }
         }
         self.live.extend(draft.positions);
-        if look.has_changed && tables.age == Age::Column {
+        if look.has_changed && tables.age() == Age::Column {
             // the index told of all that is new: whoever is not among it has everything below the mark
             for (job, position) in &mut self.live {
                 if !self.pending.contains(job) && !draft.done.contains(job) {
-                    let end = position.next_end(look.moment.mark);
+                    let end = position.next_end(look.moment.mark());
                     position.finish(&end);
+                    position.adopt(tables.best);
                 }
             }
         }
@@ -232,82 +243,110 @@ impl PostgresTail {
     }
 
     /// One statement for all watched jobs.
-    async fn look(&self, connection: &mut PgConnection, tables: &Tables) -> Result<Look, sqlx::Error> {
-        let mut sql = format!("{SNAPSHOT} SELECT {MOMENT}, NULL::text, NULL::text FROM s");
+    async fn look(&self, link: &mut Link, tables: &Tables) -> Result<Look, sqlx::Error> {
+        let head = self.store.snapshot(tables, None);
+        let mut sql = format!("{head} SELECT {MOMENT}, NULL::text, NULL::text FROM s, m");
+        let no_moment = ["NULL"; MOMENT_COLUMNS].join(", ");
         let changed = match &self.seen {
-            Some(seen) => format!("(SELECT is_standby OR snapshot <> '{}' FROM s)", seen.snapshot),
+            Some(seen) => format!(
+                "(SELECT is_standby OR snapshot <> '{}' OR inserted IS DISTINCT FROM {} FROM s)",
+                seen.snapshot,
+                seen.inserted.map_or_else(|| "NULL".into(), |inserted| inserted.to_string()),
+            ),
             None => "true".into(),
         };
-        // in the order of the map: all watched jobs at the moment of the last look, or later
-        let from = self.live.values().map(|position| position.settled().floor()).min().unwrap_or(0);
+        // what the last look could see, it has told
+        let from = match &self.seen {
+            Some(seen) => seen.mark(),
+            None => self.live.values().map(|position| position.settled().floor()).min().unwrap_or(0),
+        };
         if !self.live.is_empty() {
-            let news = match (&self.seen, tables.age) {
+            let since = tables.since(&Mark::At(Ended::below(from)));
+            let news = match (&self.seen, tables.age()) {
                 // a standby does not know which transactions are open (its list is empty)
-                (Some(seen), Age::Column) if !seen.is_standby => tables.not_seen_by(&seen.snapshot),
-                (_, Age::Column) => "true".into(),
-                (_, Age::System) => tables.lately(self.store.settings.look_back.as_secs_f64()),
+                (Some(seen), Age::Column) if !seen.is_standby => tables.not_seen_by(&seen.snapshot, seen.reached),
+                (_, Age::Column) => since,
+                (_, Age::System) => {
+                    format!("{since} AND {}", tables.lately(self.store.settings.look_back.as_secs_f64()))
+                }
             };
+            let ids = || self.live.keys().map(JobId::as_str);
             let _ = write!(
                 sql,
-                " UNION ALL SELECT NULL, NULL, NULL, NULL, h.job, NULL FROM (
-                    SELECT DISTINCT {}::text AS job FROM {} e WHERE {changed} AND {} AND {} AND {news}) h",
-                tables.job_id(),
+                " UNION ALL SELECT {no_moment}, h.job, NULL FROM (
+                    SELECT DISTINCT {}::text AS job FROM {} e WHERE {changed} AND {} AND {news}) h",
+                tables.job_id.column(),
                 tables.events,
-                tables.of_jobs(self.live.keys().map(JobId::as_str)),
-                tables.since(&Mark::At(Ended::below(from))),
+                tables.job_id.is_any(ids()),
             );
             if let Some(jobs) = &tables.jobs {
-                let statuses: Vec<String> = self.store.settings.statuses.all().map(literal).collect();
-                let ids: Vec<String> = self
-                    .live
-                    .keys()
-                    .filter(|job| super::table::is_value(&jobs.id_type, job.as_str()))
-                    .map(|job| literal(job.as_str()))
-                    .collect();
+                let finals: Vec<String> = self.store.settings.statuses.all().map(literal).collect();
                 let _ = write!(
                     sql,
-                    " UNION ALL SELECT NULL, NULL, NULL, NULL, j.{id}::text, j.{status}::text FROM {table} j
-                      WHERE {changed} AND j.{id} = ANY (ARRAY[{ids}]::{kind}[]) AND j.{status}::text = ANY (ARRAY[{finals}]::text[])",
-                    id = jobs.id,
+                    " UNION ALL SELECT {no_moment}, {id}::text, {status}::text FROM {table} j
+                      WHERE {changed} AND {} AND {status}::text = ANY (ARRAY[{}]::text[])",
+                    jobs.id.is_any(ids()),
+                    finals.join(","),
+                    id = jobs.id.column(),
                     status = jobs.status,
                     table = jobs.table,
-                    ids = ids.join(","),
-                    kind = jobs.id_type,
-                    finals = statuses.join(","),
                 );
             }
         }
-        let answer = self.store.ask(connection, sql).await?;
+        let answer = link.ask(sql).await?;
         let mut look = Look { moment: Moment::default(), has_changed: true, jobs: Vec::new(), ended: BTreeMap::new() };
+        let odd = |ids: &Ids| if answer.len() > 1 { self.spelled_otherwise(ids) } else { HashMap::new() };
+        let (odd_events, odd_jobs) =
+            (odd(&tables.job_id), tables.jobs.as_ref().map(|jobs| odd(&jobs.id)).unwrap_or_default());
         for row in &answer {
-            let job = row.try_get::<Option<String>, _>(4)?.and_then(|job| job.parse::<JobId>().ok());
-            match (job, row.try_get::<Option<String>, _>(5)?) {
-                (None, _) => look.moment = Moment::read(row)?,
-                (Some(job), None) => look.jobs.push(job),
-                (Some(job), Some(status)) => {
-                    look.ended.extend(self.store.settings.statuses.find(&status).map(|status| (job, status)));
+            let Some(spelled) = row.try_get::<Option<String>, _>(MOMENT_COLUMNS)? else {
+                look.moment = self.store.moment(row)?;
+                continue;
+            };
+            let status: Option<String> = row.try_get(MOMENT_COLUMNS + 1)?;
+            let others = if status.is_none() { &odd_events } else { &odd_jobs };
+            let same = spelled.parse().ok().filter(|job| self.live.contains_key(job));
+            for job in same.into_iter().chain(others.get(&spelled).into_iter().flatten().map(|job| (*job).clone())) {
+                match &status {
+                    None => look.jobs.push(job),
+                    Some(status) => {
+                        look.ended.extend(self.store.settings.statuses.find(status).map(|status| (job, status)));
+                    }
                 }
             }
         }
-        look.has_changed =
-            look.moment.is_standby || self.seen.as_ref().is_none_or(|seen| seen.snapshot != look.moment.snapshot);
+        look.has_changed = look.moment.is_standby
+            || self
+                .seen
+                .as_ref()
+                .is_none_or(|seen| (&seen.snapshot, seen.inserted) != (&look.moment.snapshot, look.moment.inserted));
         Ok(look)
+    }
+
+    /// Watched jobs whose id the database spells in another way than those who asked, by its spelling.
+    fn spelled_otherwise(&self, ids: &Ids) -> HashMap<String, Vec<&JobId>> {
+        let mut odd: HashMap<String, Vec<&JobId>> = HashMap::new();
+        for job in self.live.keys() {
+            if let Some(spelled) = ids.spelled(job.as_str()).filter(|spelled| *spelled != job.as_str()) {
+                odd.entry(spelled.into_owned()).or_default().push(job);
+            }
+        }
+        odd
     }
 
     /// Reads one job from its position on, as far as there is room.
     async fn read_job(
         &self,
-        connection: &mut PgConnection,
+        link: &mut Link,
         tables: &Tables,
         job: &JobId,
         draft: &mut Draft,
-        when: When,
     ) -> Result<(), sqlx::Error> {
         let Some(mut position) = draft.positions.get(job).or_else(|| self.live.get(job)).cloned() else {
             return Ok(());
         };
         let room = Limit { events: READ.events.saturating_sub(draft.rows).max(1), bytes: READ.bytes };
-        let told: Told = self.store.tell(connection, tables, job, &position, room.events, when).await?;
+        let told = self.store.tell(link, tables, job, &mut position, room.events).await?;
         let (events, is_last) = told.deliver(job, &mut position, room);
         draft.rows += events.len();
         draft.bytes += events.iter().map(|(event, _)| event.payload.as_json().len()).sum::<usize>();
@@ -315,24 +354,23 @@ impl PostgresTail {
         if !events.is_empty() {
             draft.events.entry(job.clone()).or_default().extend(events);
         }
-        match is_last {
-            true => draft.done.insert(job.clone()),
-            false => draft.done.remove(job),
-        };
+        if is_last {
+            draft.done.insert(job.clone());
+        }
         Ok(())
     }
 
-    /// What a joining reader lacks; `None` where that is too much for one read.
+    /// What a joining reader lacks of what the job's watch has been given.
     async fn missing(
         &self,
-        connection: &mut PgConnection,
+        link: &mut Link,
         tables: &Tables,
         reader: &Joining,
-    ) -> Result<Option<Vec<(Event, Cursor)>>, sqlx::Error> {
-        let Some(mut position) = Position::open(&reader.job, reader.after.as_str()) else { return Ok(None) };
-        let told = self.store.tell(connection, tables, &reader.job, &position, READ.events, When::Transaction).await?;
-        let (events, is_last) = told.deliver(&reader.job, &mut position, READ);
-        Ok(is_last.then_some(events))
+        level: &Position,
+    ) -> Result<Joined, sqlx::Error> {
+        let Some(mut position) = Position::open(&reader.job, reader.after.as_str()) else { return Ok(Joined::TooFar) };
+        let missing = self.store.missing(link, tables, &reader.job, &mut position, level, READ).await?;
+        Ok(missing.map_or(Joined::TooFar, Joined::Level))
     }
 
     /// The database knows less than was delivered: a standby that lags may come to it, else it is another one, or one

@@ -1,0 +1,242 @@
+//! Who is let in, what goes wrong with it, and what is said of it: never a password.
+
+use super::{RECOMMENDED, daemon_on, insert, serve};
+use crate::support::daemon::{run, stream_path};
+use crate::support::{Daemon, Postgres, Stream, eventually, numbers};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use sqlx::{Executor, Row};
+
+const QUICK: [(&str, &str); 2] = [("source.retry_initial", "100ms"), ("source.retry_max", "300ms")];
+
+/// Each trouble: what brings it, its code, whether trying again may help, and what mends it.
+const TROUBLES: [(&str, &str, bool, &str); 5] = [
+    (
+        "ALTER ROLE reader CONNECTION LIMIT 0; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'reader'",
+        "source.exhausted",
+        true,
+        "ALTER ROLE reader CONNECTION LIMIT -1",
+    ),
+    ("REVOKE SELECT ON job_events FROM reader", "source.rights", false, "GRANT SELECT ON job_events TO reader"),
+    (
+        "ALTER TABLE job_events RENAME payload TO body;
+         INSERT INTO job_events (id, job_id, type) VALUES ('unread', 'job', 'y')",
+        "source.schema",
+        false,
+        "DELETE FROM job_events WHERE id = 'unread'; ALTER TABLE job_events RENAME body TO payload",
+    ),
+    (
+        "ALTER TABLE job_events RENAME TO elsewhere",
+        "source.schema",
+        false,
+        "ALTER TABLE elsewhere RENAME TO job_events",
+    ),
+    (
+        "ALTER ROLE reader PASSWORD 'another'; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'reader'",
+        "source.credentials",
+        false,
+        "ALTER ROLE reader PASSWORD 'hunter2'",
+    ),
+];
+
+#[tokio::test]
+async fn every_trouble_is_told_by_its_code_once_and_is_over_when_it_is_mended() {
+    let server = Postgres::start().await;
+    server.execute(RECOMMENDED).await;
+    server.make_reader().await;
+    server.execute("ALTER ROLE reader PASSWORD 'hunter2'").await;
+    server.let_in("host all reader 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n");
+    let url = server.url("reader:hunter2");
+    let mut settings = vec![("source.kind", "postgres"), ("source.postgres.url", &*url)];
+    settings.extend(QUICK);
+    let daemon = Daemon::with(&settings).await;
+    // one that is there already: in some troubles nobody gets in any more
+    let mut owner = server.connect().await;
+    insert(&mut owner, "job", [0]).await;
+    let mut stream = daemon.stream("job").await;
+    let mut last = stream.take(1).await.remove(0);
+    for (number, (brings, code, is_retryable, mends)) in (1..).zip(TROUBLES) {
+        owner.execute(brings).await.expect(brings);
+        let mut error = stream.event().await;
+        assert!(error.is("stream.error"), "{brings}: {error:?}");
+        if error.json()["code"] == "source.unavailable" && !is_retryable {
+            // the connection was closed first: that might have got better
+            error = stream.event().await;
+        }
+        assert_eq!(error.json()["retryable"], is_retryable, "{brings}: {error:?}");
+        if is_retryable {
+            assert!(daemon.stream("another").await.event().await.is("stream.error"));
+            // one that begins just now
+            let late = Daemon::with(&settings).await;
+            let mut stream = Stream::open(late.http, &stream_path("job"), &[]).await;
+            assert_eq!(stream.event().await.json()["code"], code);
+        } else {
+            assert_eq!(error.json()["code"], code);
+            // as soon as no old connection is left
+            let refused = eventually("new readers to be refused", async || {
+                let other = Stream::open(daemon.http, &stream_path("another"), &[]).await;
+                Some(other.head).filter(|head| head.status == 502)
+            });
+            assert_eq!(refused.await.code(), code);
+            assert!(stream.next().await.is_none(), "what cannot get better is closed");
+        }
+        owner.execute(mends).await.expect(mends);
+        insert(&mut owner, "job", [number]).await;
+        if !is_retryable {
+            let path = stream_path("job");
+            let headers = [("Last-Event-ID", last.cursor())];
+            stream = eventually("the source to be back", async || {
+                Some(Stream::open(daemon.http, &path, &headers).await).filter(|stream| stream.head.status == 200)
+            })
+            .await;
+        }
+        // the error is not told again, and nothing is missing
+        last = stream.event().await;
+        assert_eq!((last.event.as_deref(), last.number()), (Some("x"), number), "{brings}");
+    }
+    assert!(!daemon.log().contains("hunter2"), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn a_wrong_password_stops_the_start_and_stands_nowhere() {
+    let server = Postgres::start().await;
+    server.execute(RECOMMENDED).await;
+    server.execute("CREATE ROLE reader LOGIN PASSWORD 'right'").await;
+    server.let_in("host all reader 127.0.0.1/32 scram-sha-256\n");
+    for (command, code) in [("serve", 1), ("check", 1)] {
+        let url = server.url("reader:hunter2");
+        let output = run(&[command], &[("source.kind", "postgres"), ("source.postgres.url", &url)]).await;
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains("password authentication failed") && said.contains("source.postgres.url"), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+    for url in ["postgres://reader:hunter2@nowhere:port/x", "hunter2"] {
+        let output = run(&["serve"], &[("source.kind", "postgres"), ("source.postgres.url", url)]).await;
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(!output.status.success() && !said.contains("hunter2"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn it_starts_without_its_database_and_comes_up_when_that_comes() {
+    let server = Postgres::start().await;
+    server.execute(RECOMMENDED).await;
+    server.make_reader().await;
+    insert(&mut server.connect().await, "job", 0..3).await;
+    server.down("fast");
+    let mut settings = vec![("source.ready_grace", "0s")];
+    settings.extend(QUICK);
+    let daemon = daemon_on(&server, &settings).await;
+    eventually("not to be ready", async || (daemon.ask_admin("/readyz").await.status == 503).then_some(())).await;
+    let mut early = Stream::open(daemon.http, &stream_path("job"), &[]).await;
+    assert_eq!(early.head.status, 200);
+    let error = early.event().await;
+    assert_eq!((&error.json()["code"], &error.json()["retryable"]), (&"source.unreachable".into(), &true.into()));
+    server.up().await;
+    eventually("to be ready", async || (daemon.ask_admin("/readyz").await.status == 200).then_some(())).await;
+    assert_eq!(numbers(&daemon.stream("job").await.take(3).await), [0, 1, 2]);
+}
+
+#[tokio::test]
+async fn tls_goes_as_far_as_the_address_asks_for() {
+    let authority = |name: &str| {
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority")
+    };
+    let (ours, another) = (authority("ours"), authority("another"));
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new(vec!["localhost".to_string()]).expect("parameters");
+    let certificate = params.signed_by(&key, &ours).expect("a certificate");
+
+    let server = Postgres::start().await;
+    server.execute(RECOMMENDED).await;
+    server.make_reader().await;
+    let plain = server.url("reader");
+    let required = format!("{plain}?sslmode=require");
+    let required = run(&["check"], &[("source.kind", "postgres"), ("source.postgres.url", &required)]).await;
+    let said = String::from_utf8_lossy(&required.stdout).into_owned();
+    assert!(said.contains("PROBLEM") && said.contains("sslmode"), "a server without TLS: {said}");
+
+    server.keep("server.crt", &certificate.pem());
+    server.keep("server.key", &key.serialize_pem());
+    server.set("ssl = on\n");
+    server.down("fast");
+    server.up().await;
+    let folder = tempfile::tempdir().expect("a directory");
+    let file = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).expect("a file");
+        path.display().to_string()
+    };
+    let (trusted, foreign) = (file("ours.pem", &ours.pem()), file("another.pem", &another.pem()));
+    let by_name = plain.replace("127.0.0.1", "localhost");
+    let mut owner = server.connect().await;
+    for (url, mode, root, is_let_in) in [
+        (&plain, "disable", "", true),
+        (&plain, "require", "", true),
+        (&plain, "verify-ca", &*trusted, true),
+        (&plain, "verify-ca", &*foreign, false),
+        (&by_name, "verify-full", &*trusted, true),
+        (&plain, "verify-full", &*trusted, false),
+        (&by_name, "verify-full", &*foreign, false),
+        (&by_name, "verify-full", "", false),
+        (&by_name, "verify-full", "/no/such/file", false),
+    ] {
+        let url = format!("{url}?sslmode={mode}");
+        let settings =
+            [("source.kind", "postgres"), ("source.postgres.url", &*url), ("source.postgres.root_cert", root)];
+        if !is_let_in {
+            let output = run(&["serve"], &settings).await;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.code() == Some(1) && said.contains("root_cert"), "{url} {root}: {said}");
+            continue;
+        }
+        let _daemon = Daemon::with(&settings).await;
+        let sql =
+            "SELECT bool_and(s.ssl) FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid) WHERE a.usename = 'reader'";
+        let is_encrypted: bool = owner.fetch_one(sql).await.expect("pg_stat_ssl").get(0);
+        assert_eq!(is_encrypted, mode != "disable", "{url}");
+        drop(_daemon);
+        eventually("its connections to be gone", async || {
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'reader'";
+            (owner.fetch_one(sql).await.expect("a count").get::<i64, _>(0) == 0).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_watched_jobs_where_nothing_happens_cost_one_transaction_a_poll() {
+    let server = Postgres::start().await;
+    let daemon = serve(&server, RECOMMENDED, &[]).await;
+    let mut owner = server.connect().await;
+    owner
+        .execute(
+            "INSERT INTO job_events (id, job_id, type) SELECT 'e', 'job-' || n, 'x' FROM generate_series(1, 1000) n",
+        )
+        .await
+        .expect("events");
+    let mut streams = Vec::new();
+    for number in 1..=1000 {
+        let mut stream = daemon.stream(&format!("job-{number}")).await;
+        stream.event().await;
+        streams.push(stream);
+    }
+    let polls = async || daemon.metric("jobcast_source_wakeups_total{by=\"poll\"}").await;
+    // the statistics come some time after
+    let mut transactions = async || {
+        owner.execute("SELECT pg_stat_clear_snapshot()").await.expect("statistics");
+        let sql = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = 'postgres'";
+        owner.fetch_one(sql).await.expect("statistics").get::<i64, _>(0) as f64
+    };
+    let until = async |count: f64| eventually("polls", async || (polls().await >= count).then_some(())).await;
+    // connections that have become idle report within ten seconds
+    until(polls().await + 24.0).await;
+    let (first_poll, before) = (polls().await, transactions().await);
+    until(first_poll + 20.0).await;
+    let (last_poll, after) = (polls().await, transactions().await);
+    // ours, and what the watching itself and the server's own workers do
+    assert!(after - before <= (last_poll - first_poll) + 12.0, "{} for {}", after - before, last_poll - first_poll);
+}

@@ -1,0 +1,322 @@
+//! Writers of every kind against subscribers that come and go: what the table holds in the end is what each of them saw,
+//! once.
+
+use super::{LEGACY, RECOMMENDED, daemon_on, insert};
+use crate::support::daemon::{run, stream_path};
+use crate::support::{Daemon, Pooler, Postgres, Stream};
+use rand::RngExt;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout_at};
+
+const JOBS: usize = 4;
+
+/// Where writers write, for how long, and which numbers they give out.
+#[derive(Clone)]
+struct Writers {
+    url: String,
+    next: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Writers {
+    fn start(server: &Postgres) -> (Self, Vec<tokio::task::JoinHandle<()>>) {
+        let writers = Self { url: server.url("postgres"), next: Arc::default(), stop: Arc::default() };
+        let running = (0..12).map(|_| tokio::spawn(writers.clone().run())).collect();
+        (writers, running)
+    }
+
+    /// Transactions of every kind until it is to stop. Where one fails because the server went away, nobody knows what
+    /// became of it; the table does.
+    async fn run(self) {
+        let options: PgConnectOptions = self.url.parse().expect("an address");
+        while !self.stop.load(Ordering::Relaxed) {
+            if let Ok(mut connection) = options.connect().await {
+                while !self.stop.load(Ordering::Relaxed) && self.transaction(&mut connection).await.is_ok() {}
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn row(&self) -> String {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut rng = rand::rng();
+        let job = rng.random_range(0..JOBS);
+        // minutes off, or equal for all of a second
+        let at = match rng.random_range(0..10) {
+            0..3 => format!("now() + interval '{} seconds'", rng.random_range(-200..5)),
+            3 => "date_trunc('second', now())".into(),
+            _ => "now()".into(),
+        };
+        format!(
+            "INSERT INTO job_events (id, job_id, type, timestamp, payload)
+             VALUES ('e-{number}', 'job-{job}', 'x', {at}, '{{\"n\":{number}}}')"
+        )
+    }
+
+    async fn transaction(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let (kind, count, pause) = {
+            let mut rng = rand::rng();
+            (rng.random_range(0..10), rng.random_range(1..6), rng.random_range(0..120))
+        };
+        let mut say = async |sql: String| connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await;
+        say("BEGIN".into()).await?;
+        for _ in 0..count {
+            match kind {
+                // savepoints: kept, nested, rolled back
+                0..3 => {
+                    for sql in ["SAVEPOINT a".into(), self.row(), "SAVEPOINT b".into(), self.row()] {
+                        say(sql).await?;
+                    }
+                    say(if kind == 0 { "ROLLBACK TO b" } else { "RELEASE b" }.into()).await?;
+                    say("RELEASE a".into()).await?;
+                }
+                _ => {
+                    say(self.row()).await?;
+                }
+            }
+            sleep(Duration::from_millis(pause / 4)).await;
+        }
+        match kind {
+            9 => {
+                say("ROLLBACK".into()).await?;
+            }
+            8 => {
+                let name = format!("p{}", self.next.fetch_add(1, Ordering::Relaxed));
+                say(format!("PREPARE TRANSACTION '{name}'")).await?;
+                sleep(Duration::from_millis(pause * 3)).await;
+                say(format!("COMMIT PREPARED '{name}'")).await?;
+            }
+            _ => {
+                say("COMMIT".into()).await?;
+            }
+        }
+        sleep(Duration::from_millis(pause)).await;
+        Ok(())
+    }
+}
+
+/// Watches a job to its end on either daemon, leaving at random.
+async fn flap(to: [SocketAddr; 2], job: String) -> Vec<u64> {
+    let mut seen = Vec::new();
+    let mut last: Option<String> = None;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(150) {
+        let (stays, pause, which) = {
+            let mut rng = rand::rng();
+            (rng.random_range(0..1500), rng.random_range(0..200), rng.random_range(0..2))
+        };
+        let until = Instant::now() + Duration::from_millis(stays);
+        let headers: Vec<(&str, &str)> = last.iter().map(|last| ("Last-Event-ID", last.as_str())).collect();
+        let path = stream_path(&job);
+        if let Ok(Ok(mut stream)) = timeout_at(until, Stream::try_open(to[which], &path, &headers)).await {
+            if stream.head.status == 204 {
+                return seen;
+            }
+            while let Ok(Ok(Some(message))) = timeout_at(until, stream.try_next()).await {
+                if message.is("stream.complete") {
+                    return seen;
+                }
+                assert!(!message.is("stream.reset"), "{job}: {message:?} after {last:?}");
+                if message.is("x") {
+                    seen.push(message.number());
+                    last = message.id;
+                }
+            }
+        }
+        sleep(Duration::from_millis(pause)).await;
+    }
+    panic!("{job} did not end; {} seen", seen.len());
+}
+
+/// Two daemons, thirty subscribers, twelve writers; `trouble` decides how long they have and what happens meanwhile.
+async fn torture(server: &Postgres, mut daemons: [Daemon; 2], trouble: impl AsyncFnOnce(&Postgres, &mut [Daemon; 2])) {
+    for number in 0..JOBS {
+        server.execute(&format!("INSERT INTO runner_jobs (id, status) VALUES ('job-{number}', 'RUNNING')")).await;
+    }
+    let (writers, running) = Writers::start(server);
+    let addresses = [daemons[0].http, daemons[1].http];
+    let watchers: Vec<_> =
+        (0..30).map(|number| tokio::spawn(flap(addresses, format!("job-{}", number % JOBS)))).collect();
+    trouble(server, &mut daemons).await;
+    writers.stop.store(true, Ordering::Relaxed);
+    for writer in running {
+        writer.await.expect("a writer");
+    }
+    // those that a crash left behind are decided now
+    let mut owner = server.connect().await;
+    for row in owner.fetch_all("SELECT gid FROM pg_prepared_xacts").await.expect("prepared transactions") {
+        let name: String = row.get(0);
+        let how = if name.ends_with(['1', '3', '5', '7', '9']) { "COMMIT" } else { "ROLLBACK" };
+        server.execute(&format!("{how} PREPARED '{name}'")).await;
+    }
+    server.execute("UPDATE runner_jobs SET status = 'COMPLETED'").await;
+
+    let mut committed: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    let rows = owner.fetch_all("SELECT job_id, (payload->>'n')::bigint FROM job_events ORDER BY 2").await;
+    for row in rows.expect("all events") {
+        committed.entry(row.get(0)).or_default().push(row.get::<i64, _>(1) as u64);
+    }
+    let total: usize = committed.values().map(Vec::len).sum();
+    assert!(total > 1000, "only {total} events were written");
+    for (number, watcher) in watchers.into_iter().enumerate() {
+        let job = format!("job-{}", number % JOBS);
+        let mut seen = watcher.await.expect("a watcher");
+        seen.sort();
+        let twice: Vec<u64> = seen.windows(2).filter(|two| two[0] == two[1]).map(|two| two[0]).collect();
+        assert!(twice.is_empty(), "{job}: {twice:?} of {} came twice", seen.len());
+        seen.dedup();
+        let committed = &committed[&job];
+        let lost: Vec<_> = committed.iter().filter(|number| seen.binary_search(number).is_err()).collect();
+        let invented: Vec<_> = seen.iter().filter(|number| committed.binary_search(number).is_err()).collect();
+        assert!(
+            lost.is_empty() && invented.is_empty(),
+            "{job} of {}: lost {lost:?}, never committed {invented:?}",
+            seen.len()
+        );
+    }
+    for daemon in &daemons {
+        for told in ["panicked", "a cursor has no room"] {
+            assert!(!daemon.log().contains(told), "{}", daemon.log());
+        }
+    }
+}
+
+/// A sweep that comes often, a ring that overtakes, a job that is forgotten soon. Without the trigger: a transaction
+/// that has notified cannot be prepared.
+const SETTINGS: [(&str, &str); 3] =
+    [("source.postgres.sweep", "3s"), ("hub.ring_events", "64"), ("hub.linger", "500ms")];
+
+async fn arena(schema: &str) -> (Postgres, [Daemon; 2]) {
+    let server = Postgres::start().await;
+    server.execute(schema).await;
+    server.make_reader().await;
+    let daemons = [daemon_on(&server, &SETTINGS).await, daemon_on(&server, &SETTINGS).await];
+    (server, daemons)
+}
+
+/// A writer that is open from the beginning to the end, one with 50,000 rows, 1,000 with one row each between two polls,
+/// and a daemon that is killed now and then.
+async fn calm(server: &Postgres, daemons: &mut [Daemon; 2]) {
+    let mut forgotten = server.connect().await;
+    forgotten.execute("BEGIN").await.expect("begin");
+    insert(&mut forgotten, "job-0", [1_000_000]).await;
+    for round in 0..5 {
+        sleep(Duration::from_secs(6)).await;
+        match round {
+            1 => {
+                let many = "INSERT INTO job_events (id, job_id, type, payload)
+                    SELECT 'e-' || n, 'job-1', 'x', jsonb_build_object('n', n) FROM generate_series(2000001, 2050000) n";
+                server.execute(many).await;
+            }
+            2 => insert(&mut server.connect().await, "job-2", 3_000_000..3_001_000).await,
+            _ => {
+                daemons[round % 2].kill();
+                sleep(Duration::from_millis(200)).await;
+                daemons[round % 2].restart().await;
+            }
+        }
+    }
+    forgotten.execute("COMMIT").await.expect("commit");
+}
+
+/// The server crashes and comes back, backends are killed, ours and the writers', and a daemon.
+async fn rough(server: &Postgres, daemons: &mut [Daemon; 2]) {
+    let kill = async |whose: &str| {
+        let sql = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+             WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND {whose}"
+        );
+        server.execute(&sql).await;
+    };
+    for round in 0..3 {
+        sleep(Duration::from_secs(4)).await;
+        kill("application_name = 'jobcast'").await;
+        sleep(Duration::from_secs(3)).await;
+        kill("application_name <> 'jobcast' AND random() < 0.5").await;
+        sleep(Duration::from_secs(2)).await;
+        daemons[round % 2].kill();
+        server.down(if round == 1 { "fast" } else { "immediate" });
+        sleep(Duration::from_millis(300)).await;
+        server.up().await;
+        daemons[round % 2].restart().await;
+    }
+    sleep(Duration::from_secs(3)).await;
+}
+
+#[tokio::test]
+async fn twelve_writers_of_every_kind_and_thirty_flapping_subscribers_lose_and_repeat_nothing() {
+    let (server, daemons) = arena(RECOMMENDED).await;
+    torture(&server, daemons, calm).await;
+}
+
+#[tokio::test]
+async fn the_same_on_a_table_without_numbers_or_transaction_ids() {
+    let (server, daemons) = arena(LEGACY).await;
+    torture(&server, daemons, calm).await;
+}
+
+#[tokio::test]
+async fn the_same_while_the_server_crashes_and_connections_are_killed() {
+    let (server, daemons) = arena(RECOMMENDED).await;
+    torture(&server, daemons, rough).await;
+}
+
+#[tokio::test]
+async fn the_same_with_crashes_on_a_table_without_numbers_or_transaction_ids() {
+    let (server, daemons) = arena(LEGACY).await;
+    torture(&server, daemons, rough).await;
+}
+
+#[tokio::test]
+async fn the_same_with_one_daemon_on_a_standby_and_one_behind_a_pooler_that_keeps_no_sessions() {
+    let server = Postgres::start().await;
+    server.execute(RECOMMENDED).await;
+    server.make_reader().await;
+    let (standby, pooler) = (server.standby().await, Pooler::start(&server).await);
+    let daemons = [daemon_on(&standby, &SETTINGS).await, daemon_at(&pooler.url("reader")).await];
+    torture(&server, daemons, async |_, daemons| {
+        for round in 0..3 {
+            sleep(Duration::from_secs(5)).await;
+            daemons[round % 2].kill();
+            daemons[round % 2].restart().await;
+        }
+    })
+    .await;
+}
+
+async fn daemon_at(url: &str) -> Daemon {
+    let mut settings = vec![("source.kind", "postgres"), ("source.postgres.url", url)];
+    settings.extend(SETTINGS);
+    Daemon::with(&settings).await
+}
+
+#[tokio::test]
+async fn the_same_while_the_table_is_given_the_columns_that_it_lacked() {
+    let (server, daemons) = arena(LEGACY).await;
+    torture(&server, daemons, async |server, daemons| {
+        sleep(Duration::from_secs(5)).await;
+        let sql = run(&["schema", "postgres", "--migrate", "--no-trigger"], &[]).await;
+        for _ in 0..2 {
+            server.psql(&String::from_utf8_lossy(&sql.stdout)).await;
+        }
+        for daemon in daemons {
+            // until then one knows of them and the other does not
+            sleep(Duration::from_secs(4)).await;
+            daemon.kill();
+            daemon.restart().await;
+            assert!(daemon.log().contains("age=Column order=Number"), "{}", daemon.log());
+        }
+        sleep(Duration::from_secs(4)).await;
+    })
+    .await;
+    let rows = "SELECT count(*) FILTER (WHERE seq IS NULL AND xid IS NULL), count(seq), count(xid) FROM job_events";
+    let row = server.connect().await.fetch_one(rows).await.expect("counts");
+    let (before, numbered, told): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+    assert!(before > 100 && numbered > 100 && numbered == told, "{before} {numbered} {told}");
+}
