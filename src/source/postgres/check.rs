@@ -3,7 +3,8 @@
 use super::link::Link;
 use super::position::Position;
 use super::table::{Age, Mark, Order, Tables, quote_table};
-use super::{Store, Wanted, literal, page_statement};
+use super::tell::{Wanted, page_statement};
+use super::{Store, literal};
 use crate::config;
 use crate::event::JobId;
 use crate::source::Finding;

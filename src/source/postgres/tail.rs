@@ -7,9 +7,10 @@
 //! comes from the reads alone, which are exact: a look that misses something only makes it late.
 
 use super::link::Link;
+use super::moment::{MOMENT, MOMENT_COLUMNS, Moment};
 use super::position::{Ended, Position};
 use super::table::{Age, Ids, Mark, Tables};
-use super::{MOMENT, MOMENT_COLUMNS, Moment, Store, literal};
+use super::{Store, literal};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
