@@ -93,6 +93,7 @@ pub struct Source {
     pub settle: Duration,
     pub sqlite: Sqlite,
     pub postgres: Postgres,
+    pub redis: Redis,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +101,7 @@ pub struct Source {
 pub enum SourceKind {
     Sqlite,
     Postgres,
+    Redis,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -126,6 +128,23 @@ pub struct Postgres {
     pub look_back: Duration,
     #[serde(with = "span")]
     pub sweep: Duration,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Redis {
+    pub url: Secret,
+    /// Empty: the authorities that everybody trusts.
+    pub root_cert: PathBuf,
+    pub events_key: String,
+    /// Empty: there is none.
+    pub job_key: String,
+    pub statuses: Endings,
+    pub final_types: Endings,
+}
+
+impl Redis {
+    /// What stands for the job's id in a key.
+    pub const JOB_ID: &str = "$job_id";
 }
 
 /// What the event table's columns are called.
@@ -258,6 +277,7 @@ impl Default for Source {
             settle: Duration::from_secs(2),
             sqlite: Sqlite { path: "jobcast.db".into() },
             postgres: Postgres::default(),
+            redis: Redis::default(),
         }
     }
 }
@@ -282,11 +302,7 @@ impl Default for Postgres {
                 xid: "xid".into(),
             },
             job_columns: JobColumns { id: "id".into(), status: "status".into() },
-            statuses: Endings {
-                completed: vec!["COMPLETED".into()],
-                failed: vec!["FAILED".into()],
-                cancelled: vec!["CANCELLED".into()],
-            },
+            statuses: Endings::usual_statuses(),
             final_types: Endings::default(),
             listen: "jobcast".into(),
             look_back: Duration::from_secs(60),
@@ -295,7 +311,24 @@ impl Default for Postgres {
     }
 }
 
+impl Default for Redis {
+    fn default() -> Self {
+        Self {
+            url: Secret::default(),
+            root_cert: PathBuf::new(),
+            events_key: "runner-jobs:$job_id:events".into(),
+            job_key: "runner-jobs:$job_id".into(),
+            statuses: Endings::usual_statuses(),
+            final_types: Endings::default(),
+        }
+    }
+}
+
 impl Endings {
+    fn usual_statuses() -> Self {
+        Self { completed: vec!["COMPLETED".into()], failed: vec!["FAILED".into()], cancelled: vec!["CANCELLED".into()] }
+    }
+
     /// How a job ended that is told of by this text.
     pub fn find(&self, text: &str) -> Option<JobStatus> {
         let is_in = |texts: &[String]| texts.iter().any(|one| one == text);
@@ -388,7 +421,7 @@ impl Serialize for Secret {
 }
 
 /// The settings that are secrets; each may also come from a file named by `JOBCAST_…_FILE`.
-const SECRETS: &[&str] = &["ingest.token", "source.postgres.url"];
+const SECRETS: &[&str] = &["ingest.token", "source.postgres.url", "source.redis.url"];
 
 /// Durations as `500ms`, `15s`, `5m`; `0` or `0s` for none.
 mod span {
@@ -481,7 +514,7 @@ impl Settings {
             Switch::Off => false,
             Switch::Auto => match self.source.kind {
                 SourceKind::Sqlite => self.http.listen.ip().is_loopback(),
-                SourceKind::Postgres => false,
+                SourceKind::Postgres | SourceKind::Redis => false,
             },
         }
     }
@@ -542,6 +575,20 @@ impl Settings {
         must(!postgres.events_table.is_empty(), "source.postgres.events_table", "must name a table");
         must(some(postgres.look_back), "source.postgres.look_back", "must be longer than 0");
         must(some(postgres.sweep), "source.postgres.sweep", "must be longer than 0");
+        let redis = &source.redis;
+        must(
+            source.kind != SourceKind::Redis || redis.url.get().is_some(),
+            "source.redis.url",
+            "must be given for source.kind = \"redis\", such as redis://user:password@host:6379/0",
+        );
+        let names_job = |key: &str| key.matches(Redis::JOB_ID).count() == 1;
+        must(names_job(&redis.events_key), "source.redis.events_key", "must hold $job_id once");
+        must(
+            redis.job_key.is_empty() || names_job(&redis.job_key),
+            "source.redis.job_key",
+            "must hold $job_id once, or be \"\" where there is none",
+        );
+        must(redis.job_key != redis.events_key, "source.redis.job_key", "must not be source.redis.events_key");
         must(!source.sqlite.path.as_os_str().is_empty(), "source.sqlite.path", "must name a file");
         must(
             auth.allow_anonymous || auth.mode != AuthMode::None || http.listen.ip().is_loopback(),

@@ -5,7 +5,7 @@ use crate::error::SourceError;
 use crate::event::Event;
 use crate::hub::{Hub, Latecomer, Outage, Request};
 use crate::shutdown::{Leaving, Phase};
-use crate::source::{Joined, Joining, News, Source, Wakeup};
+use crate::source::{Joining, News, Source, Wakeup};
 use crate::sse::{self, Segment, Shape};
 use crate::telemetry;
 use jiff::Timestamp;
@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Latecomers that one read brings level.
 const TOGETHER: usize = 256;
+/// Reads that need not bring a latecomer level.
+const REFUSALS: u8 = 3;
 
 /// Runs until the process leaves. Where the source fails in a way that trying again cannot mend, it still asks now and
 /// then: an operator may mend it meanwhile.
@@ -37,14 +39,15 @@ pub async fn run(source: Arc<dyn Source>, hub: Hub, pace: config::Source, shape:
             () = tokio::time::sleep(pace.poll_interval) => Wakeup::Poll,
         };
         telemetry::SOURCE_WAKEUPS.add(&[("by", wakeup.as_str())], 1);
-        for job in hub.sweep(Instant::now()) {
-            tail.unwatch(&job);
-        }
         for request in hub.take_requests() {
             match request {
                 Request::Watch { job, after } => tail.watch(job, after),
                 Request::Join(latecomer) => latecomers.push(latecomer),
             }
+        }
+        // after the requests: a channel may be over before its watch began, and what that read would go into the next one
+        for job in hub.sweep(Instant::now()) {
+            tail.unwatch(&job);
         }
         // one whose channel is gone learns it by the drop, and reads a page again
         latecomers.retain(|latecomer: &Latecomer| hub.is_live(&latecomer.job));
@@ -62,22 +65,20 @@ pub async fn run(source: Arc<dyn Source>, hub: Hub, pace: config::Source, shape:
                 lag.set(behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64()));
                 backoff = Backoff::new(pace.retry_initial, pace.retry_max);
                 // first, so that nobody who comes because of the news is told of what is over
-                if hub.outage().is_some() {
-                    tracing::info!(source = kind, "source is back");
-                    telemetry::SOURCE_UP.gauges(&[]).set(1.0);
-                    hub.set_outage(None);
+                match news.outage.clone() {
+                    Some(error) => went_away(&hub, error, pace.poll_interval, kind),
+                    None if hub.outage().is_some() => {
+                        tracing::info!(source = kind, "source is back");
+                        telemetry::SOURCE_UP.gauges(&[]).set(1.0);
+                        hub.set_outage(None);
+                    }
+                    None => {}
                 }
                 tell(&hub, news, &mut latecomers, shape, kind);
             }
             Err(error) => {
                 let retry_in = if error.is_retryable() { backoff.failed() } else { pace.retry_max };
-                telemetry::SOURCE_UP.gauges(&[]).set(0.0);
-                report(&error);
-                let known = hub.outage();
-                if known.is_none_or(|known| known.error.is_retryable() && !error.is_retryable()) {
-                    tracing::warn!(source = kind, code = error.code.as_str(), %error, ?retry_in, "source went away");
-                    hub.set_outage(Some(Outage { error: error.clone(), since: Instant::now(), retry_in }));
-                }
+                went_away(&hub, error, retry_in, kind);
                 telemetry::SOURCE_RETRIES.counts(&[]).increment(1);
                 tokio::select! {
                     () = tokio::time::sleep(retry_in) => more = true,
@@ -85,6 +86,16 @@ pub async fn run(source: Arc<dyn Source>, hub: Hub, pace: config::Source, shape:
                 }
             }
         }
+    }
+}
+
+/// Told once for each outage, and once more where it turns out that waiting does not mend it.
+fn went_away(hub: &Hub, error: SourceError, retry_in: Duration, kind: &'static str) {
+    telemetry::SOURCE_UP.gauges(&[]).set(0.0);
+    report(&error);
+    if hub.outage().is_none_or(|known| known.error.is_retryable() && !error.is_retryable()) {
+        tracing::warn!(source = kind, code = error.code.as_str(), %error, ?retry_in, "source went away");
+        hub.set_outage(Some(Outage { error, since: Instant::now(), retry_in }));
     }
 }
 
@@ -110,12 +121,15 @@ fn tell(hub: &Hub, news: News, latecomers: &mut Vec<Latecomer>, shape: Shape, ki
     }
     let asked = latecomers.len().min(news.joined.len());
     let mut waiting = Vec::new();
-    for (latecomer, joined) in latecomers.drain(..asked).zip(news.joined) {
+    for (mut latecomer, joined) in latecomers.drain(..asked).zip(news.joined) {
         match joined {
-            Joined::Level(missing) => hub.level(latecomer, encode(&missing, shape)),
-            Joined::NotYet => waiting.push(latecomer),
-            // it learns by the drop that it is to read pages again
-            Joined::TooFar => drop(latecomer),
+            Some(missing) => hub.level(latecomer, encode(&missing, shape)),
+            None if latecomer.refused < REFUSALS => {
+                latecomer.refused += 1;
+                waiting.push(latecomer);
+            }
+            // too much was written since: it learns by the drop that it is to read pages again
+            None => drop(latecomer),
         }
     }
     latecomers.extend(waiting);

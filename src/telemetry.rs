@@ -102,6 +102,7 @@ metrics_table! {
     SOURCE_RETRIES = Metric::counter("jobcast_source_retries_total", "Reads of the tail that were tried again");
     SOURCE_LAG = Metric::gauge("jobcast_source_lag_seconds", "Age of the oldest work that the tail has not finished").of(Unit::Seconds);
     CURSORS_SHORTENED = Metric::counter("jobcast_cursors_shortened_total", "Cursors too long for an id: a resume from one may repeat events");
+    SKIPPED = Metric::counter("jobcast_skipped_entries_total", "Entries of the source that are no events, each time one is read");
     SOURCE_WAKEUPS = Metric::counter("jobcast_source_wakeups_total", "Reads of the tail, by what caused them");
     INGEST = Metric::counter("jobcast_ingest_total", "Events and statuses sent in, by outcome");
     AUTH = Metric::counter("jobcast_auth_total", "Callers asked who they are, by outcome");

@@ -65,6 +65,8 @@ pub enum Request {
 pub struct Latecomer {
     pub job: JobId,
     pub after: Cursor,
+    /// Reads that did not bring it level.
+    pub refused: u8,
     answer: oneshot::Sender<Level>,
 }
 
@@ -155,7 +157,7 @@ impl Hub {
                 return Join::Level(Level { missing: Vec::new(), subscription, place });
             }
             let (answer, wait) = oneshot::channel();
-            self.request(Request::Join(Latecomer { job: job.clone(), after: cursor.clone(), answer }));
+            self.request(Request::Join(Latecomer { job: job.clone(), after: cursor.clone(), refused: 0, answer }));
             return Join::Wait(wait);
         }
         let seed = seed.unwrap_or(Seed { base: cursor.clone(), segments: Vec::new() });

@@ -9,6 +9,7 @@
 //!   already, is brought level by the tail itself: it is *joining*, and [`Tail::read`] answers it as of the same moment.
 
 mod postgres;
+mod redis;
 mod sqlite;
 
 use crate::config;
@@ -26,6 +27,7 @@ pub async fn open(settings: &config::Source) -> Result<Arc<dyn Source>, SourceEr
     match settings.kind {
         config::SourceKind::Sqlite => Ok(Arc::new(sqlite::Sqlite::open(settings).await?)),
         config::SourceKind::Postgres => Ok(Arc::new(postgres::Postgres::open(settings).await?)),
+        config::SourceKind::Redis => Ok(Arc::new(redis::Redis::open(settings).await?)),
     }
 }
 
@@ -35,6 +37,7 @@ pub fn schema(kind: config::SourceKind, with_trigger: bool) -> Vec<&'static str>
         config::SourceKind::Sqlite => vec![sqlite::SCHEMA],
         config::SourceKind::Postgres if with_trigger => vec![postgres::SCHEMA, postgres::TRIGGER],
         config::SourceKind::Postgres => vec![postgres::SCHEMA],
+        config::SourceKind::Redis => Vec::new(),
     }
 }
 
@@ -42,7 +45,7 @@ pub fn schema(kind: config::SourceKind, with_trigger: bool) -> Vec<&'static str>
 /// there is nothing that they could lack.
 pub fn migration(kind: config::SourceKind, settings: &config::Source, with_trigger: bool) -> Option<String> {
     match kind {
-        config::SourceKind::Sqlite => None,
+        config::SourceKind::Sqlite | config::SourceKind::Redis => None,
         config::SourceKind::Postgres => Some(postgres::migration(&settings.postgres, with_trigger)),
     }
 }
@@ -52,6 +55,7 @@ pub async fn check(settings: &config::Source) -> Vec<Finding> {
     match settings.kind {
         config::SourceKind::Sqlite => sqlite::check(&settings.sqlite.path).await,
         config::SourceKind::Postgres => postgres::check(settings).await,
+        config::SourceKind::Redis => redis::check(settings).await,
     }
 }
 
@@ -143,21 +147,12 @@ pub struct Joining {
 #[derive(Debug, Default)]
 pub struct News {
     pub jobs: Vec<JobNews>,
-    /// For each of `joining`, in their order.
-    pub joined: Vec<Joined>,
+    /// For each of `joining`, in their order: what brings it level with its job. `None`: not this time.
+    pub joined: Vec<Option<Vec<(Event, Cursor)>>>,
     /// The read was cut short: there is more.
     pub more: bool,
-}
-
-/// What a read has for a joining reader.
-#[derive(Debug)]
-pub enum Joined {
-    /// What brings it level with its job as of this read.
-    Level(Vec<(Event, Cursor)>),
-    /// The job has not got so far: the next read may tell.
-    NotYet,
-    /// It lacks more than one read gives: pages are the way.
-    TooFar,
+    /// A part of the store does not answer: of its jobs nothing is told until it is back. The others go on.
+    pub outage: Option<SourceError>,
 }
 
 /// What happened to one watched job.

@@ -15,5 +15,6 @@ mod leaving;
 mod outage;
 mod polling;
 mod postgres;
+mod redis;
 mod resume;
 mod settings;

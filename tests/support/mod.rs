@@ -3,11 +3,13 @@
 pub mod daemon;
 pub mod http;
 pub mod postgres;
+pub mod redis;
 pub mod sse;
 
 pub use daemon::Daemon;
 pub use http::Answer;
 pub use postgres::{Pooler, Postgres};
+pub use redis::{Cluster, Redis, Sentinel};
 pub use sse::{Message, Stream};
 
 use std::time::{Duration, Instant};

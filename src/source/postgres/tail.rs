@@ -1,7 +1,7 @@
 //! Tails the table: one look for all watched jobs says which of them have something new, and what statuses became
 //! final; then each of those is read from its own position.
 //!
-//! A look costs a comparison of snapshots when nothing has ended since the last one. Where the table tells transactions
+//! Where nothing has ended since the last look, a comparison of snapshots is all it costs. Where the table tells transactions
 //! in a column, it finds new rows by the index on that; elsewhere it looks back a while by timestamp, which promises
 //! nothing, so every watched job is read whole now and then (a *sweep*). What is delivered, and how far a position gets,
 //! comes from the reads alone, which are exact: a look that misses something only makes it late.
@@ -14,7 +14,7 @@ use super::{Store, literal};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{JobNews, Joined, Joining, Limit, News, Tail, Wakeup};
+use crate::source::{JobNews, Joining, Limit, News, Tail, Wakeup};
 use crate::sse::{End, Reset};
 use async_trait::async_trait;
 use sqlx::Row;
@@ -26,8 +26,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-/// One read of the tail stops at about so much.
+/// One read of the tail stops at about so much, ...
 const READ: Limit = Limit { events: 2000, bytes: 1 << 20 };
+/// ... and after so many jobs, so that a sweep of many does not keep the others' news waiting.
+const READ_JOBS: usize = 64;
 
 pub struct PostgresTail {
     store: Arc<Store>,
@@ -41,10 +43,14 @@ pub struct PostgresTail {
     new: BTreeSet<JobId>,
     /// Jobs whose end was seen.
     ending: BTreeMap<JobId, Ending>,
+    /// The database has said that there is something.
+    is_woken: bool,
     /// The moment of the last look; none after an error.
     seen: Option<Moment>,
     /// How that look found rows.
     age: Option<Age>,
+    /// Something has ended since the last sweep.
+    has_changed: bool,
     swept: Instant,
     /// Since when the database has been behind what was delivered.
     behind: Option<Instant>,
@@ -71,8 +77,10 @@ impl PostgresTail {
             pending: BTreeSet::new(),
             new: BTreeSet::new(),
             ending: BTreeMap::new(),
+            is_woken: false,
             seen: None,
             age: None,
+            has_changed: true,
             swept: Instant::now(),
             behind: None,
         }
@@ -105,6 +113,7 @@ impl Tail for PostgresTail {
 
     async fn woken(&mut self) -> Wakeup {
         self.notified.notified().await;
+        self.is_woken = true;
         Wakeup::Notify
     }
 
@@ -145,6 +154,7 @@ struct Draft {
     done: BTreeSet<JobId>,
     rows: usize,
     bytes: usize,
+    jobs: usize,
 }
 
 impl PostgresTail {
@@ -166,18 +176,23 @@ impl PostgresTail {
                 ending.entry(job.clone()).or_insert(new).status = *status;
             }
         }
-        let is_sweep = tables.age() == Age::System && self.swept.elapsed() >= self.store.settings.sweep;
-        let mut to_read: BTreeSet<JobId> = self.pending.iter().chain(&look.jobs).cloned().collect();
+        self.has_changed |= look.has_changed;
+        let is_sweep =
+            tables.age() == Age::System && self.has_changed && self.swept.elapsed() >= self.store.settings.sweep;
         if is_sweep {
-            to_read.extend(self.live.keys().cloned());
+            (self.has_changed, self.swept) = (false, Instant::now());
+            self.pending.extend(self.live.keys().cloned());
         }
+        // those with news first
+        let mut to_read: Vec<JobId> = look.jobs;
         let mut over = BTreeSet::new();
         for (job, end) in &ending {
             if look.moment.xmin >= end.xmax || end.since.elapsed() >= self.store.settle {
                 over.insert(job.clone());
-                to_read.insert(job.clone());
+                to_read.push(job.clone());
             }
         }
+        to_read.extend(self.pending.iter().cloned());
 
         let mut draft = Draft::default();
         let is_joined = joining.iter().map(|reader| &reader.job).filter(|job| self.live.contains_key(*job));
@@ -190,7 +205,7 @@ impl PostgresTail {
         for reader in joining {
             joined.push(match draft.positions.get(&reader.job).filter(|_| draft.done.contains(&reader.job)) {
                 Some(level) => self.missing(link, tables, reader, level).await?,
-                None => Joined::NotYet,
+                None => None,
             });
         }
 
@@ -205,9 +220,6 @@ impl PostgresTail {
         self.new.clear();
         self.pending =
             to_read.into_iter().filter(|job| !draft.done.contains(job) && self.live.contains_key(job)).collect();
-        if is_sweep && self.pending.is_empty() {
-            self.swept = Instant::now();
-        }
         let final_types = &self.store.settings.final_types;
         for (job, events) in &draft.events {
             if let Some(status) = events.iter().rev().find_map(|(event, _)| final_types.find(&event.kind)) {
@@ -243,19 +255,19 @@ impl PostgresTail {
         Ok(news)
     }
 
-    /// One statement for all watched jobs.
-    async fn look(&self, link: &mut Link, tables: &Tables) -> Result<Look, sqlx::Error> {
+    /// One statement for all watched jobs; before it a short one, which mostly tells that nothing has ended.
+    async fn look(&mut self, link: &mut Link, tables: &Tables) -> Result<Look, sqlx::Error> {
         let head = self.store.snapshot(tables, None);
         let mut sql = format!("{head} SELECT {MOMENT}, NULL::text, NULL::text FROM s, m");
+        if let Some(seen) = self.seen.clone().filter(|_| !std::mem::take(&mut self.is_woken)) {
+            let answer = link.ask(sql.clone()).await?;
+            let moment = self.store.moment(answer.first().ok_or(sqlx::Error::RowNotFound)?)?;
+            // a standby does not tell by its snapshot
+            if !moment.is_standby && (&seen.snapshot, seen.inserted) == (&moment.snapshot, moment.inserted) {
+                return Ok(Look { moment, has_changed: false, jobs: Vec::new(), ended: BTreeMap::new() });
+            }
+        }
         let no_moment = ["NULL"; MOMENT_COLUMNS].join(", ");
-        let changed = match &self.seen {
-            Some(seen) => format!(
-                "(SELECT is_standby OR snapshot <> '{}' OR inserted IS DISTINCT FROM {} FROM s)",
-                seen.snapshot,
-                seen.inserted.map_or_else(|| "NULL".into(), |inserted| inserted.to_string()),
-            ),
-            None => "true".into(),
-        };
         // what the last look could see, it has told
         let from = match &self.seen {
             Some(seen) => seen.mark(),
@@ -272,20 +284,24 @@ impl PostgresTail {
                 }
             };
             let ids = || self.live.keys().map(JobId::as_str);
+            // of few new rows the job is looked at, never of all jobs their rows: a planner that knows neither number
+            // would do both
+            let fence = if tables.age() == Age::Column { "OFFSET 0" } else { "" };
             let _ = write!(
                 sql,
                 " UNION ALL SELECT {no_moment}, h.job, NULL FROM (
-                    SELECT DISTINCT {}::text AS job FROM {} e WHERE {changed} AND {} AND {news}) h",
-                tables.job_id.column(),
+                    SELECT DISTINCT {job}::text AS job FROM (SELECT {job} FROM {} e WHERE {news} {fence}) e
+                    WHERE {}) h",
                 tables.events,
                 tables.job_id.is_any(ids()),
+                job = tables.job_id.column(),
             );
             if let Some(jobs) = &tables.jobs {
                 let finals: Vec<String> = self.store.settings.statuses.all().map(literal).collect();
                 let _ = write!(
                     sql,
                     " UNION ALL SELECT {no_moment}, {id}::text, {status}::text FROM {table} j
-                      WHERE {changed} AND {} AND {status}::text = ANY (ARRAY[{}]::text[])",
+                      WHERE {} AND {status}::text = ANY (ARRAY[{}]::text[])",
                     jobs.id.is_any(ids()),
                     finals.join(","),
                     id = jobs.id.column(),
@@ -316,11 +332,6 @@ impl PostgresTail {
                 }
             }
         }
-        look.has_changed = look.moment.is_standby
-            || self
-                .seen
-                .as_ref()
-                .is_none_or(|seen| (&seen.snapshot, seen.inserted) != (&look.moment.snapshot, look.moment.inserted));
         Ok(look)
     }
 
@@ -349,6 +360,7 @@ impl PostgresTail {
         let room = Limit { events: READ.events.saturating_sub(draft.rows).max(1), bytes: READ.bytes };
         let told = self.store.tell(link, tables, job, &mut position, room.events).await?;
         let (events, is_last) = told.deliver(job, &mut position, room);
+        draft.jobs += 1;
         draft.rows += events.len();
         draft.bytes += events.iter().map(|(event, _)| event.payload.as_json().len()).sum::<usize>();
         draft.positions.insert(job.clone(), position);
@@ -368,10 +380,9 @@ impl PostgresTail {
         tables: &Tables,
         reader: &Joining,
         level: &Position,
-    ) -> Result<Joined, sqlx::Error> {
-        let Some(mut position) = Position::open(&reader.job, reader.after.as_str()) else { return Ok(Joined::TooFar) };
-        let missing = self.store.missing(link, tables, &reader.job, &mut position, level, READ).await?;
-        Ok(missing.map_or(Joined::TooFar, Joined::Level))
+    ) -> Result<Option<Vec<(Event, Cursor)>>, sqlx::Error> {
+        let Some(mut position) = Position::open(&reader.job, reader.after.as_str()) else { return Ok(None) };
+        self.store.missing(link, tables, &reader.job, &mut position, level, READ).await
     }
 
     /// The database knows less than was delivered: a standby that lags may come to it, else it is another one, or one
@@ -396,7 +407,7 @@ impl PostgresTail {
 
 impl Draft {
     fn is_full(&self) -> bool {
-        self.rows >= READ.events || self.bytes >= READ.bytes
+        self.rows >= READ.events || self.bytes >= READ.bytes || self.jobs >= READ_JOBS
     }
 }
 

@@ -9,7 +9,7 @@ use super::{Position, failed, options, read_event};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{JobNews, Joined, Joining, News, Tail, Wakeup};
+use crate::source::{JobNews, Joining, News, Tail, Wakeup};
 use crate::sse::{End, Reset};
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
@@ -210,7 +210,7 @@ impl SqliteTail {
             return Ok(self.rewound(newest));
         }
 
-        let mut news = News { joined: joining.iter().map(|_| Joined::NotYet).collect(), ..News::default() };
+        let mut news = News { joined: joining.iter().map(|_| None).collect(), ..News::default() };
         let mut found = Found::default();
         let upto = if self.live.is_empty() || newest == mark {
             newest
@@ -291,7 +291,7 @@ impl SqliteTail {
             let after = Position::open(&reader.job, reader.after.as_str());
             let Some(after) = after.filter(|after| is_watched && after.seq <= upto) else { continue };
             let (events, is_level) = read_after(connection, &reader.job, after.seq, upto).await?;
-            *joined = if is_level { Joined::Level(sealed(&reader.job, events)) } else { Joined::TooFar };
+            *joined = is_level.then(|| sealed(&reader.job, events));
         }
         Ok((level, behind))
     }

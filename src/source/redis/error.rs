@@ -1,0 +1,146 @@
+//! What Redis said, as everybody else needs to know it ("Redis serialization protocol specification", and the texts in
+//! the server's source: there is no list of its error codes).
+
+use super::nodes::Fault;
+use crate::error::{SourceCode, SourceError};
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+
+pub fn failed(tried: &str, fault: Fault) -> SourceError {
+    let Fault { at, error } = fault;
+    let code = code_of(&error);
+    let mend = match code {
+        SourceCode::Unreachable => "see whether the server runs and source.redis.url leads to it; it is tried again",
+        SourceCode::Unavailable => "the server is starting, or changing over to another; it is tried again",
+        SourceCode::Busy => "a script or module keeps the server busy; it is tried again",
+        SourceCode::TimedOut => "the server or the way to it is slow; it is tried again",
+        SourceCode::Exhausted => "raise the server's maxclients or maxmemory; it is tried again",
+        SourceCode::Conflict => "others write to the same job without pause; it is tried again",
+        SourceCode::Io => "see the server's log and disk; it is tried again",
+        SourceCode::Credentials => "correct user, password and database in source.redis.url",
+        SourceCode::Tls => "see whether the server speaks TLS (rediss://), and source.redis.root_cert",
+        SourceCode::Rights => {
+            "give this user the commands and keys that README.md names under \"Redis\", see ACL SETUSER"
+        }
+        SourceCode::Schema if is_moved(&error) => {
+            "this server is part of a Cluster: name several of its nodes in source.redis.url, comma-separated"
+        }
+        SourceCode::Schema => "see source.redis.events_key and source.redis.job_key, and `jobcast check`",
+        _ => "see the cause",
+    };
+    SourceError { code, tried: format!("{tried} ({at})"), cause: cause_of(&error), mend }
+}
+
+/// Whether the connection that it came on is of no use any more.
+pub fn is_broken(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Io | ErrorKind::Parse | ErrorKind::AuthenticationFailed)
+}
+
+pub fn is_moved(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::Moved)
+}
+
+/// Whether it may be over once it is known anew which server is the one to ask.
+pub fn is_of_topology(error: &RedisError) -> bool {
+    is_broken(error) || is_moved(error) || code_of(error) == SourceCode::Unavailable
+}
+
+fn code_of(error: &RedisError) -> SourceCode {
+    let said = error.detail().unwrap_or_default();
+    match error.kind() {
+        ErrorKind::Server(kind) => match kind {
+            ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown | ServerErrorKind::ClusterDown => {
+                SourceCode::Unavailable
+            }
+            ServerErrorKind::TryAgain | ServerErrorKind::Ask | ServerErrorKind::ReadOnly => SourceCode::Unavailable,
+            ServerErrorKind::NoPerm => SourceCode::Rights,
+            ServerErrorKind::Moved | ServerErrorKind::CrossSlot => SourceCode::Schema,
+            _ if said.contains("max number of clients") => SourceCode::Exhausted,
+            _ if said.contains("DB index is out of range") => SourceCode::Credentials,
+            _ if said.contains("AUTH") && said.contains("password") => SourceCode::Credentials,
+            _ if said.contains("unknown command") || said.contains("unknown subcommand") => SourceCode::Schema,
+            _ => SourceCode::Other,
+        },
+        ErrorKind::AuthenticationFailed => SourceCode::Credentials,
+        ErrorKind::RESP3NotSupported => SourceCode::Schema,
+        ErrorKind::MasterNameNotFoundBySentinel | ErrorKind::ClusterConnectionNotFound => SourceCode::Unavailable,
+        ErrorKind::Extension => match error.code().unwrap_or_default() {
+            "WRONGPASS" | "NOAUTH" => SourceCode::Credentials,
+            "WRONGTYPE" => SourceCode::Schema,
+            "OOM" => SourceCode::Exhausted,
+            "MISCONF" => SourceCode::Io,
+            "BUSY" => SourceCode::Busy,
+            "NOREPLICAS" | "UNBLOCKED" | "NOMASTERLINK" | "FAILOVER" => SourceCode::Unavailable,
+            _ => SourceCode::Other,
+        },
+        ErrorKind::Io if error.is_timeout() => SourceCode::TimedOut,
+        ErrorKind::Io if is_tls(error) => SourceCode::Tls,
+        ErrorKind::Io => SourceCode::Unreachable,
+        ErrorKind::Parse => SourceCode::Unreachable,
+        ErrorKind::InvalidClientConfig => SourceCode::Tls,
+        _ => SourceCode::Other,
+    }
+}
+
+/// Whether a handshake failed, and not the network.
+fn is_tls(error: &RedisError) -> bool {
+    type Shared = Arc<dyn Error + Send + Sync>;
+    let shared = error.source().and_then(|source| source.downcast_ref::<Shared>());
+    let io = shared.and_then(|shared| shared.downcast_ref::<io::Error>());
+    io.and_then(io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>())
+}
+
+fn cause_of(error: &RedisError) -> String {
+    match (error.kind(), error.code(), error.detail()) {
+        (ErrorKind::Server(_) | ErrorKind::Extension, Some(code), Some(detail)) => format!("{code} {detail}"),
+        (ErrorKind::Io, ..) if error.is_timeout() => "no answer in time".into(),
+        (ErrorKind::RESP3NotSupported, ..) => "it does not speak RESP3: Redis 6.2 is the oldest that will do".into(),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Retry;
+
+    fn told(said: &str) -> SourceCode {
+        match redis::parse_redis_value(format!("-{said}\r\n").as_bytes()) {
+            Ok(redis::Value::ServerError(error)) => code_of(&error.into()),
+            other => panic!("{said} is no error: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_a_server_says_is_known_by_whether_to_try_again() {
+        for said in [
+            "LOADING Redis is loading the dataset in memory",
+            "READONLY You can't write against a read only replica.",
+            "CLUSTERDOWN The cluster is down",
+            "CLUSTERDOWN Hash slot not served",
+            "TRYAGAIN Multiple keys request during rehashing of slot",
+            "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+            "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
+            "NOREPLICAS Not enough good replicas to write.",
+        ] {
+            assert_eq!(told(said), SourceCode::Unavailable, "{said}");
+        }
+        for (said, code, retry) in [
+            ("WRONGPASS invalid username-password pair or user is disabled.", SourceCode::Credentials, Retry::No),
+            ("NOAUTH Authentication required.", SourceCode::Credentials, Retry::No),
+            ("ERR DB index is out of range", SourceCode::Credentials, Retry::No),
+            ("NOPERM User reader has no permissions to run the 'xrange' command", SourceCode::Rights, Retry::No),
+            ("WRONGTYPE Operation against a key holding the wrong kind of value", SourceCode::Schema, Retry::No),
+            ("MOVED 3999 127.0.0.1:6381", SourceCode::Schema, Retry::No),
+            ("ERR max number of clients reached", SourceCode::Exhausted, Retry::Yes),
+            ("OOM command not allowed when used memory > 'maxmemory'.", SourceCode::Exhausted, Retry::Yes),
+            ("MISCONF Redis is configured to save RDB snapshots", SourceCode::Io, Retry::Yes),
+            ("BUSY Redis is busy running a script.", SourceCode::Busy, Retry::Yes),
+            ("ERR something else", SourceCode::Other, Retry::Yes),
+        ] {
+            assert_eq!((told(said), told(said).retry()), (code, retry), "{said}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The names of a job's keys, and the slot of a Cluster that a key lies in.
+
+use crate::config;
+use crate::event::JobId;
+
+/// A key's name with a place for the job's id.
+#[derive(Clone, Debug)]
+pub struct Template {
+    before: String,
+    after: String,
+}
+
+impl Template {
+    /// `None` where the text has no such place: then there is no such key.
+    pub fn new(text: &str) -> Option<Self> {
+        let (before, after) = text.split_once(config::Redis::JOB_ID)?;
+        Some(Self { before: before.into(), after: after.into() })
+    }
+
+    pub fn key(&self, job: &JobId) -> String {
+        [&self.before, job.as_str(), &self.after].concat()
+    }
+
+    /// The job whose key this is.
+    pub fn job(&self, key: &str) -> Option<JobId> {
+        key.strip_prefix(&*self.before)?.strip_suffix(&*self.after)?.parse().ok()
+    }
+
+    /// For SCAN: what all such keys, and perhaps some others, look like.
+    pub fn pattern(&self) -> String {
+        let literal = |text: &str| {
+            let special = |c: char| matches!(c, '*' | '?' | '[' | ']' | '\\' | '^').then_some('\\');
+            text.chars().flat_map(|c| special(c).into_iter().chain([c])).collect::<String>()
+        };
+        format!("{}*{}", literal(&self.before), literal(&self.after))
+    }
+}
+
+pub const SLOTS: u16 = 16384;
+
+/// Redis Cluster specification, "Key distribution model" and "Hash tags".
+pub fn slot(key: &str) -> u16 {
+    let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
+    let hashed = tag.filter(|tag| !tag.is_empty()).unwrap_or(key);
+    hashed.bytes().fold(0, crc16) % SLOTS
+}
+
+/// CRC-16/XMODEM
+fn crc16(crc: u16, byte: u8) -> u16 {
+    (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| (crc << 1) ^ if crc & 0x8000 != 0 { 0x1021 } else { 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_the_specification() {
+        assert_eq!("123456789".bytes().fold(0, crc16), 0x31c3);
+        assert_eq!(slot("foo"), 12182);
+        assert_eq!(slot("{user1000}.following"), slot("user1000"));
+        assert_eq!(slot("foo{}{bar}"), "foo{}{bar}".bytes().fold(0, crc16) % SLOTS);
+        assert_eq!(slot("foo{{bar}}zap"), slot("{bar"));
+    }
+
+    #[test]
+    fn a_key_tells_its_job() {
+        let template = Template::new("a[b]:$job_id:events").expect("a template");
+        let job: JobId = "7:*".parse().expect("a job");
+        assert_eq!(template.key(&job), "a[b]:7:*:events");
+        assert_eq!(template.job(&template.key(&job)), Some(job));
+        assert_eq!(template.job("a[b]::events"), None);
+        assert_eq!(template.job("a[b]:7"), None);
+        assert_eq!(template.pattern(), "a\\[b\\]:*:events");
+        assert!(Template::new("events").is_none());
+    }
+}

@@ -1,0 +1,219 @@
+//! Redis Streams: one server, Sentinel, Cluster.
+
+mod access;
+mod lost;
+mod scale;
+mod torture;
+
+use crate::support::daemon::{numbered, run, stream_path};
+use crate::support::redis::ask;
+use crate::support::{Cluster, Daemon, Redis, Sentinel, numbers};
+use redis::aio::MultiplexedConnection;
+use redis::{Pipeline, RedisResult, Value};
+use serde_json::json;
+
+/// Everything that README.md says a user needs who only reads.
+const READER: [&str; 11] = [
+    "ACL",
+    "SETUSER",
+    "reader",
+    "on",
+    ">hunter2",
+    "~runner-jobs:*",
+    "+xrange",
+    "+xrevrange",
+    "+xinfo|stream",
+    "+hget",
+    "+exists",
+];
+const HEARS: [&str; 4] = ["ACL", "SETUSER", "reader", "+client|tracking"];
+
+pub fn stream_key(job: &str) -> String {
+    format!("runner-jobs:{job}:events")
+}
+
+async fn daemon_on(url: &str, more: &[(&str, &str)]) -> Daemon {
+    let mut settings = vec![("source.kind", "redis"), ("source.redis.url", url), ("source.retry_max", "300ms")];
+    settings.extend_from_slice(more);
+    Daemon::with(&settings).await
+}
+
+fn xadd(to: &mut Pipeline, job: &str, number: u64) {
+    let add = to.cmd("XADD").arg(stream_key(job)).arg("*").arg("id").arg(format!("e-{number}"));
+    add.arg("type").arg("x").arg("payload").arg(format!("{{\"n\":{number}}}"));
+}
+
+async fn try_add(
+    to: &mut MultiplexedConnection,
+    job: &str,
+    numbers: impl IntoIterator<Item = u64>,
+) -> RedisResult<Vec<String>> {
+    let mut all = Pipeline::new();
+    numbers.into_iter().for_each(|number| xadd(&mut all, job, number));
+    all.query_async(to).await
+}
+
+/// Writes numbered events as a runner does; returns their entries' ids.
+async fn add(to: &mut MultiplexedConnection, job: &str, numbers: impl IntoIterator<Item = u64>) -> Vec<String> {
+    try_add(to, job, numbers).await.expect("XADD")
+}
+
+async fn set_status(to: &mut MultiplexedConnection, job: &str, status: &str) {
+    ask::<()>(to, &["HSET", &format!("runner-jobs:{job}"), "status", status]).await;
+}
+
+#[tokio::test]
+async fn a_stream_is_tailed_with_no_more_than_the_right_to_read_it() {
+    for hears in [true, false] {
+        let server = Redis::start().await;
+        server.ask::<()>(&READER).await;
+        if hears {
+            server.ask::<()>(&HEARS).await;
+        }
+        let url = server.url().replace("//", "//reader:hunter2@");
+        let daemon = daemon_on(&url, &[]).await;
+        let mut rows = server.connect().await;
+        set_status(&mut rows, "job", "RUNNING").await;
+        add(&mut rows, "job", 0..10).await;
+        let mut stream = daemon.stream("job").await;
+        assert_eq!(numbers(&stream.take(10).await), Vec::from_iter(0..10));
+        add(&mut rows, "job", 10..30).await;
+        let live = stream.take(20).await;
+        assert_eq!(numbers(&live), Vec::from_iter(10..30));
+        for (index, message) in live.iter().enumerate() {
+            let mut again = daemon.stream_after("job", message.cursor()).await;
+            assert_eq!(numbers(&again.take(19 - index).await), Vec::from_iter(11 + index as u64..30));
+        }
+        let mut by_id = daemon.stream_after("job", "e-25").await;
+        assert_eq!(numbers(&by_id.take(4).await), [26, 27, 28, 29]);
+        for no_job in ["nosuch", "{}", "*"] {
+            assert_eq!(daemon.get(&stream_path(&no_job.replace('{', "%7B").replace('}', "%7D"))).await.status, 404);
+        }
+        set_status(&mut rows, "job", "FAILED").await;
+        let end = stream.event().await;
+        assert!(end.is("stream.complete") && end.json()["status"] == "FAILED", "{end:?}");
+        assert_eq!(daemon.stream_after("job", end.cursor()).await.head.status, 204);
+        assert_eq!(daemon.log().contains("CLIENT TRACKING"), !hears, "{}", daemon.log());
+        assert!(!daemon.log().contains("hunter2"));
+    }
+}
+
+#[tokio::test]
+async fn a_job_waits_for_its_first_event_and_ends_by_a_final_event_where_there_are_no_hashes() {
+    let server = Redis::start().await;
+    let finals = [
+        ("source.redis.events_key", "ci/$job_id"),
+        ("source.redis.job_key", ""),
+        ("source.redis.final_types.completed", "job.done"),
+        ("source.redis.final_types.cancelled", "job.stopped, job.killed"),
+    ];
+    let daemon = daemon_on(&format!("{}/3", server.url()), &finals).await;
+    assert_eq!(daemon.get(&stream_path("a")).await.status, 404);
+    let mut rows = server.connect().await;
+    ask::<()>(&mut rows, &["SELECT", "3"]).await;
+    for (job, last, status) in [("a", "job.done", "COMPLETED"), ("b", "job.killed", "CANCELLED")] {
+        let key = format!("ci/{job}");
+        // no id, no payload, a time in milliseconds
+        ask::<()>(&mut rows, &["XADD", &key, "7-1", "type", "begin", "timestamp", "1500"]).await;
+        let mut stream = daemon.stream(job).await;
+        let first = stream.event().await.json();
+        let (id, time) = (&first["id"], &first["timestamp"]);
+        assert_eq!((id, time), (&"7-1".into(), &"1970-01-01T00:00:01.500Z".into()), "{first}");
+        assert_eq!(first["payload"], json!({}));
+        ask::<()>(&mut rows, &["XADD", &key, "*", "type", last]).await;
+        assert_eq!(stream.event().await.event.as_deref(), Some(last));
+        assert_eq!(stream.event().await.json()["status"], status);
+        // one that comes after the end is told the same
+        let mut late = daemon.stream(job).await;
+        assert_eq!(late.rest().await.last().expect("an end").json()["status"], status);
+    }
+    let jobs = daemon.get("/runner-jobs?status=CANCELLED").await.json();
+    assert_eq!(jobs["jobs"][0]["jobId"], "b", "{jobs}");
+}
+
+#[tokio::test]
+async fn entries_that_are_no_events_are_counted_and_left_out() {
+    let server = Redis::start().await;
+    let daemon = daemon_on(&server.url(), &[]).await;
+    let mut rows = server.connect().await;
+    let key = stream_key("job");
+    let junk = async |rows: &mut MultiplexedConnection, count: usize| {
+        for _ in 0..count {
+            ask::<()>(rows, &["XADD", &key, "*", "note", "not an event", "type", ""]).await;
+        }
+    };
+    junk(&mut rows, 600).await;
+    let mut stream = daemon.stream("job").await;
+    add(&mut rows, "job", [0]).await;
+    let first = stream.event().await;
+    assert_eq!(first.number(), 0);
+    junk(&mut rows, 3).await;
+    // what stands in a field as it is no event's may be anything
+    let mut odd = redis::cmd("XADD");
+    odd.arg(&key).arg("*").arg("type").arg("x").arg("payload").arg(&b"\xff\xfe\n{"[..]).arg("timestamp").arg("soon");
+    odd.query_async::<Value>(&mut rows).await.expect("XADD");
+    assert!(stream.event().await.json()["payload"].is_string());
+    add(&mut rows, "job", [1]).await;
+    assert_eq!(stream.event().await.number(), 1);
+    let mut again = daemon.stream_after("job", first.cursor()).await;
+    assert!(again.event().await.json()["payload"].is_string());
+    assert_eq!(again.event().await.number(), 1);
+    assert!(daemon.metric("jobcast_skipped_entries_total").await >= 603.0);
+    // a key of another kind is told to those who ask for it, and to nobody else
+    ask::<()>(&mut rows, &["SET", &stream_key("odd"), "x"]).await;
+    let refused = daemon.get(&stream_path("odd")).await;
+    assert_eq!((refused.status, refused.code().as_str()), (502, "source.schema"));
+    add(&mut rows, "job", [2]).await;
+    assert_eq!(stream.event().await.number(), 2);
+}
+
+#[tokio::test]
+async fn events_may_be_sent_in_where_that_is_enabled_and_reach_subscribers() {
+    let (server, sentinel, cluster) = (Redis::start().await, Sentinel::start().await, Cluster::start().await);
+    for url in [server.url(), sentinel.url(), cluster.url()] {
+        let daemon = daemon_on(&url, &[("ingest.enabled", "true")]).await;
+        daemon.write("job", 0..20).await;
+        let mut stream = daemon.stream("job").await;
+        assert_eq!(numbers(&stream.take(20).await), Vec::from_iter(0..20));
+        // a repeat is answered with what is there, also by a process that knows nothing yet
+        let other = daemon_on(&url, &[("ingest.enabled", "true")]).await;
+        for daemon in [&daemon, &other] {
+            let again = daemon.send("POST", "/runner-jobs/job/events", &numbered(7)).await;
+            assert_eq!((again.status, &again.json()["payload"]["n"]), (200, &7.into()));
+            let after = again.json()["cursor"].as_str().expect("a cursor").to_string();
+            assert_eq!(daemon.stream_after("job", &after).await.event().await.number(), 8);
+        }
+        let mixed = json!([numbered(19), numbered(20), numbered(20), numbered(21)]);
+        let mixed = other.send("POST", "/runner-jobs/job/events", &mixed).await;
+        assert_eq!((mixed.status, mixed.json().as_array().map(Vec::len)), (201, Some(4)));
+        let live = stream.take(2).await;
+        assert_eq!(numbers(&live), [20, 21]);
+        assert_eq!(live[1].cursor(), mixed.json()[3]["cursor"], "a place has one name");
+        // many at once, by both
+        let writes = (0..40).map(|n| if n % 2 == 0 { &daemon } else { &other }.write("job", [100 + n, 200 + n]));
+        futures_util::future::join_all(writes).await;
+        let mut seen = numbers(&stream.take(80).await);
+        seen.sort();
+        assert_eq!(seen, Vec::from_iter((100..140).chain(200..240)));
+        daemon.set_status("idle", "QUEUED").await;
+        let jobs = daemon.get("/runner-jobs").await.json();
+        let listed = |at: usize| (jobs["jobs"][at]["jobId"].clone(), jobs["jobs"][at]["status"].clone());
+        assert_eq!(
+            (listed(0), listed(1)),
+            (("job".into(), "RUNNING".into()), ("idle".into(), "QUEUED".into())),
+            "{jobs}"
+        );
+        daemon.set_status("job", "CANCELLED").await;
+        assert_eq!(stream.event().await.json()["status"], "CANCELLED");
+        let emitted = run(
+            &["emit", "job-2", "hello", "--payload", "{\"n\":1}"],
+            &[("source.kind", "redis"), ("source.redis.url", &url)],
+        )
+        .await;
+        assert!(emitted.status.success(), "{emitted:?}");
+        assert_eq!(other.stream("job-2").await.event().await.number(), 1);
+        let checked = run(&["check"], &[("source.kind", "redis"), ("source.redis.url", &url)]).await;
+        let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+        assert!(checked.status.success() && said.contains("CLIENT TRACKING"), "{said}");
+    }
+}
