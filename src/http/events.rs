@@ -56,6 +56,10 @@ pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<
     let beginning = app.source.beginning(&job);
     let mut reset = None;
     let mut after = match asked.get("after").filter(|after| !after.is_empty()) {
+        // where there is no such job, the first page says so
+        None if super::stream::is_from_now(&asked)? => {
+            super::stream::newest(&app, &job).await?.unwrap_or_else(|| beginning.clone())
+        }
         None => beginning.clone(),
         Some(text) => match super::stream::find(&app, &job, text).await? {
             Some(cursor) => cursor,

@@ -138,12 +138,10 @@ fn routes(config: &mut web::ServiceConfig, app: &web::Data<App>) {
         .service(web::resource("/runner-jobs").route(web::get().to(jobs::list)).default_service(not_allowed()))
         .service(web::resource("/runner-jobs/{job_id}").route(web::put().to(jobs::put)).default_service(not_allowed()))
         .service(web::resource("/openapi.json").route(web::get().to(page::openapi)).default_service(not_allowed()));
-    if settings.live_page {
-        for asset in page::ASSETS {
-            let resource = web::resource(asset.path)
-                .route(web::get().to(move |app: web::Data<App>| async move { asset.answer(&app) }));
-            config.service(resource.default_service(not_allowed()));
-        }
+    for asset in page::ASSETS.iter().filter(|asset| settings.live_page || asset.is_client()) {
+        let resource = web::resource(asset.path)
+            .route(web::get().to(move |app: web::Data<App>| async move { asset.answer(&app) }));
+        config.service(resource.default_service(not_allowed()));
     }
     config.default_service(web::to(|| {
         std::future::ready(Err::<(), _>(Problem::not_found("nothing is here; see /openapi.json")))
@@ -159,7 +157,7 @@ fn cors(app: &App) -> actix_cors::Cors {
     let mut cors = actix_cors::Cors::default()
         .allowed_methods([Method::GET, Method::POST, Method::PUT])
         .allowed_headers(["Last-Event-ID", "Authorization", "Content-Type", "Cache-Control", "Accept"])
-        .expose_headers(["X-Jobcast-Connection", "X-Jobcast-Replay", "Retry-After"])
+        .expose_headers(["X-Jobcast-Connection", "X-Jobcast-Replay", "X-Jobcast-Cursor", "Retry-After"])
         .max_age(3600);
     for origin in &settings.origins {
         cors = if origin == "*" { cors.allow_any_origin() } else { cors.allowed_origin(origin) };

@@ -1,4 +1,5 @@
-//! The live page, and the description of the addresses. All of it is in the binary; nothing is loaded from elsewhere.
+//! The live page, the client for any page (built from `client/`), and the description of the addresses. All of it is in
+//! the binary; nothing is loaded from elsewhere.
 
 use super::App;
 use actix_web::http::header;
@@ -17,18 +18,19 @@ macro_rules! script {
     };
 }
 
+const CLIENT: &str = "/jobcast.js";
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
 pub const ASSETS: &[Asset] = &[
     Asset { path: "/", kind: "text/html; charset=utf-8", text: include_str!("page/index.html") },
     Asset { path: "/page.css", kind: "text/css; charset=utf-8", text: include_str!("page/page.css") },
     Asset { path: "/page.js", kind: JAVASCRIPT, text: include_str!("page/page.js") },
+    Asset { path: CLIENT, kind: JAVASCRIPT, text: include_str!("page/jobcast.js") },
     script!("describe.js"),
     script!("job.js"),
     script!("jobs.js"),
     script!("output.js"),
     script!("steps.js"),
-    script!("stream.js"),
     script!("tape.js"),
     script!("time.js"),
 ];
@@ -38,6 +40,11 @@ const POLICY: &str =
 const OPENAPI: &str = include_str!("openapi.json");
 
 impl Asset {
+    /// Pages of others load it, too: it is there without the live page.
+    pub fn is_client(&self) -> bool {
+        self.path == CLIENT
+    }
+
     pub fn answer(&self, app: &App) -> HttpResponse {
         HttpResponse::Ok()
             .insert_header((header::CONTENT_TYPE, self.kind))

@@ -18,6 +18,7 @@ use actix_web::http::{Method, StatusCode, Version, header};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError, web};
 use bytes::Bytes;
 use futures_util::stream;
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -137,6 +138,10 @@ impl Opened {
         opening.extend(self.reset.as_ref().map(|(reason, beginning)| sse::reset(*reason, beginning)));
         let mut response = head();
         response.insert_header(("X-Jobcast-Connection", id)).insert_header(("X-Jobcast-Replay", replayed));
+        if let Some(position) = &self.position {
+            // for clients whose parser does not tell an id without an event
+            response.insert_header(("X-Jobcast-Cursor", position.as_str()));
+        }
         if request.method() == Method::HEAD {
             return response.finish();
         }
@@ -162,7 +167,7 @@ pub async fn find(app: &App, job: &JobId, text: &str) -> Result<Option<Cursor>, 
     app.source.resolve(job, text).await
 }
 
-async fn newest(app: &App, job: &JobId) -> Result<Option<Cursor>, SourceError> {
+pub async fn newest(app: &App, job: &JobId) -> Result<Option<Cursor>, SourceError> {
     if let Some(cursor) = app.streams.hub.newest(job) {
         return Ok(Some(cursor));
     }
@@ -176,12 +181,20 @@ fn start(request: &HttpRequest) -> Result<Start, Problem> {
         return Ok(Start::After(last.to_str().unwrap_or("\0").to_string()));
     }
     let asked = query(request)?;
-    match (asked.get("lastEventId").filter(|last| !last.is_empty()), asked.get("from").map(String::as_str)) {
-        (Some(last), _) => Ok(Start::After(last.clone())),
-        (None, Some("now")) => Ok(Start::Now),
-        (None, None | Some("start")) => Ok(Start::Beginning),
-        (None, Some(other)) => Err(Problem::bad_query(format!(
-            "from={other:?} is neither \"start\" nor \"now\"; give a cursor as lastEventId"
+    match asked.get("lastEventId").filter(|last| !last.is_empty()) {
+        Some(last) => Ok(Start::After(last.clone())),
+        None if is_from_now(&asked)? => Ok(Start::Now),
+        None => Ok(Start::Beginning),
+    }
+}
+
+/// Of a query without a position.
+pub fn is_from_now(asked: &HashMap<String, String>) -> Result<bool, Problem> {
+    match asked.get("from").map(String::as_str) {
+        Some("now") => Ok(true),
+        None | Some("start") => Ok(false),
+        Some(other) => Err(Problem::bad_query(format!(
+            "from={other:?} is neither \"start\" nor \"now\"; a cursor goes into lastEventId or after"
         ))),
     }
 }

@@ -203,3 +203,15 @@ async fn an_error_never_breaks_the_connection_of_the_next_request() {
     assert!(answer.text().contains("HTTP/1.1 200 OK"), "{}", answer.text());
     eventually("nobody to be left", async || (daemon.metric("jobcast_subscribers").await == 0.0).then_some(())).await;
 }
+
+#[tokio::test]
+async fn the_client_is_served_without_the_live_page_too_and_knows_this_daemons_paths() {
+    let paths = [("http.stream_path", "/live/{job_id}"), ("http.events_path", "/past/{job_id}")];
+    let daemon = Daemon::with(&[("http.live_page", "false"), paths[0], paths[1]]).await;
+    assert_eq!(daemon.get("/").await.status, 404);
+    let client = daemon.get("/jobcast.js").await;
+    assert_eq!(client.header("Content-Type"), Some("text/javascript; charset=utf-8"));
+    for (_, path) in paths {
+        assert!(client.text().contains(&format!("\"{path}\"")), "{path}");
+    }
+}

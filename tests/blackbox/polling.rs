@@ -40,6 +40,19 @@ async fn pages_of_json_give_the_same_events_with_the_same_cursors_as_the_stream(
 }
 
 #[tokio::test]
+async fn a_poll_from_now_gives_only_what_comes() {
+    let daemon = Daemon::start().await;
+    daemon.write("job", 0..3).await;
+    let now = daemon.get(&format!("{PATH}?from=now")).await.json();
+    assert_eq!(numbers(&now), [0; 0]);
+    daemon.write("job", 3..5).await;
+    let after = now["cursor"].as_str().expect("cursor");
+    assert_eq!(numbers(&daemon.get(&format!("{PATH}?after={after}&from=now")).await.json()), [3, 4]);
+    assert_eq!(daemon.get("/runner-jobs/of-nobody/events?from=now").await.status, 404);
+    assert_eq!(daemon.get(&format!("{PATH}?from=yesterday")).await.status, 400);
+}
+
+#[tokio::test]
 async fn a_long_poll_is_answered_by_the_next_event_the_end_or_its_time() {
     let daemon = Daemon::start().await;
     daemon.write("job", 0..1).await;

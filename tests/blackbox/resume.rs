@@ -102,6 +102,11 @@ async fn from_now_gives_only_what_comes_and_nothing_is_missed_by_a_drop_before_t
             break id;
         }
     };
+    assert_eq!(
+        live.head.header("X-Jobcast-Cursor"),
+        Some(position.as_str()),
+        "for parsers that keep an id to themselves"
+    );
     drop(live);
     daemon.write("job", 10..13).await;
     let mut back = daemon.stream_after("job", &position).await;

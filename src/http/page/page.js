@@ -1,11 +1,11 @@
 // The live page: which job is shown, and what its stream does to the page.
 
+import { JobStream } from "/jobcast.js";
 import { describe } from "./page/describe.js";
 import { Job, isEnded, statusWord } from "./page/job.js";
 import { Jobs } from "./page/jobs.js";
 import { Output } from "./page/output.js";
 import { Steps } from "./page/steps.js";
-import { JobStream } from "./page/stream.js";
 import { Tape } from "./page/tape.js";
 import { duration, serverClock, stopwatch } from "./page/time.js";
 
@@ -19,6 +19,7 @@ const GAP_TOLD_MS = 700;
 const STATE_WORDS = {
   connecting: "connecting…",
   live: "live",
+  polling: "live, by polling",
   reconnecting: "reconnecting…",
   offline: "offline",
   complete: "complete",
@@ -36,9 +37,17 @@ const tape = new Tape(at("tape"));
 let shown = null;
 let selectedStep = null;
 
+/** What the page calls the states of the stream. */
+function nameOf({ status, attempt }, connections) {
+  if (status === "open") return "live";
+  if (status === "retrying" || (status === "connecting" && (attempt > 0 || connections > 0))) return "reconnecting";
+  return status;
+}
+
 /** One job on the page, from its choice until another is chosen. */
 class Shown {
   state = "connecting";
+  connections = 0;
   events = 0;
   repeats = 0;
   /** The store knew no such job when last asked. */
@@ -46,19 +55,14 @@ class Shown {
   #seen = new Set();
   #gap = null;
   #offline = 0;
+  #told = null;
 
   constructor(id) {
     this.job = new Job(id);
-    const url = meta("jobcast-stream-path").replace("{job_id}", encodeURIComponent(id));
-    this.stream = new JobStream(url, {
-      state: (name, detail) => this.#enter(name, detail),
-      event: (type, data, cursor) => this.#take(type, data, cursor),
-      complete: (status) => this.job.ended(status),
-      reset: (reason) => this.#reset(reason),
-      error: (problem) => this.#tellError(problem),
-      bye: (reason) => tell(`Jobcast closes this stream (${reason ?? "no reason"}); coming back.`),
-    });
-    this.stream.open();
+    this.stream = new JobStream(id);
+    this.stream.on("state", (state) => this.#enter(state));
+    this.stream.on("event", (event) => this.#take(event));
+    this.stream.on("reset", ({ reason }) => this.#reset(reason));
   }
 
   leave() {
@@ -70,47 +74,63 @@ class Shown {
   drop() {
     if (this.state !== "live") return;
     const until = performance.now() + OFFLINE_MS;
-    this.stream.close("offline");
-    tell("Offline. The job goes on; its events wait in the store.");
     this.#offline = setInterval(() => {
       const left = until - performance.now();
       at("drop").textContent = `Back in ${(Math.max(0, left) / 1000).toFixed(1)} s`;
       if (left > 0) return;
       clearInterval(this.#offline);
-      this.stream.open();
+      this.#offline = 0;
+      this.stream.reconnect();
     }, 100);
+    this.stream.close();
+    tell("Offline. The job goes on; its events wait in the store.");
   }
 
-  #enter(name, { resumedFrom, inMs }) {
+  #enter(state) {
     if (this !== shown && shown !== null) return;
     const was = this.state;
+    const name = this.#offline ? "offline" : nameOf(state, this.connections);
     this.state = name;
+    const isThere = name === "live" || name === "polling";
     if (was === "live" && (name === "offline" || name === "reconnecting")) {
       this.#gap = { from: serverClock.now(), to: Infinity, filled: 0 };
       tape.gapBegins(this.#gap.from);
     }
-    if (name === "reconnecting" && inMs > 1000) tell(`The connection is lost; trying again in ${duration(inMs)}.`);
-    if (name === "live" && this.#gap) {
-      this.#gap.to = serverClock.now();
-      tape.gapEnds(this.#gap.to);
-      this.#tellGap();
-      const gap = this.#gap;
-      setTimeout(() => this === shown && this.#gap === gap && this.state === "live" && this.#tellGap(), GAP_TOLD_MS);
-    }
-    if (name === "live" && !this.#gap) tell("");
-    if (resumedFrom) at("resumed-from").textContent = resumedFrom;
+    if (name === "live" && was !== "live") this.connections += 1;
+    if (isThere && was !== name) this.#arrive(state.cursor);
+    this.#tellError(state);
     if (name === "complete") {
+      if (state.jobStatus) this.job.ended(state.jobStatus);
       tellEnd(this.job.id);
       jobs.ask();
     }
     draw();
   }
 
-  #tellError({ code, message, retryable }) {
-    this.isUnknown = code === "job.not_found";
+  #arrive(cursor) {
+    this.isUnknown = false;
+    if (this.connections > 1 && cursor) at("resumed-from").textContent = cursor;
+    if (!this.#gap) return tell("");
+    this.#gap.to = serverClock.now();
+    tape.gapEnds(this.#gap.to);
+    this.#tellGap();
+    const gap = this.#gap;
+    setTimeout(() => this === shown && this.#gap === gap && this.state === "live" && this.#tellGap(), GAP_TOLD_MS);
+  }
+
+  #tellError({ status, error, retryInMs }) {
+    if (this.#offline || error === this.#told) return;
+    this.#told = error;
+    if (!error) return;
+    this.isUnknown = error.code === "job.not_found";
     if (this.isUnknown) return tell(`There is no job ${this.job.id} yet. It will be shown from its first event on.`);
-    const outlook = retryable ? "It goes on by itself." : "Trying again will not help.";
-    tell(`${message ?? "The stream failed"} (${code ?? "no code"}). ${outlook}`);
+    if (error.code === "stream.bye") return tell(`${error.message}; coming back.`);
+    const isLost = error.code.startsWith("client.");
+    // of a network's fault browsers know only words that help nobody
+    const why = error.code === "client.network" ? "" : `: ${error.message}`;
+    const what = isLost ? `The connection is lost${why}` : `${error.message} (${error.code})`;
+    if (status === "failed") return tell(`${what}. Trying again will not help.`);
+    tell(retryInMs > 1000 ? `${what}. Trying again in ${duration(retryInMs)}.` : `${what}. It goes on by itself.`);
   }
 
   #tellGap() {
@@ -119,21 +139,23 @@ class Shown {
     tell(`Back after ${duration(to - from)}: ${events} filled in, ${this.repeats} repeated.`);
   }
 
-  #take(type, data, cursor) {
-    const event = asEvent(type, data, cursor);
-    if (this.#seen.has(event.id)) {
+  #take({ id, type, stepId, timestamp, payload }) {
+    // the client lets none through: this is the proof
+    if (this.#seen.has(id)) {
       this.repeats += 1;
       return;
     }
-    this.#seen.add(event.id);
+    this.#seen.add(id);
     if (this.#seen.size > REMEMBERED) this.#seen.delete(this.#seen.values().next().value);
     this.events += 1;
+    const happened = Date.parse(timestamp);
+    const event = { type, stepId, at: Number.isFinite(happened) ? happened : serverClock.now(), payload };
     const fillsGap = this.#gap !== null && event.at < this.#gap.to;
     if (fillsGap) this.#gap.filled += 1;
     tape.add(event.at, fillsGap);
     this.job.apply(event);
     const line = describe(event);
-    if (line) output.add({ at: event.at, step: event.stepId, ...line });
+    if (line) output.add({ at: event.at, step: stepId, ...line });
   }
 
   #reset(reason) {
@@ -142,25 +164,8 @@ class Shown {
     this.#gap = null;
     this.events = 0;
     clear();
-    tell(`What was shown could not be continued (${reason ?? "no reason"}) and was thrown away; this is all there is.`);
+    tell(`What was shown could not be continued (${reason}) and was thrown away; this is all there is.`);
   }
-}
-
-/** With `stream.data = "payload"` an event comes without its envelope. */
-function asEvent(type, data, cursor) {
-  const isWhole = data !== null && typeof data === "object" && typeof data.id === "string" && typeof data.type === "string";
-  if (!isWhole) {
-    const stepId = typeof data?.stepId === "string" ? data.stepId : null;
-    return { id: cursor, type, stepId, at: serverClock.now(), payload: data };
-  }
-  const happened = Date.parse(data.timestamp);
-  return {
-    id: data.id,
-    type: data.type,
-    stepId: typeof data.stepId === "string" ? data.stepId : null,
-    at: Number.isFinite(happened) ? happened : serverClock.now(),
-    payload: data.payload,
-  };
 }
 
 function clear() {
@@ -219,7 +224,7 @@ function listed(list) {
   else at("empty").hidden = false;
   const entry = list.find((job) => job.jobId === shown?.job.id);
   if (!entry) return;
-  if (shown.state === "failed" && shown.isUnknown) shown.stream.open();
+  if (shown.state === "failed" && shown.isUnknown) shown.stream.reconnect();
   if (shown.state === "complete") tellEnd(shown.job.id);
   // a job may wait for long before its first event, and a stream that comes back after the end tells no status
   if (!isEnded(entry.status)) shown.job.status ??= entry.status;
@@ -255,7 +260,7 @@ function draw() {
   for (const [id, count] of [
     ["count-events", shown.events],
     ["count-repeats", shown.repeats],
-    ["count-connections", shown.stream.connections],
+    ["count-connections", shown.connections],
   ]) {
     setText(id, count.toLocaleString("en"));
     at(id).dataset.value = count;

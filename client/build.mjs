@@ -1,0 +1,45 @@
+// Builds the package (dist/) and the module that Jobcast serves as /jobcast.js (../src/http/page/jobcast.js, committed,
+// so that cargo needs no Node). `--check` writes nothing there and fails where the committed one is not what its source
+// makes.
+import { execFileSync } from "node:child_process";
+import { readFileSync, rmSync, writeFileSync } from "node:fs";
+import { build } from "esbuild";
+import { OWN_NAMES } from "./own-names.mjs";
+
+const SERVED = new URL("../src/http/page/jobcast.js", import.meta.url);
+const { version } = JSON.parse(readFileSync(new URL("package.json", import.meta.url), "utf8"));
+
+const common = {
+  bundle: true,
+  minify: true,
+  format: "esm",
+  target: "es2022",
+  mangleProps: OWN_NAMES,
+  legalComments: "none",
+  absWorkingDir: import.meta.dirname,
+  logLevel: "warning",
+};
+
+rmSync(new URL("dist", import.meta.url), { recursive: true, force: true });
+await build({
+  ...common,
+  entryPoints: ["src/index.ts", "src/react.ts"],
+  outdir: "dist",
+  splitting: true,
+  chunkNames: "[name]",
+  sourcemap: true,
+  external: ["eventsource-parser", "react", "./index.js"],
+});
+execFileSync("node", ["node_modules/typescript/bin/tsc", "-p", "tsconfig.build.json"], {
+  stdio: "inherit",
+  cwd: import.meta.dirname,
+});
+
+const banner = `// jobcast-client ${version}, built from client/src by \`npm run build\` in client/; do not edit.`;
+const served = await build({ ...common, entryPoints: ["src/index.ts"], write: false, banner: { js: banner } });
+const [{ text }] = served.outputFiles;
+if (!process.argv.includes("--check")) writeFileSync(SERVED, text);
+else if (readFileSync(SERVED, "utf8") !== text) {
+  console.error("src/http/page/jobcast.js is not what client/src makes: run `npm run build` in client/ and commit it");
+  process.exit(1);
+}

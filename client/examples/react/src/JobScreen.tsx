@@ -1,0 +1,50 @@
+// One job on one screen: all that there is to do is `useJobStream(jobId)`.
+import { type JobEvent, useJobStream } from "jobcast-client/react";
+
+const SAID: Record<string, string> = {
+  connecting: "connecting…",
+  open: "live",
+  polling: "live, by polling",
+  retrying: "reconnecting…",
+  complete: "the job has ended",
+  failed: "stopped",
+  closed: "closed",
+};
+
+export function JobScreen({ jobId }: { jobId: string }) {
+  const { events, state, error, jobStatus, reconnect } = useJobStream(jobId, { share: true });
+  return (
+    <main>
+      <header>
+        <h1>{jobId}</h1>
+        <p role="status" data-status={state.status}>
+          {SAID[state.status]}
+          {jobStatus && ` · ${jobStatus.toLowerCase()}`}
+          {state.status === "retrying" && ` · in ${Math.ceil(state.retryInMs / 1000)} s`}
+        </p>
+      </header>
+      {error && (
+        <p className="error">
+          {error.message}{" "}
+          <button type="button" onClick={reconnect}>
+            Try again
+          </button>
+        </p>
+      )}
+      <ol>
+        {events.map((event) => (
+          <li key={event.id}>
+            <time>{new Date(event.timestamp).toLocaleTimeString()}</time>
+            <b>{event.stepId ?? ""}</b>
+            <span>{line(event)}</span>
+          </li>
+        ))}
+      </ol>
+    </main>
+  );
+}
+
+function line({ type, payload }: JobEvent): string {
+  const { line } = (payload ?? {}) as { line?: unknown };
+  return typeof line === "string" ? line : `${type} ${JSON.stringify(payload)}`;
+}

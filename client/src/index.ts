@@ -1,0 +1,6 @@
+// jobcast-client: watch a job live. See README.md.
+
+export { JobStream, type JobStreamState } from "./core.js";
+export { JobStreamError } from "./error.js";
+export type { JobEvent, JobStatus, Reset } from "./event.js";
+export type { JobStreamOptions, RetryOptions } from "./options.js";

@@ -1,0 +1,48 @@
+// One list of behaviours, in Node and in a real Chromium, against the real daemon behind a proxy that misbehaves.
+import { afterAll, afterEach, beforeAll, describe, it } from "vitest";
+import { connection, daemons, trouble } from "./behaviours.ts";
+import { type Client, inChromium, inNode } from "./support/client.ts";
+import { Daemon } from "./support/daemon.ts";
+import { Gateway } from "./support/gateway.ts";
+import { World } from "./support/world.ts";
+
+const BEHAVIOURS = [...connection, ...trouble, ...daemons];
+const PLACES: Record<string, (origin: () => string) => Promise<Client>> = {
+  Node: async () => inNode(),
+  Chromium: (origin) => inChromium(origin),
+  // there are browsers without it, and nothing of it is used
+  "Chromium without EventSource": (origin) => inChromium(origin, "delete globalThis.EventSource"),
+};
+let jobs = 0;
+
+for (const [place, start] of Object.entries(PLACES)) {
+  describe(place, () => {
+    let shared: Daemon;
+    let target: Daemon;
+    let proxy: Gateway;
+    let client: Client;
+    beforeAll(async () => {
+      shared = target = await Daemon.start();
+      proxy = await Gateway.before(() => target.origin);
+      client = await start(() => proxy.origin);
+    });
+    afterEach(async () => {
+      await client.reset();
+      proxy.reset();
+      if (target !== shared) await target.stop();
+      target = shared;
+    });
+    afterAll(async () => {
+      await client?.stop();
+      await proxy?.stop();
+      await shared?.stop();
+    });
+    const list = place.includes("without") ? connection.slice(0, 3) : BEHAVIOURS;
+    for (const { name, daemon, run } of list) {
+      it(name, async () => {
+        if (daemon) target = await Daemon.start(daemon);
+        await run(new World(target, proxy, client, `job-${(jobs += 1)}`));
+      });
+    }
+  });
+}

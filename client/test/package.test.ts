@@ -1,0 +1,112 @@
+// What others get: the package as it is packed, in a project of its own, and the module that Jobcast serves.
+import { execFile } from "node:child_process";
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { launch } from "./support/client.ts";
+import { Daemon } from "./support/daemon.ts";
+import { eventually } from "./support/eventually.ts";
+import { Gateway, PAGES } from "./support/gateway.ts";
+
+const root = join(import.meta.dirname, "..");
+const app = join(mkdtempSync(join(tmpdir(), "jobcast-app-")), "app");
+const run = promisify(execFile);
+const bin = (name: string) => join(root, "node_modules/.bin", name);
+let daemon: Daemon;
+let packed: string[];
+
+beforeAll(async () => {
+  daemon = await Daemon.start();
+  const filter = (path: string) => !/(node_modules|dist)$/.test(path);
+  cpSync(join(root, "examples/react"), app, { recursive: true, filter });
+  mkdirSync(join(app, "node_modules/jobcast-client"), { recursive: true });
+  // what npm would install beside it
+  for (const name of ["@types", "eventsource-parser", "react", "react-dom", "vite", "vitest"])
+    symlinkSync(join(root, "node_modules", name), join(app, "node_modules", name));
+  const { stdout } = await run("npm", ["pack", "--json", "--pack-destination", app], { cwd: root });
+  const [{ filename, files }] = JSON.parse(stdout) as [{ filename: string; files: { path: string }[] }];
+  packed = files.map(({ path }) => path);
+  await run("tar", ["-xzf", join(app, filename), "-C", join(app, "node_modules/jobcast-client"), "--strip", "1"]);
+});
+afterAll(async () => {
+  await daemon?.stop();
+  rmSync(join(app, ".."), { recursive: true, force: true });
+});
+
+it("the module that Jobcast serves is what its source makes", async () => {
+  const served = await (await fetch(`${daemon.origin}/jobcast.js`)).text();
+  expect(served).toBe(readFileSync(join(root, "../src/http/page/jobcast.js"), "utf8"));
+  await run("node", ["build.mjs", "--check"], { cwd: root });
+});
+
+it("the package holds what is needed, and nothing else", () => {
+  const rest = packed.filter((path) => !/^(dist|src)\/[\w.]+$/.test(path)).sort();
+  expect(rest).toEqual(["LICENSE-APACHE", "LICENSE-MIT", "README.md", "package.json"]);
+  for (const name of ["index", "react"]) expect(packed).toContain(`dist/${name}.d.ts`);
+});
+
+it("a program reads a job in a loop, and ends by itself: nothing is left behind", async () => {
+  await daemon.number("packed", 0, 3);
+  writeFileSync(
+    join(app, "read.mjs"),
+    `import { JobStream } from "jobcast-client";
+    const options = { baseUrl: process.argv[2], share: true };
+    const stream = new JobStream("packed", options);
+    stream.on("event", ({ payload }) => payload.n === 2 && stream.close());
+    for await (const { payload } of new JobStream("packed", options)) {
+      console.log(payload.n);
+      if (payload.n === 2) break;
+    }`,
+  );
+  const { stdout } = await run("node", ["read.mjs", daemon.origin], { cwd: app });
+  expect(stdout).toBe("0\n1\n2\n");
+});
+
+it("the types hold in a strict project of others, and so does what the README shows", async () => {
+  const readme = readFileSync(join(root, "README.md"), "utf8");
+  const examples = [...readme.matchAll(/^```tsx?\n(.*?)^```/gms)].map(([, code]) => code!);
+  expect(examples.length).toBeGreaterThan(8);
+  // the one that is a test is run as such
+  const test = readFileSync(join(root, "examples/react/src/JobScreen.test.tsx"), "utf8");
+  expect(examples).toContain(test);
+  for (const [at, code] of examples.entries())
+    if (code !== test) writeFileSync(join(app, `src/readme-${at}.tsx`), `${code}export {};\n`);
+  for (const [module, moduleResolution] of [
+    ["nodenext", "nodenext"],
+    ["esnext", "bundler"],
+  ]) {
+    const compilerOptions = {
+      ...{ target: "es2022", lib: ["es2022", "dom", "dom.iterable"], module, moduleResolution, jsx: "react-jsx" },
+      ...{ strict: true, exactOptionalPropertyTypes: true, noEmit: true, types: [] },
+    };
+    writeFileSync(join(app, "tsconfig.json"), JSON.stringify({ compilerOptions, include: ["src"] }));
+    const { stdout } = await run("node", [bin("tsc"), "-p", app]).catch((error: { stdout: string }) => error);
+    expect(stdout).toBe("");
+  }
+});
+
+it("the example builds, and two tabs of it show a job over one connection", async () => {
+  const out = join(PAGES, "example");
+  await run(bin("vite"), ["build", "--base", "/__test/example/", "--outDir", out, "--emptyOutDir"], { cwd: app });
+  const gateway = await Gateway.before(() => daemon.origin);
+  const browser = await launch();
+  await daemon.number("example", 0, 3, "hello");
+  const context = await browser.newContext();
+  const tabs = [await context.newPage(), await context.newPage()];
+  for (const tab of tabs) await tab.goto(`${gateway.origin}/__test/example/index.html?job=example`);
+  const shown = (count: number) =>
+    eventually(`${count} events are shown`, async () => {
+      for (const tab of tabs) if ((await tab.locator("li").count()) !== count) return false;
+      return true;
+    });
+  await shown(3);
+  await daemon.number("example", 3, 2);
+  await shown(5);
+  expect(gateway.streams("example")).toHaveLength(1);
+  await daemon.end("example");
+  for (const tab of tabs) await tab.getByText("the job has ended · completed").waitFor();
+  await browser.close();
+  await gateway.stop();
+});

@@ -1,0 +1,350 @@
+// The live page in a real browser, on the real demo: node page.mjs <jobcast binary> [folder for pictures of it]
+// CHROMIUM names the browser (default /usr/bin/chromium).
+
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { createInterface } from "node:readline";
+import { chromium } from "playwright-core";
+import { longestTaskMs } from "./support/longest-task.mjs";
+
+const PATIENCE_MS = 30_000;
+/** The longest job of the demo, with room for a slow machine. */
+const JOB_MS = 180_000;
+
+/** Longer than this and somebody notices. */
+const BLOCKED_MS = 200;
+const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+
+const [binary, pictures] = process.argv.slice(2);
+if (!binary) {
+  console.error("usage: node page.mjs <jobcast binary> [folder]");
+  process.exit(2);
+}
+
+const demo = spawn(binary, ["demo", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"], {
+  stdio: ["ignore", "pipe", "inherit"],
+});
+const ended = new Promise((done) => {
+  demo.once("exit", done);
+  demo.once("error", done);
+});
+const killDemo = () => demo.kill("SIGKILL");
+process.once("exit", killDemo);
+for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1));
+
+let browser;
+try {
+  const origin = await addressOfDemo();
+  browser = await chromium.launch({
+    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+    args: ["--no-sandbox", "--disable-background-networking", "--disable-gpu"],
+  });
+  await check(origin);
+  console.log("the live page does what it promises");
+} catch (error) {
+  console.error(`FAILED: ${error.message}`);
+  process.exitCode = 1;
+} finally {
+  await browser?.close();
+  demo.kill("SIGTERM");
+  const late = setTimeout(killDemo, 5000);
+  await ended;
+  clearTimeout(late);
+}
+
+async function addressOfDemo() {
+  const printed = (async () => {
+    for await (const line of createInterface({ input: demo.stdout })) {
+      const address = /http:\/\/[^/\s]+/.exec(line);
+      if (address) return address[0];
+    }
+    throw new Error("the demo ended without printing its address");
+  })();
+  return within(printed, PATIENCE_MS, "the demo prints its address");
+}
+
+async function check(origin) {
+  const seen = { errors: [], crashes: [], strangers: [] };
+  const page = await open(origin, seen, { width: 1440, height: 900 });
+  await jobsOfTheDemo(page);
+  await accessible(page, "a running job");
+  await picture(page, "wide-light");
+  await dark(page, "wide-dark");
+  await jobOfOurOwn(page, origin);
+  await accessible(page, "a cancelled job");
+  await byKeyboard(page, origin);
+  const phone = await open(origin, seen, { width: 390, height: 844 });
+  await onAPhone(phone);
+  await accessible(phone, "a phone");
+  await picture(phone, "phone-light");
+  await dark(phone, "phone-dark");
+  await manyEvents(page, origin);
+  await anEndedJob(page);
+  await picture(page, "ended");
+  assert.deepEqual(seen.errors, [], "the console shows errors");
+  assert.deepEqual(seen.strangers, [], "the page asked another host");
+  await anOutage(page);
+  assert.deepEqual(seen.crashes, [], "a script of the page failed");
+}
+
+function append(origin, job, events) {
+  return send(origin, "POST", `${job}/events`, events);
+}
+
+async function send(origin, method, path, body) {
+  const headers = { "Content-Type": "application/json" };
+  const answer = await fetch(`${origin}/runner-jobs/${path}`, { method, headers, body: JSON.stringify(body) });
+  assert.ok(answer.ok, `${method} ${path} was answered ${answer.status}`);
+}
+
+async function picture(page, name) {
+  if (pictures) await page.screenshot({ path: `${pictures}/${name}.png` });
+}
+
+/** Nothing serious for those who see, hear or steer otherwise. */
+async function accessible(page, what) {
+  await page.evaluate(AXE);
+  const { violations } = await page.evaluate(() => globalThis.axe.run());
+  const serious = violations.filter(({ impact }) => impact === "serious" || impact === "critical");
+  const said = serious.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(" | ")}`);
+  assert.deepEqual(said, [], `axe finds in ${what}`);
+  console.log(`ok: axe finds nothing serious in ${what}`);
+}
+
+async function dark(page, name) {
+  await page.emulateMedia({ colorScheme: "dark" });
+  await accessible(page, "the dark");
+  await picture(page, name);
+  await page.emulateMedia({ colorScheme: "light" });
+}
+
+/** A job from its choice to a dropped connection, by Tab and Enter alone. */
+async function byKeyboard(page, origin) {
+  await append(origin, "browser-2", [
+    { type: "job.started", payload: { name: "Cut short", steps: [{ id: "one", name: "One" }] } },
+    { type: "step.started", stepId: "one", payload: {} },
+    { type: "step.output", stepId: "one", payload: { line: "hello" } },
+  ]);
+  await until(page, "the new job is listed", () => document.querySelector('#jobs a[href$="=browser-2"]') !== null);
+  await page.reload();
+  await until(page, "jobs are listed again", () => document.querySelector('#jobs a[href$="=browser-2"]') !== null);
+  const tabTo = async (selector) => {
+    for (let press = 0; press < 80; press += 1) {
+      await page.keyboard.press("Tab");
+      const seen = await page.evaluate((selector) => {
+        const { activeElement: focused } = document;
+        const isMarked = focused.matches(":focus-visible") && getComputedStyle(focused).outlineStyle !== "none";
+        const { top, bottom } = focused.getBoundingClientRect();
+        return { isIt: focused.matches(selector), isSeen: isMarked && bottom > 0 && top < innerHeight };
+      }, selector);
+      assert.ok(seen.isSeen, `on the way to ${selector} the focus cannot be seen`);
+      if (seen.isIt) return;
+    }
+    assert.fail(`Tab does not reach ${selector}`);
+  };
+  await tabTo(".skip");
+  await tabTo('#jobs a[href$="=browser-2"]');
+  await page.keyboard.press("Enter");
+  await until(page, "the job is shown", () => document.getElementById("job-title").textContent === "Cut short");
+  await until(page, "its step is drawn", () => document.querySelector("#steps button") !== null);
+  await tabTo("#steps button");
+  await page.keyboard.press("Enter");
+  await until(page, "the step filters the output", () => !document.getElementById("show-all").hidden);
+  await tabTo("#show-all");
+  await page.keyboard.press("Enter");
+  await until(page, "all steps are shown", () => document.getElementById("show-all").hidden);
+  await tabTo("#pane");
+  await picture(page, "keyboard");
+  await until(page, "the stream is live", () => !document.getElementById("drop").disabled);
+  await tabTo("#drop");
+  await page.keyboard.press("Enter");
+  await until(page, "it is offline", () => document.getElementById("state").textContent === "offline");
+  await until(page, "it is live again", () => document.getElementById("state").textContent === "live");
+  console.log("ok: the page can be used by keyboard alone");
+}
+
+/** 5,000 events in the past and 1,000 at once: the page goes on to be smooth. */
+async function manyEvents(page, origin) {
+  const lines = (from, count) =>
+    append(
+      origin,
+      "many",
+      Array.from({ length: count }, (_, n) => ({
+        type: "step.output",
+        stepId: `s${n % 5}`,
+        payload: { line: `line ${from + n}` },
+      })),
+    );
+  for (let from = 0; from < 5000; from += 500) await lines(from, 500);
+  await browser.startTracing(page, { categories: ["toplevel"] });
+  await page.evaluate(() => (location.hash = "#job=many"));
+  const counted = (n) =>
+    until(
+      page,
+      `${n} events are counted`,
+      (n) => document.querySelector('[data-count="events"]').dataset.value === `${n}`,
+      n,
+    );
+  await counted(5000);
+  await lines(5000, 500);
+  await lines(5500, 500);
+  await counted(6000);
+  await until(
+    page,
+    "the last line is drawn",
+    () => document.querySelector("#pane .line:last-child .text")?.textContent === "line 5999",
+  );
+  const blockedMs = longestTaskMs(await browser.stopTracing());
+  await picture(page, "many");
+  assert.ok(blockedMs < BLOCKED_MS, `the page stood still for ${blockedMs} ms`);
+  console.log(`ok: with 6,000 events the page stood still for ${Math.round(blockedMs)} ms at most`);
+}
+
+/** Last, since it is the demo that dies. */
+async function anOutage(page) {
+  await page.evaluate(() => (location.hash = "#job=browser-2"));
+  await until(page, "the stream is live", () => document.getElementById("state").dataset.state === "live");
+  killDemo();
+  await until(page, "the outage is told", () =>
+    document.getElementById("told").textContent.includes("The connection is lost"),
+  );
+  await until(page, "it is not called live", () => document.getElementById("state").dataset.state === "reconnecting");
+  await accessible(page, "an outage");
+  await picture(page, "outage");
+}
+
+async function jobsOfTheDemo(page) {
+  await until(page, "jobs are listed", () => document.querySelectorAll("#jobs li a").length >= 3);
+  await until(page, "bars of steps are drawn", () =>
+    [...document.querySelectorAll("#steps .bar")].some((bar) => bar.getBoundingClientRect().width > 1),
+  );
+  await until(page, "output is shown", () => document.querySelectorAll("#pane .line").length > 0);
+  // whatever the chosen job does, one of the others is still at work
+  const before = await count(page, "events");
+  await until(
+    page,
+    "the counter grows",
+    (before) => {
+      if (document.getElementById("state").textContent === "complete") document.querySelector("#told a")?.click();
+      return Number(document.querySelector('[data-count="events"]').dataset.value) > before;
+    },
+    before,
+  );
+}
+
+/** Nobody but the test writes to this one, so that numbers can be exact. */
+async function jobOfOurOwn(page, origin) {
+  const write = (...events) => append(origin, "browser-1", events);
+  const line = (stepId, text) => ({ type: "step.output", stepId, payload: { line: text } });
+  const counted = (expected) =>
+    until(
+      page,
+      `${expected} events are counted`,
+      (n) => document.querySelector('[data-count="events"]').dataset.value === `${n}`,
+      expected,
+    );
+
+  const steps = [
+    { id: "first", name: "First" },
+    { id: "second", name: "Second" },
+  ];
+  await write(
+    { type: "job.started", payload: { name: "Our own", steps } },
+    { type: "step.started", stepId: "first", payload: {} },
+    line("first", "\u001b[31mred\u001b[0m <b>bold</b>"),
+    { type: "of.nobody", payload: { weight: 7 } },
+  );
+  await page.evaluate(() => (location.hash = "#job=browser-1"));
+  await counted(4);
+  const lines = await page.$$eval("#pane .text", (texts) => texts.map((text) => text.textContent));
+  assert.ok(lines.includes("red <b>bold</b>"), `output is not shown as plain text: ${lines.join(" | ")}`);
+  assert.ok(lines.includes('of.nobody {"weight":7}'), `an unknown type is not shown: ${lines.join(" | ")}`);
+
+  await until(page, "the stream is live", () => !document.getElementById("drop").disabled);
+  await page.click("#drop");
+  await until(
+    page,
+    "the page says that it is offline",
+    () => document.getElementById("state").textContent === "offline",
+  );
+  await write(line("first", "missed 1"), line("first", "missed 2"), line("second", "missed 3"));
+  assert.equal(await count(page, "events"), 4, "an event came although the connection was dropped");
+  await counted(7);
+  await until(page, "the page says what it missed", () =>
+    document.getElementById("told").textContent.includes("3 missed events"),
+  );
+  await write(line("second", "after"));
+  await counted(8);
+  assert.equal(await count(page, "repeats"), 0, "an event came twice after the connection was dropped");
+  assert.equal(await count(page, "connections"), 2, "dropping once does not make two connections");
+  assert.notEqual(await page.textContent("#resumed-from"), "–", "the page does not say where it went on from");
+
+  await page.click("#steps li:nth-child(2) button");
+  await until(page, "a step filters the output", () => {
+    const tags = [...document.querySelectorAll("#pane .tag")].map((tag) => tag.textContent);
+    return tags.length === 2 && tags.every((tag) => tag === "second");
+  });
+  await send(origin, "PUT", "browser-1", { status: "CANCELLED" });
+  await until(page, "the end is told", () => document.getElementById("state").textContent === "complete");
+  assert.equal(await page.textContent("#job-status"), "cancelled");
+}
+
+async function onAPhone(phone) {
+  await until(phone, "the phone shows a job", () => document.querySelectorAll("#pane .line").length > 0);
+  const [content, viewport] = await phone.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
+  assert.ok(content <= viewport, `at 390 px the document is ${content} px wide and can be pushed aside`);
+}
+
+async function anEndedJob(page) {
+  const ended = '#jobs a:is([data-status="COMPLETED"], [data-status="FAILED"]):not([aria-current])';
+  await until(page, "a job of the demo ends", (ended) => document.querySelector(ended) !== null, ended, JOB_MS);
+  await page.click(ended);
+  await until(page, "it is shown to its end", () => {
+    const status = document.getElementById("job-status").textContent;
+    return document.getElementById("state").textContent === "complete" && ["completed", "failed"].includes(status);
+  });
+}
+
+async function open(origin, seen, viewport) {
+  const context = await browser.newContext({ viewport });
+  const page = await context.newPage();
+  page.on("console", (message) => message.type() === "error" && seen.errors.push(message.text()));
+  page.on("pageerror", (error) => seen.crashes.push(error.message));
+  page.on("request", (request) => {
+    const url = new URL(request.url());
+    if (url.protocol !== "data:" && url.origin !== origin) seen.strangers.push(request.url());
+  });
+  await page.goto(`${origin}/`);
+  return page;
+}
+
+function count(page, name) {
+  return page.$eval(`[data-count="${name}"]`, (counter) => Number(counter.dataset.value));
+}
+
+/** Waits for a condition of the page, and says which one when it does not come. */
+async function until(page, what, condition, given, timeout = PATIENCE_MS) {
+  try {
+    await page.waitForFunction(condition, given, { timeout });
+  } catch (error) {
+    const state = await page.evaluate(() => `${document.title} | ${document.getElementById("state")?.textContent}`);
+    throw new Error(
+      `"${what}" did not come true within ${timeout / 1000} s (${error.message.split("\n")[0]}; ${state})`,
+    );
+  }
+  console.log(`ok: ${what}`);
+}
+
+async function within(promise, ms, what) {
+  let timer;
+  const late = new Promise((_, fail) => {
+    timer = setTimeout(() => fail(new Error(`"${what}" did not come true within ${ms / 1000} s`)), ms);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

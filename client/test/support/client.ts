@@ -1,0 +1,125 @@
+// The same client in two places: in this process, and in a page of a real Chromium.
+import { randomUUID } from "node:crypto";
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { type Browser, type BrowserContext, chromium, type Page } from "playwright-core";
+import { vi } from "vitest";
+import { type Observed, type ObserveOptions, Observer } from "./observe.ts";
+
+/** One stream that is watched somewhere. */
+export interface Watch {
+  now(): Promise<Observed>;
+  do(what: "close" | "reconnect" | "abort"): Promise<void>;
+}
+
+export interface Client {
+  readonly name: string;
+  watch(jobId: string, options: ObserveOptions & { baseUrl: string }): Promise<Watch>;
+  /** For what is watched from now on: time passes only by `advance`. */
+  stopClock(): Promise<void>;
+  advance(ms: number): Promise<void>;
+  /** Everything that is watched is closed. */
+  reset(): Promise<void>;
+  stop(): Promise<void>;
+}
+
+export function inNode(): Client {
+  const observers: Observer[] = [];
+  const { fetch } = globalThis;
+  const closeAll = async () => {
+    for (const observer of observers.splice(0)) observer.stream.close();
+    globalThis.fetch = fetch;
+    vi.useRealTimers();
+  };
+  return {
+    name: "Node",
+    async watch(jobId, options) {
+      const observer = new Observer(jobId, options);
+      observers.push(observer);
+      return {
+        now: async () => observer.now(),
+        do: async (what) => (what === "abort" ? observer.abort() : observer.stream[what]()),
+      };
+    },
+    stopClock: async () => void vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "Date"] }),
+    advance: async (ms) => void (await vi.advanceTimersByTimeAsync(ms)),
+    reset: closeAll,
+    stop: closeAll,
+  };
+}
+
+export async function launch(): Promise<Browser> {
+  return chromium.launch({
+    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+    args: ["--no-sandbox", "--disable-background-networking", "--disable-gpu"],
+  });
+}
+
+const COVERAGE = process.env.COVERAGE;
+
+/** With COVERAGE=<folder> what runs in pages is counted, too. */
+export async function newPage(context: BrowserContext): Promise<Page> {
+  const page = await context.newPage();
+  if (COVERAGE) await page.coverage.startJSCoverage({ resetOnNavigation: false });
+  return page;
+}
+
+export async function closeAll(context: BrowserContext): Promise<void> {
+  for (const page of COVERAGE ? context.pages() : []) {
+    const entries = await page.coverage.stopJSCoverage();
+    const ours = entries.filter(({ url }) => url.includes("/__test/"));
+    mkdirSync(COVERAGE!, { recursive: true });
+    writeFileSync(join(COVERAGE!, `${randomUUID()}.json`), JSON.stringify(ours));
+  }
+  await context.close();
+}
+
+declare global {
+  interface Window {
+    observe(jobId: string, options: ObserveOptions): number;
+    observers: Observer[];
+  }
+}
+
+export async function inPage(page: Page, jobId: string, options: ObserveOptions): Promise<Watch> {
+  const at = await page.evaluate(([id, given]) => window.observe(id, given), [jobId, options] as const);
+  return {
+    now: () => page.evaluate((at) => window.observers[at]!.now(), at),
+    do: (what) =>
+      page.evaluate(
+        ([at, what]) => {
+          const observer = window.observers[at]!;
+          if (what === "abort") observer.abort();
+          else observer.stream[what]();
+        },
+        [at, what] as const,
+      ),
+  };
+}
+
+/** Pages come from `origin`; `before` is run in each before anything else. */
+export async function inChromium(origin: () => string, before = ""): Promise<Client> {
+  const browser = await launch();
+  let context: BrowserContext | null = null;
+  return {
+    name: "Chromium",
+    async stopClock() {
+      context ??= await browser.newContext();
+      await context.clock.install({ time: 0 });
+      await context.clock.pauseAt(1000);
+    },
+    advance: async (ms) => context?.clock.runFor(ms),
+    async watch(jobId, options) {
+      context ??= await browser.newContext();
+      const page = await newPage(context);
+      if (before) await page.addInitScript(before);
+      await page.goto(`${origin()}/__test/observe.html`);
+      return inPage(page, jobId, options);
+    },
+    async reset() {
+      if (context) await closeAll(context);
+      context = null;
+    },
+    stop: () => browser.close(),
+  };
+}

@@ -1,0 +1,166 @@
+// What stands between in the real world, at its worst: it cuts, delays, buffers, refuses, and lets connections die open.
+
+import { readFileSync } from "node:fs";
+import { createServer, type IncomingMessage, request, type Server, type ServerResponse } from "node:http";
+import type { AddressInfo, Socket } from "node:net";
+import { join } from "node:path";
+
+/** What becomes of one request; `null`: it goes through. */
+export type Fault =
+  | { kind: "answer"; status: number; headers?: Record<string, string>; body?: string }
+  /** Nothing comes out before all of it is there. */
+  | { kind: "buffer"; head: boolean }
+  /** The body ends, without its end, after so many bytes. */
+  | { kind: "cut"; bytes: number }
+  /** Each byte travels alone. */
+  | { kind: "chop" }
+  /** It arrives only after so long. */
+  | { kind: "delay"; ms: number }
+  | { kind: "refuse" }
+  | null;
+
+export interface Seen {
+  readonly method: string;
+  readonly url: URL;
+  readonly headers: IncomingMessage["headers"];
+}
+
+export const PAGES = join(import.meta.dirname, "../../node_modules/.cache/jobcast-client-test");
+const KINDS: Record<string, string> = { html: "text/html", js: "text/javascript", css: "text/css" };
+
+export class Gateway {
+  readonly #server: Server;
+  readonly #sockets = new Set<Socket>();
+  readonly #streams = new Set<ServerResponse>();
+  #target: () => string;
+  /** Decides for each request, but for the test's own pages. */
+  plan: (seen: Seen) => Fault = () => null;
+  /** Streams that say something meanwhile go dead, and stay so: open, and never a byte again. */
+  isFrozen = false;
+  seen: Seen[] = [];
+
+  private constructor(target: () => string) {
+    this.#target = target;
+    this.#server = createServer((from, to) => this.#handle(from, to));
+    this.#server.on("connection", (socket) => {
+      this.#sockets.add(socket);
+      socket.on("close", () => this.#sockets.delete(socket));
+      socket.on("error", () => {});
+    });
+  }
+
+  static async before(target: () => string): Promise<Gateway> {
+    const proxy = new Gateway(target);
+    await new Promise<void>((resolve) => proxy.#server.listen(0, "127.0.0.1", resolve));
+    return proxy;
+  }
+
+  get origin(): string {
+    return `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+  }
+
+  /** As a new one. */
+  reset(): void {
+    this.plan = () => null;
+    this.isFrozen = false;
+    this.seen = [];
+    this.cut();
+  }
+
+  /** Every open stream breaks. */
+  cut(): void {
+    for (const stream of this.#streams) stream.destroy();
+  }
+
+  get openStreams(): number {
+    return this.#streams.size;
+  }
+
+  streams(job = ""): Seen[] {
+    return this.seen.filter(({ url, method }) => method === "GET" && url.pathname.includes(job) && isStream(url));
+  }
+
+  polls(job = ""): Seen[] {
+    return this.seen.filter(({ url }) => url.pathname.includes(job) && url.pathname.endsWith("/events"));
+  }
+
+  async stop(): Promise<void> {
+    for (const socket of this.#sockets) socket.destroy();
+    await new Promise((resolve) => this.#server.close(resolve));
+  }
+
+  #handle(from: IncomingMessage, to: ServerResponse): void {
+    const url = new URL(from.url ?? "/", this.origin);
+    if (url.pathname.startsWith("/__test/")) return page(url.pathname.slice("/__test/".length), to);
+    const seen = { method: from.method ?? "", url, headers: from.headers };
+    this.seen.push(seen);
+    const fault = this.plan(seen);
+    if (fault?.kind === "refuse") return void from.socket.destroy();
+    if (fault?.kind === "answer") {
+      to.writeHead(fault.status, { "Content-Type": "text/html", ...fault.headers });
+      return void to.end(fault.body ?? "<h1>Sorry</h1>");
+    }
+    if (isStream(url)) {
+      this.#streams.add(to);
+      to.on("close", () => this.#streams.delete(to));
+    }
+    const onward = request(this.#target() + from.url, {
+      method: from.method,
+      headers: { ...from.headers, host: new URL(this.#target()).host },
+      agent: false,
+    });
+    const fail = () =>
+      to.headersSent
+        ? to.destroy()
+        : to.writeHead(502, { "Content-Type": "text/html" }).end("<h1>502 Bad Gateway</h1>");
+    onward.on("error", fail);
+    to.on("close", () => onward.destroy());
+    onward.on("response", (answer) => {
+      answer.on("error", fail);
+      const head = () => to.writeHead(answer.statusCode ?? 502, answer.headers).flushHeaders();
+      const isHeld = fault?.kind === "buffer" && isStream(url);
+      const held: Buffer[] = [];
+      if (!isHeld || !fault.head) head();
+      let left = fault?.kind === "cut" ? fault.bytes : Number.POSITIVE_INFINITY;
+      let isDead = false;
+      answer.on("data", async (bytes: Buffer) => {
+        if (isHeld) return void held.push(bytes);
+        isDead ||= this.isFrozen && isStream(url);
+        if (isDead) return;
+        if (fault?.kind === "chop") {
+          answer.pause();
+          for (const byte of bytes) {
+            to.write(Buffer.of(byte));
+            await new Promise(setImmediate);
+          }
+          return void answer.resume();
+        }
+        const part = bytes.subarray(0, left);
+        left -= part.length;
+        to.write(part, () => left <= 0 && to.destroy());
+      });
+      answer.on("end", () => {
+        if (isHeld && fault.head) head();
+        for (const bytes of held) to.write(bytes);
+        to.end();
+      });
+      answer.on("close", () => answer.complete || to.destroy());
+    });
+    if (fault?.kind === "delay") setTimeout(() => from.pipe(onward), fault.ms);
+    else from.pipe(onward);
+  }
+}
+
+const isStream = (url: URL) => url.pathname.endsWith("/events/stream");
+
+function page(name: string, to: ServerResponse): void {
+  try {
+    const text = readFileSync(join(PAGES, name));
+    to.writeHead(200, {
+      "Content-Type": `${KINDS[name.split(".").at(-1) ?? ""] ?? "text/plain"}; charset=utf-8`,
+      "Cache-Control": "no-store",
+    }).end(text);
+  } catch {
+    to.writeHead(404).end();
+  }
+}

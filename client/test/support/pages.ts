@@ -1,0 +1,29 @@
+// Builds the test's own pages once, before anything runs.
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { build } from "esbuild";
+import { OWN_NAMES } from "../../own-names.mjs";
+import { PAGES } from "./gateway.ts";
+
+export default async function setup(): Promise<void> {
+  const root = join(import.meta.dirname, "../..");
+  mkdirSync(PAGES, { recursive: true });
+  await build({
+    absWorkingDir: root,
+    entryPoints: { observe: "test/pages/observe.ts", react: "test/pages/react.tsx" },
+    outdir: PAGES,
+    bundle: true,
+    format: "esm",
+    target: "es2022",
+    jsx: "automatic",
+    mangleProps: OWN_NAMES,
+    sourcemap: "inline",
+    // the pages are not a package without side effects
+    ignoreAnnotations: true,
+    define: { "process.env.NODE_ENV": '"development"' },
+  });
+  for (const name of ["observe", "react"]) {
+    const html = `<!doctype html><html lang="en"><meta charset="utf-8"><title>${name}</title><link rel="icon" href="data:,"><div id="root"></div><script type="module" src="/__test/${name}.js"></script></html>`;
+    writeFileSync(join(PAGES, `${name}.html`), html);
+  }
+}

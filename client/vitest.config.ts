@@ -1,0 +1,16 @@
+import { defineConfig } from "vitest/config";
+
+const src = (name: string) => new URL(`src/${name}`, import.meta.url).pathname;
+
+// The tests wait for conditions, for as long as a slow machine may take.
+export default defineConfig({
+  resolve: { alias: { "jobcast-client/react": src("react.ts"), "jobcast-client": src("index.ts") } },
+  test: {
+    include: ["test/*.test.ts", "examples/react/src/*.test.tsx"],
+    globalSetup: ["test/support/pages.ts"],
+    testTimeout: 90_000,
+    hookTimeout: 60_000,
+    maxWorkers: 3,
+    coverage: { provider: "v8", include: ["src/**"], reporter: ["text"] },
+  },
+});
