@@ -1,6 +1,7 @@
 //! The moment that an answer is of: its snapshot, and what of that a crash of the server does not change.
 
 use super::Store;
+use super::link::Link;
 use super::position::{Ended, Position};
 use super::table::{Age, Mark, Tables};
 use crate::event::JobId;
@@ -97,6 +98,19 @@ impl Store {
                SELECT reached, least(xmin, reached) AS mark, least(xmin, reached)::text::xid8 AS mark8 FROM s, r
              )"
         )
+    }
+
+    /// Whether nothing has begun or ended, and nothing was written, since a moment of a primary. Touches no table.
+    pub async fn is_now(&self, link: &mut Link, tables: &Tables, then: &Moment) -> Result<bool, sqlx::Error> {
+        let inserted = if tables.tells_log { "(pg_current_wal_insert_lsn() - '0/0')::bigint" } else { "1::bigint" };
+        let sql = format!(
+            "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_snapshot()::text = '{}' AND {inserted} = {} END",
+            then.snapshot,
+            then.inserted.unwrap_or(0),
+        );
+        let answer = link.ask(sql).await?;
+        let is_now: Option<bool> = answer.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
+        Ok(is_now.unwrap_or(false))
     }
 
     /// The columns of [`MOMENT`].

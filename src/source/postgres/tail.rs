@@ -257,16 +257,14 @@ impl PostgresTail {
 
     /// One statement for all watched jobs; before it a short one, which mostly tells that nothing has ended.
     async fn look(&mut self, link: &mut Link, tables: &Tables) -> Result<Look, sqlx::Error> {
-        let head = self.store.snapshot(tables, None);
-        let mut sql = format!("{head} SELECT {MOMENT}, NULL::text, NULL::text FROM s, m");
         if let Some(seen) = self.seen.clone().filter(|_| !std::mem::take(&mut self.is_woken)) {
-            let answer = link.ask(sql.clone()).await?;
-            let moment = self.store.moment(answer.first().ok_or(sqlx::Error::RowNotFound)?)?;
             // a standby does not tell by its snapshot
-            if !moment.is_standby && (&seen.snapshot, seen.inserted) == (&moment.snapshot, moment.inserted) {
-                return Ok(Look { moment, has_changed: false, jobs: Vec::new(), ended: BTreeMap::new() });
+            if !seen.is_standby && self.store.is_now(link, tables, &seen).await? {
+                return Ok(Look { moment: seen, has_changed: false, jobs: Vec::new(), ended: BTreeMap::new() });
             }
         }
+        let head = self.store.snapshot(tables, None);
+        let mut sql = format!("{head} SELECT {MOMENT}, NULL::text, NULL::text FROM s, m");
         let no_moment = ["NULL"; MOMENT_COLUMNS].join(", ");
         // what the last look could see, it has told
         let from = match &self.seen {
@@ -275,26 +273,24 @@ impl PostgresTail {
         };
         if !self.live.is_empty() {
             let since = tables.since(&Mark::At(Ended::below(from)));
+            let ids = || self.live.keys().map(JobId::as_str);
             let news = match (&self.seen, tables.age()) {
-                // a standby does not know which transactions are open (its list is empty)
+                // Few rows: whose they are is looked at here. To compare them with all ids that are watched would cost
+                // more, and tempt the planner to read all rows of those. (A standby does not know which transactions
+                // are open: its list is empty.)
                 (Some(seen), Age::Column) if !seen.is_standby => tables.not_seen_by(&seen.snapshot, seen.reached),
-                (_, Age::Column) => since,
+                (_, Age::Column) => format!("{since} AND {}", tables.job_id.is_any(ids())),
                 (_, Age::System) => {
-                    format!("{since} AND {}", tables.lately(self.store.settings.look_back.as_secs_f64()))
+                    let lately = tables.lately(self.store.settings.look_back.as_secs_f64());
+                    format!("{} AND {since} AND {lately}", tables.job_id.is_any(ids()))
                 }
             };
-            let ids = || self.live.keys().map(JobId::as_str);
-            // of few new rows the job is looked at, never of all jobs their rows: a planner that knows neither number
-            // would do both
-            let fence = if tables.age() == Age::Column { "OFFSET 0" } else { "" };
             let _ = write!(
                 sql,
                 " UNION ALL SELECT {no_moment}, h.job, NULL FROM (
-                    SELECT DISTINCT {job}::text AS job FROM (SELECT {job} FROM {} e WHERE {news} {fence}) e
-                    WHERE {}) h",
+                    SELECT DISTINCT {}::text AS job FROM {} e WHERE {news}) h",
+                tables.job_id.column(),
                 tables.events,
-                tables.job_id.is_any(ids()),
-                job = tables.job_id.column(),
             );
             if let Some(jobs) = &tables.jobs {
                 let finals: Vec<String> = self.store.settings.statuses.all().map(literal).collect();
