@@ -1,5 +1,6 @@
 //! A subscriber that sees every block of a stream.
 
+use super::daemon::stream_path;
 use super::http::{Answer, encode, unchunk};
 use super::{Daemon, PATIENCE};
 use serde_json::Value;
@@ -186,6 +187,15 @@ impl Stream {
 }
 
 impl Daemon {
+    /// The stream after a cursor, as soon as the source answers again.
+    pub async fn stream_when_back(&self, job: &str, after: &str) -> Stream {
+        let (path, headers) = (stream_path(job), [("Last-Event-ID", after)]);
+        super::eventually("the source to be back", async || {
+            Some(Stream::open(self.http, &path, &headers).await).filter(|stream| stream.head.status == 200)
+        })
+        .await
+    }
+
     /// Waits until so many streams are open.
     pub async fn has_subscribers(&self, count: usize) {
         super::eventually(&format!("{count} subscribers"), async || {

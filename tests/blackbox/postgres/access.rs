@@ -82,12 +82,7 @@ async fn every_trouble_is_told_by_its_code_once_and_is_over_when_it_is_mended() 
         owner.execute(mends).await.expect(mends);
         insert(&mut owner, "job", [number]).await;
         if !is_retryable {
-            let path = stream_path("job");
-            let headers = [("Last-Event-ID", last.cursor())];
-            stream = eventually("the source to be back", async || {
-                Some(Stream::open(daemon.http, &path, &headers).await).filter(|stream| stream.head.status == 200)
-            })
-            .await;
+            stream = daemon.stream_when_back("job", last.cursor()).await;
         }
         // the error is not told again, and nothing is missing
         last = stream.event().await;
