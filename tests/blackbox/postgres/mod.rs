@@ -5,7 +5,7 @@ mod tables;
 mod torture;
 
 use crate::support::daemon::stream_path;
-use crate::support::{Daemon, Postgres, Stream, numbers};
+use crate::support::{Daemon, Postgres, Stream, eventually, numbers};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Executor, Row};
 
@@ -124,6 +124,32 @@ async fn a_server_that_crashes_and_comes_back_is_told_once_and_loses_nothing() {
     let mut back = daemon.stream_after("job", seen[4].cursor()).await;
     assert_eq!(numbers(&back.take(15).await), Vec::from_iter(5..20));
     assert!(!daemon.log().contains("panicked"));
+}
+
+#[tokio::test]
+async fn the_last_event_comes_before_the_end_also_when_the_status_commits_first() {
+    for schema in [RECOMMENDED, LEGACY] {
+        let server = Postgres::start().await;
+        let settings = [("source.poll_interval", "20ms"), ("source.settle", "60s"), ("source.postgres.sweep", "100ms")];
+        let daemon = serve(&server, schema, &settings).await;
+        let (mut late, mut rows) = (server.connect().await, server.connect().await);
+        rows.execute("INSERT INTO runner_jobs (id, status) VALUES ('job', 'RUNNING')").await.expect("a job");
+        insert(&mut rows, "job", [0]).await;
+        let mut stream = daemon.stream("job").await;
+        stream.take(1).await;
+        late.execute("BEGIN").await.expect("begin");
+        insert(&mut late, "job", [1]).await;
+        rows.execute("UPDATE runner_jobs SET status = 'COMPLETED'").await.expect("an end");
+        // this one is told, so the end has been seen
+        insert(&mut rows, "job", [2]).await;
+        assert_eq!(stream.event().await.number(), 2);
+        let polls = async || daemon.metric("jobcast_source_wakeups_total{by=\"poll\"}").await;
+        let until = polls().await + 5.0;
+        eventually("some polls", async || (polls().await >= until).then_some(())).await;
+        late.execute("COMMIT").await.expect("commit");
+        assert_eq!(stream.event().await.number(), 1);
+        assert!(stream.event().await.is("stream.complete"));
+    }
 }
 
 #[tokio::test]
