@@ -1,14 +1,14 @@
 //! Subscribers that come and go, while events are written and while the daemon dies.
 
-use crate::support::daemon::{numbered, stream_path, write_rows};
+use crate::support::daemon::{numbered, write_rows};
+use crate::support::flap::{Flap, Resume};
 use crate::support::http::request;
-use crate::support::{Daemon, Message, Stream, eventually};
+use crate::support::{Daemon, eventually};
 use futures_util::future::join_all;
-use rand::RngExt;
 use serde_json::json;
 use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::time::{Instant, interval, sleep, timeout_at};
+use tokio::time::{interval, sleep};
 
 const SUBSCRIBERS: usize = 24;
 const JOBS: [&str; 3] = ["alpha", "beta", "gamma"];
@@ -16,53 +16,16 @@ const JOBS: [&str; 3] = ["alpha", "beta", "gamma"];
 const BATCH: u64 = 5;
 const PACE: Duration = Duration::from_millis(30);
 
-/// Watches a job to its end, leaving at random in the middle of anything, and returns the numbers that it was given.
-async fn flap(to: SocketAddr, job: &str, events: u64) -> Vec<u64> {
-    let mut seen: Vec<u64> = Vec::new();
-    let mut last: Option<Message> = None;
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(120) {
-        let (stays, way, pause) = {
-            let mut rng = rand::rng();
-            (rng.random_range(0..400), rng.random_range(0..3), rng.random_range(0..100))
-        };
-        let cursor = last.as_ref().map(|message| message.cursor().to_string());
-        let (mut path, mut headers) = (stream_path(job), Vec::new());
-        match (&cursor, way) {
-            (None, _) => {}
-            (Some(cursor), 0) => path = format!("{path}?lastEventId={cursor}"),
-            (Some(cursor), 1) => headers.push(("Last-Event-ID", cursor.clone())),
-            // the event's own id
-            (Some(_), _) => headers.push(("Last-Event-ID", format!("e-{}", seen.last().expect("seen")))),
-        }
-        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let until = Instant::now() + Duration::from_millis(stays);
-        if let Ok(Ok(mut stream)) = timeout_at(until, Stream::try_open(to, &path, &headers)).await {
-            if stream.head.status == 204 {
-                return seen;
-            }
-            while let Ok(Ok(Some(message))) = timeout_at(until, stream.try_next()).await {
-                if message.is("stream.complete") {
-                    return seen;
-                }
-                assert!(
-                    !message.is("stream.reset"),
-                    "{message:?} after {cursor:?} on {job}, {} of {events}",
-                    seen.len()
-                );
-                if message.data.is_some() && message.id.is_some() {
-                    seen.push(message.number());
-                    last = Some(message);
-                }
-            }
-        }
-        sleep(Duration::from_millis(pause)).await;
-    }
-    panic!("{job} did not end; {} of {events} events seen", seen.len());
-}
+const FLAP: Flap = Flap {
+    stays: 400,
+    away: 100,
+    resumes: &[Resume::Query, Resume::Header, Resume::EventId],
+    patience: Duration::from_secs(120),
+};
 
 async fn all_see_each_event_once(to: SocketAddr, events: u64) {
-    let flaps = (0..SUBSCRIBERS).map(|number| flap(to, JOBS[number % JOBS.len()], events));
+    let to = [to];
+    let flaps = (0..SUBSCRIBERS).map(|number| FLAP.watch(&to, JOBS[number % JOBS.len()]));
     for (number, seen) in join_all(flaps).await.into_iter().enumerate() {
         let first_wrong = seen.iter().zip(0..).find(|(seen, expected)| **seen != *expected);
         assert!(first_wrong.is_none(), "subscriber {number} saw {first_wrong:?} (seen, expected)");

@@ -1,6 +1,7 @@
 //! What black-box tests work with: the built binary as a user starts it, and a client that sees every byte.
 
 pub mod daemon;
+pub mod flap;
 pub mod http;
 pub mod postgres;
 pub mod redis;

@@ -74,7 +74,7 @@ impl Store {
 
     /// Whether the server knows the end of every transaction that a position speaks of. A standby may not have come to
     /// it: then its tail would tell again what the position was given elsewhere.
-    pub async fn has_seen(&self, link: &mut Link, moment: &Moment, position: &Position) -> Result<bool, sqlx::Error> {
+    async fn has_seen(&self, link: &mut Link, moment: &Moment, position: &Position) -> Result<bool, sqlx::Error> {
         if !moment.is_standby || position.ceiling() <= moment.xmin {
             return Ok(true);
         }
@@ -124,7 +124,7 @@ impl Store {
 
     /// How many rows there are of each transaction that had not ended at this mark, or, where those are many, at a list
     /// of the open ones instead.
-    pub async fn count_newer(
+    async fn count_newer(
         &self,
         link: &mut Link,
         tables: &Tables,

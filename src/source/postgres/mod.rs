@@ -201,8 +201,9 @@ impl Store {
         self.tables().await
     }
 
-    /// After an error that says that the tables are not what they were.
-    async fn forget_tables(&self, error: SourceError) -> SourceError {
+    /// The same for what was asked of the tables: where it says that they are not what they were, they are forgotten.
+    async fn failed_at_tables(&self, tried: &str, error: sqlx::Error) -> SourceError {
+        let error = self.failed(tried, error);
         if error.code == SourceCode::Schema {
             *self.tables.write().await = None;
         }
@@ -308,7 +309,7 @@ impl Source for Postgres {
             let read = async { store.page(&mut *link?, &tables, &job, position, limit).await };
             match read.await {
                 Ok(answer) => Ok(answer),
-                Err(error) => Err(store.forget_tables(store.failed("reading history", error)).await),
+                Err(error) => Err(store.failed_at_tables("reading history", error).await),
             }
         });
         read.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
@@ -356,7 +357,7 @@ impl Store {
         };
         match done.await {
             Ok(done) => Ok(done),
-            Err(error) => Err(self.forget_tables(self.failed(what, error)).await),
+            Err(error) => Err(self.failed_at_tables(what, error).await),
         }
     }
 }

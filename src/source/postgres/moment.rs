@@ -37,16 +37,16 @@ pub const MOMENT_COLUMNS: usize = 7;
 /// read. A transaction that has committed, and all before it, is there (with `synchronous_commit` on).
 #[derive(Default)]
 pub struct Durable {
-    pub mark: u64,
+    mark: u64,
     /// A mark, and how far the log must be on the disk until it counts.
-    pub next: Option<(u64, i64)>,
+    next: Option<(u64, i64)>,
 }
 
 impl Durable {
     /// Answers overtake each other, but not by so many transactions.
     const LATE: u64 = 10_000;
 
-    pub fn learn(&mut self, xmin: u64, inserted: Option<i64>, flushed: Option<i64>) {
+    fn learn(&mut self, xmin: u64, inserted: Option<i64>, flushed: Option<i64>) {
         let (Some(inserted), Some(flushed)) = (inserted, flushed) else { return };
         if xmin + Self::LATE < self.mark {
             // another database, or another life of it

@@ -228,6 +228,14 @@ impl Position {
         }
     }
 
+    /// The same, and nothing is left of what is listed, where that was listed later.
+    pub fn finish_all(&mut self, end: &Ended, listed: Option<&Ended>) {
+        self.finish(end);
+        if let Some(listed) = listed.filter(|listed| listed.mark >= self.settled.mark) {
+            self.finish(listed);
+        }
+    }
+
     /// Everything that there was to see was delivered: where nothing has to be remembered but a mark, which means the
     /// same in every view, the position goes on in this one.
     pub fn adopt(&mut self, view: View) {
@@ -701,10 +709,7 @@ mod tests {
                 self.delivered.push(row);
             }
             if !is_cut {
-                self.position.finish(&end);
-                listed
-                    .filter(|listed| listed.mark >= self.position.settled.mark)
-                    .inspect(|all| self.position.finish(all));
+                self.position.finish_all(&end, listed.as_ref());
                 self.position.adopt(best);
             }
             let (token, left_out) = self.position.to_bytes(usize::MAX);

@@ -1,10 +1,10 @@
 //! Tails the table: one look for all watched jobs says which of them have something new, and what statuses became
 //! final; then each of those is read from its own position.
 //!
-//! Where nothing has ended since the last look, a comparison of snapshots is all it costs. Where the table tells transactions
-//! in a column, it finds new rows by the index on that; elsewhere it looks back a while by timestamp, which promises
-//! nothing, so every watched job is read whole now and then (a *sweep*). What is delivered, and how far a position gets,
-//! comes from the reads alone, which are exact: a look that misses something only makes it late.
+//! Where nothing has ended since the last look, a comparison of snapshots is all it costs. Where the table tells
+//! transactions in a column, it finds new rows by the index on that; elsewhere it looks back a while by timestamp, which
+//! promises nothing, so every watched job is read whole now and then (a *sweep*). What is delivered, and how far a
+//! position gets, comes from the reads alone, which are exact: a look that misses something only makes it late.
 
 use super::link::Link;
 use super::moment::{MOMENT, MOMENT_COLUMNS, Moment};
@@ -62,6 +62,12 @@ struct Ending {
     /// Transactions at or above it had not begun when the end was seen.
     xmax: u64,
     since: Instant,
+}
+
+impl Ending {
+    fn seen(status: JobStatus, at: &Moment) -> Self {
+        Self { status, xmax: at.xmax, since: Instant::now() }
+    }
 }
 
 impl PostgresTail {
@@ -129,7 +135,7 @@ impl Tail for PostgresTail {
             Err(error) => {
                 // whatever the last look knew may be of another server
                 self.seen = None;
-                Err(store.forget_tables(store.failed("reading new events", error)).await)
+                Err(store.failed_at_tables("reading new events", error).await)
             }
         }
     }
@@ -172,7 +178,7 @@ impl PostgresTail {
         if look.has_changed {
             ending.retain(|job, _| look.ended.contains_key(job) || tables.jobs.is_none());
             for (job, status) in &look.ended {
-                let new = Ending { status: *status, xmax: look.moment.xmax, since: Instant::now() };
+                let new = Ending::seen(*status, &look.moment);
                 ending.entry(job.clone()).or_insert(new).status = *status;
             }
         }
@@ -211,7 +217,7 @@ impl PostgresTail {
 
         for job in self.new.clone() {
             if let Some(status) = self.store.final_event(link, tables, &job).await? {
-                let new = Ending { status, xmax: look.moment.xmax, since: Instant::now() };
+                let new = Ending::seen(status, &look.moment);
                 ending.entry(job).or_insert(new);
             }
         }
@@ -220,10 +226,9 @@ impl PostgresTail {
         self.new.clear();
         self.pending =
             to_read.into_iter().filter(|job| !draft.done.contains(job) && self.live.contains_key(job)).collect();
-        let final_types = &self.store.settings.final_types;
         for (job, events) in &draft.events {
-            if let Some(status) = events.iter().rev().find_map(|(event, _)| final_types.find(&event.kind)) {
-                let new = Ending { status, xmax: look.moment.xmax, since: Instant::now() };
+            if let Some(status) = self.store.ending(None, events) {
+                let new = Ending::seen(status, &look.moment);
                 ending.entry(job.clone()).or_insert(new);
             }
         }

@@ -17,11 +17,11 @@ use std::fmt::Write;
 /// When a position counts more transactions, it is time to list the open ones instead.
 pub const MANY: usize = 3;
 /// What a list of open ones may take of a cursor, in bytes.
-pub const LIST_BYTES: usize = 30;
+const LIST_BYTES: usize = 30;
 /// Within so many bytes transactions are counted beside that. A range that ends with a list has room then, too.
-pub const LEVEL_BYTES: usize = 42;
+const LEVEL_BYTES: usize = 42;
 /// What a key takes, at most.
-pub const KEY_BYTES: usize = 28;
+const KEY_BYTES: usize = 28;
 /// Of so many transactions the database is asked, one by one, which of them are open.
 pub const WIDEST: i64 = 100_000;
 
@@ -68,7 +68,7 @@ impl Position {
     }
 
     /// Whether a cursor can hold this list when it is settled, and before that, when a range is to end with it.
-    pub fn has_room_for(&self, ended: &Ended, ends_range: bool) -> bool {
+    fn has_room_for(&self, ended: &Ended, ends_range: bool) -> bool {
         let settled = Self::level(self.view, ended.clone(), BTreeMap::new());
         settled.length() <= LIST_BYTES && (!ends_range || self.amid(ended).length() + KEY_BYTES <= Cursor::MAX_INSIDE)
     }
@@ -95,7 +95,7 @@ pub struct Told {
 }
 
 /// That row `e` is among the first so many of its transaction: not beyond the key of the last of them.
-pub fn is_counted(tables: &Tables, job: &JobId, (xid, count): (&u64, &u64)) -> String {
+fn is_counted(tables: &Tables, job: &JobId, (xid, count): (&u64, &u64)) -> String {
     let (of_xid, comparable) = (tables.of(*xid), tables.comparable_key());
     format!(
         "(({of_xid}) IS TRUE AND (({comparable}) > (SELECT {comparable} FROM {} e WHERE {} AND {of_xid}
@@ -108,7 +108,7 @@ pub fn is_counted(tables: &Tables, job: &JobId, (xid, count): (&u64, &u64)) -> S
 }
 
 /// That row `e` was delivered to one who is at this position, which is in no range.
-pub fn is_delivered(tables: &Tables, job: &JobId, position: &Position) -> String {
+fn is_delivered(tables: &Tables, job: &JobId, position: &Position) -> String {
     let tables = &*tables.seen_by(position.view);
     let settled = tables.before(&Mark::At(position.settled().clone()));
     let counted = position.counted().iter().map(|one| is_counted(tables, job, one));
@@ -406,20 +406,17 @@ impl Store {
 
 impl Told {
     /// The transactions that are counted when this is delivered.
-    pub fn beyond(&self, position: &Position) -> BTreeSet<u64> {
+    fn beyond(&self, position: &Position) -> BTreeSet<u64> {
         let counted = position.counted().keys().copied();
         self.rows.iter().map(|row| row.xid).chain(counted).filter(|xid| !self.end.has(*xid)).collect()
     }
 
     /// Without those beyond the range, and the list, that a cursor has no room to count. Where it has room for none of
     /// them and there is nothing else, with all: rather twice than never.
-    pub fn that_fits(mut self, position: &Position) -> Self {
+    fn that_fits(mut self, position: &Position) -> Self {
         let mut position = position.clone();
         let is_beyond = |xid| !self.end.has(xid) && !self.listed.as_ref().is_some_and(|listed| listed.has(xid));
-        position.finish(&self.end);
-        if let Some(listed) = self.listed.as_ref().filter(|listed| listed.mark >= position.settled().mark) {
-            position.finish(listed);
-        }
+        position.finish_all(&self.end, self.listed.as_ref());
         let mut rows: BTreeMap<u64, u64> = BTreeMap::new();
         self.rows.iter().filter(|row| is_beyond(row.xid)).for_each(|row| *rows.entry(row.xid).or_default() += 1);
         let mut dropped = BTreeSet::new();
@@ -465,10 +462,7 @@ impl Told {
             events.push((event, position.seal(job)));
         }
         if is_last {
-            position.finish(&end);
-            if let Some(listed) = listed.filter(|listed| listed.mark >= position.settled().mark) {
-                position.finish(&listed);
-            }
+            position.finish_all(&end, listed.as_ref());
             if has_more {
                 return (events, false);
             }

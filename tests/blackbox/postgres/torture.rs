@@ -2,17 +2,17 @@
 //! once.
 
 use super::{LEGACY, RECOMMENDED, daemon_on, insert};
-use crate::support::daemon::{run, stream_path};
-use crate::support::{Daemon, Pooler, Postgres, Stream};
+use crate::support::daemon::run;
+use crate::support::flap::{Flap, Resume};
+use crate::support::{Daemon, Pooler, Postgres};
 use rand::RngExt;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::sleep;
 
 const JOBS: usize = 4;
 
@@ -101,38 +101,7 @@ impl Writers {
     }
 }
 
-/// Watches a job to its end on either daemon, leaving at random.
-async fn flap(to: [SocketAddr; 2], job: String) -> Vec<u64> {
-    let mut seen = Vec::new();
-    let mut last: Option<String> = None;
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(150) {
-        let (stays, pause, which) = {
-            let mut rng = rand::rng();
-            (rng.random_range(0..1500), rng.random_range(0..200), rng.random_range(0..2))
-        };
-        let until = Instant::now() + Duration::from_millis(stays);
-        let headers: Vec<(&str, &str)> = last.iter().map(|last| ("Last-Event-ID", last.as_str())).collect();
-        let path = stream_path(&job);
-        if let Ok(Ok(mut stream)) = timeout_at(until, Stream::try_open(to[which], &path, &headers)).await {
-            if stream.head.status == 204 {
-                return seen;
-            }
-            while let Ok(Ok(Some(message))) = timeout_at(until, stream.try_next()).await {
-                if message.is("stream.complete") {
-                    return seen;
-                }
-                assert!(!message.is("stream.reset"), "{job}: {message:?} after {last:?}");
-                if message.is("x") {
-                    seen.push(message.number());
-                    last = message.id;
-                }
-            }
-        }
-        sleep(Duration::from_millis(pause)).await;
-    }
-    panic!("{job} did not end; {} seen", seen.len());
-}
+const FLAP: Flap = Flap { stays: 1500, away: 200, resumes: &[Resume::Header], patience: Duration::from_secs(150) };
 
 /// Two daemons, thirty subscribers, twelve writers; `trouble` decides how long they have and what happens meanwhile.
 async fn torture(server: &Postgres, mut daemons: [Daemon; 2], trouble: impl AsyncFnOnce(&Postgres, &mut [Daemon; 2])) {
@@ -141,8 +110,8 @@ async fn torture(server: &Postgres, mut daemons: [Daemon; 2], trouble: impl Asyn
     }
     let (writers, running) = Writers::start(server);
     let addresses = [daemons[0].http, daemons[1].http];
-    let watchers: Vec<_> =
-        (0..30).map(|number| tokio::spawn(flap(addresses, format!("job-{}", number % JOBS)))).collect();
+    let watch = |number| async move { FLAP.watch(&addresses, &format!("job-{}", number % JOBS)).await };
+    let watchers: Vec<_> = (0..30).map(|number| tokio::spawn(watch(number))).collect();
     trouble(server, &mut daemons).await;
     writers.stop.store(true, Ordering::Relaxed);
     for writer in running {

@@ -1,19 +1,17 @@
 //! Subscribers that come and go on two daemons while 1,000 entries a second are written to 50 streams and servers die.
 
 use super::{add, daemon_on, stream_key};
-use crate::support::daemon::stream_path;
+use crate::support::flap::{Flap, Resume};
 use crate::support::redis::try_ask;
-use crate::support::{Cluster, Daemon, Message, Redis, Sentinel, Stream, eventually, numbers};
+use crate::support::{Cluster, Daemon, Redis, Sentinel, eventually, numbers};
 use futures_util::future::{join_all, try_join_all};
-use rand::RngExt;
 use redis::RedisError;
 use redis::aio::MultiplexedConnection;
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
+use tokio::time::{Instant, interval, sleep, timeout};
 
 const JOBS: usize = 50;
 /// Of each job.
@@ -125,57 +123,18 @@ impl Writer {
     }
 }
 
-/// Watches a job to its end, now on one daemon, now on the other, leaving at random in the middle of anything.
-async fn flap(daemons: [SocketAddr; 2], job: &str) -> Vec<u64> {
-    let mut seen: Vec<u64> = Vec::new();
-    let mut last: Option<Message> = None;
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(120) {
-        let (to, stays, way, pause) = {
-            let mut rng = rand::rng();
-            (
-                daemons[rng.random_range(0..2)],
-                rng.random_range(0..600),
-                rng.random_range(0..4),
-                rng.random_range(0..200),
-            )
-        };
-        let cursor = last.as_ref().map(|message| message.cursor().to_string());
-        let (mut path, mut headers) = (stream_path(job), Vec::new());
-        match (&cursor, way) {
-            (None, _) => {}
-            (Some(cursor), 0) => path = format!("{path}?lastEventId={cursor}"),
-            // the event's own id
-            (Some(_), 1) => headers.push(("Last-Event-ID", format!("e-{}", seen.last().expect("seen")))),
-            (Some(cursor), _) => headers.push(("Last-Event-ID", cursor.clone())),
-        }
-        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let until = Instant::now() + Duration::from_millis(stays);
-        if let Ok(Ok(mut stream)) = timeout_at(until, Stream::try_open(to, &path, &headers)).await {
-            if stream.head.status == 204 {
-                return seen;
-            }
-            while let Ok(Ok(Some(message))) = timeout_at(until, stream.try_next()).await {
-                if message.is("stream.complete") {
-                    return seen;
-                }
-                assert!(!message.is("stream.reset"), "{message:?} after {cursor:?} on {job}, {seen:?}");
-                if message.data.is_some() && message.id.is_some() {
-                    seen.push(message.number());
-                    last = Some(message);
-                }
-            }
-        }
-        sleep(Duration::from_millis(pause)).await;
-    }
-    panic!("{job} did not end; {} of {EVENTS} events seen", seen.len());
-}
+const FLAP: Flap = Flap {
+    stays: 600,
+    away: 200,
+    resumes: &[Resume::Query, Resume::EventId, Resume::Header, Resume::Header],
+    patience: Duration::from_secs(120),
+};
 
 async fn all_see_each_event_once(daemons: &[Daemon; 2]) {
     let to = [daemons[0].http, daemons[1].http];
     let flaps = (0..2 * JOBS).map(|number| {
         tokio::spawn(async move {
-            let seen = flap(to, &job(number % JOBS)).await;
+            let seen = FLAP.watch(&to, &job(number % JOBS)).await;
             assert_eq!(seen, Vec::from_iter(0..EVENTS), "subscriber {number}");
         })
     });
