@@ -96,6 +96,23 @@ pub struct Source {
     pub redis: Redis,
 }
 
+/// Intervals of the loops that read a source: the part of its section that they are given, without any address in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Longest time between two reads of the tail.
+    pub poll_interval: Duration,
+    /// First wait after a failed read; it doubles with each further one.
+    pub retry_initial: Duration,
+    /// Longest wait after a failed read.
+    pub retry_max: Duration,
+}
+
+impl Source {
+    pub fn pace(&self) -> Pace {
+        Pace { poll_interval: self.poll_interval, retry_initial: self.retry_initial, retry_max: self.retry_max }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SourceKind {
@@ -120,8 +137,8 @@ pub struct Postgres {
     pub jobs_table: String,
     pub columns: Columns,
     pub job_columns: JobColumns,
-    pub statuses: Endings,
-    pub final_types: Endings,
+    pub statuses: FinalStatuses,
+    pub final_types: FinalStatuses,
     /// Empty: polls only.
     pub listen: String,
     #[serde(with = "span")]
@@ -138,8 +155,8 @@ pub struct Redis {
     pub events_key: String,
     /// Empty: there is none.
     pub job_key: String,
-    pub statuses: Endings,
-    pub final_types: Endings,
+    pub statuses: FinalStatuses,
+    pub final_types: FinalStatuses,
 }
 
 impl Redis {
@@ -171,7 +188,7 @@ pub struct JobColumns {
 
 /// Texts that say how a job ended.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Endings {
+pub struct FinalStatuses {
     pub completed: Vec<String>,
     pub failed: Vec<String>,
     pub cancelled: Vec<String>,
@@ -191,7 +208,7 @@ pub enum AuthMode {
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Ingest {
-    pub enabled: Switch,
+    pub enabled: AutoBool,
     pub token: Secret,
 }
 
@@ -302,8 +319,8 @@ impl Default for Postgres {
                 xid: "xid".into(),
             },
             job_columns: JobColumns { id: "id".into(), status: "status".into() },
-            statuses: Endings::usual_statuses(),
-            final_types: Endings::default(),
+            statuses: FinalStatuses::usual_statuses(),
+            final_types: FinalStatuses::default(),
             listen: "jobcast".into(),
             look_back: Duration::from_secs(60),
             sweep: Duration::from_secs(30),
@@ -318,13 +335,13 @@ impl Default for Redis {
             root_cert: PathBuf::new(),
             events_key: "runner-jobs:$job_id:events".into(),
             job_key: "runner-jobs:$job_id".into(),
-            statuses: Endings::usual_statuses(),
-            final_types: Endings::default(),
+            statuses: FinalStatuses::usual_statuses(),
+            final_types: FinalStatuses::default(),
         }
     }
 }
 
-impl Endings {
+impl FinalStatuses {
     fn usual_statuses() -> Self {
         Self { completed: vec!["COMPLETED".into()], failed: vec!["FAILED".into()], cancelled: vec!["CANCELLED".into()] }
     }
@@ -365,14 +382,14 @@ impl Default for Log {
 
 /// On, off, or as the rest of the settings suggest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Switch {
+pub enum AutoBool {
     #[default]
     Auto,
     On,
     Off,
 }
 
-impl Serialize for Switch {
+impl Serialize for AutoBool {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Auto => to.serialize_str("auto"),
@@ -382,7 +399,7 @@ impl Serialize for Switch {
     }
 }
 
-impl<'de> Deserialize<'de> for Switch {
+impl<'de> Deserialize<'de> for AutoBool {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         match String::deserialize(from)?.as_str() {
             "auto" => Ok(Self::Auto),
@@ -459,7 +476,7 @@ mod size {
 pub struct ConfigErrors(pub Vec<String>);
 
 /// One value that was given, and where.
-struct Given {
+struct Override {
     key: String,
     value: Value,
     origin: String,
@@ -481,7 +498,7 @@ impl Settings {
         }
         given.extend(read_variables(variables, &mut problems));
         let defaults = defaults().map_err(|e| ConfigErrors(vec![e.to_string()]))?;
-        given.retain(|one| match reject(&defaults, one) {
+        given.retain(|one| match validate_value(&defaults, one) {
             Some(why) => {
                 problems.push(why);
                 false
@@ -489,7 +506,7 @@ impl Settings {
             None => true,
         });
         let settings: Self = overlay(&defaults, &given).map_err(|e| ConfigErrors(vec![e.to_string()]))?;
-        for (key, why) in settings.nonsense() {
+        for (key, why) in settings.validate() {
             let origin = given.iter().rev().find(|one| one.key == key).map_or("the defaults", |one| &one.origin);
             problems.push(format!("{key}, in {origin}: {why}"));
         }
@@ -510,9 +527,9 @@ impl Settings {
     /// Whether events may be sent in, where that was not said.
     pub fn ingest_enabled(&self) -> bool {
         match self.ingest.enabled {
-            Switch::On => true,
-            Switch::Off => false,
-            Switch::Auto => match self.source.kind {
+            AutoBool::On => true,
+            AutoBool::Off => false,
+            AutoBool::Auto => match self.source.kind {
                 SourceKind::Sqlite => self.http.listen.ip().is_loopback(),
                 SourceKind::Postgres | SourceKind::Redis => false,
             },
@@ -520,7 +537,7 @@ impl Settings {
     }
 
     /// Values of the right type that make no sense: the key, and why.
-    fn nonsense(&self) -> Vec<(&'static str, String)> {
+    fn validate(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
         let mut must = |holds: bool, key: &'static str, why: &str| {
             if !holds {
@@ -617,7 +634,7 @@ fn is_origin(text: &str) -> bool {
     })
 }
 
-fn read_file(path: &Path) -> Result<Vec<Given>, String> {
+fn read_file(path: &Path) -> Result<Vec<Override>, String> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| format!("cannot read {}: {error} (give the settings file by --config)", path.display()))?;
     let file = Config::builder()
@@ -654,7 +671,7 @@ fn defaults() -> Result<Config, config::ConfigError> {
     Config::builder().add_source(File::from_str(&Settings::default().to_toml(), FileFormat::Toml)).build()
 }
 
-fn flatten(prefix: &str, value: Value, origin: &str, into: &mut Vec<Given>) {
+fn flatten(prefix: &str, value: Value, origin: &str, into: &mut Vec<Override>) {
     match value.kind {
         ValueKind::Table(table) => {
             let mut entries: Vec<_> = table.into_iter().collect();
@@ -664,12 +681,14 @@ fn flatten(prefix: &str, value: Value, origin: &str, into: &mut Vec<Given>) {
                 flatten(&key, value, origin, into);
             }
         }
-        kind => into.push(Given { key: prefix.to_string(), value: Value::new(None, kind), origin: origin.to_string() }),
+        kind => {
+            into.push(Override { key: prefix.to_string(), value: Value::new(None, kind), origin: origin.to_string() })
+        }
     }
 }
 
 /// `JOBCAST_SOURCE__SQLITE__PATH=…` is `source.sqlite.path`. Names without `__` are the command line's own.
-fn read_variables(variables: impl IntoIterator<Item = (String, String)>, problems: &mut Vec<String>) -> Vec<Given> {
+fn read_variables(variables: impl IntoIterator<Item = (String, String)>, problems: &mut Vec<String>) -> Vec<Override> {
     let mut given = Vec::new();
     for (name, text) in variables {
         let Some(path) = name.strip_prefix("JOBCAST_").filter(|path| path.contains("__")) else { continue };
@@ -685,15 +704,15 @@ fn read_variables(variables: impl IntoIterator<Item = (String, String)>, problem
                 }
             },
         };
-        given.push(Given { key, value: Value::new(None, ValueKind::String(text)), origin: name });
+        given.push(Override { key, value: Value::new(None, ValueKind::String(text)), origin: name });
     }
     given.sort_by(|a, b| a.key.cmp(&b.key));
     given
 }
 
 /// Why this one value cannot be taken, tried alone over the defaults.
-fn reject(defaults: &Config, one: &Given) -> Option<String> {
-    let Given { key, origin, .. } = one;
+fn validate_value(defaults: &Config, one: &Override) -> Option<String> {
+    let Override { key, origin, .. } = one;
     match defaults.get::<Value>(key).map(|known| known.kind) {
         Err(_) => Some(format!("unknown key {key}, in {origin}{}", nearest(defaults, key))),
         Ok(ValueKind::Table(_)) => Some(format!("{key}, in {origin}: is a group of settings, not a value")),
@@ -719,9 +738,12 @@ fn nearest(defaults: &Config, key: &str) -> String {
         .unwrap_or_default()
 }
 
-fn overlay<'a>(defaults: &Config, given: impl IntoIterator<Item = &'a Given>) -> Result<Settings, config::ConfigError> {
+fn overlay<'a>(
+    defaults: &Config,
+    given: impl IntoIterator<Item = &'a Override>,
+) -> Result<Settings, config::ConfigError> {
     let mut builder = Config::builder().add_source(defaults.clone());
-    for Given { key, value, .. } in given {
+    for Override { key, value, .. } in given {
         let is_list = matches!(defaults.get::<Value>(key)?.kind, ValueKind::Array(_));
         builder = match (&value.kind, is_list) {
             (ValueKind::String(text), true) => {
@@ -763,7 +785,7 @@ mod tests {
         flatten("", file.cache, "", &mut shown);
         let mut known = Vec::new();
         flatten("", defaults().expect("defaults").cache, "", &mut known);
-        let keys = |all: &[Given]| all.iter().map(|one| one.key.clone()).collect::<Vec<_>>();
+        let keys = |all: &[Override]| all.iter().map(|one| one.key.clone()).collect::<Vec<_>>();
         assert_eq!(keys(&shown), keys(&known));
         let read = load(text, &[]).expect("valid");
         assert_eq!(read.to_toml(), Settings::default().to_toml());

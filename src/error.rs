@@ -82,16 +82,16 @@ impl SourceCode {
     }
 }
 
-/// `tried: cause (mend)`
+/// `operation: cause (mend)`
 #[derive(Clone, Debug)]
 pub struct SourceError {
     pub code: SourceCode,
     /// What was being done: "reading events from /var/lib/jobcast.db".
-    pub tried: String,
+    pub operation: String,
     /// What the source answered.
     pub cause: String,
     /// What an operator can do.
-    pub mend: &'static str,
+    pub help: &'static str,
 }
 
 impl SourceError {
@@ -102,7 +102,7 @@ impl SourceError {
 
 impl fmt::Display for SourceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} ({})", self.tried, self.cause, self.mend)
+        write!(f, "{}: {} ({})", self.operation, self.cause, self.help)
     }
 }
 

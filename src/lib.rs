@@ -1,6 +1,6 @@
 //! Jobcast tails a job-event store once and casts each event to every subscriber of its job.
 //!
-//! The map of the house, bottom to top; nothing points back up (`tests/house.rs` holds it to that):
+//! The map of the house, bottom to top; nothing points back up (`tests/architecture.rs` holds it to that):
 //!
 //! - [`event`], [`cursor`], [`error`], [`sse`]: what the domain talks about. No I/O.
 //! - [`source`]: where events come from; one module per kind of store.
@@ -12,6 +12,7 @@
 //!
 //! [`config`], [`shutdown`] and [`telemetry`] know nobody.
 
+pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod cursor;

@@ -1,14 +1,15 @@
 //! What a subscriber gets before it is live: history in pages from the source until its ring reaches back, one read
 //! for all who ask alike.
 
+use crate::backoff::Backoff;
 use crate::config;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{JobId, JobStatus};
 use crate::hub::{Hub, Join, Place, Seed, Subscription};
-use crate::source::{Answer, Limit, Source};
+use crate::source::{Limit, PageResult, Source};
 use crate::sse::{Reset, Segment, Shape};
-use crate::tail::{self, Backoff};
+use crate::tail;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 use std::collections::HashMap;
@@ -22,53 +23,53 @@ const PAGE: Limit = Limit { events: 512, bytes: 64 * 1024 };
 pub struct Pages {
     source: Arc<dyn Source>,
     shape: Shape,
-    pace: config::Source,
-    flights: Mutex<HashMap<(JobId, Cursor), WeakShared<Flight>>>,
+    pace: config::Pace,
+    in_flight: Mutex<HashMap<(JobId, Cursor), WeakShared<PageRead>>>,
 }
 
-type Flight = BoxFuture<'static, Result<Arc<Encoded>, SourceError>>;
+type PageRead = BoxFuture<'static, Result<Arc<EncodedPage>, SourceError>>;
 
-enum Encoded {
+enum EncodedPage {
     Page { segments: Vec<Arc<Segment>>, end: Cursor, is_last: bool, complete: Option<JobStatus> },
     NoSuchJob,
     Lost(Reset),
 }
 
 impl Pages {
-    pub fn new(source: Arc<dyn Source>, shape: Shape, pace: config::Source) -> Arc<Self> {
-        Arc::new(Self { source, shape, pace, flights: Mutex::default() })
+    pub fn new(source: Arc<dyn Source>, shape: Shape, pace: config::Pace) -> Arc<Self> {
+        Arc::new(Self { source, shape, pace, in_flight: Mutex::default() })
     }
 
-    fn read(self: &Arc<Self>, job: &JobId, after: &Cursor) -> Shared<Flight> {
+    fn read(self: &Arc<Self>, job: &JobId, after: &Cursor) -> Shared<PageRead> {
         let key = (job.clone(), after.clone());
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = flights.get(&key).and_then(WeakShared::upgrade) {
+        let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flight) = in_flight.get(&key).and_then(WeakShared::upgrade) {
             return flight;
         }
         let pages = self.clone();
         let flight = async move {
             let answer = pages.source.page(&key.0, &key.1, PAGE).await;
             // Landed: whoever asks from now on may want what was written meanwhile.
-            pages.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            pages.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
             answer.map(|answer| Arc::new(pages.encode(answer))).inspect_err(tail::report)
         };
         let flight = flight.boxed().shared();
         if let Some(weak) = flight.downgrade() {
-            flights.insert((job.clone(), after.clone()), weak);
+            in_flight.insert((job.clone(), after.clone()), weak);
         }
         flight
     }
 
-    fn encode(&self, answer: Answer) -> Encoded {
+    fn encode(&self, answer: PageResult) -> EncodedPage {
         match answer {
-            Answer::Page(page) => Encoded::Page {
+            PageResult::Page(page) => EncodedPage::Page {
                 segments: tail::encode(&page.events, self.shape),
                 end: page.end,
                 is_last: page.is_last,
                 complete: page.status.filter(|_| page.is_complete),
             },
-            Answer::NoSuchJob => Encoded::NoSuchJob,
-            Answer::Lost(reset) => Encoded::Lost(reset),
+            PageResult::NoSuchJob => EncodedPage::NoSuchJob,
+            PageResult::Lost(reset) => EncodedPage::Lost(reset),
         }
     }
 }
@@ -81,7 +82,7 @@ pub struct Replay {
     /// After everything that was given so far.
     cursor: Cursor,
     /// The last page was the last there was.
-    is_level: bool,
+    is_caught_up: bool,
     /// What a channel that begins with this reader begins with.
     seed: Option<Seed>,
     complete: Option<JobStatus>,
@@ -112,13 +113,13 @@ pub enum Step {
 impl Replay {
     /// Everything after `cursor`.
     pub fn after(pages: Arc<Pages>, hub: Hub, job: JobId, cursor: Cursor) -> Self {
-        let is_level = false;
-        Self { pages, hub, job, cursor, is_level, seed: None, complete: None, backoff: None, has_read: false }
+        let is_caught_up = false;
+        Self { pages, hub, job, cursor, is_caught_up, seed: None, complete: None, backoff: None, has_read: false }
     }
 
     /// Only what comes from now on; `cursor` is the newest position that the source told just now.
     pub fn from_newest(pages: Arc<Pages>, hub: Hub, job: JobId, cursor: Cursor) -> Self {
-        Self { is_level: true, ..Self::after(pages, hub, job, cursor) }
+        Self { is_caught_up: true, ..Self::after(pages, hub, job, cursor) }
     }
 
     pub fn job(&self) -> &JobId {
@@ -144,12 +145,12 @@ impl Replay {
             if let Some((subscription, place)) = self.hub.join(&self.job, &self.cursor) {
                 return self.live(Vec::new(), subscription, place);
             }
-            if self.is_level {
-                match self.hub.begin(&self.job, &self.cursor, self.seed.take()) {
-                    Join::Level(level) => return self.live(level.missing, level.subscription, level.place),
+            if self.is_caught_up {
+                match self.hub.join_or_create(&self.job, &self.cursor, self.seed.take()) {
+                    Join::CaughtUp(level) => return self.live(level.missing, level.subscription, level.place),
                     Join::Wait(answer) => match answer.await {
                         Ok(level) => return self.live(level.missing, level.subscription, level.place),
-                        Err(_) => self.is_level = false,
+                        Err(_) => self.is_caught_up = false,
                     },
                 }
             }
@@ -159,18 +160,18 @@ impl Replay {
             self.has_read = true;
             let answer = self.pages.read(&self.job, &self.cursor).await;
             match answer.as_deref() {
-                Ok(Encoded::Page { segments, end, is_last, complete }) => {
+                Ok(EncodedPage::Page { segments, end, is_last, complete }) => {
                     self.backoff = None;
                     let base = std::mem::replace(&mut self.cursor, end.clone());
-                    self.is_level = *is_last;
+                    self.is_caught_up = *is_last;
                     self.complete = *complete;
                     if !segments.is_empty() {
                         self.seed = Some(Seed { base, segments: segments.clone() });
                         return Step::Events(segments.clone());
                     }
                 }
-                Ok(Encoded::NoSuchJob) => return Step::NoSuchJob,
-                Ok(Encoded::Lost(reset)) => {
+                Ok(EncodedPage::NoSuchJob) => return Step::NoSuchJob,
+                Ok(EncodedPage::Lost(reset)) => {
                     self.backoff = None;
                     self.seed = None;
                     self.cursor = self.pages.source.beginning(&self.job);

@@ -12,14 +12,14 @@ pub enum Phase {
     /// No new streams; the open ones are told to come back, spread over the drain.
     Draining,
     /// Whatever is still open is closed.
-    Gone,
+    Stopped,
 }
 
 /// What anybody may know of leaving.
 #[derive(Clone, Debug)]
-pub struct Leaving(watch::Receiver<Phase>);
+pub struct ShutdownWatch(watch::Receiver<Phase>);
 
-impl Leaving {
+impl ShutdownWatch {
     pub fn phase(&self) -> Phase {
         *self.0.borrow()
     }
@@ -42,8 +42,8 @@ impl Default for Shutdown {
 }
 
 impl Shutdown {
-    pub fn leaving(&self) -> Leaving {
-        Leaving(self.0.subscribe())
+    pub fn watch(&self) -> ShutdownWatch {
+        ShutdownWatch(self.0.subscribe())
     }
 
     pub fn enter(&self, phase: Phase) {
@@ -75,7 +75,7 @@ impl Shutdown {
             () = leave => {}
             second = signals.next() => tracing::warn!(signal = second, "leaving at once"),
         }
-        self.enter(Phase::Gone);
+        self.enter(Phase::Stopped);
         Ok(())
     }
 }

@@ -225,7 +225,7 @@ pub enum Reset {
 
 /// Why nothing more of a job is to be expected on a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum JobEnd {
     /// The job ended, and all of its events have been told.
     Complete(JobStatus),
     /// What the stream stood on is gone: whoever watches must begin anew.

@@ -20,40 +20,40 @@ enum Kind {
     Histogram(&'static [f64]),
 }
 
+const fn counter(name: &'static str, help: &'static str) -> Metric {
+    Metric { name, help, unit: Unit::Count, kind: Kind::Counter }
+}
+
+const fn gauge(name: &'static str, help: &'static str) -> Metric {
+    Metric { name, help, unit: Unit::Count, kind: Kind::Gauge }
+}
+
+const fn seconds(name: &'static str, help: &'static str, buckets: &'static [f64]) -> Metric {
+    Metric { name, help, unit: Unit::Seconds, kind: Kind::Histogram(buckets) }
+}
+
 type Labels = [(&'static str, &'static str)];
 
 impl Metric {
-    const fn counter(name: &'static str, help: &'static str) -> Self {
-        Self { name, help, unit: Unit::Count, kind: Kind::Counter }
-    }
-
-    const fn gauge(name: &'static str, help: &'static str) -> Self {
-        Self { name, help, unit: Unit::Count, kind: Kind::Gauge }
-    }
-
-    const fn seconds(name: &'static str, help: &'static str, buckets: &'static [f64]) -> Self {
-        Self { name, help, unit: Unit::Seconds, kind: Kind::Histogram(buckets) }
-    }
-
     const fn of(mut self, unit: Unit) -> Self {
         self.unit = unit;
         self
     }
 
-    pub fn counts(&'static self, labels: &'static Labels) -> Counter {
+    pub fn counter(&'static self, labels: &'static Labels) -> Counter {
         metrics::counter!(self.name, labels)
     }
 
-    pub fn gauges(&'static self, labels: &'static Labels) -> Gauge {
+    pub fn gauge(&'static self, labels: &'static Labels) -> Gauge {
         metrics::gauge!(self.name, labels)
     }
 
-    pub fn observes(&'static self) -> Histogram {
+    pub fn histogram(&'static self) -> Histogram {
         metrics::histogram!(self.name)
     }
 
     /// Counts with labels whose values are known only now, each out of a closed list.
-    pub fn add(&'static self, labels: &[(&'static str, &'static str)], count: u64) {
+    pub fn increment(&'static self, labels: &[(&'static str, &'static str)], count: u64) {
         let labels: Vec<metrics::Label> =
             labels.iter().map(|(key, value)| metrics::Label::from_static_parts(key, value)).collect();
         metrics::counter!(self.name, labels).increment(count);
@@ -80,43 +80,43 @@ macro_rules! metrics_table {
 }
 
 metrics_table! {
-    SUBSCRIBERS = Metric::gauge("jobcast_subscribers", "Open streams");
-    CHANNELS = Metric::gauge("jobcast_channels", "Live jobs: watched, or watched until a moment ago");
-    CONNECTIONS = Metric::counter("jobcast_connections_total", "Requests for a stream, by outcome");
-    DISCONNECTS = Metric::counter("jobcast_disconnects_total", "Streams that ended, by reason");
-    STREAM_DURATION = Metric::seconds("jobcast_stream_duration_seconds", "How long streams were open", LONG);
-    RESUMES = Metric::counter("jobcast_resumes_total", "Streams begun, by where their past came from");
-    REPLAYED = Metric::counter("jobcast_replayed_events_total", "Events sent before a stream was live, by where they came from");
-    EVENTS = Metric::counter("jobcast_events_total", "Events read by the tail, by source");
-    DELIVERIES = Metric::counter("jobcast_deliveries_total", "Events written to subscribers");
-    DELIVERED_BYTES = Metric::counter("jobcast_delivered_bytes_total", "Bytes of events written to subscribers").of(Unit::Bytes);
-    EVENT_AGE = Metric::seconds("jobcast_event_age_seconds", "An event's timestamp to its handing to subscribers", QUICK);
-    FANOUT = Metric::seconds("jobcast_fanout_seconds", "An event read to its last write by a delivery thread", QUICK);
-    RING_EVENTS = Metric::gauge("jobcast_ring_events", "Events held in all rings");
-    RING_BYTES = Metric::gauge("jobcast_ring_bytes", "Bytes held in all rings").of(Unit::Bytes);
-    RING_EVICTIONS = Metric::counter("jobcast_ring_evictions_total", "Events that rings let go of for newer ones");
-    OVERTAKEN = Metric::counter("jobcast_subscriber_overtaken_total", "Times that a subscriber fell behind its ring and was fed from the source");
-    SOURCE_UP = Metric::gauge("jobcast_source_up", "1 while the source answers, else 0");
-    SOURCE_READ = Metric::seconds("jobcast_source_read_seconds", "One read of the tail, first to last row", QUICK);
-    SOURCE_ERRORS = Metric::counter("jobcast_source_errors_total", "Failed reads and writes of the source, by code");
-    SOURCE_RETRIES = Metric::counter("jobcast_source_retries_total", "Reads of the tail that were tried again");
-    SOURCE_LAG = Metric::gauge("jobcast_source_lag_seconds", "Age of the oldest work that the tail has not finished").of(Unit::Seconds);
-    CURSORS_SHORTENED = Metric::counter("jobcast_cursors_shortened_total", "Cursors too long for an id: a resume from one may repeat events");
-    SKIPPED = Metric::counter("jobcast_skipped_entries_total", "Entries of the source that are no events, each time one is read");
-    SOURCE_WAKEUPS = Metric::counter("jobcast_source_wakeups_total", "Reads of the tail, by what caused them");
-    INGEST = Metric::counter("jobcast_ingest_total", "Events and statuses sent in, by outcome");
-    AUTH = Metric::counter("jobcast_auth_total", "Callers asked who they are, by outcome");
-    BUILD_INFO = Metric::gauge("jobcast_build_info", "1; the version is in the label");
+    SUBSCRIBERS = gauge("jobcast_subscribers", "Open streams");
+    CHANNELS = gauge("jobcast_channels", "Live jobs: watched, or watched until a moment ago");
+    CONNECTIONS = counter("jobcast_connections_total", "Requests for a stream, by outcome");
+    DISCONNECTS = counter("jobcast_disconnects_total", "Streams that ended, by reason");
+    STREAM_DURATION = seconds("jobcast_stream_duration_seconds", "How long streams were open", LONG);
+    RESUMES = counter("jobcast_resumes_total", "Streams begun, by where their past came from");
+    REPLAYED = counter("jobcast_replayed_events_total", "Events sent before a stream was live, by where they came from");
+    EVENTS = counter("jobcast_events_total", "Events read by the tail, by source");
+    DELIVERIES = counter("jobcast_deliveries_total", "Events written to subscribers");
+    DELIVERED_BYTES = counter("jobcast_delivered_bytes_total", "Bytes of events written to subscribers").of(Unit::Bytes);
+    EVENT_AGE = seconds("jobcast_event_age_seconds", "An event's timestamp to its handing to subscribers", QUICK);
+    FANOUT = seconds("jobcast_fanout_seconds", "An event read to its last write by a delivery thread", QUICK);
+    RING_EVENTS = gauge("jobcast_ring_events", "Events held in all rings");
+    RING_BYTES = gauge("jobcast_ring_bytes", "Bytes held in all rings").of(Unit::Bytes);
+    RING_EVICTIONS = counter("jobcast_ring_evictions_total", "Events that rings let go of for newer ones");
+    OVERTAKEN = counter("jobcast_subscriber_overtaken_total", "Times that a subscriber fell behind its ring and was fed from the source");
+    SOURCE_UP = gauge("jobcast_source_up", "1 while the source answers, else 0");
+    SOURCE_READ = seconds("jobcast_source_read_seconds", "One read of the tail, first to last row", QUICK);
+    SOURCE_ERRORS = counter("jobcast_source_errors_total", "Failed reads and writes of the source, by code");
+    SOURCE_RETRIES = counter("jobcast_source_retries_total", "Reads of the tail that were tried again");
+    SOURCE_LAG = gauge("jobcast_source_lag_seconds", "Age of the oldest work that the tail has not finished").of(Unit::Seconds);
+    CURSORS_SHORTENED = counter("jobcast_cursors_shortened_total", "Cursors too long for an id: a resume from one may repeat events");
+    SKIPPED = counter("jobcast_skipped_entries_total", "Entries of the source that are no events, each time one is read");
+    SOURCE_WAKEUPS = counter("jobcast_source_wakeups_total", "Reads of the tail, by what caused them");
+    INGEST = counter("jobcast_ingest_total", "Events and statuses sent in, by outcome");
+    AUTH = counter("jobcast_auth_total", "Callers asked who they are, by outcome");
+    BUILD_INFO = gauge("jobcast_build_info", "1; the version is in the label");
 }
 
 /// Renders what was measured, in Prometheus' text format.
 #[derive(Clone)]
-pub struct Exposition {
+pub struct MetricsExporter {
     handle: PrometheusHandle,
     process: metrics_process::Collector,
 }
 
-impl Exposition {
+impl MetricsExporter {
     /// Makes this process' metrics countable; once per process, before anything is counted.
     pub fn install() -> Result<Self, metrics_exporter_prometheus::BuildError> {
         let mut builder = PrometheusBuilder::new();
@@ -131,9 +131,9 @@ impl Exposition {
         }
         let process = metrics_process::Collector::default();
         process.describe();
-        BUILD_INFO.gauges(&[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
+        BUILD_INFO.gauge(&[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
         for gauge in [&SUBSCRIBERS, &CHANNELS, &RING_EVENTS, &RING_BYTES, &SOURCE_UP, &SOURCE_LAG] {
-            gauge.gauges(&[]).set(0.0);
+            gauge.gauge(&[]).set(0.0);
         }
         Ok(Self { handle, process })
     }
@@ -159,7 +159,7 @@ pub enum LogFormat {
 
 /// Logs go to standard error, so that standard output stays the command's own.
 pub fn log_to_stderr(level: &str, format: LogFormat) {
-    // what the server library says of its workers, and of peers who talk nonsense, is of no use to operators
+    // what the server library says of its workers, and of peers who talk validate, is of no use to operators
     let filter = format!("{level},actix_server=warn,actix_http=off");
     let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| "info".into());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);

@@ -27,7 +27,7 @@ pub struct Args {
     /// The Jobcast to load; it must take events in
     #[arg(long)]
     url: String,
-    /// Streams to open, spread over the jobs
+    /// StreamContext to open, spread over the jobs
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     subscribers: u64,
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
@@ -52,7 +52,7 @@ pub struct Args {
     yes: bool,
 }
 
-/// Streams that are opened at the same time.
+/// StreamContext that are opened at the same time.
 const OPENING: usize = 128;
 /// How long the last deliveries may take once everything is published.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -107,7 +107,7 @@ struct Found {
     lost: u64,
     repeated: u64,
     misordered: u64,
-    /// Streams that failed, or ended without telling that the job did; the first reason.
+    /// StreamContext that failed, or ended without telling that the job did; the first reason.
     broken: u64,
     why: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! `jobcast check`: settings and source, every problem at once, each with its mend.
+//! `jobcast check`: settings and source, every problem at once, each with what to do about it.
 
 use super::{ConfigFile, misused};
 use crate::source;
@@ -14,9 +14,9 @@ pub async fn run(config: ConfigFile) -> ExitCode {
     for finding in source::check(&settings.source).await {
         if finding.is_problem {
             problems += 1;
-            println!("PROBLEM  {}\n         mend: {}", finding.what, finding.mend);
+            println!("PROBLEM  {}\n         mend: {}", finding.summary, finding.help);
         } else {
-            println!("ok       {}", finding.what);
+            println!("ok       {}", finding.summary);
         }
     }
     if problems == 0 {

@@ -43,9 +43,9 @@ pub async fn run(args: Args) -> ExitCode {
     settings.shutdown.drain = Duration::from_millis(500);
     telemetry::log_to_stderr("warn", settings.log.format);
     let mut runner = None;
-    let served = super::serve::serve(settings, |address, leaving| {
+    let served = super::serve::serve(settings, |address, shutdown| {
         println!("Jobs are running: open http://{address}/ (Ctrl-C ends the demo)");
-        runner = Some(tokio::spawn(async move { runner::run(&database, leaving.reached(Phase::Unready)).await }));
+        runner = Some(tokio::spawn(async move { runner::run(&database, shutdown.reached(Phase::Unready)).await }));
     })
     .await;
     let ran = match runner {

@@ -55,7 +55,7 @@ enum Command {
     /// The daemon on a throw-away file, with a simulated runner that keeps writing believable jobs
     #[command(after_help = "Example:\n  jobcast demo          then open the address that it prints")]
     Demo(demo::Args),
-    /// Checks settings and source, and says every problem with its mend
+    /// Checks settings and source, and says every problem with what to do about it
     #[command(after_help = "Example:\n  jobcast check --config jobcast.toml")]
     Check(ConfigFile),
     /// Prints the recommended tables as SQL that may be run twice

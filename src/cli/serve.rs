@@ -2,15 +2,15 @@
 
 use super::{ConfigFile, failed, misused};
 use crate::config::Settings;
-use crate::delivery::Rules;
+use crate::delivery::StreamRules;
 use crate::delivery::admission::Admission;
-use crate::delivery::body::Streams;
+use crate::delivery::body::StreamContext;
 use crate::delivery::thread::Threads;
 use crate::http::{self, App, Health};
 use crate::hub::Hub;
 use crate::replay::Pages;
-use crate::shutdown::{Leaving, Phase, Shutdown};
-use crate::telemetry::{self, Exposition};
+use crate::shutdown::{Phase, Shutdown, ShutdownWatch};
+use crate::telemetry::{self, MetricsExporter};
 use crate::{source, tail};
 use actix_web::web;
 use std::net::SocketAddr;
@@ -32,10 +32,10 @@ pub async fn run(config: ConfigFile) -> ExitCode {
 /// Serves until told to leave. `serving` is called with the public address once it is open.
 pub async fn serve(
     settings: Settings,
-    serving: impl FnOnce(SocketAddr, Leaving),
+    serving: impl FnOnce(SocketAddr, ShutdownWatch),
 ) -> Result<(), Box<dyn std::error::Error>> {
     raise_open_files(settings.http.max_connections);
-    let exposition = Exposition::install()?;
+    let exposition = MetricsExporter::install()?;
     let source = source::open(&settings.source).await?;
     let public = http::listen("http.listen", settings.http.listen)?;
     let admin = http::listen("admin.listen", settings.admin.listen)?;
@@ -45,19 +45,19 @@ pub async fn serve(
     let hub = Hub::new(settings.hub.clone());
     let admission = Admission::new(settings.http.max_connections, settings.http.max_connections_per_ip);
     let shape = settings.stream.data;
-    let streams = Streams {
+    let streams = StreamContext {
         hub: hub.clone(),
-        pages: Pages::new(source.clone(), shape, settings.source.clone()),
-        rules: Rules::new(&settings.stream, &settings.shutdown),
+        pages: Pages::new(source.clone(), shape, settings.source.pace()),
+        rules: StreamRules::new(&settings.stream, &settings.shutdown),
         admission: admission.clone(),
-        leaving: shutdown.leaving(),
+        shutdown: shutdown.watch(),
     };
     let runtime = tokio::runtime::Handle::current();
     let lag_bytes = settings.hub.total_bytes.as_u64() as usize;
     let (threads, thread_handles) = Threads::start(settings.http.worker_count(), &streams, lag_bytes, &runtime)?;
-    let tail = tokio::spawn(tail::run(source.clone(), hub.clone(), settings.source.clone(), shape, shutdown.leaving()));
-    let messenger = tokio::spawn(tell_threads(threads.clone(), hub.clone(), shutdown.leaving()));
-    let upkeep = tokio::spawn(keep_up(exposition.clone(), shutdown.leaving()));
+    let tail = tokio::spawn(tail::run(source.clone(), hub.clone(), settings.source.pace(), shape, shutdown.watch()));
+    let messenger = tokio::spawn(tell_threads(threads.clone(), hub.clone(), shutdown.watch()));
+    let upkeep = tokio::spawn(keep_up(exposition.clone(), shutdown.watch()));
 
     let app = web::Data::new(App {
         source: source.clone(),
@@ -70,7 +70,7 @@ pub async fn serve(
     let health = Health {
         hub,
         admission: admission.clone(),
-        leaving: shutdown.leaving(),
+        shutdown: shutdown.watch(),
         exposition,
         ready_grace: settings.source.ready_grace,
     };
@@ -79,7 +79,7 @@ pub async fn serve(
     let servers = [tokio::spawn(public), tokio::spawn(admin)];
 
     tracing::info!(http = %public_address, admin = %admin_address, source = source.kind(), "serving");
-    serving(public_address, shutdown.leaving());
+    serving(public_address, shutdown.watch());
     shutdown.on_signal(settings.shutdown.grace, settings.shutdown.drain, admission.empty()).await?;
 
     // from the outside in: no new requests, then the streams, then the tail, then who looks on
@@ -100,7 +100,7 @@ pub async fn serve(
 }
 
 /// Passes on to the delivery threads what concerns all of their streams.
-async fn tell_threads(threads: Threads, hub: Hub, leaving: Leaving) {
+async fn tell_threads(threads: Threads, hub: Hub, shutdown: ShutdownWatch) {
     let mut outages = hub.outages();
     let mut draining = false;
     loop {
@@ -113,20 +113,20 @@ async fn tell_threads(threads: Threads, hub: Hub, leaving: Leaving) {
                     (Err(_), _) => return,
                 }
             }
-            () = leaving.reached(Phase::Draining), if !draining => {
+            () = shutdown.reached(Phase::Draining), if !draining => {
                 draining = true;
                 threads.drain();
             }
-            () = leaving.reached(Phase::Gone) => return,
+            () = shutdown.reached(Phase::Stopped) => return,
         }
     }
 }
 
-async fn keep_up(exposition: Exposition, leaving: Leaving) {
+async fn keep_up(exposition: MetricsExporter, shutdown: ShutdownWatch) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(5)) => exposition.upkeep(),
-            () = leaving.reached(Phase::Gone) => return,
+            () = shutdown.reached(Phase::Stopped) => return,
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use super::client::{Failure, Jobcast, Message};
 use super::{failed, misused};
+use crate::backoff::Backoff;
 use crate::event::{JobId, JobStatus};
-use crate::tail::Backoff;
 use anstyle::{AnsiColor, Style};
 use awc::http::Method;
 use serde_json::Value;

@@ -29,7 +29,7 @@ struct Inner {
 
 /// Why a stream was not admitted; the outcome in metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Full {
+pub enum LimitReached {
     /// `http.max_connections`
     Process,
     /// `http.max_connections_per_ip`
@@ -76,20 +76,20 @@ impl Admission {
             per_ip: Mutex::default(),
             numbers: AtomicU64::new(0),
             prefix: rand::random(),
-            subscribers: telemetry::SUBSCRIBERS.gauges(&[]),
-            durations: telemetry::STREAM_DURATION.observes(),
+            subscribers: telemetry::SUBSCRIBERS.gauge(&[]),
+            durations: telemetry::STREAM_DURATION.histogram(),
         }))
     }
 
-    /// Counts one more stream, from `ip` where it is known, until the visit is dropped.
-    pub fn admit(&self, ip: Option<IpAddr>) -> Result<Visit, Full> {
+    /// Counts one more stream, from `ip` where it is known, until the permit is dropped.
+    pub fn admit(&self, ip: Option<IpAddr>) -> Result<StreamPermit, LimitReached> {
         let inner = &self.0;
         let ip = ip.filter(|_| inner.max_per_ip > 0);
         if let Some(ip) = ip {
             let mut per_ip = inner.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
             let open = per_ip.entry(ip).or_default();
             if *open >= inner.max_per_ip {
-                return Err(Full::Address);
+                return Err(LimitReached::Address);
             }
             *open += 1;
         }
@@ -100,10 +100,10 @@ impl Admission {
         });
         if !admitted {
             self.leave_ip(ip);
-            return Err(Full::Process);
+            return Err(LimitReached::Process);
         }
         let number = inner.numbers.fetch_add(1, Ordering::Relaxed);
-        Ok(Visit { admission: self.clone(), number, since: Instant::now(), ip, reason: None })
+        Ok(StreamPermit { admission: self.clone(), number, since: Instant::now(), ip, reason: None })
     }
 
     pub fn open(&self) -> usize {
@@ -128,7 +128,7 @@ impl Admission {
 }
 
 /// One open stream, from its admission to its end, wherever it is served.
-pub struct Visit {
+pub struct StreamPermit {
     admission: Admission,
     number: u64,
     since: Instant,
@@ -137,7 +137,7 @@ pub struct Visit {
     reason: Option<Reason>,
 }
 
-impl Visit {
+impl StreamPermit {
     /// The id in `X-Jobcast-Connection` and in the logs.
     pub fn id(&self) -> String {
         format!("{:08x}-{:x}", self.admission.0.prefix, self.number)
@@ -161,7 +161,7 @@ impl Visit {
     }
 }
 
-impl Drop for Visit {
+impl Drop for StreamPermit {
     fn drop(&mut self) {
         let inner = &self.admission.0;
         inner.open.send_modify(|open| *open -= 1);
@@ -170,7 +170,7 @@ impl Drop for Visit {
         inner.subscribers.decrement(1.0);
         let open_for = self.since.elapsed();
         inner.durations.record(open_for);
-        telemetry::DISCONNECTS.add(&[("reason", reason.as_str())], 1);
+        telemetry::DISCONNECTS.increment(&[("reason", reason.as_str())], 1);
         tracing::debug!(connection = self.id(), reason = reason.as_str(), ?open_for, "stream ended");
     }
 }

@@ -1,15 +1,15 @@
 //! A stream as a body that actix serves: the opening, the replay, then either its socket leaves, or it stays and is fed
 //! from the ring here.
 
-use super::admission::{Admission, Reason, Visit};
+use super::admission::{Admission, Reason, StreamPermit};
 use super::handoff::{Slot, Stream};
-use super::{Rules, failure, outage};
+use super::{StreamRules, failure, outage};
 use crate::cursor::Cursor;
 use crate::event::JobId;
-use crate::hub::{Ahead, Hub, Listening, Outage, Overtaken, Place, Subscription};
+use crate::hub::{Hub, Listening, Outage, Overtaken, Place, Subscription, Unread};
 use crate::replay::{Pages, Replay, Step};
-use crate::shutdown::{Leaving, Phase};
-use crate::sse::{self, Bye, End, Segment};
+use crate::shutdown::{Phase, ShutdownWatch};
+use crate::sse::{self, Bye, JobEnd, Segment};
 use crate::telemetry;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -20,32 +20,32 @@ use tokio::time::sleep_until;
 
 /// What every stream of this process is made with.
 #[derive(Clone)]
-pub struct Streams {
+pub struct StreamContext {
     pub hub: Hub,
     pub pages: Arc<Pages>,
-    pub rules: Rules,
+    pub rules: StreamRules,
     pub admission: Admission,
-    pub leaving: Leaving,
+    pub shutdown: ShutdownWatch,
 }
 
-impl Streams {
+impl StreamContext {
     /// When to come back after Jobcast closed: not all in the same second.
-    pub fn come_back(&self) -> Duration {
-        self.rules.come_back(self.admission.open())
+    pub fn reconnect_delay(&self) -> Duration {
+        self.rules.reconnect_delay(self.admission.open())
     }
 
     /// The farewell of a stream that Jobcast closes for its own reasons.
     pub fn bye(&self, reason: Bye) -> Bytes {
-        sse::bye(reason, self.come_back())
+        sse::bye(reason, self.reconnect_delay())
     }
 }
 
 /// One stream while actix serves it. Yields unframed bytes.
 pub struct Body {
-    streams: Streams,
+    streams: StreamContext,
     job: JobId,
     /// None once the stream has left.
-    visit: Option<Visit>,
+    permit: Option<StreamPermit>,
     /// Where the socket can leave actix.
     slot: Option<Slot>,
     state: State,
@@ -76,8 +76,8 @@ struct Live {
 impl Body {
     /// `first` is what the replay said when the request was answered; `opening` goes before it.
     pub fn new(
-        streams: Streams,
-        visit: Visit,
+        streams: StreamContext,
+        permit: StreamPermit,
         slot: Option<Slot>,
         opening: Vec<Bytes>,
         replay: Replay,
@@ -88,7 +88,7 @@ impl Body {
         outages.mark_unchanged();
         Self {
             job: replay.job().clone(),
-            visit: Some(visit),
+            permit: Some(permit),
             slot,
             state: State::Replaying { replay, next: Some(first) },
             queue: opening.into(),
@@ -113,10 +113,10 @@ impl Body {
                     None => std::future::pending().await,
                 }
             };
-            let (leaving, is_draining) = (self.streams.leaving.clone(), self.draining);
+            let (shutdown, is_draining) = (self.streams.shutdown.clone(), self.draining);
             let drain = async {
                 match is_draining {
-                    false => leaving.reached(Phase::Draining).await,
+                    false => shutdown.reached(Phase::Draining).await,
                     true => std::future::pending().await,
                 }
             };
@@ -150,7 +150,7 @@ impl Body {
                 Wait::Outage(is_told) => self.outage(is_told),
                 Wait::Drain => {
                     self.draining = true;
-                    let at = Instant::now() + self.streams.rules.spread(self.streams.admission.open());
+                    let at = Instant::now() + self.streams.rules.drain_delay(self.streams.admission.open());
                     self.close_at = Some(self.close_at.map_or(at, |age| age.min(at)));
                 }
                 Wait::Close => {
@@ -167,28 +167,28 @@ impl Body {
     fn step(&mut self, step: Step) {
         match step {
             Step::Events(segments) => {
-                telemetry::REPLAYED.add(&[("from", "source")], count(&segments));
+                telemetry::REPLAYED.increment(&[("from", "source")], count(&segments));
                 queue(&mut self.queue, &segments);
             }
             Step::Live { missing, subscription, place, cursor } => {
-                telemetry::REPLAYED.add(&[("from", "source")], count(&missing));
+                telemetry::REPLAYED.increment(&[("from", "source")], count(&missing));
                 queue(&mut self.queue, &missing);
                 let (newest, _) = subscription.channel().newest();
                 if self.slot.is_none() {
-                    telemetry::REPLAYED.add(&[("from", "ring")], newest.saturating_sub(place));
+                    telemetry::REPLAYED.increment(&[("from", "ring")], newest.saturating_sub(place));
                     self.state =
                         State::Live(Live { listening: Listening::new(&self.streams.hub, subscription), place, cursor });
                 } else if self.queue.is_empty() {
-                    telemetry::REPLAYED.add(&[("from", "ring")], newest.saturating_sub(place));
+                    telemetry::REPLAYED.increment(&[("from", "ring")], newest.saturating_sub(place));
                     self.leave(subscription, place, cursor);
                 } else if let State::Replaying { next, .. } = &mut self.state {
                     // the replay's last events first
                     *next = Some(Step::Live { missing: Vec::new(), subscription, place, cursor });
                 }
             }
-            Step::Complete(status, cursor) => self.over(End::Complete(status), cursor),
+            Step::Complete(status, cursor) => self.over(JobEnd::Complete(status), cursor),
             Step::Reset(reason, beginning) => {
-                telemetry::RESUMES.add(&[("from", "reset")], 1);
+                telemetry::RESUMES.increment(&[("from", "reset")], 1);
                 self.queue.push_back(sse::reset(reason, &beginning));
             }
             // It was there when the stream began: deleted since.
@@ -201,8 +201,8 @@ impl Body {
     }
 
     fn leave(&mut self, subscription: Subscription, place: Place, cursor: Cursor) {
-        if let (Some(slot), Some(visit)) = (self.slot.take(), self.visit.take()) {
-            slot.leave(Stream { visit, subscription, place, cursor });
+        if let (Some(slot), Some(permit)) = (self.slot.take(), self.permit.take()) {
+            slot.leave(Stream { permit, subscription, place, cursor });
             self.state = State::Left;
         }
     }
@@ -210,28 +210,28 @@ impl Body {
     fn news(&mut self) {
         let State::Live(live) = &mut self.state else { return };
         let (channel, place, cursor) = (live.listening.channel(), live.place, live.cursor.clone());
-        match channel.ahead(place) {
+        match channel.read_from(place) {
             Err(Overtaken) => {
-                telemetry::OVERTAKEN.counts(&[]).increment(1);
+                telemetry::OVERTAKEN.counter(&[]).increment(1);
                 self.replay_after(cursor);
             }
-            Ok(Ahead { run, over: Some(end), .. }) if run.is_empty() => self.over(end, cursor),
+            Ok(Unread { run, ended: Some(end), .. }) if run.is_empty() => self.over(end, cursor),
             // the ring has more, or there was nothing after all
             Ok(_) => {}
         }
     }
 
     fn replay_after(&mut self, cursor: Cursor) {
-        let Streams { pages, hub, .. } = self.streams.clone();
+        let StreamContext { pages, hub, .. } = self.streams.clone();
         let replay = Replay::after(pages, hub, self.job.clone(), cursor);
         self.state = State::Replaying { replay, next: None };
     }
 
-    fn over(&mut self, end: End, cursor: Cursor) {
+    fn over(&mut self, end: JobEnd, cursor: Cursor) {
         match end {
-            End::Complete(status) => self.finish(sse::complete(&self.job, status, &cursor), Reason::Complete),
+            JobEnd::Complete(status) => self.finish(sse::complete(&self.job, status, &cursor), Reason::Complete),
             // the source says what is lost, and gives all there is
-            End::Lost(_) => self.replay_after(cursor),
+            JobEnd::Lost(_) => self.replay_after(cursor),
         }
     }
 
@@ -247,8 +247,8 @@ impl Body {
 
     fn finish(&mut self, farewell: Bytes, reason: Reason) {
         self.queue.push_back(farewell);
-        if let Some(visit) = &mut self.visit {
-            visit.ends(reason);
+        if let Some(permit) = &mut self.permit {
+            permit.ends(reason);
         }
         self.state = State::Over;
     }
@@ -266,12 +266,12 @@ enum Wait {
 impl Live {
     /// Takes what the ring has; false where there is nothing new, or it does not reach back any more.
     fn more(&mut self, to: &mut VecDeque<Bytes>) -> bool {
-        let Ok(ahead) = self.listening.channel().ahead(self.place) else {
+        let Ok(ahead) = self.listening.channel().read_from(self.place) else {
             self.listening.look_again(); // closer
             return false;
         };
         let Some(end) = ahead.run.end() else { return false };
-        if ahead.over.is_some() {
+        if ahead.ended.is_some() {
             self.listening.look_again(); // once more, after these
         }
         let mut skip = ahead.run.skip;
@@ -293,8 +293,8 @@ fn queue(to: &mut VecDeque<Bytes>, segments: &[Arc<Segment>]) {
 }
 
 fn delivered(events: u64, bytes: u64) {
-    telemetry::DELIVERIES.counts(&[]).increment(events);
-    telemetry::DELIVERED_BYTES.counts(&[]).increment(bytes);
+    telemetry::DELIVERIES.counter(&[]).increment(events);
+    telemetry::DELIVERED_BYTES.counter(&[]).increment(bytes);
 }
 
 fn count(segments: &[Arc<Segment>]) -> u64 {

@@ -1,7 +1,7 @@
 //! The socket leaves actix: a connection that, once its stream is live, keeps what actix still writes, tells actix that
 //! the peer is done, and, when actix lets go of it, goes to a delivery thread with its place in the ring.
 
-use super::admission::Visit;
+use super::admission::StreamPermit;
 use super::thread::Threads;
 use crate::cursor::Cursor;
 use crate::hub::{Place, Subscription};
@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A live stream that a delivery thread can take over.
 pub struct Stream {
-    pub visit: Visit,
+    pub permit: StreamPermit,
     pub subscription: Subscription,
     pub place: Place,
     /// The position at `place`, for the case that the ring moves on meanwhile.

@@ -16,11 +16,11 @@ use rand::RngExt;
 use std::time::Duration;
 
 /// Browsers that come back at this pace are no burden to whoever is next.
-const EACH: Duration = Duration::from_millis(4);
+const RECONNECT_SPACING: Duration = Duration::from_millis(4);
 
 /// What holds for every stream, however it is delivered.
 #[derive(Clone, Debug)]
-pub struct Rules {
+pub struct StreamRules {
     pub retry: Duration,
     pub heartbeat: Duration,
     pub write_timeout: Duration,
@@ -29,7 +29,7 @@ pub struct Rules {
     pub drain: Duration,
 }
 
-impl Rules {
+impl StreamRules {
     pub fn new(stream: &config::Stream, shutdown: &config::Shutdown) -> Self {
         let config::Stream { retry, heartbeat, write_timeout, max_age, .. } = stream.clone();
         Self { retry, heartbeat, write_timeout, max_age, drain: shutdown.drain }
@@ -42,16 +42,16 @@ impl Rules {
 
     /// How long closing so many streams takes: the drain, or less where they are few.
     fn span(&self, open: usize) -> Duration {
-        self.drain.min(EACH.saturating_mul(open.try_into().unwrap_or(u32::MAX)))
+        self.drain.min(RECONNECT_SPACING.saturating_mul(open.try_into().unwrap_or(u32::MAX)))
     }
 
     /// When one of so many streams is closed, so that they are not all closed at once.
-    pub fn spread(&self, open: usize) -> Duration {
+    pub fn drain_delay(&self, open: usize) -> Duration {
         self.span(open).mul_f64(rand::rng().random_range(0.0..0.9))
     }
 
     /// When one of so many comes back after Jobcast closed: not all in the same second.
-    pub fn come_back(&self, open: usize) -> Duration {
+    pub fn reconnect_delay(&self, open: usize) -> Duration {
         let most = self.retry.max(self.span(open)).max(Duration::from_secs(1));
         Duration::from_millis(500) + most.mul_f64(rand::rng().random_range(0.0..1.0))
     }

@@ -9,15 +9,15 @@
 //! Invariants: members of a group do not lag; every member stands at the group's place, or at the end of its turn, or
 //! keeps the cursor of its own place; a lagging subscriber's place is where it goes on once `out` is written.
 
-use super::admission::{Reason, Visit};
-use super::body::Streams;
+use super::admission::{Reason, StreamPermit};
+use super::body::StreamContext;
 use super::handoff::{Parcel, Stream};
 use super::{failure, outage};
 use crate::cursor::Cursor;
 use crate::event::JobId;
-use crate::hub::{Ahead, Channel, ListenerId, Outage, Place, Run, Subscription, Wake};
+use crate::hub::{Channel, ChannelListener, ListenerId, Outage, Place, Run, Subscription, Unread};
 use crate::replay::{Replay, Step};
-use crate::sse::{self, Bye, End};
+use crate::sse::{self, Bye, JobEnd};
 use crate::telemetry;
 use bytes::Bytes;
 use metrics::{Counter, Histogram};
@@ -87,7 +87,7 @@ impl Mailbox {
     }
 }
 
-impl Wake for Mailbox {
+impl ChannelListener for Mailbox {
     fn wake(&self, channel: &Arc<Channel>) {
         self.post(Letter::Wake(channel.clone()));
     }
@@ -97,7 +97,7 @@ impl Threads {
     /// Starts them; feeders run on `runtime`. Lagging subscribers of all threads together hold at most `lag_bytes`.
     pub fn start(
         count: usize,
-        streams: &Streams,
+        streams: &StreamContext,
         lag_bytes: usize,
         runtime: &tokio::runtime::Handle,
     ) -> io::Result<(Self, Vec<JoinHandle<()>>)> {
@@ -142,7 +142,7 @@ impl Threads {
 /// One subscriber.
 struct Conn {
     socket: TcpStream,
-    visit: Visit,
+    permit: StreamPermit,
     /// None while it is fed.
     subscription: Option<Subscription>,
     /// Of its group, and its index among the group's members.
@@ -199,7 +199,7 @@ struct Group {
 
 /// One run on its way to all members.
 struct Turn {
-    ahead: Ahead,
+    ahead: Unread,
     start: Place,
     end_cursor: Cursor,
     /// Members below this index are still to be visited. Downwards, so that one who leaves is replaced by one who was
@@ -210,7 +210,7 @@ struct Turn {
 struct Worker {
     poll: Poll,
     mailbox: Arc<Mailbox>,
-    streams: Streams,
+    streams: StreamContext,
     runtime: tokio::runtime::Handle,
     conns: Slab<Conn>,
     groups: Slab<Group>,
@@ -250,7 +250,7 @@ impl Worker {
     fn new(
         poll: Poll,
         mailbox: Arc<Mailbox>,
-        streams: Streams,
+        streams: StreamContext,
         max_lag_bytes: usize,
         runtime: tokio::runtime::Handle,
     ) -> Self {
@@ -275,10 +275,10 @@ impl Worker {
             delivered: 0,
             delivered_bytes: 0,
             meters: Meters {
-                deliveries: telemetry::DELIVERIES.counts(&[]),
-                bytes: telemetry::DELIVERED_BYTES.counts(&[]),
-                fanout: telemetry::FANOUT.observes(),
-                overtaken: telemetry::OVERTAKEN.counts(&[]),
+                deliveries: telemetry::DELIVERIES.counter(&[]),
+                bytes: telemetry::DELIVERED_BYTES.counter(&[]),
+                fanout: telemetry::FANOUT.histogram(),
+                overtaken: telemetry::OVERTAKEN.counter(&[]),
             },
         }
     }
@@ -340,7 +340,7 @@ impl Worker {
     // ---- coming and going
 
     fn adopt(&mut self, parcel: Parcel) {
-        let Parcel { stream: Stream { visit, subscription, place, cursor }, socket, unsent } = parcel;
+        let Parcel { stream: Stream { permit, subscription, place, cursor }, socket, unsent } = parcel;
         let mut socket = TcpStream::from_std(socket);
         let entry = self.conns.vacant_entry();
         let key = entry.key();
@@ -349,10 +349,10 @@ impl Worker {
             return;
         }
         self.serial = self.serial.wrapping_add(1);
-        let age = self.streams.rules.age_limit().map(|age| age.saturating_sub(visit.since().elapsed()));
+        let age = self.streams.rules.age_limit().map(|age| age.saturating_sub(permit.since().elapsed()));
         entry.insert(Conn {
             socket,
-            visit,
+            permit,
             subscription: None,
             group: usize::MAX,
             index: u32::MAX,
@@ -413,7 +413,7 @@ impl Worker {
     /// Gives a subscriber that does not lag what the ring has, and makes it a member. `cursor` is that of its place.
     fn catch_up(&mut self, key: usize, cursor: Cursor) {
         let group = self.conns[key].group;
-        let Ok(ahead) = self.groups[group].channel.ahead(self.conns[key].place) else {
+        let Ok(ahead) = self.groups[group].channel.read_from(self.conns[key].place) else {
             return self.feed(key, cursor);
         };
         let start = self.conns[key].place;
@@ -438,7 +438,7 @@ impl Worker {
                 }
                 conn.index = group.members.len() as u32;
                 group.members.push(key);
-                if let Some(end) = ahead.over {
+                if let Some(end) = ahead.ended {
                     self.end(key, end, reached);
                 }
             }
@@ -488,7 +488,7 @@ impl Worker {
     }
 
     fn close(&mut self, key: usize, reason: Reason) {
-        self.conns[key].visit.ends(reason);
+        self.conns[key].permit.ends(reason);
         self.remove(key);
     }
 
@@ -532,7 +532,7 @@ impl Worker {
             turn.next -= 1;
             // members may have left meanwhile
             if let Some(key) = self.groups[group].members.get(turn.next) {
-                self.visit(*key, &turn);
+                self.deliver(*key, &turn);
             }
         }
         let entry = &mut self.groups[group];
@@ -562,7 +562,7 @@ impl Worker {
             self.drop_group(group);
             return false;
         }
-        let Ok(ahead) = entry.channel.ahead(entry.place) else {
+        let Ok(ahead) = entry.channel.read_from(entry.place) else {
             // the ring moved on while this thread was busy with others
             let overtaken = entry.members.clone();
             let cursor = entry.cursor.clone();
@@ -574,7 +574,7 @@ impl Worker {
             }
             return false;
         };
-        if ahead.run.is_empty() && ahead.over.is_none() {
+        if ahead.run.is_empty() && ahead.ended.is_none() {
             return false;
         }
         let end_cursor = ahead.run.end().unwrap_or_else(|| entry.cursor.clone());
@@ -583,7 +583,7 @@ impl Worker {
     }
 
     /// Gives one member what a turn brings.
-    fn visit(&mut self, key: usize, turn: &Turn) {
+    fn deliver(&mut self, key: usize, turn: &Turn) {
         let place = self.conns[key].place;
         if place < turn.ahead.end {
             let skip = turn.ahead.run.skip + (place - turn.start) as usize;
@@ -608,20 +608,20 @@ impl Worker {
                 }
             }
         }
-        if let Some(end) = turn.ahead.over {
+        if let Some(end) = turn.ahead.ended {
             self.end(key, end, turn.end_cursor.clone());
         }
     }
 
-    fn end(&mut self, key: usize, end: End, cursor: Cursor) {
+    fn end(&mut self, key: usize, end: JobEnd, cursor: Cursor) {
         match end {
-            End::Complete(status) => {
+            JobEnd::Complete(status) => {
                 let Some(subscription) = &self.conns[key].subscription else { return };
                 let farewell = sse::complete(&subscription.channel().job, status, &cursor);
                 self.farewell(key, &farewell, Reason::Complete);
             }
             // the source says what is lost, and gives all there is
-            End::Lost(_) => self.feed(key, cursor),
+            JobEnd::Lost(_) => self.feed(key, cursor),
         }
     }
 
@@ -805,7 +805,7 @@ impl Worker {
         self.lag(key, Then::Feed(ask));
         self.detach(key);
         let serial = self.conns[key].serial;
-        let Streams { pages, hub, .. } = self.streams.clone();
+        let StreamContext { pages, hub, .. } = self.streams.clone();
         let replay = Replay::after(pages, hub, job, cursor);
         self.runtime.spawn(feeder(replay, self.mailbox.clone(), key, serial, asked));
     }
@@ -831,7 +831,7 @@ impl Worker {
                 return self.farewell(key, &sse::complete(job, status, &cursor), Reason::Complete);
             }
             Step::Reset(reason, beginning) => {
-                telemetry::RESUMES.add(&[("from", "reset")], 1);
+                telemetry::RESUMES.increment(&[("from", "reset")], 1);
                 self.push(key, sse::framed(&sse::reset(reason, &beginning)));
             }
             Step::NoSuchJob => {
@@ -853,7 +853,7 @@ impl Worker {
         for segment in segments {
             self.delivered += segment.len() as u64;
             self.delivered_bytes += segment.framed().len() as u64;
-            telemetry::REPLAYED.add(&[("from", "source")], segment.len() as u64);
+            telemetry::REPLAYED.increment(&[("from", "source")], segment.len() as u64);
             self.push(key, segment.framed().clone());
         }
     }
@@ -900,7 +900,7 @@ impl Worker {
             return;
         }
         let framed = [&sse::framed(plain)[..], sse::LAST_CHUNK].concat();
-        self.conns[key].visit.ends(reason);
+        self.conns[key].permit.ends(reason);
         self.lag(key, Then::Close);
         self.detach(key);
         self.push(key, Bytes::from(framed));
@@ -931,7 +931,7 @@ impl Worker {
     }
 
     fn set_drain(&mut self, key: usize) {
-        let at = self.now + self.ticks(self.streams.rules.spread(self.streams.admission.open()));
+        let at = self.now + self.ticks(self.streams.rules.drain_delay(self.streams.admission.open()));
         let conn = &mut self.conns[key];
         conn.close_at = Some(conn.close_at.map_or(at, |age| age.min(at)));
     }

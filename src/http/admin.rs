@@ -2,8 +2,8 @@
 
 use crate::delivery::admission::Admission;
 use crate::hub::Hub;
-use crate::shutdown::{Leaving, Phase};
-use crate::telemetry::Exposition;
+use crate::shutdown::{Phase, ShutdownWatch};
+use crate::telemetry::MetricsExporter;
 use actix_web::{App, HttpResponse, HttpServer, web};
 use serde_json::json;
 use std::io;
@@ -15,8 +15,8 @@ use std::time::Duration;
 pub struct Health {
     pub hub: Hub,
     pub admission: Admission,
-    pub leaving: Leaving,
-    pub exposition: Exposition,
+    pub shutdown: ShutdownWatch,
+    pub exposition: MetricsExporter,
     pub ready_grace: Duration,
 }
 
@@ -36,7 +36,7 @@ async fn ready(health: web::Data<Health>) -> HttpResponse {
     let not = |code: &str, detail: String| {
         HttpResponse::ServiceUnavailable().json(json!({ "status": "unready", "code": code, "detail": detail }))
     };
-    if health.leaving.phase() > Phase::Serving {
+    if health.shutdown.phase() > Phase::Serving {
         return not("server.draining", "this Jobcast is leaving".into());
     }
     match health.hub.outage() {
@@ -48,7 +48,7 @@ async fn ready(health: web::Data<Health>) -> HttpResponse {
 }
 
 async fn metrics(health: web::Data<Health>) -> HttpResponse {
-    // the format's own type (Prometheus, "Exposition formats")
+    // the format's own type (Prometheus, "MetricsExporter formats")
     HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(health.exposition.render())
 }
 

@@ -7,7 +7,7 @@ use crate::cursor::Cursor;
 use crate::event::{Event, JobId, JobStatus, Payload};
 use crate::hub::Listening;
 use crate::replay::{Replay, Step};
-use crate::source::{Answer, Limit, NewEvent, Page};
+use crate::source::{Limit, NewEvent, Page, PageResult};
 use crate::sse::{self, Reset};
 use crate::telemetry;
 use actix_web::http::header;
@@ -71,12 +71,12 @@ pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<
     };
     loop {
         match app.source.page(&job, &after, limit).await? {
-            Answer::NoSuchJob => return Err(Problem::no_such_job(format!("there is no job {job}"))),
-            Answer::Lost(reason) => {
+            PageResult::NoSuchJob => return Err(Problem::no_such_job(format!("there is no job {job}"))),
+            PageResult::Lost(reason) => {
                 reset = Some(reason);
                 after = beginning.clone();
             }
-            Answer::Page(page) => {
+            PageResult::Page(page) => {
                 let is_news = !page.events.is_empty() || page.is_complete || reset.is_some();
                 if is_news || !something_new(&app, &job, &page.end, until).await {
                     return Ok(answer(&app, page, reset));
@@ -107,7 +107,7 @@ async fn something_new(app: &App, job: &JobId, cursor: &Cursor, until: Instant) 
                 Step::Live { missing, subscription, place, .. } if missing.is_empty() => {
                     let listening = Listening::new(&app.streams.hub, subscription);
                     let channel = listening.channel();
-                    while channel.newest().0 <= place && channel.over().is_none() {
+                    while channel.newest().0 <= place && channel.ended().is_none() {
                         listening.news().await;
                     }
                     return;
@@ -149,9 +149,9 @@ pub async fn post(
     let outcome = match &answer {
         Ok(response) if response.status().as_u16() == 201 => "appended",
         Ok(_) => "repeated",
-        Err(_) => "refused",
+        Err(_) => "attempts",
     };
-    telemetry::INGEST.add(&[("outcome", outcome)], 1);
+    telemetry::INGEST.increment(&[("outcome", outcome)], 1);
     answer
 }
 
@@ -246,7 +246,7 @@ pub fn may_ingest(request: &HttpRequest, app: &App) -> Result<(), Problem> {
     // as long for a wrong guess as for a right one
     let differs =
         given.len() != wanted.len() || given.iter().zip(wanted.bytes()).fold(0, |sum, (a, b)| sum | (a ^ b)) != 0;
-    telemetry::AUTH.add(&[("outcome", if differs { "denied" } else { "allowed" })], 1);
+    telemetry::AUTH.increment(&[("outcome", if differs { "denied" } else { "allowed" })], 1);
     if differs { Err(Problem::no_token("send the ingest token as `Authorization: Bearer …`")) } else { Ok(()) }
 }
 

@@ -27,7 +27,7 @@ pub async fn put(
     app: web::Data<App>,
 ) -> Result<HttpResponse, Problem> {
     let answer = set_status(request, path, body, &app).await;
-    telemetry::INGEST.add(&[("outcome", if answer.is_ok() { "status" } else { "refused" })], 1);
+    telemetry::INGEST.increment(&[("outcome", if answer.is_ok() { "status" } else { "attempts" })], 1);
     answer
 }
 

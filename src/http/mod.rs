@@ -10,7 +10,7 @@ mod stream;
 pub use admin::{Health, serve as serve_admin};
 
 use crate::config;
-use crate::delivery::body::Streams;
+use crate::delivery::body::StreamContext;
 use crate::delivery::handoff::Connection;
 use crate::delivery::thread::Threads;
 use crate::event::JobId;
@@ -37,7 +37,7 @@ const SEND_BUFFER: usize = 128 * 1024;
 /// What handlers work with.
 pub struct App {
     pub source: Arc<dyn Source>,
-    pub streams: Streams,
+    pub streams: StreamContext,
     pub settings: config::Http,
     pub ingest: config::Ingest,
     pub ingest_enabled: bool,

@@ -3,7 +3,7 @@
 use super::problem::Problem;
 use super::{App, JobPath, client_address, query};
 use crate::cursor::{Cursor, Start};
-use crate::delivery::admission::{Full, Visit};
+use crate::delivery::admission::{LimitReached, StreamPermit};
 use crate::delivery::body::Body;
 use crate::delivery::handoff::Slot;
 use crate::delivery::{failure, outage};
@@ -29,9 +29,9 @@ const MAX_ID_BYTES: usize = 256;
 pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<App>) -> Result<HttpResponse, Problem> {
     let job = path.job()?;
     let start = start(&request)?;
-    if app.streams.leaving.phase() >= Phase::Draining {
-        telemetry::CONNECTIONS.add(&[("outcome", "draining")], 1);
-        let wait = app.streams.come_back();
+    if app.streams.shutdown.phase() >= Phase::Draining {
+        telemetry::CONNECTIONS.increment(&[("outcome", "draining")], 1);
+        let wait = app.streams.reconnect_delay();
         return Ok(turned_away(
             &request,
             sse::bye(Bye::Drain, wait),
@@ -39,15 +39,15 @@ pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<
             wait,
         ));
     }
-    let visit = match app.streams.admission.admit(client_address(&request, &app)) {
-        Ok(visit) => visit,
+    let permit = match app.streams.admission.admit(client_address(&request, &app)) {
+        Ok(permit) => permit,
         Err(full) => return Ok(full_up(&request, &app, full)),
     };
     let opened = match Opened::open(&app, &job, start).await {
         Ok(opened) => opened,
         Err(error) => return source_failed(&request, &app, error),
     };
-    let outcome = |outcome| telemetry::CONNECTIONS.add(&[("outcome", outcome)], 1);
+    let outcome = |outcome| telemetry::CONNECTIONS.increment(&[("outcome", outcome)], 1);
     match (&opened.first, opened.is_resume) {
         (Step::NoSuchJob, _) => {
             outcome("not_found");
@@ -61,7 +61,7 @@ pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<
         (Step::Outage(error, _), _) => source_failed(&request, &app, error.clone()),
         _ => {
             outcome("accepted");
-            Ok(opened.answer(&request, &app, visit))
+            Ok(opened.answer(&request, &app, permit))
         }
     }
 }
@@ -126,11 +126,11 @@ impl Opened {
         Ok(Self { outage, reset, position, replay, first, is_resume, from })
     }
 
-    fn answer(self, request: &HttpRequest, app: &App, mut visit: Visit) -> HttpResponse {
-        telemetry::RESUMES.add(&[("from", self.from)], 1);
+    fn answer(self, request: &HttpRequest, app: &App, mut permit: StreamPermit) -> HttpResponse {
+        telemetry::RESUMES.increment(&[("from", self.from)], 1);
         // a reset is replayed from the source, too
         let replayed = if self.from == "reset" { "source" } else { self.from };
-        let id = visit.id();
+        let id = permit.id();
         tracing::debug!(connection = id, job = %self.replay.job(), replay = self.from, "stream begins");
         let mut opening = vec![sse::opening(app.streams.rules.retry)];
         opening.extend(self.outage.as_deref().map(outage));
@@ -145,10 +145,10 @@ impl Opened {
         if request.method() == Method::HEAD {
             return response.finish();
         }
-        visit.begins();
+        permit.begins();
         // Without chunks (HTTP/1.0), encrypted, or HTTP/2: actix keeps it.
         let slot = request.conn_data::<Slot>().filter(|_| request.version() == Version::HTTP_11).cloned();
-        let body = Body::new(app.streams.clone(), visit, slot, opening, self.replay, self.first);
+        let body = Body::new(app.streams.clone(), permit, slot, opening, self.replay, self.first);
         let mut response = response.streaming(stream::unfold(body, |mut body| async move {
             let bytes = body.next().await?;
             Some((Ok::<Bytes, Infallible>(bytes), body))
@@ -218,29 +218,31 @@ fn turned_away(request: &HttpRequest, told: Bytes, problem: Problem, wait: Durat
     head().body([&opening[..], &told[..]].concat())
 }
 
-fn full_up(request: &HttpRequest, app: &App, full: Full) -> HttpResponse {
+fn full_up(request: &HttpRequest, app: &App, full: LimitReached) -> HttpResponse {
     let (outcome, problem) = match full {
-        Full::Process => ("full", Problem::too_many_streams("http.max_connections streams are open; come back later")),
-        Full::Address => (
+        LimitReached::Process => {
+            ("full", Problem::too_many_streams("http.max_connections streams are open; come back later"))
+        }
+        LimitReached::Address => (
             "full_address",
             Problem::too_many_from_address(
                 "http.max_connections_per_ip streams are open from this address; come back later",
             ),
         ),
     };
-    telemetry::CONNECTIONS.add(&[("outcome", outcome)], 1);
+    telemetry::CONNECTIONS.increment(&[("outcome", outcome)], 1);
     // longer than any other wait, and spread out
-    let wait = app.streams.come_back() + app.streams.rules.retry * 3;
+    let wait = app.streams.reconnect_delay() + app.streams.rules.retry * 3;
     let told = sse::error(problem.code(), problem.detail(), true, Some(wait));
     turned_away(request, told, problem, wait)
 }
 
 fn source_failed(request: &HttpRequest, app: &App, error: SourceError) -> Result<HttpResponse, Problem> {
-    telemetry::CONNECTIONS.add(&[("outcome", "source_failed")], 1);
+    telemetry::CONNECTIONS.increment(&[("outcome", "source_failed")], 1);
     if !error.is_retryable() {
         return Err(error.into());
     }
-    let wait = app.streams.come_back().max(app.streams.rules.retry);
+    let wait = app.streams.reconnect_delay().max(app.streams.rules.retry);
     Ok(turned_away(request, failure(&error, wait), error.into(), wait))
 }
 

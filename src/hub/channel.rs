@@ -1,15 +1,15 @@
 //! One live job: its ring, and who is to be told when it grows.
 
-use super::ring::{Evicted, Overtaken, Place, Ring, Run};
+use super::ring::{Overtaken, Place, Ring, Run, Volume};
 use crate::cursor::Cursor;
 use crate::event::JobId;
-use crate::sse::{End, Segment};
+use crate::sse::{JobEnd, Segment};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// Told once per batch that a channel has something new: a delivery thread, or a streaming body.
-pub trait Wake: Send + Sync {
+pub trait ChannelListener: Send + Sync {
     fn wake(&self, channel: &Arc<Channel>);
 }
 
@@ -22,11 +22,11 @@ pub struct Channel {
 
 struct State {
     ring: Ring,
-    end: Option<End>,
+    end: Option<JobEnd>,
     /// When the newest events were read: what the time of a fan-out is counted from.
     read_at: Instant,
     /// Who has subscribers of this channel. Few: one for each delivery thread, one for each streaming body.
-    listeners: Vec<(ListenerId, Arc<dyn Wake>)>,
+    listeners: Vec<(ListenerId, Arc<dyn ChannelListener>)>,
     /// When the last subscriber left.
     idle_since: Option<Instant>,
 }
@@ -36,13 +36,13 @@ struct State {
 pub struct ListenerId(pub u64);
 
 /// What there is for a subscriber at a place.
-pub struct Ahead {
+pub struct Unread {
     pub run: Run,
     /// The place after the run.
     pub end: Place,
     pub read_at: Instant,
     /// The channel is over, once the run is written.
-    pub over: Option<End>,
+    pub ended: Option<JobEnd>,
 }
 
 impl Channel {
@@ -62,9 +62,9 @@ impl Channel {
     }
 
     /// Everything from `place` on.
-    pub fn ahead(&self, place: Place) -> Result<Ahead, Overtaken> {
+    pub fn read_from(&self, place: Place) -> Result<Unread, Overtaken> {
         let state = self.state();
-        Ok(Ahead { run: state.ring.run(place)?, end: state.ring.end(), read_at: state.read_at, over: state.end })
+        Ok(Unread { run: state.ring.run(place)?, end: state.ring.end(), read_at: state.read_at, ended: state.end })
     }
 
     /// The place after `cursor`, where the ring reaches back to it.
@@ -79,7 +79,7 @@ impl Channel {
     }
 
     /// From now on `listener` is woken; also now, if the channel is already over.
-    pub fn listen(self: &Arc<Self>, id: ListenerId, listener: Arc<dyn Wake>) {
+    pub fn listen(self: &Arc<Self>, id: ListenerId, listener: Arc<dyn ChannelListener>) {
         let is_over = {
             let mut state = self.state();
             state.listeners.push((id, listener.clone()));
@@ -94,9 +94,9 @@ impl Channel {
         self.state().listeners.retain(|(listener, _)| *listener != id);
     }
 
-    pub(super) fn append(&self, segments: Vec<Arc<Segment>>, read_at: Instant) -> Grown {
+    pub(super) fn append(&self, segments: Vec<Arc<Segment>>, read_at: Instant) -> Volume {
         let mut state = self.state();
-        let mut grown = Grown::default();
+        let mut grown = Volume::default();
         for segment in segments {
             grown.events += segment.len();
             grown.bytes += segment.framed().len();
@@ -106,21 +106,21 @@ impl Channel {
         grown
     }
 
-    pub(super) fn evict(&self, events: usize, bytes: usize) -> Evicted {
+    pub(super) fn evict(&self, events: usize, bytes: usize) -> Volume {
         self.state().ring.evict(events, bytes)
     }
 
-    pub(super) fn finish(&self, end: End) {
+    pub(super) fn finish(&self, end: JobEnd) {
         self.state().end = Some(end);
     }
 
-    pub fn over(&self) -> Option<End> {
+    pub fn ended(&self) -> Option<JobEnd> {
         self.state().end
     }
 
     pub(super) fn wake_all(self: &Arc<Self>) {
         // Woken outside of the lock: a listener may look into the channel at once.
-        let listeners: Vec<Arc<dyn Wake>> =
+        let listeners: Vec<Arc<dyn ChannelListener>> =
             self.state().listeners.iter().map(|(_, listener)| listener.clone()).collect();
         for listener in listeners {
             listener.wake(self);
@@ -153,10 +153,4 @@ impl Channel {
         let state = self.state();
         (state.ring.events(), state.ring.bytes(), state.ring.cursor())
     }
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Grown {
-    pub events: usize,
-    pub bytes: usize,
 }

@@ -11,7 +11,7 @@ mod channel;
 mod ring;
 mod subscriber;
 
-pub use channel::{Ahead, Channel, ListenerId, Wake};
+pub use channel::{Channel, ChannelListener, ListenerId, Unread};
 pub use ring::{Overtaken, Place, Run};
 pub use subscriber::{Listening, Subscription};
 
@@ -19,7 +19,7 @@ use crate::config;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::JobId;
-use crate::sse::{End, Segment};
+use crate::sse::{JobEnd, Segment};
 use crate::telemetry;
 use metrics::{Counter, Gauge};
 use ring::Ring;
@@ -36,7 +36,7 @@ struct Inner {
     limits: config::Hub,
     channels: Mutex<HashMap<JobId, Arc<Channel>>>,
     /// For the tail, in the order of asking.
-    requests: Mutex<Vec<Request>>,
+    requests: Mutex<Vec<TailRequest>>,
     requested: Notify,
     outage: watch::Sender<Option<Arc<Outage>>>,
     numbers: AtomicU64,
@@ -54,24 +54,24 @@ struct Meters {
 }
 
 /// What the hub asks of the tail.
-pub enum Request {
+pub enum TailRequest {
     /// Watch this job from here on.
     Watch { job: JobId, after: Cursor },
     /// Bring this reader level with the job's channel.
-    Join(Latecomer),
+    Join(JoinRequest),
 }
 
 /// A reader that has read up to `after`, and waits to be told what it lacks and where in the ring it stands then.
-pub struct Latecomer {
+pub struct JoinRequest {
     pub job: JobId,
     pub after: Cursor,
     /// Reads that did not bring it level.
-    pub refused: u8,
-    answer: oneshot::Sender<Level>,
+    pub attempts: u8,
+    answer: oneshot::Sender<CaughtUp>,
 }
 
 /// What brings a reader level with a channel.
-pub struct Level {
+pub struct CaughtUp {
     pub missing: Vec<Arc<Segment>>,
     pub subscription: Subscription,
     pub place: Place,
@@ -87,9 +87,9 @@ pub struct Outage {
 
 /// What a reader who wants to be live gets.
 pub enum Join {
-    Level(Level),
+    CaughtUp(CaughtUp),
     /// The tail will tell; an error if the channel went away meanwhile: then read a page again.
-    Wait(oneshot::Receiver<Level>),
+    Wait(oneshot::Receiver<CaughtUp>),
 }
 
 /// Pages that were read just before a channel begins: what its ring begins with.
@@ -111,10 +111,10 @@ impl Hub {
             events: AtomicI64::new(0),
             bytes: AtomicI64::new(0),
             meters: Meters {
-                channels: telemetry::CHANNELS.gauges(&[]),
-                ring_events: telemetry::RING_EVENTS.gauges(&[]),
-                ring_bytes: telemetry::RING_BYTES.gauges(&[]),
-                evictions: telemetry::RING_EVICTIONS.counts(&[]),
+                channels: telemetry::CHANNELS.gauge(&[]),
+                ring_events: telemetry::RING_EVENTS.gauge(&[]),
+                ring_bytes: telemetry::RING_BYTES.gauge(&[]),
+                evictions: telemetry::RING_EVICTIONS.counter(&[]),
             },
         }))
     }
@@ -123,7 +123,7 @@ impl Hub {
         self.0.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn request(&self, request: Request) {
+    fn request(&self, request: TailRequest) {
         self.0.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
         self.0.requested.notify_one();
     }
@@ -149,29 +149,34 @@ impl Hub {
     }
 
     /// Makes a reader live that was level with the source at `cursor` a moment ago.
-    pub fn begin(&self, job: &JobId, cursor: &Cursor, seed: Option<Seed>) -> Join {
+    pub fn join_or_create(&self, job: &JobId, cursor: &Cursor, seed: Option<Seed>) -> Join {
         let mut channels = self.channels();
         if let Some(channel) = channels.get(job) {
             if let Some(place) = channel.find(cursor) {
                 let subscription = Subscription::new(channel);
-                return Join::Level(Level { missing: Vec::new(), subscription, place });
+                return Join::CaughtUp(CaughtUp { missing: Vec::new(), subscription, place });
             }
             let (answer, wait) = oneshot::channel();
-            self.request(Request::Join(Latecomer { job: job.clone(), after: cursor.clone(), refused: 0, answer }));
+            self.request(TailRequest::Join(JoinRequest {
+                job: job.clone(),
+                after: cursor.clone(),
+                attempts: 0,
+                answer,
+            }));
             return Join::Wait(wait);
         }
         let seed = seed.unwrap_or(Seed { base: cursor.clone(), segments: Vec::new() });
         let channel = Channel::new(job.clone(), Ring::new(seed.base));
         channels.insert(job.clone(), channel.clone());
         self.0.meters.channels.set(channels.len() as f64);
-        self.grow(&channel, seed.segments, Instant::now(), channels.len());
+        self.append_and_evict(&channel, seed.segments, Instant::now(), channels.len());
         let (place, _) = channel.newest();
         let subscription = Subscription::new(&channel);
         // asked for last, and under the lock: nothing is published here before the place is known
-        self.request(Request::Watch { job: job.clone(), after: cursor.clone() });
+        self.request(TailRequest::Watch { job: job.clone(), after: cursor.clone() });
         drop(channels);
         self.keep_within_total();
-        Join::Level(Level { missing: Vec::new(), subscription, place })
+        Join::CaughtUp(CaughtUp { missing: Vec::new(), subscription, place })
     }
 
     pub fn outages(&self) -> watch::Receiver<Option<Arc<Outage>>> {
@@ -194,7 +199,7 @@ impl Hub {
         self.0.requested.notified().await;
     }
 
-    pub fn take_requests(&self) -> Vec<Request> {
+    pub fn take_requests(&self) -> Vec<TailRequest> {
         std::mem::take(&mut self.0.requests.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -205,13 +210,13 @@ impl Hub {
             let Some(channel) = channels.get(job).cloned() else { return };
             (channel, channels.len())
         };
-        self.grow(&channel, segments, read_at, live);
+        self.append_and_evict(&channel, segments, read_at, live);
         self.keep_within_total();
         channel.wake_all();
     }
 
     /// The job's watch is over: whoever watches is told so after its last event.
-    pub fn finish(&self, job: &JobId, end: End) {
+    pub fn finish(&self, job: &JobId, end: JobEnd) {
         let Some(channel) = self.channels().get(job).cloned() else { return };
         // first over, then gone: who finds it in the map finds it over
         channel.finish(end);
@@ -219,15 +224,15 @@ impl Hub {
         channel.wake_all();
     }
 
-    /// Answers a latecomer, whose channel has been brought to the same moment just now.
-    pub fn level(&self, latecomer: Latecomer, missing: Vec<Arc<Segment>>) {
+    /// Answers a join_request, whose channel has been brought to the same moment just now.
+    pub fn complete_join(&self, join_request: JoinRequest, missing: Vec<Arc<Segment>>) {
         let channels = self.channels();
-        let Some(channel) = channels.get(&latecomer.job) else { return };
+        let Some(channel) = channels.get(&join_request.job) else { return };
         let (place, _) = channel.newest();
         let subscription = Subscription::new(channel);
         drop(channels);
         // one who is gone gives its subscription back by dropping it
-        let _ = latecomer.answer.send(Level { missing, subscription, place });
+        let _ = join_request.answer.send(CaughtUp { missing, subscription, place });
     }
 
     pub fn is_live(&self, job: &JobId) -> bool {
@@ -251,7 +256,7 @@ impl Hub {
             idle
         };
         for channel in &idle {
-            self.forget(channel);
+            self.uncount(channel);
         }
         idle.iter().map(|channel| channel.job.clone()).collect()
     }
@@ -263,7 +268,7 @@ impl Hub {
 
     // ---- inside
 
-    fn grow(&self, channel: &Channel, segments: Vec<Arc<Segment>>, read_at: Instant, live: usize) {
+    fn append_and_evict(&self, channel: &Channel, segments: Vec<Arc<Segment>>, read_at: Instant, live: usize) {
         let inner = &*self.0;
         let grown = channel.append(segments, read_at);
         inner.events.fetch_add(grown.events as i64, Ordering::Relaxed);
@@ -301,11 +306,11 @@ impl Hub {
         channels.remove(&channel.job);
         self.0.meters.channels.set(channels.len() as f64);
         drop(channels);
-        self.forget(channel);
+        self.uncount(channel);
     }
 
     /// What a channel that has left the map held is not counted any more.
-    fn forget(&self, channel: &Channel) {
+    fn uncount(&self, channel: &Channel) {
         let (events, bytes, _) = channel.holds();
         let events = self.0.events.fetch_sub(events as i64, Ordering::Relaxed) - events as i64;
         let bytes = self.0.bytes.fetch_sub(bytes as i64, Ordering::Relaxed) - bytes as i64;

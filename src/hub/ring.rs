@@ -30,9 +30,9 @@ pub struct Run {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overtaken;
 
-/// What a ring let go of.
+/// Events and framed bytes that a ring took in or let go of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Evicted {
+pub struct Volume {
     pub events: usize,
     pub bytes: usize,
 }
@@ -74,8 +74,8 @@ impl Ring {
 
     /// Lets go of the oldest until it is within its limits. The newest segment stays whatever its size, or nobody could
     /// be given it from here.
-    pub fn evict(&mut self, events: usize, bytes: usize) -> Evicted {
-        let mut gone = Evicted::default();
+    pub fn evict(&mut self, events: usize, bytes: usize) -> Volume {
+        let mut gone = Volume::default();
         while self.segments.len() > 1 && (self.events() > events || self.bytes > bytes) {
             let Some((_, oldest)) = self.segments.pop_front() else { break };
             self.bytes -= oldest.framed().len();
@@ -149,7 +149,7 @@ mod tests {
         for piece in [1..4, 4..5, 5..11, 11..13] {
             ring.append(segment(piece));
         }
-        assert_eq!(ring.evict(9, usize::MAX), Evicted { events: 3, bytes: segment(1..4).framed().len() });
+        assert_eq!(ring.evict(9, usize::MAX), Volume { events: 3, bytes: segment(1..4).framed().len() });
         assert_eq!(ring.find("c2"), None);
         assert_eq!(ring.run(2).map(|run| run.events()), Err(Overtaken));
         for number in 3..=12 {

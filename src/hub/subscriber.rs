@@ -1,7 +1,7 @@
 //! One open stream of a channel, and how a task waits for the channel's news.
 
 use super::Hub;
-use super::channel::{Channel, ListenerId, Wake};
+use super::channel::{Channel, ChannelListener, ListenerId};
 use std::sync::Arc;
 use tokio::sync::Notify;
 
@@ -35,7 +35,7 @@ pub struct Listening {
 #[derive(Default)]
 struct Bell(Notify);
 
-impl Wake for Bell {
+impl ChannelListener for Bell {
     fn wake(&self, _: &Arc<Channel>) {
         self.0.notify_one();
     }

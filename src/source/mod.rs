@@ -16,7 +16,7 @@ use crate::config;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus, Payload};
-use crate::sse::{End, Reset};
+use crate::sse::{JobEnd, Reset};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -74,7 +74,7 @@ pub trait Source: Send + Sync {
     async fn newest(&self, job: &JobId) -> Result<Option<Standing>, SourceError>;
 
     /// The events after a cursor, as many as `limit` allows.
-    async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<Answer, SourceError>;
+    async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError>;
 
     /// A tail of its own, watching nothing yet.
     fn tail(&self) -> Box<dyn Tail>;
@@ -103,7 +103,7 @@ pub trait Tail: Send {
 
     /// Reads what is new for all watched jobs, and for each of `joining` what it lacks, all as of one moment. After an
     /// error nothing is lost: the next read tells the same.
-    async fn read(&mut self, joining: &[Joining]) -> Result<News, SourceError>;
+    async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError>;
 }
 
 /// What caused a read; the label of a metric.
@@ -138,7 +138,7 @@ impl Wakeup {
 
 /// A reader of a watched job that has read pages up to `after`.
 #[derive(Clone, Debug)]
-pub struct Joining {
+pub struct Joiner {
     pub job: JobId,
     pub after: Cursor,
 }
@@ -148,7 +148,7 @@ pub struct Joining {
 pub struct News {
     pub jobs: Vec<JobNews>,
     /// For each of `joining`, in their order: what brings it level with its job. `None`: not this time.
-    pub joined: Vec<Option<Vec<(Event, Cursor)>>>,
+    pub caught_up_joiners: Vec<Option<Vec<(Event, Cursor)>>>,
     /// The read was cut short: there is more.
     pub more: bool,
     /// A part of the store does not answer: of its jobs nothing is told until it is back. The others go on.
@@ -162,7 +162,7 @@ pub struct JobNews {
     /// In the order of delivery, each with the position after it.
     pub events: Vec<(Event, Cursor)>,
     /// The job's watch is over: the source has stopped it.
-    pub end: Option<End>,
+    pub end: Option<JobEnd>,
 }
 
 /// A page stops at the first of these, but holds at least one event where there is one.
@@ -175,7 +175,7 @@ pub struct Limit {
 
 /// What a page read found.
 #[derive(Debug)]
-pub enum Answer {
+pub enum PageResult {
     Page(Page),
     NoSuchJob,
     /// The events after this cursor are not all there any more.
@@ -236,17 +236,17 @@ pub struct JobSummary {
 #[derive(Clone, Debug)]
 pub struct Finding {
     pub is_problem: bool,
-    pub what: String,
+    pub summary: String,
     /// What to do about it; empty where nothing is to be done.
-    pub mend: String,
+    pub help: String,
 }
 
 impl Finding {
-    pub fn fine(what: impl Into<String>) -> Self {
-        Self { is_problem: false, what: what.into(), mend: String::new() }
+    pub fn fine(summary: impl Into<String>) -> Self {
+        Self { is_problem: false, summary: summary.into(), help: String::new() }
     }
 
-    pub fn problem(what: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { is_problem: true, what: what.into(), mend: mend.into() }
+    pub fn problem(summary: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { is_problem: true, summary: summary.into(), help: help.into() }
     }
 }

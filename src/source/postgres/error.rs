@@ -2,7 +2,7 @@
 
 use crate::error::{SourceCode, SourceError};
 
-pub fn failed(tried: String, error: sqlx::Error) -> SourceError {
+pub fn failed(operation: String, error: sqlx::Error) -> SourceError {
     let state = error.as_database_error().and_then(|said| said.code()).unwrap_or_default().into_owned();
     let code = match (&error, state.as_str()) {
         (sqlx::Error::Tls(_), _) => SourceCode::Tls,
@@ -28,7 +28,7 @@ pub fn failed(tried: String, error: sqlx::Error) -> SourceError {
         (_, state) if state.starts_with("58") || state.starts_with("XX") => SourceCode::Io,
         _ => SourceCode::Other,
     };
-    let mend = match code {
+    let help = match code {
         SourceCode::Unreachable => "see whether the server runs and source.postgres.url leads to it; it is tried again",
         SourceCode::Unavailable => "the server is starting, stopping or changing over; it is tried again",
         SourceCode::Exhausted => {
@@ -49,7 +49,7 @@ pub fn failed(tried: String, error: sqlx::Error) -> SourceError {
         sqlx::Error::PoolClosed => "all of our connections are taken".into(),
         other => other.to_string(),
     };
-    SourceError { code, tried, cause, mend }
+    SourceError { code, operation, cause, help }
 }
 
 /// Whether a handshake failed, and not the network.

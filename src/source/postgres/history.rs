@@ -9,7 +9,7 @@ use super::table::{Mark, Tables};
 use super::tell::{MANY, WIDEST, job_columns, read_row};
 use crate::cursor::Cursor;
 use crate::event::{JobId, JobStatus};
-use crate::source::{Answer, JobSummary, Limit, Page, Standing};
+use crate::source::{JobSummary, Limit, Page, PageResult, Standing};
 use crate::sse::Reset;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -24,9 +24,9 @@ impl Store {
         job: &JobId,
         mut position: Position,
         limit: Limit,
-    ) -> Result<Answer, sqlx::Error> {
+    ) -> Result<PageResult, sqlx::Error> {
         if tables.job_id.spelled(job.as_str()).is_none() {
-            return Ok(Answer::NoSuchJob);
+            return Ok(PageResult::NoSuchJob);
         }
         let began = Instant::now();
         let before = position.clone();
@@ -46,7 +46,7 @@ impl Store {
                     events: Vec::new(),
                     is_last: false,
                 };
-                return Ok(if may_know { Answer::Page(wait) } else { Answer::Lost(Reset::Rewound) });
+                return Ok(if may_know { PageResult::Page(wait) } else { PageResult::Lost(Reset::Rewound) });
             }
             position = before.clone();
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -55,7 +55,7 @@ impl Store {
         let status = told.status.clone();
         let (events, is_last) = told.deliver(job, &mut position, limit);
         if is_fresh && events.is_empty() && !has_job {
-            return Ok(Answer::NoSuchJob);
+            return Ok(PageResult::NoSuchJob);
         }
         let mut ending = self.ending(status.as_deref(), &events);
         if is_last && ending.is_none() {
@@ -63,7 +63,7 @@ impl Store {
         }
         // a reader that was given nothing stays where it stood, so that its token is known to the ring
         let end = if events.is_empty() { before } else { position };
-        Ok(Answer::Page(Page {
+        Ok(PageResult::Page(Page {
             end: end.seal(job),
             is_complete: is_last && ending.is_some() && nothing_is_open,
             status: ending.or_else(|| status.and_then(|status| status.parse().ok())),

@@ -18,7 +18,7 @@ mod writer;
 
 pub use check::check;
 
-use super::{Answer, Appended, JobSummary, Limit, NewEvent, Source, Standing, Tail};
+use super::{Appended, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
 use crate::config;
 use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
@@ -127,8 +127,8 @@ impl Store {
         }
     }
 
-    fn failed(&self, tried: &str, error: sqlx::Error) -> SourceError {
-        failed(format!("{tried} ({})", self.shown), error)
+    fn failed(&self, operation: &str, error: sqlx::Error) -> SourceError {
+        failed(format!("{operation} ({})", self.shown), error)
     }
 
     /// Whether the server that answers is not the one that was called, by the port that it says it was called at.
@@ -160,9 +160,9 @@ impl Store {
         let (events, jobs, tells_log) = looked.await.map_err(|error| self.failed("looking at the tables", error))?;
         let missing = |table: &str, key: &str| SourceError {
             code: SourceCode::Schema,
-            tried: format!("looking at the tables ({})", self.shown),
+            operation: format!("looking at the tables ({})", self.shown),
             cause: format!("there is no table {table}, or it may not be seen"),
-            mend: if key.is_empty() {
+            help: if key.is_empty() {
                 "see `jobcast schema postgres`"
             } else {
                 "set its name, or grant the right to see it"
@@ -177,9 +177,9 @@ impl Store {
         let tables =
             Tables::new(&self.settings, &events, jobs.as_deref(), tells_log).map_err(|(key, name)| SourceError {
                 code: SourceCode::Schema,
-                tried: format!("looking at the tables ({})", self.shown),
+                operation: format!("looking at the tables ({})", self.shown),
                 cause: format!("there is no column {name}"),
-                mend: match key {
+                help: match key {
                     _ if key.contains("job_columns") => "name the columns by source.postgres.job_columns",
                     _ => "name the columns by source.postgres.columns",
                 },
@@ -202,8 +202,8 @@ impl Store {
     }
 
     /// The same for what was asked of the tables: where it says that they are not what they were, they are forgotten.
-    async fn failed_at_tables(&self, tried: &str, error: sqlx::Error) -> SourceError {
-        let error = self.failed(tried, error);
+    async fn failed_at_tables(&self, operation: &str, error: sqlx::Error) -> SourceError {
+        let error = self.failed(operation, error);
         if error.code == SourceCode::Schema {
             *self.tables.write().await = None;
         }
@@ -215,10 +215,10 @@ fn options(settings: &config::Postgres) -> Result<PgConnectOptions, SourceError>
     let url = settings.url.get().unwrap_or_default();
     let options: PgConnectOptions = url.parse().map_err(|_| SourceError {
         code: SourceCode::Other,
-        tried: "reading source.postgres.url".into(),
+        operation: "reading source.postgres.url".into(),
         // not its text: there may be a password in it
         cause: "it is no address such as postgres://user:password@host:5432/database".into(),
-        mend: "correct it",
+        help: "correct it",
     })?;
     let options = match &settings.root_cert {
         none if none.as_os_str().is_empty() => options,
@@ -226,9 +226,9 @@ fn options(settings: &config::Postgres) -> Result<PgConnectOptions, SourceError>
         file => {
             return Err(SourceError {
                 code: SourceCode::CannotOpen,
-                tried: "reading source.postgres.root_cert".into(),
+                operation: "reading source.postgres.root_cert".into(),
                 cause: format!("there is no file {}", file.display()),
-                mend: "name the PEM file with the authority's certificate",
+                help: "name the PEM file with the authority's certificate",
             });
         }
     };
@@ -296,9 +296,9 @@ impl Source for Postgres {
         store.reading("reading the newest event", async |link, tables| store.newest(link, tables, job).await).await
     }
 
-    async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<Answer, SourceError> {
+    async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError> {
         let Some(position) = Position::open(job, after.as_str()) else {
-            return Ok(Answer::Lost(Reset::Unknown));
+            return Ok(PageResult::Lost(Reset::Unknown));
         };
         let tables = self.0.tables_for(&position).await?;
         let link = self.0.links.get().await;

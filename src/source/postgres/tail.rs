@@ -14,8 +14,8 @@ use super::{Store, literal};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{JobNews, Joining, Limit, News, Tail, Wakeup};
-use crate::sse::{End, Reset};
+use crate::source::{JobNews, Joiner, Limit, News, Tail, Wakeup};
+use crate::sse::{JobEnd, Reset};
 use async_trait::async_trait;
 use sqlx::Row;
 use sqlx::postgres::PgListener;
@@ -123,7 +123,7 @@ impl Tail for PostgresTail {
         Wakeup::Notify
     }
 
-    async fn read(&mut self, joining: &[Joining]) -> Result<News, SourceError> {
+    async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError> {
         let store = self.store.clone();
         let tables = store.tables().await?;
         let read = async {
@@ -164,7 +164,7 @@ struct Draft {
 }
 
 impl PostgresTail {
-    async fn try_read(&mut self, link: &mut Link, tables: &Tables, joining: &[Joining]) -> Result<News, sqlx::Error> {
+    async fn try_read(&mut self, link: &mut Link, tables: &Tables, joining: &[Joiner]) -> Result<News, sqlx::Error> {
         if self.age.replace(tables.age()).is_some_and(|age| age != tables.age()) {
             // what the last look knew, it knew by other means
             self.seen = None;
@@ -207,12 +207,14 @@ impl PostgresTail {
                 self.read_job(link, tables, job, &mut draft).await?;
             }
         }
-        let mut joined = Vec::with_capacity(joining.len());
+        let mut caught_up_joiners = Vec::with_capacity(joining.len());
         for reader in joining {
-            joined.push(match draft.positions.get(&reader.job).filter(|_| draft.done.contains(&reader.job)) {
-                Some(level) => self.missing(link, tables, reader, level).await?,
-                None => None,
-            });
+            caught_up_joiners.push(
+                match draft.positions.get(&reader.job).filter(|_| draft.done.contains(&reader.job)) {
+                    Some(level) => self.missing(link, tables, reader, level).await?,
+                    None => None,
+                },
+            );
         }
 
         for job in self.new.clone() {
@@ -245,12 +247,12 @@ impl PostgresTail {
         }
         self.ending = ending;
         self.seen = Some(look.moment);
-        let mut news = News { joined, more: !self.pending.is_empty(), ..News::default() };
+        let mut news = News { caught_up_joiners, more: !self.pending.is_empty(), ..News::default() };
         for (job, events) in draft.events {
             news.jobs.push(JobNews { job, events, end: None });
         }
         for job in over.intersection(&draft.done) {
-            let Some(end) = self.ending.get(job).map(|end| End::Complete(end.status)) else { continue };
+            let Some(end) = self.ending.get(job).map(|end| JobEnd::Complete(end.status)) else { continue };
             match news.jobs.iter_mut().find(|one| one.job == *job) {
                 Some(one) => one.end = Some(end),
                 None => news.jobs.push(JobNews { job: job.clone(), events: Vec::new(), end: Some(end) }),
@@ -379,7 +381,7 @@ impl PostgresTail {
         &self,
         link: &mut Link,
         tables: &Tables,
-        reader: &Joining,
+        reader: &Joiner,
         level: &Position,
     ) -> Result<Option<Vec<(Event, Cursor)>>, sqlx::Error> {
         let Some(mut position) = Position::open(&reader.job, reader.after.as_str()) else { return Ok(None) };
@@ -401,7 +403,7 @@ impl PostgresTail {
         self.seen = None;
         self.pending.clear();
         self.ending.clear();
-        let lost = |job| JobNews { job, events: Vec::new(), end: Some(End::Lost(Reset::Rewound)) };
+        let lost = |job| JobNews { job, events: Vec::new(), end: Some(JobEnd::Lost(Reset::Rewound)) };
         Some(News { jobs: std::mem::take(&mut self.live).into_keys().map(lost).collect(), ..News::default() })
     }
 }

@@ -57,7 +57,7 @@ impl Position {
     pub fn seal(&self, job: &JobId) -> Cursor {
         let (bytes, left_out) = self.to_bytes(Cursor::MAX_INSIDE);
         if left_out {
-            crate::telemetry::CURSORS_SHORTENED.counts(&[]).increment(1);
+            crate::telemetry::CURSORS_SHORTENED.counter(&[]).increment(1);
             // once: the metric counts the rest
             static TOLD: std::sync::Once = std::sync::Once::new();
             TOLD.call_once(|| {

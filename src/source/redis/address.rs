@@ -73,12 +73,12 @@ pub fn read(settings: &config::Redis) -> Result<(Deployment, Login), SourceError
     let url = settings.url.get().unwrap_or_default();
     let parts = parse(url).ok_or_else(|| SourceError {
         code: SourceCode::CannotOpen,
-        tried: "reading source.redis.url".into(),
+        operation: "reading source.redis.url".into(),
         // not its text: there may be a password in it
         cause: "it is no address such as redis://user:password@host:6379/0, \
                 redis://host:7000,redis://host:7001 or redis+sentinel://host:26379,host:26379/service"
             .into(),
-        mend: "correct it; what has a special meaning in an address is written as %40 in user and password",
+        help: "correct it; what has a special meaning in an address is written as %40 in user and password",
     })?;
     let certificates = |root_cert| TlsCertificates { client_tls: None, root_cert };
     let tls = match (parts.is_tls, &settings.root_cert) {
@@ -89,9 +89,9 @@ pub fn read(settings: &config::Redis) -> Result<(Deployment, Login), SourceError
             Err(error) => {
                 return Err(SourceError {
                     code: SourceCode::CannotOpen,
-                    tried: "reading source.redis.root_cert".into(),
+                    operation: "reading source.redis.root_cert".into(),
                     cause: format!("{}: {error}", file.display()),
-                    mend: "name the PEM file with the authority's certificate",
+                    help: "name the PEM file with the authority's certificate",
                 });
             }
         },

@@ -8,10 +8,10 @@ use std::error::Error;
 use std::io;
 use std::sync::Arc;
 
-pub fn failed(tried: &str, fault: Fault) -> SourceError {
+pub fn failed(operation: &str, fault: Fault) -> SourceError {
     let Fault { at, error } = fault;
     let code = code_of(&error);
-    let mend = match code {
+    let help = match code {
         SourceCode::Unreachable => "see whether the server runs and source.redis.url leads to it; it is tried again",
         SourceCode::Unavailable => "the server is starting, or changing over to another; it is tried again",
         SourceCode::Busy => "a script or module keeps the server busy; it is tried again",
@@ -30,7 +30,7 @@ pub fn failed(tried: &str, fault: Fault) -> SourceError {
         SourceCode::Schema => "see source.redis.events_key and source.redis.job_key, and `jobcast check`",
         _ => "see the cause",
     };
-    SourceError { code, tried: format!("{tried} ({at})"), cause: cause_of(&error), mend }
+    SourceError { code, operation: format!("{operation} ({at})"), cause: cause_of(&error), help }
 }
 
 /// Whether the connection that it came on is of no use any more.

@@ -15,7 +15,7 @@ mod writer;
 
 pub use check::check;
 
-use super::{Answer, Appended, JobSummary, Limit, NewEvent, Page, Source, Standing, Tail};
+use super::{Appended, JobSummary, Limit, NewEvent, Page, PageResult, Source, Standing, Tail};
 use crate::config;
 use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
@@ -66,9 +66,9 @@ impl Store {
         let (topology, keeper) = Topology::start(deployment, login).await;
         let events = Template::new(&settings.events_key).ok_or_else(|| SourceError {
             code: SourceCode::CannotOpen,
-            tried: "reading source.redis.events_key".into(),
+            operation: "reading source.redis.events_key".into(),
             cause: format!("it does not hold {}", config::Redis::JOB_ID),
-            mend: "correct it",
+            help: "correct it",
         })?;
         let store = Arc::new(Self {
             job: Template::new(&settings.job_key),
@@ -174,7 +174,7 @@ impl Store {
 
     // ---- history
 
-    async fn page(&self, job: &JobId, after: Position, limit: Limit) -> Result<Answer, Fault> {
+    async fn page(&self, job: &JobId, after: Position, limit: Limit) -> Result<PageResult, Fault> {
         // before the events: an end that is known by then comes after all of them
         let status = self.status(job).await?;
         let (mut at, mut bytes, mut skipped) = (after, 0, 0);
@@ -185,7 +185,7 @@ impl Store {
             let seen = self.seen(self.ask(self.look(job, &at, count)).await, &at, count)?;
             let positions = match at.follow(&seen) {
                 Ok(positions) => positions,
-                Err(reset) => return Ok(Answer::Lost(reset)),
+                Err(reset) => return Ok(PageResult::Lost(reset)),
             };
             let all = seen.entries.len();
             if let Some(size) = entry::mean_size(&seen.entries) {
@@ -213,9 +213,9 @@ impl Store {
                 break (false, seen.info);
             }
         };
-        telemetry::SKIPPED.counts(&[]).increment(skipped);
+        telemetry::SKIPPED.counter(&[]).increment(skipped);
         if info.is_none() && status.is_none() && !self.has_hash(job).await? {
-            return Ok(Answer::NoSuchJob);
+            return Ok(PageResult::NoSuchJob);
         }
         // a reader that was given nothing stays where it stood; one that has just begun now knows where that is
         let end = match events.last() {
@@ -225,7 +225,7 @@ impl Store {
             None => Position::newest(info.as_ref()).seal(job),
         };
         let ending = self.ending(status.as_deref(), info.as_ref(), &at);
-        Ok(Answer::Page(Page {
+        Ok(PageResult::Page(Page {
             end,
             is_complete: is_last && ending.is_some(),
             status: ending.or_else(|| status.and_then(|status| status.parse().ok())),
@@ -398,9 +398,9 @@ impl Source for Redis {
         self.0.newest(job).await.map_err(|fault| failed("reading the newest event", fault))
     }
 
-    async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<Answer, SourceError> {
+    async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError> {
         let Some(after) = Position::open(job, after.as_str()) else {
-            return Ok(Answer::Lost(Reset::Unknown));
+            return Ok(PageResult::Lost(Reset::Unknown));
         };
         self.0.page(job, after, limit).await.map_err(|fault| failed("reading history", fault))
     }

@@ -15,8 +15,8 @@ use super::position::{Position, Seen};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{JobNews, Joining, Limit, News, Tail, Wakeup};
-use crate::sse::{End, Reset};
+use crate::source::{JobNews, Joiner, Limit, News, Tail, Wakeup};
+use crate::sse::{JobEnd, Reset};
 use crate::telemetry;
 use async_trait::async_trait;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -221,7 +221,7 @@ impl Tail for RedisTail {
         Wakeup::Notify
     }
 
-    async fn read(&mut self, joining: &[Joining]) -> Result<News, SourceError> {
+    async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError> {
         self.gather();
         for reader in joining {
             self.queue(&reader.job, false);
@@ -252,13 +252,13 @@ impl Tail for RedisTail {
         } else if self.held.is_empty() {
             self.outage = None;
         }
-        let mut joined = Vec::with_capacity(joining.len());
+        let mut caught_up_joiners = Vec::with_capacity(joining.len());
         for reader in joining {
-            joined.push(self.missing(reader, &mut draft).await);
+            caught_up_joiners.push(self.missing(reader, &mut draft).await);
         }
         let told = draft.jobs.into_iter().filter(|(_, told)| !told.events.is_empty() || told.end.is_some());
         let jobs = told.map(|(job, told)| JobNews { job, events: told.events, end: told.end }).collect();
-        Ok(News { jobs, joined, more: !self.queue.is_empty(), outage: self.outage.clone() })
+        Ok(News { jobs, caught_up_joiners, more: !self.queue.is_empty(), outage: self.outage.clone() })
     }
 }
 
@@ -278,7 +278,7 @@ struct Told {
     events: Vec<(Event, Cursor)>,
     /// Read to its end.
     is_level: bool,
-    end: Option<End>,
+    end: Option<JobEnd>,
 }
 
 impl Draft {
@@ -355,13 +355,13 @@ impl RedisTail {
     fn hold(&mut self, job: JobId, fault: Fault, draft: &mut Draft) {
         if fault.error.code() == Some("WRONGTYPE") || is_moved(&fault.error) {
             draft.answered += 1;
-            return self.end(job, End::Lost(Reset::Rewound), draft);
+            return self.end(job, JobEnd::Lost(Reset::Rewound), draft);
         }
         draft.fault = Some(fault);
         self.held.push(job);
     }
 
-    fn end(&mut self, job: JobId, end: End, draft: &mut Draft) {
+    fn end(&mut self, job: JobId, end: JobEnd, draft: &mut Draft) {
         self.drop_watch(&job);
         draft.jobs.entry(job).or_default().end = Some(end);
     }
@@ -370,7 +370,7 @@ impl RedisTail {
     fn take(&mut self, job: JobId, after: Position, seen: Seen, draft: &mut Draft) {
         let positions = match after.follow(&seen) {
             Ok(positions) => positions,
-            Err(reset) => return self.end(job, End::Lost(reset), draft),
+            Err(reset) => return self.end(job, JobEnd::Lost(reset), draft),
         };
         let Some(watched) = self.live.get_mut(&job) else { return };
         watched.entry_size = mean_size(&seen.entries).or(watched.entry_size);
@@ -387,19 +387,19 @@ impl RedisTail {
                 None => skipped += 1,
             }
         }
-        telemetry::SKIPPED.counts(&[]).increment(skipped);
+        telemetry::SKIPPED.counter(&[]).increment(skipped);
         told.is_level = !seen.is_cut;
         if seen.is_cut {
             return self.queue(&job, false);
         }
         let ended = watched.ended.or_else(|| self.store.ending(None, seen.info.as_ref(), &watched.position));
         if let Some(status) = ended {
-            self.end(job, End::Complete(status), draft);
+            self.end(job, JobEnd::Complete(status), draft);
         }
     }
 
     /// What brings a reader level with its job, which was read just now.
-    async fn missing(&mut self, reader: &Joining, draft: &mut Draft) -> Option<Vec<(Event, Cursor)>> {
+    async fn missing(&mut self, reader: &Joiner, draft: &mut Draft) -> Option<Vec<(Event, Cursor)>> {
         let after = Position::open(&reader.job, reader.after.as_str())?;
         let watched = self.live.get(&reader.job)?;
         let (upto, count) = (watched.position, watched.count(READ.bytes, MOST_MISSING).max(LEAST_OF_ONE));
@@ -409,7 +409,8 @@ impl RedisTail {
         let request = self.store.look(&reader.job, &after, count);
         let answers = self.links.ask(&[request]).await.pop()?;
         let seen = self.store.seen(answers, &after, count).ok()?;
-        let Ok(positions) = after.follow(&seen).map_err(|reset| self.end(reader.job.clone(), End::Lost(reset), draft))
+        let Ok(positions) =
+            after.follow(&seen).map_err(|reset| self.end(reader.job.clone(), JobEnd::Lost(reset), draft))
         else {
             return None;
         };

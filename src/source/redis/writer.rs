@@ -234,9 +234,9 @@ impl Store {
         let Some(template) = &self.job else {
             return Err(SourceError {
                 code: SourceCode::Schema,
-                tried: "writing a status".into(),
+                operation: "writing a status".into(),
                 cause: "source.redis.job_key is empty".into(),
-                mend: "name the key of the job's hash, or end jobs by an event of source.redis.final_types",
+                help: "name the key of the job's hash, or end jobs by an event of source.redis.final_types",
             });
         };
         let statuses = &self.settings.statuses;

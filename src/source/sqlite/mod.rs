@@ -5,7 +5,7 @@
 mod tail;
 mod writer;
 
-use super::{Answer, Appended, Finding, JobSummary, Limit, NewEvent, Page, Source, Standing, Tail};
+use super::{Appended, Finding, JobSummary, Limit, NewEvent, Page, PageResult, Source, Standing, Tail};
 use crate::config;
 use crate::cursor::{CHECK_BYTES, Cursor, fingerprint};
 use crate::error::{SourceCode, SourceError};
@@ -46,9 +46,9 @@ impl Sqlite {
         if let Some(problem) = problems.into_iter().find(|finding| finding.is_problem) {
             return Err(SourceError {
                 code: SourceCode::Schema,
-                tried: format!("opening {}", path.display()),
-                cause: problem.what,
-                mend: "see `jobcast check` and `jobcast schema sqlite`, or give another file by source.sqlite.path",
+                operation: format!("opening {}", path.display()),
+                cause: problem.summary,
+                help: "see `jobcast check` and `jobcast schema sqlite`, or give another file by source.sqlite.path",
             });
         }
         let readers = SqlitePoolOptions::new()
@@ -125,9 +125,9 @@ impl Source for Sqlite {
         Ok(Some(Standing { cursor: position.seal(job), status }))
     }
 
-    async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<Answer, SourceError> {
+    async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError> {
         let Some(after) = Position::open(job, after.as_str()) else {
-            return Ok(Answer::Lost(Reset::Unknown));
+            return Ok(PageResult::Lost(Reset::Unknown));
         };
         self.read_page(job, after, limit).await.map_err(|error| self.failed("reading history", error))
     }
@@ -169,7 +169,7 @@ impl Source for Sqlite {
 
 impl Sqlite {
     /// One statement, so that status, cursor and events are of one moment.
-    async fn read_page(&self, job: &JobId, after: Position, limit: Limit) -> Result<Answer, sqlx::Error> {
+    async fn read_page(&self, job: &JobId, after: Position, limit: Limit) -> Result<PageResult, sqlx::Error> {
         let mut rows = sqlx::query(
             "SELECT e.seq, e.id, e.job_id, e.step_id, e.type, e.timestamp, e.actor, e.payload, w.status, w.mark, w.newest
              FROM (SELECT ?1 AS job_id,
@@ -191,7 +191,7 @@ impl Sqlite {
             if !after.is_on(mark.as_deref()) {
                 // another event has its number, or none has had it yet; else it was deleted
                 let is_rewound = mark.is_some() || after.seq > row.try_get(10)?;
-                return Ok(Answer::Lost(if is_rewound { Reset::Rewound } else { Reset::Trimmed }));
+                return Ok(PageResult::Lost(if is_rewound { Reset::Rewound } else { Reset::Trimmed }));
             }
             if row.try_get::<Option<i64>, _>(0)?.is_none() {
                 break;
@@ -206,10 +206,10 @@ impl Sqlite {
             events.push((event, cursor));
         }
         if status.is_none() && events.is_empty() && after == Position::BEGINNING {
-            return Ok(Answer::NoSuchJob);
+            return Ok(PageResult::NoSuchJob);
         }
         let status = status.and_then(|status| status.parse::<JobStatus>().ok());
-        Ok(Answer::Page(Page {
+        Ok(PageResult::Page(Page {
             end: events.last().map_or_else(|| after.seal(job), |(_, cursor)| cursor.clone()),
             events,
             is_last,
@@ -284,7 +284,7 @@ impl Position {
 }
 
 /// What SQLite said (its primary result code), as everybody else needs to know it.
-fn failed(tried: String, error: sqlx::Error) -> SourceError {
+fn failed(operation: String, error: sqlx::Error) -> SourceError {
     let code = match &error {
         sqlx::Error::Database(said) => {
             let extended: i32 = said.code().and_then(|code| code.parse().ok()).unwrap_or(1);
@@ -304,7 +304,7 @@ fn failed(tried: String, error: sqlx::Error) -> SourceError {
         sqlx::Error::ColumnNotFound(_) | sqlx::Error::ColumnDecode { .. } => SourceCode::Schema,
         _ => SourceCode::Other,
     };
-    let mend = match code {
+    let help = match code {
         SourceCode::Busy => "another process holds the database's lock; keep its transactions short",
         SourceCode::ReadOnly => {
             "give this user the right to write to the file and to its directory, where SQLite keeps -wal and -shm"
@@ -325,7 +325,7 @@ fn failed(tried: String, error: sqlx::Error) -> SourceError {
         sqlx::Error::Database(said) => said.message().to_string(),
         other => other.to_string(),
     };
-    SourceError { code, tried, cause, mend }
+    SourceError { code, operation, cause, help }
 }
 
 /// What `jobcast check` says of the file. Opens it read-only where it is there, and makes nothing.
@@ -348,7 +348,7 @@ pub async fn check(path: &Path) -> Vec<Finding> {
     };
     found.unwrap_or_else(|error| {
         let error = failed(format!("opening {}", path.display()), error);
-        vec![Finding::problem(format!("{}: {}", error.tried, error.cause), error.mend)]
+        vec![Finding::problem(format!("{}: {}", error.operation, error.cause), error.help)]
     })
 }
 

@@ -9,8 +9,8 @@ use super::{Position, failed, options, read_event};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{JobNews, Joining, News, Tail, Wakeup};
-use crate::sse::{End, Reset};
+use crate::source::{JobNews, Joiner, News, Tail, Wakeup};
+use crate::sse::{JobEnd, Reset};
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
@@ -146,7 +146,7 @@ impl Tail for SqliteTail {
         }
     }
 
-    async fn read(&mut self, joining: &[Joining]) -> Result<News, SourceError> {
+    async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError> {
         let result = self.try_read(joining).await;
         if result.is_err() {
             // a connection that failed once is not asked again; the next one learns what is watched
@@ -160,7 +160,7 @@ impl Tail for SqliteTail {
 }
 
 impl SqliteTail {
-    async fn try_read(&mut self, joining: &[Joining]) -> Result<News, sqlx::Error> {
+    async fn try_read(&mut self, joining: &[Joiner]) -> Result<News, sqlx::Error> {
         let connection = match self.connection.take() {
             Some(connection) => self.connection.insert(connection),
             None => {
@@ -210,7 +210,7 @@ impl SqliteTail {
             return Ok(self.rewound(newest));
         }
 
-        let mut news = News { joined: joining.iter().map(|_| None).collect(), ..News::default() };
+        let mut news = News { caught_up_joiners: joining.iter().map(|_| None).collect(), ..News::default() };
         let mut found = Found::default();
         let upto = if self.live.is_empty() || newest == mark {
             newest
@@ -250,7 +250,7 @@ impl SqliteTail {
             false => self.ending.keys().filter(|job| self.live.contains(*job)).cloned().collect(),
         };
         for job in ended {
-            let end = self.ending.remove(&job).map(End::Complete);
+            let end = self.ending.remove(&job).map(JobEnd::Complete);
             found.of(&job).end = end;
             self.unwatch(&job);
         }
@@ -262,7 +262,7 @@ impl SqliteTail {
     /// those that are not, with the place that each has got to.
     async fn catch_up(
         &mut self,
-        joining: &[Joining],
+        joining: &[Joiner],
         upto: i64,
         news: &mut News,
         found: &mut Found,
@@ -286,12 +286,12 @@ impl SqliteTail {
                 .execute(&mut *connection)
                 .await?;
         }
-        for (reader, joined) in joining.iter().zip(&mut news.joined) {
+        for (reader, caught_up_joiners) in joining.iter().zip(&mut news.caught_up_joiners) {
             let is_watched = self.live.contains(&reader.job) || level.contains(&reader.job);
             let after = Position::open(&reader.job, reader.after.as_str());
             let Some(after) = after.filter(|after| is_watched && after.seq <= upto) else { continue };
             let (events, is_level) = read_after(connection, &reader.job, after.seq, upto).await?;
-            *joined = is_level.then(|| sealed(&reader.job, events));
+            *caught_up_joiners = is_level.then(|| sealed(&reader.job, events));
         }
         Ok((level, behind))
     }
@@ -302,7 +302,7 @@ impl SqliteTail {
         let jobs = self.live.drain().chain(fresh).map(|job| JobNews {
             job,
             events: Vec::new(),
-            end: Some(End::Lost(Reset::Rewound)),
+            end: Some(JobEnd::Lost(Reset::Rewound)),
         });
         let news = News { jobs: jobs.collect(), ..News::default() };
         self.unwatched = news.jobs.iter().map(|job| job.job.clone()).collect();
