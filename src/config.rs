@@ -357,6 +357,22 @@ impl FinalStatuses {
         }
     }
 
+    /// Returns the status that `text` means: one of these, else one of the usual words.
+    pub fn resolve(&self, text: &str) -> Option<JobStatus> {
+        self.find(text).or_else(|| text.parse().ok())
+    }
+
+    /// Returns the text to write for `status`: the first of these, else the usual word.
+    pub fn spelling(&self, status: JobStatus) -> &str {
+        let own = match status {
+            JobStatus::Completed => self.completed.first(),
+            JobStatus::Failed => self.failed.first(),
+            JobStatus::Cancelled => self.cancelled.first(),
+            JobStatus::Pending | JobStatus::Queued | JobStatus::Running => None,
+        };
+        own.map_or(status.as_str(), String::as_str)
+    }
+
     pub fn all(&self) -> impl Iterator<Item = &str> {
         [&self.completed, &self.failed, &self.cancelled].into_iter().flatten().map(String::as_str)
     }

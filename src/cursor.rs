@@ -4,6 +4,8 @@
 //! checksum covers the job, so a token that was cut, garbled or given out for another job is told from a real one before
 //! anybody acts on it. It is no secret and no signature: whoever may read a job may resume it anywhere.
 
+pub mod varint;
+
 use crate::event::JobId;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

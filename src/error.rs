@@ -1,51 +1,62 @@
-//! What can go wrong with a source, as everybody above it needs to know: a stable code, whether trying again can help,
-//! what was tried, and what to do about it.
+//! Failures of a source, as everybody above it needs to know them: a stable code, a decision on retrying, the work that
+//! failed, and the remedy.
 
 use std::fmt;
+use std::sync::Arc;
 
-/// Whether the same thing, tried again later, can succeed without anybody mending anything.
+/// The decision on trying again: a later attempt can succeed although nobody mended anything, or it cannot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
     Yes,
     No,
 }
 
-/// Stable, for logs, metrics, problem details and `stream.error`.
+impl Retry {
+    /// The end of a message, for people.
+    fn notice(self) -> Option<&'static str> {
+        match self {
+            Self::Yes => Some("it is tried again"),
+            Self::No => None,
+        }
+    }
+}
+
+/// The kind of a failure. Its text is stable: logs, metrics, problem details and `stream.error` carry it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SourceCode {
-    /// Somebody else holds a lock for longer than we wait.
+    /// Another process holds a lock for longer than we wait.
     Busy,
     /// No room left for writing.
     DiskFull,
     /// The operating system failed a read or a write.
     Io,
-    /// It cannot be opened: missing, a directory, no rights.
+    /// The store cannot be opened: missing, a directory, no rights.
     CannotOpen,
-    /// It may be read but not written.
+    /// The store may be read but not written.
     ReadOnly,
     /// The file is damaged, or no database at all.
     Corrupt,
-    /// Tables or columns are not there, or not as they must be.
+    /// Tables, columns or keys are missing, or not of the expected kind.
     Schema,
-    /// A read took longer than it may.
+    /// A statement took longer than it may.
     TimedOut,
-    /// Nobody answers at its address, or the connection broke.
+    /// Nothing answers at the address, or the connection broke.
     Unreachable,
-    /// It is starting, stopping, or changing over.
+    /// The server is starting, stopping, or failing over.
     Unavailable,
-    /// All of its connections, or of ours, are taken.
+    /// All connections of the server, or of our pool, are taken.
     Exhausted,
-    /// It does not know this user, or not with this password.
+    /// The server rejects this user or password.
     Credentials,
-    /// It does not speak TLS, or not with a certificate that we trust.
+    /// The server does not speak TLS, or not with a certificate that we trust.
     Tls,
-    /// This user may not do that.
+    /// This user lacks a right.
     Rights,
-    /// It does not take this value.
+    /// The store rejects this value: a constraint, a type.
     Refused,
-    /// It went away in the middle of it for others' sake: a deadlock, a conflict with recovery.
+    /// The store aborted the work in favour of other work: a deadlock, a conflict with recovery.
     Conflict,
-    /// Anything else that the source said.
+    /// Any other answer of the source.
     Other,
 }
 
@@ -82,28 +93,78 @@ impl SourceCode {
     }
 }
 
-/// `operation: cause (mend)`
+/// A failure of the source, shown as `operation: cause (help; it is tried again)`. Cheap to clone: every reader that
+/// waits for the same read gets a copy.
 #[derive(Clone, Debug)]
 pub struct SourceError {
     pub code: SourceCode,
-    /// What was being done: "reading events from /var/lib/jobcast.db".
-    pub operation: String,
-    /// What the source answered.
-    pub cause: String,
-    /// What an operator can do.
+    /// The work that failed: "reading events from /var/lib/jobcast.db".
+    pub operation: Arc<str>,
+    /// The answer of the source, in its own words.
+    pub cause: Arc<str>,
+    /// An operator's remedy; empty where there is none but to wait.
     pub help: &'static str,
+    /// The error of the library below, for [`std::error::Error::source`].
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl SourceError {
+    pub fn new(
+        code: SourceCode,
+        operation: impl Into<Arc<str>>,
+        cause: impl Into<Arc<str>>,
+        help: &'static str,
+    ) -> Self {
+        Self { code, operation: operation.into(), cause: cause.into(), help, source: None }
+    }
+
+    /// Keeps the error that this one explains.
+    pub fn with_source(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self { source: Some(Arc::new(source)), ..self }
+    }
+
     pub fn is_retryable(&self) -> bool {
         self.code.retry() == Retry::Yes
+    }
+
+    /// The remedy, and that we try again where we do.
+    pub fn advice(&self) -> String {
+        match (self.help, self.code.retry().notice()) {
+            (help, None) => help.into(),
+            ("", Some(notice)) => notice.into(),
+            (help, Some(notice)) => format!("{help}; {notice}"),
+        }
     }
 }
 
 impl fmt::Display for SourceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} ({})", self.operation, self.cause, self.help)
+        write!(f, "{}: {} ({})", self.operation, self.cause, self.advice())
     }
 }
 
-impl std::error::Error for SourceError {}
+impl std::error::Error for SourceError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error;
+
+    #[test]
+    fn an_error_says_that_it_is_tried_again_where_it_is_and_keeps_its_cause() {
+        let io = std::io::Error::other("broken pipe");
+        let error = SourceError::new(SourceCode::Unreachable, "reading (db)", io.to_string(), "see the network");
+        let error = error.with_source(io).clone();
+        assert_eq!(error.to_string(), "reading (db): broken pipe (see the network; it is tried again)");
+        assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("broken pipe"));
+        let error = SourceError::new(SourceCode::Conflict, "reading (db)", "deadlock", "");
+        assert_eq!(error.to_string(), "reading (db): deadlock (it is tried again)");
+        let error = SourceError::new(SourceCode::Rights, "reading (db)", "no rights", "grant them");
+        assert_eq!(error.to_string(), "reading (db): no rights (grant them)");
+        assert!(error.source().is_none());
+    }
+}

@@ -1,4 +1,4 @@
-//! `jobcast check`: settings and source, every problem at once, each with what to do about it.
+//! `jobcast check`: every problem of the settings and of the source at once, each with its remedy.
 
 use super::{ConfigFile, misused};
 use crate::source;
@@ -11,7 +11,7 @@ pub async fn run(config: ConfigFile) -> ExitCode {
     };
     println!("# the settings in effect, secrets masked\n{}", settings.to_toml());
     let mut problems = 0;
-    for finding in source::check(&settings.source).await {
+    for finding in source::driver(settings.source.kind).check(&settings.source).await {
         if finding.is_problem {
             problems += 1;
             println!("PROBLEM  {}\n         mend: {}", finding.summary, finding.help);

@@ -1,15 +1,15 @@
 //! `jobcast schema`: the recommended tables as SQL.
 
 use super::{ConfigFile, misused};
-use crate::config::SourceKind;
 use crate::source;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub struct Args {
     /// For which kind of source
-    #[arg(value_enum, default_value = "sqlite")]
-    kind: Kind,
+    #[arg(value_parser = with_tables(), default_value = "sqlite")]
+    kind: String,
     /// PostgreSQL: without the triggers that wake Jobcast up; it polls
     #[arg(long)]
     no_trigger: bool,
@@ -20,29 +20,28 @@ pub struct Args {
     config: ConfigFile,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Kind {
-    Sqlite,
-    Postgres,
+/// Accepts the kinds of stores that have tables.
+fn with_tables() -> impl TypedValueParser<Value = String> {
+    let drivers = source::DRIVERS.iter().filter(|driver| !driver.schema(false).is_empty());
+    PossibleValuesParser::new(drivers.map(|driver| driver.name()))
 }
 
 pub fn run(args: Args) -> ExitCode {
-    let kind = match args.kind {
-        Kind::Sqlite => SourceKind::Sqlite,
-        Kind::Postgres => SourceKind::Postgres,
+    let Some(driver) = source::DRIVERS.iter().find(|driver| driver.name() == args.kind) else {
+        return misused(format!("there is no kind of source called {}", args.kind));
     };
-    let sql = match args.migrate {
-        false => source::schema(kind, !args.no_trigger).join("\n"),
-        true => {
-            let settings = match args.config.load() {
-                Ok(settings) => settings,
-                Err(errors) => return misused(errors),
-            };
-            match source::migration(kind, &settings.source, !args.no_trigger) {
-                Some(sql) => sql,
-                None => return misused("--migrate is for postgres: no other kind of table lacks anything"),
-            }
+    let with_trigger = !args.no_trigger;
+    let sql = if args.migrate {
+        let settings = match args.config.load() {
+            Ok(settings) => settings,
+            Err(errors) => return misused(errors),
+        };
+        match driver.migration(&settings.source, with_trigger) {
+            Some(sql) => sql,
+            None => return misused("--migrate is for postgres: no other kind of table lacks anything"),
         }
+    } else {
+        driver.schema(with_trigger).join("\n")
     };
     println!("{}", sql.trim_end());
     ExitCode::SUCCESS

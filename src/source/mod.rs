@@ -1,18 +1,50 @@
-//! Where events come from: the one trait that every store is tailed through, and the registry of stores.
+//! Where events come from: the trait that every kind of store is read through, and the registry of kinds.
 //!
-//! A source reads; it never decides who gets what. It gives out positions as [`Cursor`]s and is the only one that knows
-//! what is inside. Three ways of reading, and how they meet without a hole or a repeat:
+//! A source reads; it never decides who gets what. It gives out positions as [`Cursor`]s, and only the source itself knows
+//! what is inside of them. A reader and the tail meet without a hole and without a repeat:
 //!
-//! - [`Source::page`] reads history after a cursor, page by page, for one reader;
-//! - [`Tail::read`] reads what is new for all watched jobs at one moment;
-//! - a reader whose last page was level with the store begins a watch at its own cursor, or, where the job is watched
-//!   already, is brought level by the tail itself: it is *joining*, and [`Tail::read`] answers it as of the same moment.
+//! ```text
+//! // one reader of one job
+//! cursor = source.beginning(job), or source.resolve(job, text), or source.newest(job).cursor
+//! loop {
+//!     page = source.page(job, cursor, limit)
+//!     deliver page.events; cursor = page.end
+//!     if page.is_complete { return }              // the job has ended, and this was all of it
+//!     if page.is_last { break }
+//! }
+//! if the job is watched { join with Joiner { job, after: cursor } } else { watch(job, cursor) }
+//!
+//! // the one tail, for all readers of all jobs
+//! tail = source.tail()
+//! loop {
+//!     wait for a request, for tail.woken(), or for the poll; not at all where news.more
+//!     tail.watch(job, after), tail.unwatch(job)   // as requested
+//!     news = tail.read(joining)                   // after an error: wait, then read again; nothing is lost
+//!     publish the events of news.jobs, each to the readers of its job
+//!     for (joiner, missing) in joining.zip(news.caught_up_joiners) {
+//!         Some(missing): deliver it to the joiner, which from now on gets what is published
+//!         None:          let it join again in a later read
+//!     }
+//!     finish the readers of every job that has an end
+//! }
+//! ```
+//!
+//! A reader is *caught up* when it has received every event that the tail has published of its job. From then on it gets
+//! exactly what the tail publishes. A reader that begins a watch is caught up at once, since the tail goes on at its own
+//! cursor; one that joins a watch is caught up by [`Tail::read`].
 
+mod news;
+mod page;
 mod postgres;
 mod redis;
+mod registry;
 mod sqlite;
+mod tls;
 
-use crate::config;
+pub use news::TailBatch;
+pub use page::PageBuilder;
+pub use registry::{DRIVERS, Driver, driver, open};
+
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus, Payload};
@@ -20,106 +52,73 @@ use crate::sse::{JobEnd, Reset};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
-use std::sync::Arc;
 
-/// Opens the configured source. One line for each kind of store.
-pub async fn open(settings: &config::Source) -> Result<Arc<dyn Source>, SourceError> {
-    match settings.kind {
-        config::SourceKind::Sqlite => Ok(Arc::new(sqlite::Sqlite::open(settings).await?)),
-        config::SourceKind::Postgres => Ok(Arc::new(postgres::Postgres::open(settings).await?)),
-        config::SourceKind::Redis => Ok(Arc::new(redis::Redis::open(settings).await?)),
-    }
-}
-
-/// The recommended tables and indexes of a kind of store, and what wakes us up, as SQL that may be run twice.
-pub fn schema(kind: config::SourceKind, with_trigger: bool) -> Vec<&'static str> {
-    match kind {
-        config::SourceKind::Sqlite => vec![sqlite::SCHEMA],
-        config::SourceKind::Postgres if with_trigger => vec![postgres::SCHEMA, postgres::TRIGGER],
-        config::SourceKind::Postgres => vec![postgres::SCHEMA],
-        config::SourceKind::Redis => Vec::new(),
-    }
-}
-
-/// What the configured tables, as they are, lack of the recommended ones, as SQL that may be run twice. `None` where
-/// there is nothing that they could lack.
-pub fn migration(kind: config::SourceKind, settings: &config::Source, with_trigger: bool) -> Option<String> {
-    match kind {
-        config::SourceKind::Sqlite | config::SourceKind::Redis => None,
-        config::SourceKind::Postgres => Some(postgres::migration(&settings.postgres, with_trigger)),
-    }
-}
-
-/// Everything that is wrong with the configured store, or worth knowing; changes nothing.
-pub async fn check(settings: &config::Source) -> Vec<Finding> {
-    match settings.kind {
-        config::SourceKind::Sqlite => sqlite::check(&settings.sqlite.path).await,
-        config::SourceKind::Postgres => postgres::check(settings).await,
-        config::SourceKind::Redis => redis::check(settings).await,
-    }
-}
-
+/// A store of job events, open.
 #[async_trait]
 pub trait Source: Send + Sync {
-    /// Its name in metrics and logs.
+    /// The name of its kind, in metrics and logs.
     fn kind(&self) -> &'static str;
 
-    /// The position before the job's first event.
+    /// Returns the position before the job's first event.
     fn beginning(&self, job: &JobId) -> Cursor;
 
-    /// What foreign text means for this job: a cursor, or an event's id. `None`: nothing.
+    /// Returns the position that foreign text means for this job: a cursor, or an event's id. `None` where it means
+    /// nothing.
     async fn resolve(&self, job: &JobId, text: &str) -> Result<Option<Cursor>, SourceError>;
 
-    /// The position after the job's newest event. `None`: no such job.
+    /// Returns the position after the job's newest event. `None` where there is no such job.
     async fn newest(&self, job: &JobId) -> Result<Option<Standing>, SourceError>;
 
-    /// The events after a cursor, as many as `limit` allows.
+    /// Returns the events after a cursor, as many as `limit` allows.
     async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError>;
 
-    /// A tail of its own, watching nothing yet.
+    /// Returns a new tail, which watches nothing yet.
     fn tail(&self) -> Box<dyn Tail>;
 
-    /// Appends all or none. An id that the job has already is not appended again: its stored event is given back.
+    /// Appends all events or none. An event whose id the job has already is not appended; its stored event is returned
+    /// in its place.
     async fn append(&self, job: &JobId, events: Vec<NewEvent>) -> Result<Vec<Appended>, SourceError>;
 
-    /// Sets a job's status, making the job where there is none.
+    /// Sets a job's status; creates the job where there is none.
     async fn set_status(&self, job: &JobId, status: JobStatus) -> Result<(), SourceError>;
 
-    /// Jobs, newest activity first.
+    /// Returns jobs, the one with the newest activity first.
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError>;
 }
 
-/// The one reader for all watched jobs. It keeps for itself where each of them stands.
+/// The one reader for all watched jobs. It keeps the position of each of them.
 #[async_trait]
 pub trait Tail: Send {
-    /// From the next read on, the events of `job` after `after` are among the news.
+    /// Makes the events of `job` after `after` news, from the next read on.
     fn watch(&mut self, job: JobId, after: Cursor);
 
     fn unwatch(&mut self, job: &JobId);
 
-    /// Returns when a read may find something new, sooner than the next poll. May never return; may be dropped at any
-    /// time and called again without losing a wake-up.
+    /// Returns when a read may find something new before the next poll is due. It may never return. It may be dropped
+    /// at any time and called again, and no wake-up is lost.
     async fn woken(&mut self) -> Wakeup;
 
-    /// Reads what is new for all watched jobs, and for each of `joining` what it lacks, all as of one moment. After an
-    /// error nothing is lost: the next read tells the same.
+    /// Reads the news of all watched jobs, and for each of `joining` the published events that it lacks.
+    ///
+    /// It is atomic: after an error the next read returns the same news. A job that is given an end is no longer
+    /// watched.
     async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError>;
 }
 
-/// What caused a read; the label of a metric.
+/// The cause of a read; the label of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wakeup {
     /// This process wrote.
     Ingest,
     /// The file of an embedded store changed.
     File,
-    /// The store said so.
+    /// The store sent a notification.
     Notify,
-    /// It was time.
+    /// The poll was due.
     Poll,
-    /// Somebody began to watch.
+    /// A reader began to watch or to join.
     Watch,
-    /// The last read left something over.
+    /// The last read was cut short.
     More,
 }
 
@@ -136,49 +135,66 @@ impl Wakeup {
     }
 }
 
-/// A reader of a watched job that has read pages up to `after`.
+/// A reader that joins the watch of a job, and has received everything up to `after`.
 #[derive(Clone, Debug)]
 pub struct Joiner {
     pub job: JobId,
     pub after: Cursor,
 }
 
-/// What one read of the tail found.
-#[derive(Debug, Default)]
+/// The result of one read of the tail.
+#[derive(Debug)]
 pub struct News {
+    /// Watched jobs with new events, or with an end; each of them once.
     pub jobs: Vec<JobNews>,
-    /// For each of `joining`, in their order: what brings it level with its job. `None`: not this time.
+    /// One entry for each joiner of the read, in their order: the events that make it caught up, once the events in
+    /// `jobs` are published. `None` where this read could not say: the job is not watched, the joiner's cursor is ahead
+    /// of the watch, or too much is missing for one read.
     pub caught_up_joiners: Vec<Option<Vec<(Event, Cursor)>>>,
-    /// The read was cut short: there is more.
+    /// The read was cut short: there is more to read at once.
     pub more: bool,
-    /// A part of the store does not answer: of its jobs nothing is told until it is back. The others go on.
+    /// The failure of a part of the store. Its jobs have no news until it is back; those of other parts do.
     pub outage: Option<SourceError>,
 }
 
-/// What happened to one watched job.
+impl News {
+    /// Returns the result of a read that found nothing and caught up nobody. Begin with this one: it keeps the promise
+    /// on the length of `caught_up_joiners`.
+    pub fn nothing(joining: &[Joiner]) -> Self {
+        Self { jobs: Vec::new(), caught_up_joiners: vec![None; joining.len()], more: false, outage: None }
+    }
+}
+
+/// The news of one watched job.
 #[derive(Debug)]
 pub struct JobNews {
     pub job: JobId,
     /// In the order of delivery, each with the position after it.
     pub events: Vec<(Event, Cursor)>,
-    /// The job's watch is over: the source has stopped it.
+    /// The end of the job's watch, after these events; the source has stopped it.
     pub end: Option<JobEnd>,
 }
 
-/// A page stops at the first of these, but holds at least one event where there is one.
+/// The bounds of a page. It stops at the first of them, but holds at least one event where there is one.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
     pub events: usize,
-    /// Of payloads.
+    /// Bytes of payloads. The event that crosses this bound is the last.
     pub bytes: usize,
 }
 
-/// What a page read found.
+impl Limit {
+    pub fn is_reached_by(self, events: usize, bytes: usize) -> bool {
+        events >= self.events || bytes > self.bytes
+    }
+}
+
+/// The result of a page read.
 #[derive(Debug)]
 pub enum PageResult {
     Page(Page),
     NoSuchJob,
-    /// The events after this cursor are not all there any more.
+    /// Some of the events after the cursor are gone.
     Lost(Reset),
 }
 
@@ -191,18 +207,18 @@ pub struct Page {
     /// Nothing was left after this page when it was read.
     pub is_last: bool,
     pub status: Option<JobStatus>,
-    /// The job has ended and nothing more of it will come; only on the last page.
+    /// The job has ended and has no events after this page. Only a last page is complete.
     pub is_complete: bool,
 }
 
-/// Where a job stands.
+/// The newest position of a job, and its status.
 #[derive(Debug)]
 pub struct Standing {
     pub cursor: Cursor,
     pub status: Option<JobStatus>,
 }
 
-/// An event to be appended; checked already.
+/// An event to be appended. Its fields have been validated.
 #[derive(Clone, Debug)]
 pub struct NewEvent {
     pub id: String,
@@ -213,17 +229,25 @@ pub struct NewEvent {
     pub payload: Payload,
 }
 
+impl NewEvent {
+    pub fn into_event(self, job_id: JobId) -> Event {
+        let Self { id, step_id, kind, timestamp, actor, payload } = self;
+        Event { id, job_id, step_id, kind, timestamp, actor, payload }
+    }
+}
+
 /// An event as it is stored.
 #[derive(Clone, Debug, Serialize)]
 pub struct Appended {
     #[serde(flatten)]
     pub event: Event,
     pub cursor: Cursor,
-    /// False when the job had this id already.
+    /// False where the job had this id already.
     #[serde(skip)]
     pub is_new: bool,
 }
 
+/// A job in a list of jobs.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JobSummary {
@@ -232,12 +256,12 @@ pub struct JobSummary {
     pub last_event_at: Option<String>,
 }
 
-/// One thing that `check` found.
+/// One line of `jobcast check`.
 #[derive(Clone, Debug)]
 pub struct Finding {
     pub is_problem: bool,
     pub summary: String,
-    /// What to do about it; empty where nothing is to be done.
+    /// The remedy; empty where none is needed.
     pub help: String,
 }
 
@@ -248,5 +272,11 @@ impl Finding {
 
     pub fn problem(summary: impl Into<String>, help: impl Into<String>) -> Self {
         Self { is_problem: true, summary: summary.into(), help: help.into() }
+    }
+}
+
+impl From<SourceError> for Finding {
+    fn from(error: SourceError) -> Self {
+        Self::problem(format!("{}: {}", error.operation, error.cause), error.advice())
     }
 }

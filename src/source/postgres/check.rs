@@ -17,7 +17,7 @@ pub async fn check(settings: &config::Source) -> Vec<Finding> {
     };
     match looked.await {
         Ok(found) => found,
-        Err(error) => vec![Finding::problem(format!("{}: {}", error.operation, error.cause), error.help)],
+        Err(error) => vec![error.into()],
     }
 }
 
@@ -140,8 +140,7 @@ async fn rights(store: &Store, link: &mut Link, tables: &Tables) -> Result<Vec<F
         let wanted = Wanted { job: &job, position, end: Mark::Now, within: None, most: 1 };
         let sql = page_statement(&head, tables, &wanted);
         if let Err(error) = link.ask(sql).await {
-            let error = store.failed("reading events and statuses", error);
-            return Ok(vec![Finding::problem(format!("{}: {}", error.operation, error.cause), error.help)]);
+            return Ok(vec![store.failed("reading events and statuses", error).into()]);
         }
     }
     let sql = format!("SELECT has_table_privilege({}, 'INSERT'), current_user::text", literal(&tables.events));

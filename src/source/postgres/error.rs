@@ -1,12 +1,13 @@
 //! What PostgreSQL said, as everybody else needs to know it (its manual, "PostgreSQL Error Codes").
 
 use crate::error::{SourceCode, SourceError};
+use crate::source::tls::is_handshake_failure;
 
 pub fn failed(operation: String, error: sqlx::Error) -> SourceError {
     let state = error.as_database_error().and_then(|said| said.code()).unwrap_or_default().into_owned();
     let code = match (&error, state.as_str()) {
         (sqlx::Error::Tls(_), _) => SourceCode::Tls,
-        (sqlx::Error::Io(error), _) if is_tls(error) => SourceCode::Tls,
+        (sqlx::Error::Io(error), _) if is_handshake_failure(error) => SourceCode::Tls,
         (sqlx::Error::PoolTimedOut, _) => SourceCode::TimedOut,
         (sqlx::Error::PoolClosed, _) => SourceCode::Exhausted,
         (sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed, _) => SourceCode::Unreachable,
@@ -29,13 +30,11 @@ pub fn failed(operation: String, error: sqlx::Error) -> SourceError {
         _ => SourceCode::Other,
     };
     let help = match code {
-        SourceCode::Unreachable => "see whether the server runs and source.postgres.url leads to it; it is tried again",
-        SourceCode::Unavailable => "the server is starting, stopping or changing over; it is tried again",
-        SourceCode::Exhausted => {
-            "raise the server's max_connections, or source.postgres.pool where ours are all taken; it is tried again"
-        }
-        SourceCode::TimedOut => "the server is busy; it is tried again",
-        SourceCode::Conflict => "it is tried again",
+        SourceCode::Unreachable => "see whether the server runs and source.postgres.url leads to it",
+        SourceCode::Unavailable => "the server is starting, stopping or changing over",
+        SourceCode::Exhausted => "raise the server's max_connections, or source.postgres.pool where ours are all taken",
+        SourceCode::TimedOut => "the server is busy",
+        SourceCode::Conflict => "",
         SourceCode::Credentials => "correct user, password or database in source.postgres.url",
         SourceCode::Tls => "see sslmode in source.postgres.url, and source.postgres.root_cert",
         SourceCode::Rights => "grant this user SELECT on both tables, and INSERT where ingest is enabled",
@@ -49,10 +48,5 @@ pub fn failed(operation: String, error: sqlx::Error) -> SourceError {
         sqlx::Error::PoolClosed => "all of our connections are taken".into(),
         other => other.to_string(),
     };
-    SourceError { code, operation, cause, help }
-}
-
-/// Whether a handshake failed, and not the network.
-fn is_tls(error: &std::io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
+    SourceError::new(code, operation, cause, help).with_source(error)
 }

@@ -66,7 +66,7 @@ impl Store {
         Ok(PageResult::Page(Page {
             end: end.seal(job),
             is_complete: is_last && ending.is_some() && nothing_is_open,
-            status: ending.or_else(|| status.and_then(|status| status.parse().ok())),
+            status: ending.or_else(|| self.settings.statuses.resolve(&status?)),
             events,
             is_last,
         }))
@@ -183,7 +183,7 @@ impl Store {
         let (end, counted) = self.count_newer(link, tables, job, mark, "true").await?;
         let status: Option<String> = first.try_get(MOMENT_COLUMNS)?;
         let cursor = Position::level(tables.best, end, counted).seal(job);
-        let status = self.ending(status.as_deref(), &[]).or_else(|| status.and_then(|status| status.parse().ok()));
+        let status = status.and_then(|status| self.settings.statuses.resolve(&status));
         Ok(Some(Standing { cursor, status }))
     }
 
@@ -214,7 +214,7 @@ impl Store {
             let status: Option<String> = row.try_get(1).ok()?;
             Some(JobSummary {
                 job_id: row.try_get::<String, _>(0).ok()?.parse().ok()?,
-                status: self.ending(status.as_deref(), &[]).or_else(|| status.and_then(|status| status.parse().ok())),
+                status: status.and_then(|status| self.settings.statuses.resolve(&status)),
                 last_event_at: row.try_get(2).ok()?,
             })
         };

@@ -6,6 +6,7 @@
 //! [`literal`].
 
 mod check;
+mod driver;
 mod error;
 mod history;
 mod link;
@@ -16,8 +17,9 @@ mod tail;
 mod tell;
 mod writer;
 
-pub use check::check;
+pub use driver::PostgresDriver;
 
+use super::tls::root_certificate;
 use super::{Appended, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
 use crate::config;
 use crate::cursor::Cursor;
@@ -158,32 +160,26 @@ impl Store {
             Ok((events, jobs, tells_log))
         };
         let (events, jobs, tells_log) = looked.await.map_err(|error| self.failed("looking at the tables", error))?;
-        let missing = |table: &str, key: &str| SourceError {
-            code: SourceCode::Schema,
-            operation: format!("looking at the tables ({})", self.shown),
-            cause: format!("there is no table {table}, or it may not be seen"),
-            help: if key.is_empty() {
-                "see `jobcast schema postgres`"
-            } else {
-                "set its name, or grant the right to see it"
-            },
+        let wrong = |cause: String, help: &'static str| {
+            SourceError::new(SourceCode::Schema, format!("looking at the tables ({})", self.shown), cause, help)
+        };
+        let missing = |table: &str| {
+            let cause = format!("there is no table {table}, or it may not be seen");
+            wrong(cause, "set its name, or grant the right to see it")
         };
         if events.is_empty() {
-            return Err(missing(&self.settings.events_table, "source.postgres.events_table"));
+            return Err(missing(&self.settings.events_table));
         }
         if jobs.as_ref().is_some_and(Vec::is_empty) {
-            return Err(missing(&self.settings.jobs_table, "source.postgres.jobs_table"));
+            return Err(missing(&self.settings.jobs_table));
         }
-        let tables =
-            Tables::new(&self.settings, &events, jobs.as_deref(), tells_log).map_err(|(key, name)| SourceError {
-                code: SourceCode::Schema,
-                operation: format!("looking at the tables ({})", self.shown),
-                cause: format!("there is no column {name}"),
-                help: match key {
-                    _ if key.contains("job_columns") => "name the columns by source.postgres.job_columns",
-                    _ => "name the columns by source.postgres.columns",
-                },
-            })?;
+        let tables = Tables::new(&self.settings, &events, jobs.as_deref(), tells_log).map_err(|(key, name)| {
+            let help = match key {
+                _ if key.contains("job_columns") => "name the columns by source.postgres.job_columns",
+                _ => "name the columns by source.postgres.columns",
+            };
+            wrong(format!("there is no column {name}"), help)
+        })?;
         tracing::info!(age = ?tables.age(), order = ?tables.order(), has_jobs = tables.jobs.is_some(), "the tables are understood");
         let tables = Arc::new(tables);
         *self.tables.write().await = Some(tables.clone());
@@ -213,24 +209,15 @@ impl Store {
 
 fn options(settings: &config::Postgres) -> Result<PgConnectOptions, SourceError> {
     let url = settings.url.get().unwrap_or_default();
-    let options: PgConnectOptions = url.parse().map_err(|_| SourceError {
-        code: SourceCode::Other,
-        operation: "reading source.postgres.url".into(),
+    let options: PgConnectOptions = url.parse().map_err(|_| {
         // not its text: there may be a password in it
-        cause: "it is no address such as postgres://user:password@host:5432/database".into(),
-        help: "correct it",
+        let cause = "it is no address such as postgres://user:password@host:5432/database";
+        SourceError::new(SourceCode::CannotOpen, "reading source.postgres.url", cause, "correct it")
     })?;
-    let options = match &settings.root_cert {
-        none if none.as_os_str().is_empty() => options,
-        file if file.is_file() => options.ssl_root_cert(file),
-        file => {
-            return Err(SourceError {
-                code: SourceCode::CannotOpen,
-                operation: "reading source.postgres.root_cert".into(),
-                cause: format!("there is no file {}", file.display()),
-                help: "name the PEM file with the authority's certificate",
-            });
-        }
+    // read again for each connection, by the driver: a renewed certificate needs no restart
+    let options = match root_certificate("source.postgres.root_cert", &settings.root_cert)? {
+        Some(_) => options.ssl_root_cert(&settings.root_cert),
+        None => options,
     };
     Ok(options
         .application_name("jobcast")

@@ -18,6 +18,7 @@
 //! each of them the position is one that any process can go on from.
 
 use super::table::View;
+use crate::cursor::varint;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -281,8 +282,8 @@ impl Position {
         for (xid, count) in &self.counted {
             let length = bytes.len();
             // ranges come and go below the floor of what is settled: then the difference is negative
-            put(&mut bytes, zigzag(*xid as i64 - before as i64));
-            put(&mut bytes, *count);
+            varint::write_signed(&mut bytes, *xid as i64 - before as i64);
+            varint::write(&mut bytes, *count);
             if bytes.len() > most {
                 bytes.truncate(length);
                 return (bytes, true);
@@ -308,11 +309,11 @@ impl Position {
         let mut counted = BTreeMap::new();
         let mut before = settled.floor();
         while !from.is_empty() {
-            let xid = u64::try_from((before as i64).checked_add(unzigzag(get(from)?))?).ok()?;
+            let xid = u64::try_from((before as i64).checked_add(varint::read_signed(from)?)?).ok()?;
             if xid > MAX_XID {
                 return None;
             }
-            counted.insert(xid, get(from).filter(|count| *count > 0)?);
+            counted.insert(xid, varint::read(from).filter(|count| *count > 0)?);
             before = xid;
         }
         // no position has two spellings
@@ -328,12 +329,12 @@ const WINDOW: u64 = 32;
 
 /// The mark; the open ones, in whichever way is shortest: most of them began lately.
 fn put_ended(to: &mut Vec<u8>, ended: &Ended) {
-    put(to, ended.mark);
+    varint::write(to, ended.mark);
     put_open(to, ended.mark, ended.open.iter().rev().copied());
 }
 
 fn get_ended(from: &mut &[u8]) -> Option<Ended> {
-    let mark = get(from).filter(|mark| *mark <= MAX_XID)?;
+    let mark = varint::read(from).filter(|mark| *mark <= MAX_XID)?;
     Some(Ended { mark, open: get_open(from, mark)? })
 }
 
@@ -342,10 +343,10 @@ fn get_ended(from: &mut &[u8]) -> Option<Ended> {
 fn put_end(to: &mut Vec<u8>, end: &Ended, settled: &Ended) {
     let is_further = end.mark >= settled.mark && end.open.range(..settled.mark).all(|xid| settled.open.contains(xid));
     if !is_further {
-        put(to, 0);
+        varint::write(to, 0);
         return put_ended(to, end);
     }
-    put(to, 1 + end.mark - settled.mark);
+    varint::write(to, 1 + end.mark - settled.mark);
     let mut bits = vec![0; settled.open.len().div_ceil(8)];
     for (index, _) in settled.open.iter().enumerate().filter(|(_, xid)| end.open.contains(xid)) {
         bits[index / 8] |= 1 << (index % 8);
@@ -355,7 +356,7 @@ fn put_end(to: &mut Vec<u8>, end: &Ended, settled: &Ended) {
 }
 
 fn get_end(from: &mut &[u8], settled: &Ended) -> Option<Ended> {
-    let further = match get(from)? {
+    let further = match varint::read(from)? {
         0 => return get_ended(from),
         more => more - 1,
     };
@@ -372,7 +373,7 @@ fn put_open(to: &mut Vec<u8>, mark: u64, open: impl Iterator<Item = u64> + Clone
     let far = |window: u64| {
         let (mut bytes, mut count, mut above) = (Vec::new(), 0, mark);
         for xid in open.clone().filter(|xid| mark - 1 - xid >= window * 8) {
-            put(&mut bytes, above - xid);
+            varint::write(&mut bytes, above - xid);
             (count, above) = (count + 1, xid);
         }
         (bytes, count)
@@ -385,22 +386,22 @@ fn put_open(to: &mut Vec<u8>, mark: u64, open: impl Iterator<Item = u64> + Clone
         bits[below as usize / 8] |= 1 << (below % 8);
     }
     let (distances, count) = far(window);
-    put(to, window);
+    varint::write(to, window);
     to.extend_from_slice(&bits);
-    put(to, count);
+    varint::write(to, count);
     to.extend_from_slice(&distances);
 }
 
 fn get_open(from: &mut &[u8], mark: u64) -> Option<BTreeSet<u64>> {
     let mut open = BTreeSet::new();
-    let window = get(from).filter(|window| *window <= WINDOW)?;
+    let window = varint::read(from).filter(|window| *window <= WINDOW)?;
     let bits = take(from, window as usize)?;
     for below in (0..window * 8).filter(|below| bits[*below as usize / 8] & (1 << (below % 8)) != 0) {
         open.insert(mark.checked_sub(1 + below)?);
     }
     let mut above = mark;
-    for _ in 0..get(from)? {
-        above = above.checked_sub(get(from).filter(|distance| *distance > 0)?)?;
+    for _ in 0..varint::read(from)? {
+        above = above.checked_sub(varint::read(from).filter(|distance| *distance > 0)?)?;
         open.insert(above);
     }
     Some(open)
@@ -413,14 +414,14 @@ fn put_key(to: &mut Vec<u8>, key: &Key) {
         Key::Time { at, id: KeyId::Digest(_) } => (4, at),
     };
     to.push(kind);
-    put(to, zigzag(*number));
+    varint::write_signed(to, *number);
     match key {
         Key::Number(_) => {}
         Key::Time { id: KeyId::Digest(digest), .. } => to.extend_from_slice(digest),
         Key::Time { id: KeyId::Whole(id), .. } => match short_id(id) {
             Some(uuid) => to.extend_from_slice(&uuid),
             None => {
-                put(to, id.len() as u64);
+                varint::write(to, id.len() as u64);
                 to.extend_from_slice(id.as_bytes());
             }
         },
@@ -432,12 +433,12 @@ fn get_key(from: &mut &[u8]) -> Option<Option<Key>> {
     if kind == 0 {
         return Some(None);
     }
-    let number = unzigzag(get(from)?);
+    let number = varint::read_signed(from)?;
     let id = match kind {
         1 => return Some(Some(Key::Number(number))),
         2 => KeyId::Whole(uuid::Uuid::from_slice(take(from, 16)?).ok()?.to_string()),
         3 => {
-            let length = usize::try_from(get(from)?).ok().filter(|length| *length <= KeyId::MOST)?;
+            let length = usize::try_from(varint::read(from)?).ok().filter(|length| *length <= KeyId::MOST)?;
             KeyId::Whole(std::str::from_utf8(take(from, length)?).ok()?.to_string())
         }
         4 => KeyId::Digest(take(from, 8)?.try_into().ok()?),
@@ -452,40 +453,10 @@ fn short_id(id: &str) -> Option<[u8; 16]> {
     (uuid.to_string() == id).then(|| *uuid.as_bytes())
 }
 
-fn put(to: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        to.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    to.push(number as u8);
-}
-
-fn get(from: &mut &[u8]) -> Option<u64> {
-    let mut number = 0_u64;
-    for shift in (0..64).step_by(7) {
-        let byte = take(from, 1)?[0];
-        let bits = u64::from(byte & 0x7f);
-        number |= bits.checked_shl(shift).filter(|shifted| shifted >> shift == bits)?;
-        if byte < 0x80 {
-            // no number has two spellings
-            return (byte != 0 || shift == 0).then_some(number);
-        }
-    }
-    None
-}
-
 fn take<'a>(from: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
     let (taken, rest) = from.split_at_checked(length)?;
     *from = rest;
     Some(taken)
-}
-
-fn zigzag(number: i64) -> u64 {
-    ((number << 1) ^ (number >> 63)) as u64
-}
-
-fn unzigzag(number: u64) -> i64 {
-    (number >> 1) as i64 ^ -((number & 1) as i64)
 }
 
 #[cfg(test)]

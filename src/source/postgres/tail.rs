@@ -171,7 +171,7 @@ impl PostgresTail {
             self.pending.extend(self.live.keys().cloned());
         }
         let look = self.look(link, tables).await?;
-        if let Some(news) = self.rewound(&look.moment) {
+        if let Some(news) = self.rewound(&look.moment, joining) {
             return Ok(news);
         }
         let mut ending = self.ending.clone();
@@ -247,7 +247,8 @@ impl PostgresTail {
         }
         self.ending = ending;
         self.seen = Some(look.moment);
-        let mut news = News { caught_up_joiners, more: !self.pending.is_empty(), ..News::default() };
+        let more = !self.pending.is_empty();
+        let mut news = News { jobs: Vec::new(), caught_up_joiners, more, outage: None };
         for (job, events) in draft.events {
             news.jobs.push(JobNews { job, events, end: None });
         }
@@ -390,21 +391,22 @@ impl PostgresTail {
 
     /// The database knows less than was delivered: a standby that lags may come to it, else it is another one, or one
     /// that was restored, and nothing that was given out counts.
-    fn rewound(&mut self, moment: &Moment) -> Option<News> {
+    fn rewound(&mut self, moment: &Moment, joining: &[Joiner]) -> Option<News> {
         if self.live.values().all(|position| moment.may_know(position)) {
             self.behind = None;
             return None;
         }
         let since = *self.behind.get_or_insert_with(Instant::now);
         if since.elapsed() < self.store.settle {
-            return Some(News::default());
+            return Some(News::nothing(joining));
         }
         self.behind = None;
         self.seen = None;
         self.pending.clear();
         self.ending.clear();
         let lost = |job| JobNews { job, events: Vec::new(), end: Some(JobEnd::Lost(Reset::Rewound)) };
-        Some(News { jobs: std::mem::take(&mut self.live).into_keys().map(lost).collect(), ..News::default() })
+        let jobs = std::mem::take(&mut self.live).into_keys().map(lost).collect();
+        Some(News { jobs, ..News::nothing(joining) })
     }
 }
 

@@ -80,19 +80,12 @@ impl Store {
             return Err(sqlx::Error::ColumnNotFound("source.postgres.jobs_table".into()));
         };
         let [id, status_name] = &jobs.names;
-        let statuses = &self.settings.statuses;
-        let own = match status {
-            JobStatus::Completed => statuses.completed.first(),
-            JobStatus::Failed => statuses.failed.first(),
-            JobStatus::Cancelled => statuses.cancelled.first(),
-            _ => None,
-        };
         let sql = format!(
             "INSERT INTO {table} ({id}, {status_name}) VALUES ({job}, {own})
              ON CONFLICT ({id}) DO UPDATE SET {status_name} = excluded.{status_name}",
             table = jobs.table,
             job = jobs.id.value(job.as_str()),
-            own = literal(own.map_or(status.as_str(), String::as_str)),
+            own = literal(self.settings.statuses.spelling(status)),
         );
         link.ask(sql).await.map(drop)
     }

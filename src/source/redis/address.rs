@@ -2,6 +2,7 @@
 
 use crate::config;
 use crate::error::{SourceCode, SourceError};
+use crate::source::tls::root_certificate;
 use percent_encoding::percent_decode_str;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
@@ -71,30 +72,18 @@ pub struct Login {
 
 pub fn read(settings: &config::Redis) -> Result<(Deployment, Login), SourceError> {
     let url = settings.url.get().unwrap_or_default();
-    let parts = parse(url).ok_or_else(|| SourceError {
-        code: SourceCode::CannotOpen,
-        operation: "reading source.redis.url".into(),
+    let parts = parse(url).ok_or_else(|| {
         // not its text: there may be a password in it
-        cause: "it is no address such as redis://user:password@host:6379/0, \
-                redis://host:7000,redis://host:7001 or redis+sentinel://host:26379,host:26379/service"
-            .into(),
-        help: "correct it; what has a special meaning in an address is written as %40 in user and password",
+        let cause = "it is no address such as redis://user:password@host:6379/0, \
+                     redis://host:7000,redis://host:7001 or redis+sentinel://host:26379,host:26379/service";
+        let help = "correct it; what has a special meaning in an address is written as %40 in user and password";
+        SourceError::new(SourceCode::CannotOpen, "reading source.redis.url", cause, help)
     })?;
     let certificates = |root_cert| TlsCertificates { client_tls: None, root_cert };
-    let tls = match (parts.is_tls, &settings.root_cert) {
-        (false, _) => None,
-        (true, none) if none.as_os_str().is_empty() => Some(certificates(None)),
-        (true, file) => match std::fs::read(file) {
-            Ok(pem) => Some(certificates(Some(pem))),
-            Err(error) => {
-                return Err(SourceError {
-                    code: SourceCode::CannotOpen,
-                    operation: "reading source.redis.root_cert".into(),
-                    cause: format!("{}: {error}", file.display()),
-                    help: "name the PEM file with the authority's certificate",
-                });
-            }
-        },
+    let tls = if parts.is_tls {
+        Some(certificates(root_certificate("source.redis.root_cert", &settings.root_cert)?))
+    } else {
+        None
     };
     Ok((parts.deployment, Login { user: parts.user, password: parts.password, db: parts.db, tls }))
 }

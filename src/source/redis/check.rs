@@ -15,7 +15,7 @@ pub async fn check(settings: &config::Source) -> Vec<Finding> {
     };
     match looked.await {
         Ok(found) => found,
-        Err(error) => vec![Finding::problem(format!("{}: {}", error.operation, error.cause), error.help)],
+        Err(error) => vec![error.into()],
     }
 }
 

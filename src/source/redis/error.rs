@@ -3,6 +3,7 @@
 
 use super::nodes::Fault;
 use crate::error::{SourceCode, SourceError};
+use crate::source::tls::is_handshake_failure;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 use std::error::Error;
 use std::io;
@@ -12,13 +13,13 @@ pub fn failed(operation: &str, fault: Fault) -> SourceError {
     let Fault { at, error } = fault;
     let code = code_of(&error);
     let help = match code {
-        SourceCode::Unreachable => "see whether the server runs and source.redis.url leads to it; it is tried again",
-        SourceCode::Unavailable => "the server is starting, or changing over to another; it is tried again",
-        SourceCode::Busy => "a script or module keeps the server busy; it is tried again",
-        SourceCode::TimedOut => "the server or the way to it is slow; it is tried again",
-        SourceCode::Exhausted => "raise the server's maxclients or maxmemory; it is tried again",
-        SourceCode::Conflict => "others write to the same job without pause; it is tried again",
-        SourceCode::Io => "see the server's log and disk; it is tried again",
+        SourceCode::Unreachable => "see whether the server runs and source.redis.url leads to it",
+        SourceCode::Unavailable => "the server is starting, or changing over to another",
+        SourceCode::Busy => "a script or module keeps the server busy",
+        SourceCode::TimedOut => "the server or the way to it is slow",
+        SourceCode::Exhausted => "raise the server's maxclients or maxmemory",
+        SourceCode::Conflict => "others write to the same job without pause",
+        SourceCode::Io => "see the server's log and disk",
         SourceCode::Credentials => "correct user, password and database in source.redis.url",
         SourceCode::Tls => "see whether the server speaks TLS (rediss://), and source.redis.root_cert",
         SourceCode::Rights => {
@@ -30,7 +31,7 @@ pub fn failed(operation: &str, fault: Fault) -> SourceError {
         SourceCode::Schema => "see source.redis.events_key and source.redis.job_key, and `jobcast check`",
         _ => "see the cause",
     };
-    SourceError { code, operation: format!("{operation} ({at})"), cause: cause_of(&error), help }
+    SourceError::new(code, format!("{operation} ({at})"), cause_of(&error), help).with_source(error)
 }
 
 /// Whether the connection that it came on is of no use any more.
@@ -89,7 +90,7 @@ fn is_tls(error: &RedisError) -> bool {
     type Shared = Arc<dyn Error + Send + Sync>;
     let shared = error.source().and_then(|source| source.downcast_ref::<Shared>());
     let io = shared.and_then(|shared| shared.downcast_ref::<io::Error>());
-    io.and_then(io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>())
+    io.is_some_and(is_handshake_failure)
 }
 
 fn cause_of(error: &RedisError) -> String {

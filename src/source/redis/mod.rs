@@ -4,6 +4,7 @@
 
 mod address;
 mod check;
+mod driver;
 mod entry;
 mod error;
 mod hearing;
@@ -13,7 +14,7 @@ mod position;
 mod tail;
 mod writer;
 
-pub use check::check;
+pub use driver::RedisDriver;
 
 use super::{Appended, JobSummary, Limit, NewEvent, Page, PageResult, Source, Standing, Tail};
 use crate::config;
@@ -64,11 +65,9 @@ impl Store {
         let settings = settings.redis.clone();
         let (deployment, login) = address::read(&settings)?;
         let (topology, keeper) = Topology::start(deployment, login).await;
-        let events = Template::new(&settings.events_key).ok_or_else(|| SourceError {
-            code: SourceCode::CannotOpen,
-            operation: "reading source.redis.events_key".into(),
-            cause: format!("it does not hold {}", config::Redis::JOB_ID),
-            help: "correct it",
+        let events = Template::new(&settings.events_key).ok_or_else(|| {
+            let cause = format!("it does not hold {}", config::Redis::JOB_ID);
+            SourceError::new(SourceCode::CannotOpen, "reading source.redis.events_key", cause, "correct it")
         })?;
         let store = Arc::new(Self {
             job: Template::new(&settings.job_key),
@@ -228,7 +227,7 @@ impl Store {
         Ok(PageResult::Page(Page {
             end,
             is_complete: is_last && ending.is_some(),
-            status: ending.or_else(|| status.and_then(|status| status.parse().ok())),
+            status: ending.or_else(|| self.settings.statuses.resolve(&status?)),
             events,
             is_last,
         }))
@@ -253,7 +252,7 @@ impl Store {
         }
         let position = Position::newest(info.as_ref());
         let ending = self.ending(status.as_deref(), info.as_ref(), &position);
-        let status = ending.or_else(|| status.and_then(|status| status.parse().ok()));
+        let status = ending.or_else(|| self.settings.statuses.resolve(&status?));
         Ok(Some(Standing { cursor: position.seal(job), status }))
     }
 
@@ -329,7 +328,7 @@ impl Store {
         let ended = ended.or_else(|| last.as_ref().and_then(|event| self.settings.final_types.find(&event.kind)));
         let summary = JobSummary {
             job_id: job.clone(),
-            status: ended.or_else(|| status.and_then(|status| status.parse().ok())),
+            status: ended.or_else(|| self.settings.statuses.resolve(status?)),
             last_event_at: last.map(|event| Rfc3339(event.timestamp).to_string()),
         };
         // a key that merely looks like one of ours has neither

@@ -12,7 +12,7 @@
 //! what went before a reader's very first event cannot be told.
 
 use super::entry::{Entry, EntryId, Info, Print};
-use crate::cursor::{CHECK_BYTES, Cursor};
+use crate::cursor::{CHECK_BYTES, Cursor, varint};
 use crate::event::JobId;
 use crate::sse::Reset;
 
@@ -38,7 +38,7 @@ pub struct Seen {
 }
 
 impl Position {
-    const VERSION: char = 'r';
+    pub const VERSION: char = 'r';
 
     /// Before whatever there is.
     pub const BEGINNING: Self = Self { id: EntryId::ZERO, ordinal: None, print: None, excused: EntryId::ZERO };
@@ -176,15 +176,15 @@ impl Position {
             (is_excused, Self::HAS_EXCUSED),
         ];
         let mut to = vec![flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum()];
-        write_number(&mut to, self.id.ms);
-        write_number(&mut to, self.id.seq);
+        varint::write(&mut to, self.id.ms);
+        varint::write(&mut to, self.id.seq);
         if let Some(ordinal) = self.ordinal {
-            write_number(&mut to, ordinal);
+            varint::write(&mut to, ordinal);
         }
         to.extend(self.print.iter().flatten());
         if is_excused {
-            write_number(&mut to, self.excused.ms);
-            write_number(&mut to, self.excused.seq);
+            varint::write(&mut to, self.excused.ms);
+            varint::write(&mut to, self.excused.seq);
         }
         to
     }
@@ -193,8 +193,8 @@ impl Position {
         let (flags, mut rest) = bytes.split_first()?;
         let from = &mut rest;
         let has = |flag| flags & flag != 0;
-        let id = EntryId { ms: read_number(from)?, seq: read_number(from)? };
-        let ordinal = if has(Self::HAS_ORDINAL) { Some(read_number(from)?) } else { None };
+        let id = EntryId { ms: varint::read(from)?, seq: varint::read(from)? };
+        let ordinal = if has(Self::HAS_ORDINAL) { Some(varint::read(from)?) } else { None };
         let print = match has(Self::HAS_PRINT) {
             true => {
                 let (print, after) = from.split_first_chunk::<CHECK_BYTES>()?;
@@ -204,35 +204,13 @@ impl Position {
             false => None,
         };
         let excused = match has(Self::HAS_EXCUSED) {
-            true => EntryId { ms: read_number(from)?, seq: read_number(from)? },
+            true => EntryId { ms: varint::read(from)?, seq: varint::read(from)? },
             false => EntryId::ZERO,
         };
         // more than anybody ever adds, and no sum of it overflows
         let is_sane = ordinal.is_none_or(|ordinal| ordinal < 1 << 60);
         is_sane.then_some(Self { id, ordinal, print, excused })
     }
-}
-
-/// Seven bits a byte, low ones first.
-fn write_number(to: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        to.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    to.push(number as u8);
-}
-
-fn read_number(from: &mut &[u8]) -> Option<u64> {
-    let mut number = 0;
-    for shift in (0..64).step_by(7) {
-        let (byte, rest) = from.split_first()?;
-        *from = rest;
-        number |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(number);
-        }
-    }
-    None
 }
 
 #[cfg(test)]

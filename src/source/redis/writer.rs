@@ -8,7 +8,7 @@ use super::nodes::{Fault, Request, said};
 use super::position::Position;
 use super::{CHUNK, Store, info_of};
 use crate::error::{SourceCode, SourceError};
-use crate::event::{Event, JobId, JobStatus, Rfc3339};
+use crate::event::{JobId, JobStatus, Rfc3339};
 use crate::source::{Appended, NewEvent};
 use redis::{RedisError, Value, cmd};
 use std::collections::{HashMap, hash_map};
@@ -160,7 +160,7 @@ impl Store {
                 ids.upto = id;
                 ids.entries.insert(self.known.hash(&event.id), id);
                 let position = Position::at(&Entry::new(id, fields), before.map(|before| before + ordinal));
-                appended.push((event_of(job, event), position.seal(job)));
+                appended.push(((*event).clone().into_event(job.clone()), position.seal(job)));
             }
         }
         let mut is_told = vec![false; appended.len()];
@@ -232,23 +232,17 @@ impl Store {
 
     pub async fn set_status(&self, job: &JobId, status: JobStatus) -> Result<(), SourceError> {
         let Some(template) = &self.job else {
-            return Err(SourceError {
-                code: SourceCode::Schema,
-                operation: "writing a status".into(),
-                cause: "source.redis.job_key is empty".into(),
-                help: "name the key of the job's hash, or end jobs by an event of source.redis.final_types",
-            });
-        };
-        let statuses = &self.settings.statuses;
-        let own = match status {
-            JobStatus::Completed => statuses.completed.first(),
-            JobStatus::Failed => statuses.failed.first(),
-            JobStatus::Cancelled => statuses.cancelled.first(),
-            JobStatus::Pending | JobStatus::Queued | JobStatus::Running => None,
+            let help = "name the key of the job's hash, or end jobs by an event of source.redis.final_types";
+            return Err(SourceError::new(
+                SourceCode::Schema,
+                "writing a status",
+                "source.redis.job_key is empty",
+                help,
+            ));
         };
         let key = template.key(job);
         let mut set = cmd("HSET");
-        set.arg(&key).arg("status").arg(own.map_or(status.as_str(), String::as_str));
+        set.arg(&key).arg("status").arg(self.settings.statuses.spelling(status));
         let written = async {
             let answer = self.ask(Request::of(&key, vec![set])).await?.pop().unwrap_or(Value::Nil);
             said(answer).map(drop).map_err(|error| self.topology.fault(error))
@@ -267,9 +261,4 @@ fn fields_of(event: &NewEvent) -> Vec<(&'static str, String)> {
     fields.extend(event.step_id.clone().map(|step| ("stepId", step)));
     fields.push(("payload", event.payload.as_json().to_string()));
     fields
-}
-
-fn event_of(job: &JobId, new: &NewEvent) -> Event {
-    let NewEvent { id, step_id, kind, timestamp, actor, payload } = new.clone();
-    Event { id, job_id: job.clone(), step_id, kind, timestamp, actor, payload }
 }

@@ -2,10 +2,13 @@
 //! and a position is one number; the event's id, hashed, goes with it, so that a number which means another event by
 //! now (a restored backup, another database) is noticed.
 
+mod driver;
 mod tail;
 mod writer;
 
-use super::{Appended, Finding, JobSummary, Limit, NewEvent, Page, PageResult, Source, Standing, Tail};
+pub use driver::SqliteDriver;
+
+use super::{Appended, Finding, JobSummary, Limit, NewEvent, Page, PageBuilder, PageResult, Source, Standing, Tail};
 use crate::config;
 use crate::cursor::{CHECK_BYTES, Cursor, fingerprint};
 use crate::error::{SourceCode, SourceError};
@@ -44,12 +47,9 @@ impl Sqlite {
         sqlx::raw_sql(SCHEMA).execute(&mut first).await.map_err(failed)?;
         let problems: Vec<Finding> = findings(&mut first).await.map_err(failed)?;
         if let Some(problem) = problems.into_iter().find(|finding| finding.is_problem) {
-            return Err(SourceError {
-                code: SourceCode::Schema,
-                operation: format!("opening {}", path.display()),
-                cause: problem.summary,
-                help: "see `jobcast check` and `jobcast schema sqlite`, or give another file by source.sqlite.path",
-            });
+            let help = "see `jobcast check` and `jobcast schema sqlite`, or give another file by source.sqlite.path";
+            let operation = format!("opening {}", path.display());
+            return Err(SourceError::new(SourceCode::Schema, operation, problem.summary, help));
         }
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
@@ -183,8 +183,8 @@ impl Sqlite {
         .bind(after.seq)
         .bind(limit.events as i64 + 1)
         .fetch(&self.readers);
-        let mut events = Vec::new();
-        let (mut bytes, mut is_last, mut status) = (0, true, None);
+        let mut page = PageBuilder::new(limit);
+        let (mut is_last, mut status) = (true, None);
         while let Some(row) = rows.try_next().await? {
             let mark: Option<String> = row.try_get(9)?;
             status = row.try_get::<Option<String>, _>(8)?;
@@ -196,22 +196,20 @@ impl Sqlite {
             if row.try_get::<Option<i64>, _>(0)?.is_none() {
                 break;
             }
-            if events.len() == limit.events || bytes > limit.bytes {
+            if page.is_full() {
                 is_last = false;
                 break;
             }
             let (event, position) = read_event(&row, job)?;
-            bytes += event.payload.as_json().len();
-            let cursor = position.seal(job);
-            events.push((event, cursor));
+            page.push(event, position.seal(job));
         }
-        if status.is_none() && events.is_empty() && after == Position::BEGINNING {
+        if status.is_none() && page.is_empty() && after == Position::BEGINNING {
             return Ok(PageResult::NoSuchJob);
         }
         let status = status.and_then(|status| status.parse::<JobStatus>().ok());
         Ok(PageResult::Page(Page {
-            end: events.last().map_or_else(|| after.seal(job), |(_, cursor)| cursor.clone()),
-            events,
+            end: page.end().cloned().unwrap_or_else(|| after.seal(job)),
+            events: page.into_events(),
             is_last,
             status,
             is_complete: is_last && status.is_some_and(JobStatus::is_final),
@@ -318,14 +316,14 @@ fn failed(operation: String, error: sqlx::Error) -> SourceError {
             "see whether its directory exists and this user may write to it, or give another file by source.sqlite.path"
         }
         SourceCode::Schema => "compare the tables with `jobcast schema sqlite`",
-        SourceCode::TimedOut => "too many reads at once; it is tried again",
+        SourceCode::TimedOut => "too many reads at once",
         _ => "see the cause",
     };
     let cause = match &error {
         sqlx::Error::Database(said) => said.message().to_string(),
         other => other.to_string(),
     };
-    SourceError { code, operation, cause, help }
+    SourceError::new(code, operation, cause, help).with_source(error)
 }
 
 /// What `jobcast check` says of the file. Opens it read-only where it is there, and makes nothing.
@@ -346,10 +344,7 @@ pub async fn check(path: &Path) -> Vec<Finding> {
         Ok(mut connection) => findings(&mut connection).await,
         Err(error) => Err(error),
     };
-    found.unwrap_or_else(|error| {
-        let error = failed(format!("opening {}", path.display()), error);
-        vec![Finding::problem(format!("{}: {}", error.operation, error.cause), error.help)]
-    })
+    found.unwrap_or_else(|error| vec![failed(format!("opening {}", path.display()), error).into()])
 }
 
 fn tempfile_in(folder: &Path) -> std::io::Result<()> {

@@ -9,12 +9,12 @@ use super::{Position, failed, options, read_event};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{JobNews, Joiner, News, Tail, Wakeup};
+use crate::source::{JobNews, Joiner, Limit, News, Tail, TailBatch, Wakeup};
 use crate::sse::{JobEnd, Reset};
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
-use sqlx::sqlite::SqliteConnection;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{ConnectOptions, Row};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -23,9 +23,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// One read stops at the first of these; bytes are those of payloads.
-const READ_ROWS: usize = 1000;
-const READ_BYTES: usize = 1 << 20;
+/// The bounds of one read.
+const READ: Limit = Limit { events: 1000, bytes: 1 << 20 };
 
 /// The file changes a little before the commit in it can be seen, and several times for one commit: it is looked at
 /// after so long, again after four times as long, and so on. The poll makes it certain.
@@ -207,11 +206,11 @@ impl SqliteTail {
         drop(rows);
         let mark = seen.mark.unwrap_or(newest);
         if newest < mark {
-            return Ok(self.rewound(newest));
+            return Ok(self.rewound(newest, joining));
         }
 
-        let mut news = News { caught_up_joiners: joining.iter().map(|_| None).collect(), ..News::default() };
-        let mut found = Found::default();
+        let mut news = News::nothing(joining);
+        let mut found = TailBatch::new(READ);
         let upto = if self.live.is_empty() || newest == mark {
             newest
         } else {
@@ -221,9 +220,9 @@ impl SqliteTail {
             )
             .bind(mark)
             .bind(newest)
-            .bind(READ_ROWS as i64)
+            .bind(READ.events as i64)
             .fetch(&mut *connection);
-            match found.take(rows).await? {
+            match take(&mut found, rows).await? {
                 Some(cut) => cut,
                 None => newest,
             }
@@ -250,11 +249,12 @@ impl SqliteTail {
             false => self.ending.keys().filter(|job| self.live.contains(*job)).cloned().collect(),
         };
         for job in ended {
-            let end = self.ending.remove(&job).map(JobEnd::Complete);
-            found.of(&job).end = end;
+            if let Some(status) = self.ending.remove(&job) {
+                found.end(&job, JobEnd::Complete(status));
+            }
             self.unwatch(&job);
         }
-        news.jobs = found.jobs;
+        news.jobs = found.into_jobs();
         Ok(news)
     }
 
@@ -265,7 +265,7 @@ impl SqliteTail {
         joining: &[Joiner],
         upto: i64,
         news: &mut News,
-        found: &mut Found,
+        found: &mut TailBatch,
     ) -> Result<(HashSet<JobId>, Vec<(JobId, i64)>), sqlx::Error> {
         let (mut level, mut behind) = (HashSet::new(), Vec::new());
         let Some(connection) = self.connection.as_mut() else { return Ok((level, behind)) };
@@ -276,9 +276,7 @@ impl SqliteTail {
             } else {
                 behind.push((job.clone(), events.last().map_or(*after, |(_, last)| last.seq)));
             }
-            if !events.is_empty() {
-                found.of(job).events.extend(sealed(job, events));
-            }
+            found.extend(job, sealed(job, events));
         }
         if !level.is_empty() {
             sqlx::query("INSERT OR IGNORE INTO temp.watched SELECT value FROM json_each(?1)")
@@ -297,14 +295,14 @@ impl SqliteTail {
     }
 
     /// The numbers went back: a backup was put in place, or the table was made anew. Nothing that was given out counts.
-    fn rewound(&mut self, newest: i64) -> News {
+    fn rewound(&mut self, newest: i64, joining: &[Joiner]) -> News {
         let fresh = self.fresh.drain(..).map(|(job, _)| job);
         let jobs = self.live.drain().chain(fresh).map(|job| JobNews {
             job,
             events: Vec::new(),
             end: Some(JobEnd::Lost(Reset::Rewound)),
         });
-        let news = News { jobs: jobs.collect(), ..News::default() };
+        let news = News { jobs: jobs.collect(), ..News::nothing(joining) };
         self.unwatched = news.jobs.iter().map(|job| job.job.clone()).collect();
         self.ending.clear();
         self.seen = Seen { mark: Some(newest), ..Seen::default() };
@@ -326,18 +324,18 @@ async fn read_after(
     .bind(job.as_str())
     .bind(after)
     .bind(upto)
-    .bind(READ_ROWS as i64)
+    .bind(READ.events as i64)
     .fetch(connection);
     let (mut events, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.try_next().await? {
         let (event, position) = read_event(&row, job)?;
         bytes += event.payload.as_json().len();
         events.push((event, position));
-        if bytes > READ_BYTES {
+        if READ.is_reached_by(events.len(), bytes) {
             return Ok((events, false));
         }
     }
-    let is_all = events.len() < READ_ROWS;
+    let is_all = events.len() < READ.events;
     Ok((events, is_all))
 }
 
@@ -349,38 +347,18 @@ fn json(jobs: &impl serde::Serialize) -> Result<String, sqlx::Error> {
     serde_json::to_string(jobs).map_err(|error| sqlx::Error::Encode(error.into()))
 }
 
-/// What was read, job by job, in the order in which jobs were met.
-#[derive(Default)]
-struct Found {
-    jobs: Vec<JobNews>,
-    places: HashMap<JobId, usize>,
-}
-
-impl Found {
-    fn of(&mut self, job: &JobId) -> &mut JobNews {
-        let place = *self.places.entry(job.clone()).or_insert_with(|| {
-            self.jobs.push(JobNews { job: job.clone(), events: Vec::new(), end: None });
-            self.jobs.len() - 1
-        });
-        &mut self.jobs[place]
-    }
-
-    /// Takes rows until they end, or one read has enough: then the number of the last one taken.
-    async fn take(
-        &mut self,
-        mut rows: impl futures_util::Stream<Item = Result<sqlx::sqlite::SqliteRow, sqlx::Error>> + Unpin,
-    ) -> Result<Option<i64>, sqlx::Error> {
-        let (mut taken, mut bytes) = (0, 0);
-        while let Some(row) = rows.try_next().await? {
-            let Ok(job) = row.try_get::<String, _>(2)?.parse::<JobId>() else { continue };
-            let (event, position) = read_event(&row, &job)?;
-            bytes += event.payload.as_json().len();
-            taken += 1;
-            self.of(&job).events.push((event, position.seal(&job)));
-            if taken == READ_ROWS || bytes > READ_BYTES {
-                return Ok(Some(position.seq));
-            }
+/// Takes rows until they end, or one read has enough: then the number of the last one taken.
+async fn take(
+    batch: &mut TailBatch,
+    mut rows: impl futures_util::Stream<Item = Result<SqliteRow, sqlx::Error>> + Unpin,
+) -> Result<Option<i64>, sqlx::Error> {
+    while let Some(row) = rows.try_next().await? {
+        let Ok(job) = row.try_get::<String, _>(2)?.parse::<JobId>() else { continue };
+        let (event, position) = read_event(&row, &job)?;
+        batch.push(&job, event, position.seal(&job));
+        if batch.is_full() {
+            return Ok(Some(position.seq));
         }
-        Ok(None)
     }
+    Ok(None)
 }

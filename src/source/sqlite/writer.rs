@@ -2,7 +2,7 @@
 
 use super::{Position, failed, read_event};
 use crate::error::SourceError;
-use crate::event::{Event, JobId, JobStatus, Rfc3339};
+use crate::event::{JobId, JobStatus, Rfc3339};
 use crate::source::{Appended, NewEvent};
 use sqlx::{Row, SqliteConnection};
 use std::collections::HashMap;
@@ -166,7 +166,5 @@ impl Task {
 
 fn appended(job: &JobId, new: NewEvent, seq: i64) -> Appended {
     let cursor = Position::of(seq, &new.id).seal(job);
-    let NewEvent { id, step_id, kind, timestamp, actor, payload } = new;
-    let event = Event { id, job_id: job.clone(), step_id, kind, timestamp, actor, payload };
-    Appended { event, cursor, is_new: true }
+    Appended { event: new.into_event(job.clone()), cursor, is_new: true }
 }
