@@ -1,173 +1,184 @@
-//! What `jobcast check` says of the database.
+//! Findings of `jobcast check` about the database.
 
-use super::link::Link;
+use super::error::QueryError;
 use super::position::Position;
-use super::table::{Age, Mark, Order, Tables, quote_table};
-use super::tell::{Wanted, page_statement};
-use super::{Store, literal};
+use super::session::Session;
+use super::sql::{self, PageQuery, XidBound, quote_table};
+use super::store::{Store, parse_columns};
+use super::tables::{CursorScheme, RowOrder, XidSource};
 use crate::config;
+use crate::error::SourceError;
 use crate::event::JobId;
 use crate::source::Finding;
 use sqlx::Row;
 
 pub async fn check(settings: &config::Source) -> Vec<Finding> {
-    let looked = async {
-        let store = Store::open(settings).await?;
-        store.reading("checking the database", async |link, tables| look(&store, link, tables).await).await
-    };
-    match looked.await {
-        Ok(found) => found,
-        Err(error) => vec![error.into()],
+    try_check(settings).await.unwrap_or_else(|error| vec![error.into()])
+}
+
+async fn try_check(settings: &config::Source) -> Result<Vec<Finding>, SourceError> {
+    let store = Store::open(settings).await?;
+    store.with_session("checking the database", async |session| session.check().await).await
+}
+
+/// An index that reads are slow without.
+struct WantedIndex<'a> {
+    /// Quoted.
+    table: &'a str,
+    columns: Vec<&'a str>,
+    reason: &'static str,
+}
+
+impl Session<'_> {
+    async fn check(&mut self) -> Result<Vec<Finding>, QueryError> {
+        let mut findings = self.check_server().await?;
+        findings.push(Finding::fine(describe(self.tables.best)));
+        findings.extend(self.check_columns().await?);
+        findings.extend(self.check_indexes().await?);
+        findings.extend(self.check_rights().await?);
+        findings.push(self.check_wakeups().await?);
+        Ok(findings)
+    }
+
+    async fn check_server(&mut self) -> Result<Vec<Finding>, QueryError> {
+        let row = self.connection.query_one(sql::SERVER.into()).await?;
+        let version: String = row.try_get("version")?;
+        let mut findings = vec![if row.try_get::<i32, _>("version_number")? >= 130_000 {
+            Finding::fine(format!("PostgreSQL {version}"))
+        } else {
+            Finding::problem(format!("PostgreSQL {version} is too old"), "13 is the oldest that tells what is needed")
+        }];
+        if row.try_get("is_standby")? {
+            findings.push(Finding::fine("a standby: it hears no wake-ups, new events wait for the poll"));
+        }
+        if self.store.is_behind_proxy(row.try_get("port")?) {
+            findings.push(Finding::fine(
+                "a pooler or proxy stands before the server: where it keeps no sessions (PgBouncer's pool_mode = \
+                 transaction), wake-ups do not pass, and new events wait for the poll; then set source.postgres.listen = \"\"",
+            ));
+        }
+        Ok(findings)
+    }
+
+    /// Finds columns that make events late or slow.
+    async fn check_columns(&mut self) -> Result<Vec<Finding>, QueryError> {
+        let mut findings = Vec::new();
+        let names = &self.store.settings.columns;
+        let columns = self.connection.query(sql::table_columns(&self.store.settings.events_table)).await?;
+        let table = &self.tables.events.name;
+        for column in parse_columns(&columns)? {
+            let is = |name: &str| column.name == name;
+            if is(&names.xid) && column.kind == "xid8" && !column.tells_xid() {
+                findings.push(Finding::problem(
+                    format!("the column {} is not used, since nothing fills it", column.name),
+                    format!("ALTER TABLE {table} ALTER COLUMN {} SET DEFAULT pg_current_xact_id()", column.name),
+                ));
+            }
+            if column.may_be_null && (is(&names.timestamp) || is(&names.id)) {
+                findings.push(Finding::problem(
+                    format!("the column {} may be null: then no index can serve the order of events", column.name),
+                    format!("ALTER TABLE {table} ALTER COLUMN {} SET NOT NULL", column.name),
+                ));
+            }
+        }
+        Ok(findings)
+    }
+
+    async fn check_indexes(&mut self) -> Result<Vec<Finding>, QueryError> {
+        let mut findings = Vec::new();
+        let tables = self.tables.clone();
+        for WantedIndex { table, columns, reason } in wanted_indexes(&self.store.settings, &tables) {
+            let row = self.connection.query_one(sql::has_index(table, columns.iter().copied())).await?;
+            let columns = columns.join(", ");
+            findings.push(if row.try_get("has_index")? {
+                Finding::fine(format!("there is an index on {table} ({columns})"))
+            } else {
+                Finding::problem(
+                    format!("there is no index on {table} ({columns}): {reason}"),
+                    format!("CREATE INDEX CONCURRENTLY ON {table} ({columns})"),
+                )
+            });
+        }
+        Ok(findings)
+    }
+
+    /// Reads as the tail and history do, for a job that does not exist.
+    async fn check_rights(&mut self) -> Result<Vec<Finding>, QueryError> {
+        let no_job: Option<JobId> = ["jobcast-check", "0", "00000000-0000-0000-0000-000000000000"]
+            .into_iter()
+            .find(|id| self.tables.events.job_id.canonical(id).is_some())
+            .and_then(|id| id.parse().ok());
+        if let Some(job) = &no_job {
+            let position = &Position::beginning();
+            let query = PageQuery { job, position, end: XidBound::OwnMark, published_by: None, limit: 1 };
+            let sql = sql::page(&self.tables, self.durable_xid(), &query);
+            if let Err(error) = self.connection.query(sql).await {
+                return Ok(vec![self.store.error("reading events and statuses", error).into()]);
+            }
+        }
+        let row = self.connection.query_one(sql::may_insert(&self.tables.events.name)).await?;
+        let user: String = row.try_get("user_name")?;
+        Ok(vec![Finding::fine(if row.try_get("may_insert")? {
+            format!("{user} may read the tables, and write to them; to read is all that is needed without ingest")
+        } else {
+            format!("{user} may read the tables, and not write to them")
+        })])
+    }
+
+    async fn check_wakeups(&mut self) -> Result<Finding, QueryError> {
+        let settings = &self.store.settings;
+        if settings.listen.is_empty() {
+            return Ok(Finding::fine("no wake-ups are asked for: new events wait for the poll"));
+        }
+        let row = self.connection.query_one(sql::has_notify_trigger(&self.tables.events.name)).await?;
+        Ok(Finding::fine(if row.try_get("has_trigger")? {
+            format!("a trigger notifies; Jobcast listens on {}", settings.listen)
+        } else {
+            format!(
+                "no trigger on {} notifies: new events wait for the poll; `jobcast schema postgres` has one",
+                quote_table(&settings.events_table)
+            )
+        }))
     }
 }
 
-async fn look(store: &Store, link: &mut Link, tables: &Tables) -> Result<Vec<Finding>, sqlx::Error> {
-    let mut found = server(store, link).await?;
-    found.push(Finding::fine(match (tables.age(), tables.order()) {
-        (Age::Column, Order::Number) => {
+fn describe(scheme: CursorScheme) -> &'static str {
+    match (scheme.xids, scheme.order) {
+        (XidSource::Column, RowOrder::Number) => {
             "the event table tells transactions and numbers by columns: new events are found by index"
         }
-        (Age::Column, Order::Time) => "the event table tells transactions by a column; events are ordered by timestamp",
-        (Age::System, _) => {
+        (XidSource::Column, RowOrder::Time) => {
+            "the event table tells transactions by a column; events are ordered by timestamp"
+        }
+        (XidSource::System, _) => {
             "the event table has no column of type xid8: new events are found by timestamp, and by sweeps; \
              `jobcast schema postgres --migrate` shows how to add the column that makes it cheap"
         }
-    }));
-    found.extend(columns(store, link, tables).await?);
-    found.extend(indexes(store, link, tables).await?);
-    found.extend(rights(store, link, tables).await?);
-    found.extend(wakeups(store, link, tables).await?);
-    Ok(found)
+    }
 }
 
-async fn server(store: &Store, link: &mut Link) -> Result<Vec<Finding>, sqlx::Error> {
-    let sql = "SELECT current_setting('server_version'), current_setting('server_version_num')::int,
-               pg_is_in_recovery(), inet_server_port()";
-    let answer = link.ask(sql.into()).await?;
-    let row = answer.first().ok_or(sqlx::Error::RowNotFound)?;
-    let version: String = row.try_get(0)?;
-    let mut found = vec![match row.try_get::<i32, _>(1)? {
-        130_000.. => Finding::fine(format!("PostgreSQL {version}")),
-        _ => Finding::problem(format!("PostgreSQL {version} is too old"), "13 is the oldest that tells what is needed"),
-    }];
-    if row.try_get(2)? {
-        found.push(Finding::fine("a standby: it hears no wake-ups, new events wait for the poll"));
-    }
-    if store.is_behind_another(row.try_get(3)?) {
-        found.push(Finding::fine(
-            "a pooler or proxy stands before the server: where it keeps no sessions (PgBouncer's pool_mode = \
-             transaction), wake-ups do not pass, and new events wait for the poll; then set source.postgres.listen = \"\"",
-        ));
-    }
-    Ok(found)
-}
-
-/// What the columns allow that would make events late or slow.
-async fn columns(store: &Store, link: &mut Link, tables: &Tables) -> Result<Vec<Finding>, sqlx::Error> {
-    let mut found = Vec::new();
-    let (names, table) = (&store.settings.columns, &tables.events);
-    for column in super::columns_of(link, &store.settings.events_table).await? {
-        let is = |name: &str| column.name == name;
-        if is(&names.xid) && column.kind == "xid8" && column.may_be_null && !column.has_default {
-            found.push(Finding::problem(
-                format!("the column {} is not used, since nothing fills it", column.name),
-                format!("ALTER TABLE {table} ALTER COLUMN {} SET DEFAULT pg_current_xact_id()", column.name),
-            ));
-        }
-        if column.may_be_null && (is(&names.timestamp) || is(&names.id)) {
-            found.push(Finding::problem(
-                format!("the column {} may be null: then no index can serve the order of events", column.name),
-                format!("ALTER TABLE {table} ALTER COLUMN {} SET NOT NULL", column.name),
-            ));
-        }
-    }
-    Ok(found)
-}
-
-async fn indexes(store: &Store, link: &mut Link, tables: &Tables) -> Result<Vec<Finding>, sqlx::Error> {
-    let settings = &store.settings;
-    let columns = &settings.columns;
-    let by_time = (&tables.events, vec![&columns.job_id, &columns.timestamp]);
+fn wanted_indexes<'a>(settings: &'a config::Postgres, tables: &'a super::Tables) -> Vec<WantedIndex<'a>> {
+    let names = &settings.columns;
+    let on_events = |columns, reason| WantedIndex { table: &tables.events.name, columns, reason };
     let mut wanted = Vec::new();
-    match tables.order() {
-        Order::Number => {
-            wanted.push(((&tables.events, vec![&columns.job_id, &columns.seq]), "history is read by it"));
-            if tables.has_unnumbered() {
-                wanted.push((by_time, "history from before there were numbers is read by it"));
+    match tables.best.order {
+        RowOrder::Number => {
+            wanted.push(on_events(vec![&*names.job_id, &names.seq], "history is read by it"));
+            if tables.events.has_unnumbered {
+                let reason = "history from before there were numbers is read by it";
+                wanted.push(on_events(vec![&*names.job_id, &names.timestamp], reason));
             }
         }
-        Order::Time => wanted.push((by_time, "history and new events are read by it")),
-    }
-    if tables.age() == Age::Column {
-        wanted.push(((&tables.events, vec![&columns.xid]), "new events are found by it"));
-    }
-    if let Some(jobs) = &tables.jobs {
-        wanted.push(((&jobs.table, vec![&settings.job_columns.id]), "the status of a job is found by it"));
-    }
-    let mut found = Vec::new();
-    for ((table, names), why) in wanted {
-        let list: Vec<String> = names.iter().map(|name| literal(name)).collect();
-        let columns = format!("ARRAY[{}]::text[]", list.join(","));
-        let sql = format!(
-            "SELECT EXISTS (SELECT FROM pg_index i
-               WHERE i.indrelid = to_regclass({}) AND i.indisvalid AND i.indpred IS NULL AND ({columns}) =
-               (SELECT array_agg(a.attname::text ORDER BY k.n) FROM unnest(i.indkey::int2[]) WITH ORDINALITY k (c, n)
-                JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.c WHERE k.n <= cardinality({columns})))",
-            literal(table)
-        );
-        let is_there = link.ask(sql).await?.first().is_some_and(|row| row.try_get(0).unwrap_or(false));
-        let shown = names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
-        found.push(match is_there {
-            true => Finding::fine(format!("there is an index on {table} ({shown})")),
-            false => Finding::problem(
-                format!("there is no index on {table} ({shown}): {why}"),
-                format!("CREATE INDEX CONCURRENTLY ON {table} ({shown})"),
-            ),
-        });
-    }
-    Ok(found)
-}
-
-/// Reads as the tail and history do, of a job that there is none of.
-async fn rights(store: &Store, link: &mut Link, tables: &Tables) -> Result<Vec<Finding>, sqlx::Error> {
-    let nobody: Option<JobId> = ["jobcast-check", "0", "00000000-0000-0000-0000-000000000000"]
-        .into_iter()
-        .find(|id| tables.job_id.spelled(id).is_some())
-        .and_then(|id| id.parse().ok());
-    if let Some(job) = nobody {
-        let head = store.snapshot(tables, Some(&job));
-        let position = &Position::beginning();
-        let wanted = Wanted { job: &job, position, end: Mark::Now, within: None, most: 1 };
-        let sql = page_statement(&head, tables, &wanted);
-        if let Err(error) = link.ask(sql).await {
-            return Ok(vec![store.failed("reading events and statuses", error).into()]);
+        RowOrder::Time => {
+            wanted.push(on_events(vec![&*names.job_id, &names.timestamp], "history and new events are read by it"));
         }
     }
-    let sql = format!("SELECT has_table_privilege({}, 'INSERT'), current_user::text", literal(&tables.events));
-    let answer = link.ask(sql).await?;
-    let row = answer.first().ok_or(sqlx::Error::RowNotFound)?;
-    let user: String = row.try_get(1)?;
-    Ok(vec![Finding::fine(match row.try_get(0)? {
-        true => format!("{user} may read the tables, and write to them; to read is all that is needed without ingest"),
-        false => format!("{user} may read the tables, and not write to them"),
-    })])
-}
-
-async fn wakeups(store: &Store, link: &mut Link, tables: &Tables) -> Result<Vec<Finding>, sqlx::Error> {
-    if store.settings.listen.is_empty() {
-        return Ok(vec![Finding::fine("no wake-ups are asked for: new events wait for the poll")]);
+    if tables.best.xids == XidSource::Column {
+        wanted.push(on_events(vec![&*names.xid], "new events are found by it"));
     }
-    let sql = format!(
-        "SELECT EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
-         WHERE t.tgrelid = to_regclass({}) AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND p.prosrc ILIKE '%notify%')",
-        literal(&tables.events)
-    );
-    let is_there = link.ask(sql).await?.first().is_some_and(|row| row.try_get(0).unwrap_or(false));
-    Ok(vec![Finding::fine(match is_there {
-        true => format!("a trigger notifies; Jobcast listens on {}", store.settings.listen),
-        false => format!(
-            "no trigger on {} notifies: new events wait for the poll; `jobcast schema postgres` has one",
-            quote_table(&store.settings.events_table)
-        ),
-    })])
+    if let Some(jobs) = &tables.jobs {
+        let columns = vec![&*settings.job_columns.id];
+        wanted.push(WantedIndex { table: &jobs.name, columns, reason: "the status of a job is found by it" });
+    }
+    wanted
 }

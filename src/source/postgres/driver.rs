@@ -1,14 +1,16 @@
 //! PostgreSQL as a kind of store.
 
+use super::Postgres;
 use super::check::check;
-use super::table::View;
-use super::{Postgres, SCHEMA, TRIGGER, migration};
+use super::schema::{SCHEMA, TRIGGER, migration};
+use super::tables::CursorScheme;
 use crate::config;
 use crate::error::SourceError;
 use crate::source::{Driver, Finding, Source};
 use async_trait::async_trait;
 use std::sync::Arc;
 
+/// Opens, describes and checks PostgreSQL stores.
 pub struct PostgresDriver;
 
 #[async_trait]
@@ -18,7 +20,7 @@ impl Driver for PostgresDriver {
     }
 
     fn cursor_letters(&self) -> Vec<char> {
-        View::ALL.into_iter().map(View::letter).collect()
+        CursorScheme::ALL.into_iter().map(CursorScheme::letter).collect()
     }
 
     async fn open(&self, settings: &config::Source) -> Result<Arc<dyn Source>, SourceError> {

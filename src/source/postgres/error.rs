@@ -1,35 +1,86 @@
-//! What PostgreSQL said, as everybody else needs to know it (its manual, "PostgreSQL Error Codes").
+//! Errors of a statement, and how they become the [`SourceError`] that the rest of Jobcast understands (PostgreSQL's
+//! manual, "PostgreSQL Error Codes").
 
 use crate::error::{SourceCode, SourceError};
 use crate::source::tls::is_handshake_failure;
 
-pub fn failed(operation: String, error: sqlx::Error) -> SourceError {
-    let state = error.as_database_error().and_then(|said| said.code()).unwrap_or_default().into_owned();
-    let code = match (&error, state.as_str()) {
-        (sqlx::Error::Tls(_), _) => SourceCode::Tls,
-        (sqlx::Error::Io(error), _) if is_handshake_failure(error) => SourceCode::Tls,
-        (sqlx::Error::PoolTimedOut, _) => SourceCode::TimedOut,
-        (sqlx::Error::PoolClosed, _) => SourceCode::Exhausted,
-        (sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed, _) => SourceCode::Unreachable,
-        (sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnNotFound(_) | sqlx::Error::Decode(_), _) => {
-            SourceCode::Schema
+/// A reason why a statement has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// The statement took longer than it may.
+    #[error("no answer in time")]
+    Timeout,
+    /// All connections of the pool are in use, and none became free in time.
+    #[error("all of our connections are taken")]
+    PoolExhausted,
+    /// The pool could not make a connection, for another reason than the server's answer.
+    #[error("no connection: {0}")]
+    NotConnected(String),
+    /// A status is to be written, and no job table is configured.
+    #[error("source.postgres.jobs_table is not set")]
+    NoJobsTable,
+    /// A statement that always returns a row returned none.
+    #[error("the statement returned no row")]
+    NoRow,
+    /// An event that was just written is not found.
+    #[error("an event that was written is not there")]
+    EventNotStored,
+    #[error(transparent)]
+    Sqlx(#[from] sqlx::Error),
+}
+
+impl QueryError {
+    fn code(&self) -> SourceCode {
+        match self {
+            Self::Timeout => SourceCode::TimedOut,
+            Self::PoolExhausted => SourceCode::Exhausted,
+            Self::NotConnected(_) => SourceCode::Unreachable,
+            Self::NoJobsTable => SourceCode::Schema,
+            Self::NoRow | Self::EventNotStored => SourceCode::Other,
+            Self::Sqlx(sqlx::Error::Tls(_)) => SourceCode::Tls,
+            Self::Sqlx(sqlx::Error::Io(error)) if is_handshake_failure(error) => SourceCode::Tls,
+            Self::Sqlx(sqlx::Error::Io(_)) => SourceCode::Unreachable,
+            Self::Sqlx(sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnNotFound(_) | sqlx::Error::Decode(_)) => {
+                SourceCode::Schema
+            }
+            Self::Sqlx(sqlx::Error::Database(error)) => error.code().map_or(SourceCode::Other, |state| code_of(&state)),
+            Self::Sqlx(_) => SourceCode::Other,
         }
-        (_, "42501") => SourceCode::Rights,
-        (_, "42P01" | "42703" | "42883" | "3F000" | "42804" | "42704") => SourceCode::Schema,
-        (_, "3D000" | "28000" | "28P01") => SourceCode::Credentials,
-        (_, "53300" | "53400") => SourceCode::Exhausted,
-        (_, "53100") => SourceCode::DiskFull,
-        (_, "25006") => SourceCode::Unavailable,
-        (_, "57014") => SourceCode::TimedOut,
-        (_, state) if state.starts_with("22") || state.starts_with("23") => SourceCode::Refused,
-        (_, state) if state.starts_with("57P") => SourceCode::Unavailable,
-        (_, state) if state.starts_with("08") => SourceCode::Unreachable,
-        (_, state) if state.starts_with("40") => SourceCode::Conflict,
-        (_, state) if state.starts_with("53") => SourceCode::Exhausted,
-        (_, state) if state.starts_with("58") || state.starts_with("XX") => SourceCode::Io,
+    }
+
+    /// Describes the error to an operator, with the `operation` that it ended.
+    pub fn into_source_error(self, operation: String) -> SourceError {
+        let code = self.code();
+        let cause = match &self {
+            Self::Sqlx(sqlx::Error::Database(error)) => error.message().to_string(),
+            other => other.to_string(),
+        };
+        SourceError::new(code, operation, cause, help_for(code)).with_source(self)
+    }
+}
+
+/// Sorts an SQLSTATE, first by its five characters, then by its class.
+fn code_of(state: &str) -> SourceCode {
+    match state {
+        "42501" => SourceCode::Rights,
+        "42P01" | "42703" | "42883" | "3F000" | "42804" | "42704" => SourceCode::Schema,
+        "3D000" | "28000" | "28P01" => SourceCode::Credentials,
+        "53300" | "53400" => SourceCode::Exhausted,
+        "53100" => SourceCode::DiskFull,
+        "25006" => SourceCode::Unavailable,
+        "57014" => SourceCode::TimedOut,
+        state if state.starts_with("22") || state.starts_with("23") => SourceCode::Refused,
+        state if state.starts_with("57P") => SourceCode::Unavailable,
+        state if state.starts_with("08") => SourceCode::Unreachable,
+        state if state.starts_with("40") => SourceCode::Conflict,
+        state if state.starts_with("53") => SourceCode::Exhausted,
+        state if state.starts_with("58") || state.starts_with("XX") => SourceCode::Io,
         _ => SourceCode::Other,
-    };
-    let help = match code {
+    }
+}
+
+fn help_for(code: SourceCode) -> &'static str {
+    match code {
         SourceCode::Unreachable => "see whether the server runs and source.postgres.url leads to it",
         SourceCode::Unavailable => "the server is starting, stopping or changing over",
         SourceCode::Exhausted => "raise the server's max_connections, or source.postgres.pool where ours are all taken",
@@ -41,12 +92,5 @@ pub fn failed(operation: String, error: sqlx::Error) -> SourceError {
         SourceCode::Refused => "send what the table's columns and constraints take",
         SourceCode::Schema => "see `jobcast check`",
         _ => "see the cause",
-    };
-    let cause = match &error {
-        sqlx::Error::Database(said) => said.message().to_string(),
-        sqlx::Error::PoolTimedOut => "no answer in time".into(),
-        sqlx::Error::PoolClosed => "all of our connections are taken".into(),
-        other => other.to_string(),
-    };
-    SourceError::new(code, operation, cause, help).with_source(error)
+    }
 }

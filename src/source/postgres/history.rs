@@ -1,14 +1,13 @@
-//! What readers ask for: pages, the place of an event, the newest, the list of jobs.
+//! Answers for readers: pages of history, the position of an event, the newest position, the list of jobs.
 
-use super::Store;
-use super::link::Link;
-use super::literal;
-use super::moment::{MOMENT, MOMENT_COLUMNS, Moment};
-use super::position::{Ended, Position};
-use super::table::{Mark, Tables};
-use super::tell::{MANY, WIDEST, job_columns, read_row};
+use super::error::QueryError;
+use super::page::{MAX_COUNTED_XIDS, PageRows, StoredRow};
+use super::position::{EndedXids, Key, Position};
+use super::session::Session;
+use super::snapshot::Snapshot;
+use super::sql::{self, MAX_XID_SCAN, XidBound};
 use crate::cursor::Cursor;
-use crate::event::{JobId, JobStatus};
+use crate::event::{Event, JobId, JobStatus};
 use crate::source::{JobSummary, Limit, Page, PageResult, Standing};
 use crate::sse::Reset;
 use sqlx::Row;
@@ -16,206 +15,200 @@ use sqlx::postgres::PgRow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-impl Store {
-    pub async fn page(
-        &self,
-        link: &mut Link,
-        tables: &Tables,
+/// Pause between two looks at a standby that has not caught up.
+const STANDBY_POLL: Duration = Duration::from_millis(100);
+
+/// Rows for a page, if the database knows everything that the position speaks of.
+enum PageRead {
+    Rows(PageRows),
+    /// A standby has not come to the position yet.
+    Behind,
+    /// The position is of another database, or of one that was restored since.
+    Rewound,
+}
+
+impl Session<'_> {
+    /// Reads a page of history after `position`.
+    pub async fn page(&mut self, job: &JobId, position: Position, limit: Limit) -> Result<PageResult, QueryError> {
+        if self.tables.events.job_id.canonical(job.as_str()).is_none() {
+            return Ok(PageResult::NoSuchJob);
+        }
+        let before = position;
+        let mut position = before.clone();
+        match self.read_caught_up(job, &before, &mut position, limit).await? {
+            PageRead::Rows(rows) => self.build_page(job, before, position, rows, limit).await,
+            PageRead::Rewound => Ok(PageResult::Lost(Reset::Rewound)),
+            PageRead::Behind => Ok(PageResult::Page(Page {
+                end: before.to_cursor(job),
+                is_complete: false,
+                status: None,
+                events: Vec::new(),
+                is_last: false,
+            })),
+        }
+    }
+
+    /// Reads rows, and waits for `source.settle` until a standby that lags has come to the position.
+    async fn read_caught_up(
+        &mut self,
         job: &JobId,
-        mut position: Position,
+        before: &Position,
+        position: &mut Position,
         limit: Limit,
-    ) -> Result<PageResult, sqlx::Error> {
-        if tables.job_id.spelled(job.as_str()).is_none() {
-            return Ok(PageResult::NoSuchJob);
-        }
+    ) -> Result<PageRead, QueryError> {
         let began = Instant::now();
-        let before = position.clone();
-        let is_fresh = position.is_beginning();
-        let told = loop {
-            let told = self.tell(link, tables, job, &mut position, limit.events).await?;
-            let may_know = told.moment.may_know(&before);
-            if may_know && self.has_seen(link, &told.moment, &before).await? {
-                break told;
+        loop {
+            let rows = self.read_rows(job, position, limit.events).await?;
+            let may_know = rows.snapshot.may_know(before);
+            if may_know && self.knows_ends(&rows.snapshot, before).await? {
+                return Ok(PageRead::Rows(rows));
             }
-            // a standby that lags comes to it; another database, or one that was restored, does not
-            if began.elapsed() >= self.settle {
-                let wait = Page {
-                    end: before.seal(job),
-                    is_complete: false,
-                    status: None,
-                    events: Vec::new(),
-                    is_last: false,
-                };
-                return Ok(if may_know { PageResult::Page(wait) } else { PageResult::Lost(Reset::Rewound) });
+            if began.elapsed() >= self.store.settle {
+                return Ok(if may_know { PageRead::Behind } else { PageRead::Rewound });
             }
-            position = before.clone();
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        };
-        let (has_job, nothing_is_open) = (told.has_job, told.moment.xmin >= told.moment.xmax);
-        let status = told.status.clone();
-        let (events, is_last) = told.deliver(job, &mut position, limit);
-        if is_fresh && events.is_empty() && !has_job {
+            *position = before.clone();
+            tokio::time::sleep(STANDBY_POLL).await;
+        }
+    }
+
+    async fn build_page(
+        &mut self,
+        job: &JobId,
+        before: Position,
+        mut position: Position,
+        rows: PageRows,
+        limit: Limit,
+    ) -> Result<PageResult, QueryError> {
+        let (has_job, nothing_is_open) = (rows.has_job, rows.snapshot.xmin >= rows.snapshot.xmax);
+        let status = rows.status.clone();
+        let (events, is_last) = rows.deliver(job, &mut position, limit);
+        if before.is_beginning() && events.is_empty() && !has_job {
             return Ok(PageResult::NoSuchJob);
         }
-        let mut ending = self.ending(status.as_deref(), &events);
-        if is_last && ending.is_none() {
-            ending = self.final_event(link, tables, job).await?;
+        let mut ended = self.final_status(status.as_deref(), &events);
+        if is_last && ended.is_none() {
+            ended = self.read_final_event(job).await?;
         }
-        // a reader that was given nothing stays where it stood, so that its token is known to the ring
+        // A reader that was given nothing keeps its position, so that the ring knows its cursor.
         let end = if events.is_empty() { before } else { position };
         Ok(PageResult::Page(Page {
-            end: end.seal(job),
-            is_complete: is_last && ending.is_some() && nothing_is_open,
-            status: ending.or_else(|| self.settings.statuses.resolve(&status?)),
+            end: end.to_cursor(job),
+            is_complete: is_last && ended.is_some() && nothing_is_open,
+            status: ended.or_else(|| self.store.settings.statuses.resolve(&status?)),
             events,
             is_last,
         }))
     }
 
-    /// Whether the server knows the end of every transaction that a position speaks of. A standby may not have come to
-    /// it: then its tail would tell again what the position was given elsewhere.
-    async fn has_seen(&self, link: &mut Link, moment: &Moment, position: &Position) -> Result<bool, sqlx::Error> {
-        if !moment.is_standby || position.ceiling() <= moment.xmin {
+    /// Returns true if the server knows the end of every transaction that a position speaks of. A standby may not have
+    /// come to it. Then its tail would repeat what the reader was given elsewhere.
+    async fn knows_ends(&mut self, snapshot: &Snapshot, position: &Position) -> Result<bool, QueryError> {
+        if !snapshot.is_standby || position.ceiling() <= snapshot.xmin {
             return Ok(true);
         }
-        let ended = position.range().map_or(position.settled(), |(end, _)| end);
-        let open = ended.open.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-        let counted = position.counted().keys().map(u64::to_string).collect::<Vec<_>>().join(",");
-        let (xmin, mark) = (moment.xmin, ended.mark);
-        if mark.saturating_sub(xmin) > WIDEST as u64 {
-            // rather twice than never
+        let ended = position.range().map_or(position.settled(), |range| &range.end);
+        if ended.mark.saturating_sub(snapshot.xmin) > MAX_XID_SCAN {
+            // Too many to ask for: rather repeat than lose.
             return Ok(true);
         }
-        let sql = format!(
-            "SELECT NOT EXISTS (
-               SELECT FROM (SELECT generate_series({xmin}, {mark}::bigint - 1) EXCEPT SELECT unnest('{{{open}}}'::bigint[])
-                 UNION SELECT unnest('{{{counted}}}'::bigint[])) known (x)
-               WHERE x >= {xmin} AND pg_xact_status(x::text::xid8) = 'in progress')"
-        );
-        let answer = link.ask(sql).await?;
-        answer.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
+        let sql = sql::has_ended(snapshot.xmin, ended.mark, &ended.open, position.counted().keys());
+        Ok(self.connection.query_one(sql).await?.try_get("has_ended")?)
     }
 
-    /// The position after the event with this id, as one who shows events by key would mean it.
-    pub async fn find(
-        &self,
-        link: &mut Link,
-        tables: &Tables,
-        job: &JobId,
-        id: &str,
-    ) -> Result<Option<Cursor>, sqlx::Error> {
-        if tables.job_id.spelled(job.as_str()).is_none() || tables.id.spelled(id).is_none() {
+    /// Returns the position after the event with this id, for a reader that was given all events up to it by key.
+    pub async fn find_event(&mut self, job: &JobId, id: &str) -> Result<Option<Cursor>, QueryError> {
+        let events = &self.tables.events;
+        if events.job_id.canonical(job.as_str()).is_none() || events.id.canonical(id).is_none() {
             return Ok(None);
         }
-        let (of_job, of_id) = (tables.job_id.is(job.as_str()), tables.id.is(id));
-        let (row, events) = (tables.row(), &tables.events);
-        let head = self.snapshot(tables, Some(job));
-        let sql = format!(
-            "{head} SELECT {MOMENT}, r.* FROM s, m, (SELECT {row} FROM {events} e WHERE {of_job} AND {of_id} LIMIT 1) r"
-        );
-        let answer = link.ask(sql).await?;
-        let Some(found) = answer.first() else { return Ok(None) };
-        let (moment, stored) = (self.moment(found)?, read_row(found, MOMENT_COLUMNS + 1, job)?);
-        // what is not settled yet, up to it, is counted
-        let up_to = format!("({}) IS NOT TRUE", tables.after(job.as_str(), &stored.key));
-        let (end, counted) = self.count_newer(link, tables, job, moment.mark(), &up_to).await?;
-        Ok(Some(Position::after_key(tables.best, end, stored.key, counted).seal(job)))
+        let best = self.tables.best;
+        let sql = sql::find_event(&self.tables.rows(best), self.durable_xid(), job, id);
+        let answer = self.connection.query(sql).await?;
+        let Some(row) = answer.first() else { return Ok(None) };
+        let (snapshot, found) = (self.snapshot_of(row)?, StoredRow::parse(row, job)?);
+        let (end, counted) = self.count_newer(job, snapshot.mark(), Some(&found.key)).await?;
+        Ok(Some(Position::after_key(best, end, found.key, counted).to_cursor(job)))
     }
 
-    /// How many rows there are of each transaction that had not ended at this mark, or, where those are many, at a list
-    /// of the open ones instead.
+    /// Counts the rows of each transaction that had not ended at `mark`, up to the key `last`. Where those transactions
+    /// are many, it goes on from a list of the open ones instead of the mark.
     async fn count_newer(
-        &self,
-        link: &mut Link,
-        tables: &Tables,
+        &mut self,
         job: &JobId,
         mark: u64,
-        which: &str,
-    ) -> Result<(Ended, BTreeMap<u64, u64>), sqlx::Error> {
-        let mut end = Ended::below(mark);
+        last: Option<&Key>,
+    ) -> Result<(EndedXids, BTreeMap<u64, u64>), QueryError> {
+        let best = self.tables.best;
+        let mut end = EndedXids::below(mark);
         loop {
-            let sql = format!(
-                "{} SELECT c.xid, count(*)::bigint FROM (SELECT {} FROM {} e WHERE {} AND {} AND {which}) c GROUP BY 1",
-                self.snapshot(tables, None),
-                tables.row(),
-                tables.events,
-                tables.job_id.is(job.as_str()),
-                tables.since(&Mark::At(end.clone())),
-            );
+            let bound = XidBound::Fixed(end.clone());
+            let sql = sql::count_by_xid(&self.tables.rows(best), self.durable_xid(), job, &bound, last);
             let mut counted = BTreeMap::new();
-            for row in link.ask(sql).await? {
-                counted.insert(row.try_get::<i64, _>(0)? as u64, row.try_get::<i64, _>(1)? as u64);
+            for row in self.connection.query(sql).await? {
+                counted.insert(row.try_get::<i64, _>("xid")? as u64, row.try_get::<i64, _>("count")? as u64);
             }
-            if counted.len() <= MANY || !end.open.is_empty() {
+            if counted.len() <= MAX_COUNTED_XIDS || !end.open.is_empty() {
                 return Ok((end, counted));
             }
-            let level = Position::level(tables.best, end.clone(), BTreeMap::new());
-            match self.list_open(link, tables, &level, false).await? {
-                Some((listed, reached)) if listed.mark > end.mark => {
-                    // what has committed is not forgotten in a crash
-                    let last = counted.keys().next_back().map_or(0, |last| last + 1);
-                    end = listed.until(reached.max(last));
-                    if end.open.is_empty() && end.mark == mark {
-                        return Ok((end, counted));
-                    }
-                }
-                _ => return Ok((end, counted)),
+            let settled = Position::new_settled(best, end.clone(), BTreeMap::new());
+            let list = self.list_open(&settled, false).await?;
+            let Some(list) = list.filter(|list| list.ended.mark > end.mark) else { return Ok((end, counted)) };
+            // Visible rows have committed, which a crash does not undo.
+            let last_committed = counted.keys().next_back().map_or(0, |last| last + 1);
+            end = list.ended.truncated(list.durable_xid.max(last_committed));
+            if end.open.is_empty() && end.mark == mark {
+                return Ok((end, counted));
             }
         }
     }
 
-    pub async fn newest(&self, link: &mut Link, tables: &Tables, job: &JobId) -> Result<Option<Standing>, sqlx::Error> {
-        if tables.job_id.spelled(job.as_str()).is_none() {
+    /// Returns the position after all events of the job that are visible now; `None` if there is no such job.
+    pub async fn newest_event(&mut self, job: &JobId) -> Result<Option<Standing>, QueryError> {
+        if self.tables.events.job_id.canonical(job.as_str()).is_none() {
             return Ok(None);
         }
-        let (of_job, events) = (tables.job_id.is(job.as_str()), &tables.events);
-        let (status, has_job) = job_columns(tables, job);
-        let head = self.snapshot(tables, Some(job));
-        let sql = format!(
-            "{head} SELECT {MOMENT}, {status}, {has_job} OR EXISTS (SELECT FROM {events} e WHERE {of_job}) FROM s, m"
-        );
-        let answer = link.ask(sql).await?;
-        let first = answer.first().ok_or(sqlx::Error::RowNotFound)?;
-        if !first.try_get::<bool, _>(MOMENT_COLUMNS + 1)? {
+        let best = self.tables.best;
+        let sql = sql::newest_event(&self.tables.rows(best), self.durable_xid(), job);
+        let row = self.connection.query_one(sql).await?;
+        if !row.try_get::<bool, _>("is_known")? {
             return Ok(None);
         }
-        let mark = self.moment(first)?.mark();
-        let (end, counted) = self.count_newer(link, tables, job, mark, "true").await?;
-        let status: Option<String> = first.try_get(MOMENT_COLUMNS)?;
-        let cursor = Position::level(tables.best, end, counted).seal(job);
-        let status = status.and_then(|status| self.settings.statuses.resolve(&status));
+        let mark = self.snapshot_of(&row)?.mark();
+        let (end, counted) = self.count_newer(job, mark, None).await?;
+        let cursor = Position::new_settled(best, end, counted).to_cursor(job);
+        let status: Option<String> = row.try_get("status")?;
+        let status = status.and_then(|status| self.store.settings.statuses.resolve(&status));
         Ok(Some(Standing { cursor, status }))
     }
 
-    pub async fn jobs(
-        &self,
-        link: &mut Link,
-        tables: &Tables,
-        status: Option<JobStatus>,
-        limit: usize,
-    ) -> Result<Vec<JobSummary>, sqlx::Error> {
-        let Some(jobs) = &tables.jobs else { return Ok(Vec::new()) };
-        let wanted = status
-            .map_or_else(|| "true".into(), |status| format!("{}::text = {}", jobs.status, literal(status.as_str())));
-        let sql = format!(
-            "SELECT {id}::text, {status}::text, to_char(l.at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')
-             FROM {table} j LEFT JOIN LATERAL (
-               SELECT max({at}) AS at FROM {events} e WHERE {job_id} = {id}
-             ) l ON true WHERE {wanted} ORDER BY l.at DESC NULLS LAST, 1 LIMIT {limit}",
-            id = jobs.id.column(),
-            status = jobs.status,
-            table = jobs.table,
-            at = tables.timestamp(),
-            events = tables.events,
-            job_id = tables.job_id.column(),
-        );
-        let answer = link.ask(sql).await?;
+    /// Returns the status of an ended job that has no status column, by the event that ended it.
+    pub async fn read_final_event(&mut self, job: &JobId) -> Result<Option<JobStatus>, QueryError> {
+        let final_types = &self.store.settings.final_types;
+        if self.tables.jobs.is_some() || final_types.all().next().is_none() {
+            return Ok(None);
+        }
+        let answer = self.connection.query(sql::final_event(&self.tables, job, final_types.all())).await?;
+        let kind: Option<String> = answer.first().map(|row| row.try_get("type")).transpose()?;
+        Ok(kind.and_then(|kind| final_types.find(&kind)))
+    }
+
+    /// Returns the status with which a job has ended, by its status column or by one of these events.
+    pub fn final_status(&self, status: Option<&str>, events: &[(Event, Cursor)]) -> Option<JobStatus> {
+        let settings = &self.store.settings;
+        let by_event = || events.iter().rev().find_map(|(event, _)| settings.final_types.find(&event.kind));
+        status.and_then(|status| settings.statuses.find(status)).or_else(by_event)
+    }
+
+    pub async fn list_jobs(&mut self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, QueryError> {
+        let Some(jobs) = &self.tables.jobs else { return Ok(Vec::new()) };
+        let answer = self.connection.query(sql::list_jobs(&self.tables, jobs, status, limit)).await?;
+        // A row that is no job of ours, by its id, is left out.
         let summary = |row: &PgRow| {
-            let status: Option<String> = row.try_get(1).ok()?;
+            let status: Option<String> = row.try_get("status").ok()?;
             Some(JobSummary {
-                job_id: row.try_get::<String, _>(0).ok()?.parse().ok()?,
-                status: status.and_then(|status| self.settings.statuses.resolve(&status)),
-                last_event_at: row.try_get(2).ok()?,
+                job_id: row.try_get::<String, _>("job_id").ok()?.parse().ok()?,
+                status: status.and_then(|status| self.store.settings.statuses.resolve(&status)),
+                last_event_at: row.try_get("last_event_at").ok()?,
             })
         };
         Ok(answer.iter().filter_map(summary).collect())

@@ -1,61 +1,77 @@
-//! Tails the table: one look for all watched jobs says which of them have something new, and what statuses became
-//! final; then each of those is read from its own position.
+//! Tails the event table for all watched jobs: one statement finds the jobs that have something new, and the statuses
+//! that became final; then each of those jobs is read from its own position.
 //!
-//! Where nothing has ended since the last look, a comparison of snapshots is all it costs. Where the table tells
-//! transactions in a column, it finds new rows by the index on that; elsewhere it looks back a while by timestamp, which
-//! promises nothing, so every watched job is read whole now and then (a *sweep*). What is delivered, and how far a
-//! position gets, comes from the reads alone, which are exact: a look that misses something only makes it late.
+//! If no transaction has ended since the last look, comparing snapshots is all that a look costs. Where a column has the
+//! transactions, new rows are found by its index. Elsewhere they are found by timestamp, which promises nothing, so every
+//! watched job is read now and then (a *sweep*). Only the reads decide what is delivered and how far a position gets, and
+//! they are exact. A look that misses a row makes it late, not lost.
 
-use super::link::Link;
-use super::moment::{MOMENT, MOMENT_COLUMNS, Moment};
-use super::position::{Ended, Position};
-use super::table::{Age, Ids, Mark, Tables};
-use super::{Store, literal};
+use super::error::QueryError;
+use super::listener::listen;
+use super::position::Position;
+use super::session::Session;
+use super::snapshot::Snapshot;
+use super::sql::{self, ChangesQuery, IdColumn, NewRows};
+use super::store::Store;
+use super::tables::XidSource;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{JobNews, Joiner, Limit, News, Tail, Wakeup};
+use crate::source::{JobNews, Joiner, Limit, News, Tail, TailBatch, Wakeup};
 use crate::sse::{JobEnd, Reset};
 use async_trait::async_trait;
 use sqlx::Row;
-use sqlx::postgres::PgListener;
+use sqlx::postgres::PgRow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt::Write;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-/// One read of the tail stops at about so much, ...
-const READ: Limit = Limit { events: 2000, bytes: 1 << 20 };
-/// ... and after so many jobs, so that a sweep of many does not keep the others' news waiting.
-const READ_JOBS: usize = 64;
+/// Bounds of one read of the tail.
+const READ_LIMIT: Limit = Limit { events: 2000, bytes: 1 << 20 };
+/// Most jobs that one read comes to, so that a sweep of many does not keep the others' news waiting.
+const MAX_JOBS_PER_READ: usize = 64;
 
+/// The tail of a PostgreSQL source.
 pub struct PostgresTail {
     store: Arc<Store>,
+    /// Called by the listener.
     notified: Arc<Notify>,
+    /// `None` where no notifications are asked for.
     listener: Option<JoinHandle<()>>,
-    /// Watched jobs, each with what was delivered of it.
-    live: BTreeMap<JobId, Position>,
-    /// Jobs for which a look found something that no read has come to yet; new watches, too.
+    /// Watched jobs, with the position of what was published of each.
+    positions: BTreeMap<JobId, Position>,
+    /// Jobs that the next reads come to: new watches, and those that a read had no room for.
     pending: BTreeSet<JobId>,
-    /// New watches of which it is not known yet whether an event has ended them.
-    new: BTreeSet<JobId>,
-    /// Jobs whose end was seen.
-    ending: BTreeMap<JobId, Ending>,
-    /// The database has said that there is something.
-    is_woken: bool,
-    /// The moment of the last look; none after an error.
-    seen: Option<Moment>,
-    /// How that look found rows.
-    age: Option<Age>,
-    /// Something has ended since the last sweep.
-    has_changed: bool,
-    swept: Instant,
-    /// Since when the database has been behind what was delivered.
-    behind: Option<Instant>,
+    /// New watches of which it is not known yet whether an event has ended the job.
+    unchecked: BTreeSet<JobId>,
+    /// Watched jobs that have ended, and whose end is not published yet.
+    endings: BTreeMap<JobId, Ending>,
+    /// `None` after an error, and where it means nothing any more: then the next look is a full one.
+    last_look: Option<LastLook>,
+    /// Source of the transaction ids that the last look went by, also if it failed. `None` before the first.
+    xid_source: Option<XidSource>,
+    sweep: Sweep,
+    /// Time since which the database has known less than was published.
+    behind_since: Option<Instant>,
 }
 
+/// The look that the next one builds on.
+struct LastLook {
+    snapshot: Snapshot,
+    /// The database has notified since, so it is not asked again whether anything has changed.
+    is_outdated: bool,
+}
+
+/// The next time at which all watched jobs are read, where looks go by timestamp.
+struct Sweep {
+    last: Instant,
+    /// Transactions have ended since the last sweep.
+    is_needed: bool,
+}
+
+/// The end of a job, held back until no earlier transaction can still write.
 #[derive(Clone)]
 struct Ending {
     status: JobStatus,
@@ -65,8 +81,51 @@ struct Ending {
 }
 
 impl Ending {
-    fn seen(status: JobStatus, at: &Moment) -> Self {
-        Self { status, xmax: at.xmax, since: Instant::now() }
+    fn new(status: JobStatus, snapshot: &Snapshot) -> Self {
+        Self { status, xmax: snapshot.xmax, since: Instant::now() }
+    }
+}
+
+/// The result of a look.
+struct Changes {
+    snapshot: Snapshot,
+    /// `None` if nothing has changed since the last look.
+    found: Option<Found>,
+}
+
+#[derive(Default)]
+struct Found {
+    /// Jobs with rows that may be new.
+    jobs: Vec<JobId>,
+    /// Jobs whose status column is final.
+    final_statuses: BTreeMap<JobId, JobStatus>,
+}
+
+/// The jobs that a read comes to.
+struct Selection {
+    /// In the order of reading; a job may occur more than once.
+    jobs: Vec<JobId>,
+    /// Jobs whose end is published if this read reads them to their end.
+    completable: BTreeSet<JobId>,
+}
+
+/// The result of a read so far. The tail itself changes only when everything was read.
+struct Draft {
+    batch: TailBatch,
+    /// Positions after this read.
+    positions: BTreeMap<JobId, Position>,
+    /// Jobs that were read to their end.
+    done: BTreeSet<JobId>,
+    jobs_read: usize,
+}
+
+impl Draft {
+    fn new() -> Self {
+        Self { batch: TailBatch::new(READ_LIMIT), positions: BTreeMap::new(), done: BTreeSet::new(), jobs_read: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.batch.is_full() || self.jobs_read >= MAX_JOBS_PER_READ
     }
 }
 
@@ -79,16 +138,14 @@ impl PostgresTail {
             store,
             notified,
             listener,
-            live: BTreeMap::new(),
+            positions: BTreeMap::new(),
             pending: BTreeSet::new(),
-            new: BTreeSet::new(),
-            ending: BTreeMap::new(),
-            is_woken: false,
-            seen: None,
-            age: None,
-            has_changed: true,
-            swept: Instant::now(),
-            behind: None,
+            unchecked: BTreeSet::new(),
+            endings: BTreeMap::new(),
+            last_look: None,
+            xid_source: None,
+            sweep: Sweep { last: Instant::now(), is_needed: true },
+            behind_since: None,
         }
     }
 }
@@ -104,338 +161,301 @@ impl Drop for PostgresTail {
 #[async_trait]
 impl Tail for PostgresTail {
     fn watch(&mut self, job: JobId, after: Cursor) {
-        let position = Position::open(&job, after.as_str()).unwrap_or_default();
+        let position = Position::from_cursor(&job, after.as_str()).unwrap_or_default();
         self.pending.insert(job.clone());
-        self.new.insert(job.clone());
-        self.live.insert(job, position);
+        self.unchecked.insert(job.clone());
+        self.positions.insert(job, position);
     }
 
     fn unwatch(&mut self, job: &JobId) {
-        self.live.remove(job);
+        self.positions.remove(job);
         self.pending.remove(job);
-        self.new.remove(job);
-        self.ending.remove(job);
+        self.unchecked.remove(job);
+        self.endings.remove(job);
     }
 
     async fn woken(&mut self) -> Wakeup {
         self.notified.notified().await;
-        self.is_woken = true;
+        if let Some(look) = &mut self.last_look {
+            look.is_outdated = true;
+        }
         Wakeup::Notify
     }
 
     async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError> {
         let store = self.store.clone();
         let tables = store.tables().await?;
-        let read = async {
-            let mut link = store.tail_links.get().await?;
-            self.try_read(&mut link, &tables, joining).await
+        let news = async {
+            let mut session = Session { store: &store, connection: store.tail_pool.get().await?, tables };
+            self.try_read(&mut session, joining).await
         };
-        match read.await {
+        match news.await {
             Ok(news) => Ok(news),
             Err(error) => {
-                // whatever the last look knew may be of another server
-                self.seen = None;
-                Err(store.failed_at_tables("reading new events", error).await)
+                // The last look may have been at another server.
+                self.last_look = None;
+                Err(store.table_error("reading new events", error).await)
             }
         }
     }
-}
-
-/// What a look found.
-struct Look {
-    moment: Moment,
-    /// False where nothing has ended since the last look: then there was nothing to find.
-    has_changed: bool,
-    /// Jobs with rows that may be new.
-    jobs: Vec<JobId>,
-    ended: BTreeMap<JobId, JobStatus>,
-}
-
-/// What a read is about to tell, and where positions are to stand once it is told.
-#[derive(Default)]
-struct Draft {
-    positions: BTreeMap<JobId, Position>,
-    events: BTreeMap<JobId, Vec<(Event, Cursor)>>,
-    /// Read to the end.
-    done: BTreeSet<JobId>,
-    rows: usize,
-    bytes: usize,
-    jobs: usize,
 }
 
 impl PostgresTail {
-    async fn try_read(&mut self, link: &mut Link, tables: &Tables, joining: &[Joiner]) -> Result<News, sqlx::Error> {
-        if self.age.replace(tables.age()).is_some_and(|age| age != tables.age()) {
-            // what the last look knew, it knew by other means
-            self.seen = None;
-            self.pending.extend(self.live.keys().cloned());
-        }
-        let look = self.look(link, tables).await?;
-        if let Some(news) = self.rewound(&look.moment, joining) {
+    async fn try_read(&mut self, session: &mut Session<'_>, joining: &[Joiner]) -> Result<News, QueryError> {
+        self.go_by(session.tables.best.xids);
+        let changes = self.find_changes(session).await?;
+        if let Some(news) = self.check_rewound(&changes.snapshot, joining) {
             return Ok(news);
         }
-        let mut ending = self.ending.clone();
-        if look.has_changed {
-            ending.retain(|job, _| look.ended.contains_key(job) || tables.jobs.is_none());
-            for (job, status) in &look.ended {
-                let new = Ending::seen(*status, &look.moment);
-                ending.entry(job.clone()).or_insert(new).status = *status;
-            }
-        }
-        self.has_changed |= look.has_changed;
-        let is_sweep =
-            tables.age() == Age::System && self.has_changed && self.swept.elapsed() >= self.store.settings.sweep;
-        if is_sweep {
-            (self.has_changed, self.swept) = (false, Instant::now());
-            self.pending.extend(self.live.keys().cloned());
-        }
-        // those with news first
-        let mut to_read: Vec<JobId> = look.jobs;
-        let mut over = BTreeSet::new();
-        for (job, end) in &ending {
-            if look.moment.xmin >= end.xmax || end.since.elapsed() >= self.store.settle {
-                over.insert(job.clone());
-                to_read.push(job.clone());
-            }
-        }
-        to_read.extend(self.pending.iter().cloned());
-
-        let mut draft = Draft::default();
-        let is_joined = joining.iter().map(|reader| &reader.job).filter(|job| self.live.contains_key(*job));
-        for job in is_joined.collect::<BTreeSet<_>>().into_iter().chain(&to_read) {
-            if !draft.is_full() && !draft.done.contains(job) && self.live.contains_key(job) {
-                self.read_job(link, tables, job, &mut draft).await?;
-            }
-        }
-        let mut caught_up_joiners = Vec::with_capacity(joining.len());
-        for reader in joining {
-            caught_up_joiners.push(
-                match draft.positions.get(&reader.job).filter(|_| draft.done.contains(&reader.job)) {
-                    Some(level) => self.missing(link, tables, reader, level).await?,
-                    None => None,
-                },
-            );
-        }
-
-        for job in self.new.clone() {
-            if let Some(status) = self.store.final_event(link, tables, &job).await? {
-                let new = Ending::seen(status, &look.moment);
-                ending.entry(job).or_insert(new);
-            }
-        }
-
-        // Everything was read: from here on nothing fails.
-        self.new.clear();
-        self.pending =
-            to_read.into_iter().filter(|job| !draft.done.contains(job) && self.live.contains_key(job)).collect();
-        for (job, events) in &draft.events {
-            if let Some(status) = self.store.ending(None, events) {
-                let new = Ending::seen(status, &look.moment);
-                ending.entry(job.clone()).or_insert(new);
-            }
-        }
-        self.live.extend(draft.positions);
-        if look.has_changed && tables.age() == Age::Column {
-            // the index told of all that is new: whoever is not among it has everything below the mark
-            for (job, position) in &mut self.live {
-                if !self.pending.contains(job) && !draft.done.contains(job) {
-                    let end = position.next_end(look.moment.mark());
-                    position.finish(&end);
-                    position.adopt(tables.best);
-                }
-            }
-        }
-        self.ending = ending;
-        self.seen = Some(look.moment);
-        let more = !self.pending.is_empty();
-        let mut news = News { jobs: Vec::new(), caught_up_joiners, more, outage: None };
-        for (job, events) in draft.events {
-            news.jobs.push(JobNews { job, events, end: None });
-        }
-        for job in over.intersection(&draft.done) {
-            let Some(end) = self.ending.get(job).map(|end| JobEnd::Complete(end.status)) else { continue };
-            match news.jobs.iter_mut().find(|one| one.job == *job) {
-                Some(one) => one.end = Some(end),
-                None => news.jobs.push(JobNews { job: job.clone(), events: Vec::new(), end: Some(end) }),
-            }
-            self.unwatch(job);
-        }
-        Ok(news)
+        let mut endings = self.updated_endings(session, &changes);
+        self.sweep_if_due(session, &changes);
+        let selection = self.select_jobs(&changes, &endings);
+        let draft = self.read_jobs(session, joining, &selection).await?;
+        let caught_up_joiners = self.serve_joiners(session, joining, &draft).await?;
+        self.detect_endings(session, &changes.snapshot, &draft, &mut endings).await?;
+        // Nothing fails from here on.
+        self.endings = endings;
+        let jobs = self.apply(session, changes, selection, draft);
+        Ok(News { jobs, caught_up_joiners, more: !self.pending.is_empty(), outage: None })
     }
 
-    /// One statement for all watched jobs; before it a short one, which mostly tells that nothing has ended.
-    async fn look(&mut self, link: &mut Link, tables: &Tables) -> Result<Look, sqlx::Error> {
-        if let Some(seen) = self.seen.clone().filter(|_| !std::mem::take(&mut self.is_woken)) {
-            // a standby does not tell by its snapshot
-            if !seen.is_standby && self.store.is_now(link, tables, &seen).await? {
-                return Ok(Look { moment: seen, has_changed: false, jobs: Vec::new(), ended: BTreeMap::new() });
+    /// Notices that the tables have other transaction ids than at the last look, which means nothing by the new ones.
+    fn go_by(&mut self, xid_source: XidSource) {
+        if self.xid_source.replace(xid_source).is_some_and(|last| last != xid_source) {
+            self.last_look = None;
+            self.pending.extend(self.positions.keys().cloned());
+        }
+    }
+
+    /// Looks for changes since the last look: a short statement, and if something has ended, one for all watched jobs.
+    async fn find_changes(&self, session: &mut Session<'_>) -> Result<Changes, QueryError> {
+        if let Some(look) = &self.last_look {
+            // A standby's snapshot does not tell.
+            let may_be_unchanged = !look.is_outdated && !look.snapshot.is_standby;
+            if may_be_unchanged && session.is_unchanged(&look.snapshot).await? {
+                return Ok(Changes { snapshot: look.snapshot.clone(), found: None });
             }
         }
-        let head = self.store.snapshot(tables, None);
-        let mut sql = format!("{head} SELECT {MOMENT}, NULL::text, NULL::text FROM s, m");
-        let no_moment = ["NULL"; MOMENT_COLUMNS].join(", ");
-        // what the last look could see, it has told
-        let from = match &self.seen {
-            Some(seen) => seen.mark(),
-            None => self.live.values().map(|position| position.settled().floor()).min().unwrap_or(0),
+        let sql = self.changes_sql(session);
+        let rows = session.connection.query(sql).await?;
+        self.parse_changes(session, &rows)
+    }
+
+    fn changes_sql(&self, session: &Session<'_>) -> String {
+        let settings = &self.store.settings;
+        let xids = session.tables.best.xids;
+        let since = match &self.last_look {
+            Some(look) => look.snapshot.mark(),
+            None => self.positions.values().map(|position| position.settled().lowest_open()).min().unwrap_or(0),
         };
-        if !self.live.is_empty() {
-            let since = tables.since(&Mark::At(Ended::below(from)));
-            let ids = || self.live.keys().map(JobId::as_str);
-            let news = match (&self.seen, tables.age()) {
-                // Few rows: whose they are is looked at here. To compare them with all ids that are watched would cost
-                // more, and tempt the planner to read all rows of those. (A standby does not know which transactions
-                // are open: its list is empty.)
-                (Some(seen), Age::Column) if !seen.is_standby => tables.not_seen_by(&seen.snapshot, seen.reached),
-                (_, Age::Column) => format!("{since} AND {}", tables.job_id.is_any(ids())),
-                (_, Age::System) => {
-                    let lately = tables.lately(self.store.settings.look_back.as_secs_f64());
-                    format!("{} AND {since} AND {lately}", tables.job_id.is_any(ids()))
-                }
-            };
-            let _ = write!(
-                sql,
-                " UNION ALL SELECT {no_moment}, h.job, NULL FROM (
-                    SELECT DISTINCT {}::text AS job FROM {} e WHERE {news}) h",
-                tables.job_id.column(),
-                tables.events,
-            );
-            if let Some(jobs) = &tables.jobs {
-                let finals: Vec<String> = self.store.settings.statuses.all().map(literal).collect();
-                let _ = write!(
-                    sql,
-                    " UNION ALL SELECT {no_moment}, {id}::text, {status}::text FROM {table} j
-                      WHERE {} AND {status}::text = ANY (ARRAY[{}]::text[])",
-                    jobs.id.is_any(ids()),
-                    finals.join(","),
-                    id = jobs.id.column(),
-                    status = jobs.status,
-                    table = jobs.table,
-                );
+        let new_rows = match (&self.last_look, xids) {
+            // A standby's snapshot does not list the open transactions.
+            (Some(LastLook { snapshot, .. }), XidSource::Column) if !snapshot.is_standby => {
+                NewRows::NotVisibleIn { snapshot: &snapshot.text, durable_xid: snapshot.durable_xid }
             }
-        }
-        let answer = link.ask(sql).await?;
-        let mut look = Look { moment: Moment::default(), has_changed: true, jobs: Vec::new(), ended: BTreeMap::new() };
-        let odd = |ids: &Ids| if answer.len() > 1 { self.spelled_otherwise(ids) } else { HashMap::new() };
-        let (odd_events, odd_jobs) =
-            (odd(&tables.job_id), tables.jobs.as_ref().map(|jobs| odd(&jobs.id)).unwrap_or_default());
-        for row in &answer {
-            let Some(spelled) = row.try_get::<Option<String>, _>(MOMENT_COLUMNS)? else {
-                look.moment = self.store.moment(row)?;
+            (_, XidSource::Column) => NewRows::Since(since),
+            (_, XidSource::System) => NewRows::SinceAndYounger(since, settings.look_back.as_secs_f64()),
+        };
+        let query = ChangesQuery {
+            jobs: self.positions.keys().map(JobId::as_str).collect(),
+            new_rows,
+            final_statuses: settings.statuses.all().collect(),
+        };
+        sql::changes(&session.tables.rows(session.tables.best), session.durable_xid(), &query)
+    }
+
+    fn parse_changes(&self, session: &Session<'_>, rows: &[PgRow]) -> Result<Changes, QueryError> {
+        let (mut snapshot, mut found) = (None, Found::default());
+        let other_spellings = |ids: &IdColumn| if rows.len() > 1 { self.other_spellings(ids) } else { HashMap::new() };
+        let in_events = other_spellings(&session.tables.events.job_id);
+        let in_jobs = session.tables.jobs.as_ref().map(|jobs| other_spellings(&jobs.id)).unwrap_or_default();
+        for row in rows {
+            let Some(spelled) = row.try_get::<Option<String>, _>("job_id")? else {
+                snapshot = Some(session.snapshot_of(row)?);
                 continue;
             };
-            let status: Option<String> = row.try_get(MOMENT_COLUMNS + 1)?;
-            let others = if status.is_none() { &odd_events } else { &odd_jobs };
-            let same = spelled.parse().ok().filter(|job| self.live.contains_key(job));
-            for job in same.into_iter().chain(others.get(&spelled).into_iter().flatten().map(|job| (*job).clone())) {
-                match &status {
-                    None => look.jobs.push(job),
-                    Some(status) => {
-                        look.ended.extend(self.store.settings.statuses.find(status).map(|status| (job, status)));
-                    }
+            let status: Option<String> = row.try_get("status")?;
+            let others = if status.is_none() { &in_events } else { &in_jobs };
+            let same = spelled.parse().ok().filter(|job| self.positions.contains_key(job));
+            let others = others.get(&spelled).into_iter().flatten().map(|job| (*job).clone());
+            let jobs = same.into_iter().chain(others);
+            match status {
+                None => found.jobs.extend(jobs),
+                Some(status) => {
+                    let status = self.store.settings.statuses.find(&status);
+                    found.final_statuses.extend(jobs.filter_map(|job| Some((job, status?))));
                 }
             }
         }
-        Ok(look)
+        Ok(Changes { snapshot: snapshot.ok_or(QueryError::NoRow)?, found: Some(found) })
     }
 
-    /// Watched jobs whose id the database spells in another way than those who asked, by its spelling.
-    fn spelled_otherwise(&self, ids: &Ids) -> HashMap<String, Vec<&JobId>> {
-        let mut odd: HashMap<String, Vec<&JobId>> = HashMap::new();
-        for job in self.live.keys() {
-            if let Some(spelled) = ids.spelled(job.as_str()).filter(|spelled| *spelled != job.as_str()) {
-                odd.entry(spelled.into_owned()).or_default().push(job);
+    /// Watched jobs whose id the database spells in another way than the readers, by its spelling.
+    fn other_spellings(&self, ids: &IdColumn) -> HashMap<String, Vec<&JobId>> {
+        let mut others: HashMap<String, Vec<&JobId>> = HashMap::new();
+        for job in self.positions.keys() {
+            if let Some(spelled) = ids.canonical(job.as_str()).filter(|spelled| *spelled != job.as_str()) {
+                others.entry(spelled.into_owned()).or_default().push(job);
             }
         }
-        odd
+        others
     }
 
-    /// Reads one job from its position on, as far as there is room.
-    async fn read_job(
-        &self,
-        link: &mut Link,
-        tables: &Tables,
-        job: &JobId,
-        draft: &mut Draft,
-    ) -> Result<(), sqlx::Error> {
-        let Some(mut position) = draft.positions.get(job).or_else(|| self.live.get(job)).cloned() else {
-            return Ok(());
-        };
-        let room = Limit { events: READ.events.saturating_sub(draft.rows).max(1), bytes: READ.bytes };
-        let told = self.store.tell(link, tables, job, &mut position, room.events).await?;
-        let (events, is_last) = told.deliver(job, &mut position, room);
-        draft.jobs += 1;
-        draft.rows += events.len();
-        draft.bytes += events.iter().map(|(event, _)| event.payload.as_json().len()).sum::<usize>();
-        draft.positions.insert(job.clone(), position);
-        if !events.is_empty() {
-            draft.events.entry(job.clone()).or_default().extend(events);
+    /// Returns news if the database knows less than was published. A standby that lags may come to it. After
+    /// `source.settle` it is taken for another database, or one that was restored: then no cursor counts any more.
+    fn check_rewound(&mut self, snapshot: &Snapshot, joining: &[Joiner]) -> Option<News> {
+        if self.positions.values().all(|position| snapshot.may_know(position)) {
+            self.behind_since = None;
+            return None;
         }
+        let since = *self.behind_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < self.store.settle {
+            return Some(News::nothing(joining));
+        }
+        self.behind_since = None;
+        self.last_look = None;
+        self.pending.clear();
+        self.endings.clear();
+        let lost = |job| JobNews { job, events: Vec::new(), end: Some(JobEnd::Lost(Reset::Rewound)) };
+        let jobs = std::mem::take(&mut self.positions).into_keys().map(lost).collect();
+        Some(News { jobs, ..News::nothing(joining) })
+    }
+
+    /// Returns the endings as the status column has them now. A job whose status is no longer final has not ended; an
+    /// end by an event stays.
+    fn updated_endings(&self, session: &Session<'_>, changes: &Changes) -> BTreeMap<JobId, Ending> {
+        let mut endings = self.endings.clone();
+        let Some(found) = &changes.found else { return endings };
+        if session.tables.jobs.is_some() {
+            endings.retain(|job, _| found.final_statuses.contains_key(job));
+        }
+        for (job, status) in &found.final_statuses {
+            let new = Ending::new(*status, &changes.snapshot);
+            endings.entry(job.clone()).or_insert(new).status = *status;
+        }
+        endings
+    }
+
+    /// Makes all watched jobs pending if looks go by timestamp and `source.postgres.sweep` has passed.
+    fn sweep_if_due(&mut self, session: &Session<'_>, changes: &Changes) {
+        self.sweep.is_needed |= changes.found.is_some();
+        let is_due = self.sweep.is_needed && self.sweep.last.elapsed() >= self.store.settings.sweep;
+        if is_due && session.tables.best.xids == XidSource::System {
+            self.sweep = Sweep { last: Instant::now(), is_needed: false };
+            self.pending.extend(self.positions.keys().cloned());
+        }
+    }
+
+    /// Selects the jobs to read: those with news, then those that may be completed, then the pending ones.
+    fn select_jobs(&self, changes: &Changes, endings: &BTreeMap<JobId, Ending>) -> Selection {
+        let is_completable =
+            |ending: &Ending| changes.snapshot.xmin >= ending.xmax || ending.since.elapsed() >= self.store.settle;
+        let completable = endings.iter().filter(|(_, ending)| is_completable(ending)).map(|(job, _)| job.clone());
+        let completable: BTreeSet<JobId> = completable.collect();
+        let mut jobs = changes.found.as_ref().map(|found| found.jobs.clone()).unwrap_or_default();
+        jobs.extend(completable.iter().chain(&self.pending).cloned());
+        Selection { jobs, completable }
+    }
+
+    /// Reads the jobs that somebody joins, then the selected ones, as far as there is room.
+    async fn read_jobs(
+        &self,
+        session: &mut Session<'_>,
+        joining: &[Joiner],
+        selection: &Selection,
+    ) -> Result<Draft, QueryError> {
+        let mut draft = Draft::new();
+        let joined: BTreeSet<&JobId> = joining.iter().map(|joiner| &joiner.job).collect();
+        for job in joined.into_iter().chain(&selection.jobs) {
+            if !draft.is_full() && !draft.done.contains(job) {
+                self.read_job(session, job, &mut draft).await?;
+            }
+        }
+        Ok(draft)
+    }
+
+    /// Reads one job, if it is watched, from its position on.
+    async fn read_job(&self, session: &mut Session<'_>, job: &JobId, draft: &mut Draft) -> Result<(), QueryError> {
+        let position = draft.positions.get(job).or_else(|| self.positions.get(job));
+        let Some(mut position) = position.cloned() else { return Ok(()) };
+        let limit = Limit { events: draft.batch.room(), ..READ_LIMIT };
+        let rows = session.read_rows(job, &mut position, limit.events).await?;
+        let (events, is_last) = rows.deliver(job, &mut position, limit);
+        draft.jobs_read += 1;
+        draft.batch.extend(job, events);
+        draft.positions.insert(job.clone(), position);
         if is_last {
             draft.done.insert(job.clone());
         }
         Ok(())
     }
 
-    /// What a joining reader lacks of what the job's watch has been given.
-    async fn missing(
+    /// Reads, for each joiner, the published rows that it lacks. Only for a job that was read to its end, and for a
+    /// joiner that is not too far behind.
+    async fn serve_joiners(
         &self,
-        link: &mut Link,
-        tables: &Tables,
-        reader: &Joiner,
-        level: &Position,
-    ) -> Result<Option<Vec<(Event, Cursor)>>, sqlx::Error> {
-        let Some(mut position) = Position::open(&reader.job, reader.after.as_str()) else { return Ok(None) };
-        self.store.missing(link, tables, &reader.job, &mut position, level, READ).await
-    }
-
-    /// The database knows less than was delivered: a standby that lags may come to it, else it is another one, or one
-    /// that was restored, and nothing that was given out counts.
-    fn rewound(&mut self, moment: &Moment, joining: &[Joiner]) -> Option<News> {
-        if self.live.values().all(|position| moment.may_know(position)) {
-            self.behind = None;
-            return None;
+        session: &mut Session<'_>,
+        joining: &[Joiner],
+        draft: &Draft,
+    ) -> Result<Vec<Option<Vec<(Event, Cursor)>>>, QueryError> {
+        let mut caught_up_joiners = Vec::with_capacity(joining.len());
+        for Joiner { job, after } in joining {
+            let published = draft.positions.get(job).filter(|_| draft.done.contains(job));
+            let position = Position::from_cursor(job, after.as_str());
+            caught_up_joiners.push(match published.zip(position) {
+                Some((published, mut position)) => {
+                    session.read_missing(job, &mut position, published, READ_LIMIT).await?
+                }
+                None => None,
+            });
         }
-        let since = *self.behind.get_or_insert_with(Instant::now);
-        if since.elapsed() < self.store.settle {
-            return Some(News::nothing(joining));
-        }
-        self.behind = None;
-        self.seen = None;
-        self.pending.clear();
-        self.ending.clear();
-        let lost = |job| JobNews { job, events: Vec::new(), end: Some(JobEnd::Lost(Reset::Rewound)) };
-        let jobs = std::mem::take(&mut self.live).into_keys().map(lost).collect();
-        Some(News { jobs, ..News::nothing(joining) })
+        Ok(caught_up_joiners)
     }
-}
 
-impl Draft {
-    fn is_full(&self) -> bool {
-        self.rows >= READ.events || self.bytes >= READ.bytes || self.jobs >= READ_JOBS
-    }
-}
-
-/// Rings whenever the database is notified; without it, the poll does.
-async fn listen(store: Arc<Store>, channel: String, notified: Arc<Notify>) {
-    let mut is_told = false;
-    loop {
-        let heard = async {
-            let mut listener = PgListener::connect_with(&store.listeners).await?;
-            listener.listen(&channel).await?;
-            tracing::debug!(channel, "listening for wake-ups");
-            // something may have come between two connections
-            notified.notify_one();
-            loop {
-                listener.recv().await?;
-                notified.notify_one();
+    /// Adds the jobs that an event has ended: of new watches any event, of the others one that this read found.
+    async fn detect_endings(
+        &self,
+        session: &mut Session<'_>,
+        snapshot: &Snapshot,
+        draft: &Draft,
+        endings: &mut BTreeMap<JobId, Ending>,
+    ) -> Result<(), QueryError> {
+        for job in &self.unchecked {
+            if let Some(status) = session.read_final_event(job).await? {
+                endings.entry(job.clone()).or_insert(Ending::new(status, snapshot));
             }
-        };
-        let result: Result<(), sqlx::Error> = heard.await;
-        if let (Err(error), false) = (result, std::mem::replace(&mut is_told, true)) {
-            let error = store.failed("listening for wake-ups", error);
-            tracing::info!(code = error.code.as_str(), %error, "no wake-ups: new events wait for the poll");
         }
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        for JobNews { job, events, .. } in draft.batch.jobs() {
+            if let Some(status) = session.final_status(None, events) {
+                endings.entry(job.clone()).or_insert(Ending::new(status, snapshot));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what was read, and returns the news. Never fails.
+    fn apply(&mut self, session: &Session<'_>, changes: Changes, selection: Selection, draft: Draft) -> Vec<JobNews> {
+        let Draft { mut batch, positions, done, .. } = draft;
+        let is_unread = |job: &JobId| !done.contains(job) && self.positions.contains_key(job);
+        self.pending = selection.jobs.into_iter().filter(is_unread).collect();
+        self.unchecked.clear();
+        self.positions.extend(positions);
+        if changes.found.is_some() && session.tables.best.xids == XidSource::Column {
+            // The index found all new rows. So every other job has nothing undelivered below the mark.
+            for (job, position) in &mut self.positions {
+                if !self.pending.contains(job) && !done.contains(job) {
+                    position.finish(&position.next_end(changes.snapshot.mark()));
+                    position.adopt(session.tables.best);
+                }
+            }
+        }
+        self.last_look = Some(LastLook { snapshot: changes.snapshot, is_outdated: false });
+        for job in selection.completable.intersection(&done) {
+            if let Some(ending) = self.endings.get(job) {
+                batch.end(job, JobEnd::Complete(ending.status));
+                self.unwatch(job);
+            }
+        }
+        batch.into_jobs()
     }
 }

@@ -1,0 +1,38 @@
+//! Listens for the database's notifications, on a connection of its own.
+
+use super::store::Store;
+use sqlx::postgres::PgListener;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Pause before the next attempt to listen.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
+
+/// Calls `notified` on every notification of `channel`. Runs until it is aborted. While the database cannot be listened
+/// to, new events wait for the poll.
+pub async fn listen(store: Arc<Store>, channel: String, notified: Arc<Notify>) {
+    let mut is_logged = false;
+    loop {
+        let Err(error) = listen_until_error(&store, &channel, &notified).await;
+        if !is_logged {
+            is_logged = true;
+            let error = store.error("listening for wake-ups", error.into());
+            tracing::info!(code = error.code.as_str(), %error, "no wake-ups: new events wait for the poll");
+        }
+        tokio::time::sleep(RETRY_DELAY).await;
+    }
+}
+
+async fn listen_until_error(store: &Store, channel: &str, notified: &Notify) -> Result<Infallible, sqlx::Error> {
+    let mut listener = PgListener::connect_with(&store.listener_pool).await?;
+    listener.listen(channel).await?;
+    tracing::debug!(channel, "listening for wake-ups");
+    // Something may have come between two connections.
+    notified.notify_one();
+    loop {
+        listener.recv().await?;
+        notified.notify_one();
+    }
+}

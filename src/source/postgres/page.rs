@@ -1,0 +1,398 @@
+//! Reads the next rows of one job after a position, and turns them into events with cursors.
+//!
+//! A cursor has at most 128 bytes ([`Cursor::MAX_BYTES`]): a letter for the scheme, and base64url of 4 bytes of checksum
+//! and 91 bytes of position ([`Cursor::MAX_INSIDE`]). The position's bytes are shared out like this:
+//!
+//! | part | bytes | bound |
+//! |---|---|---|
+//! | settled mark, with a list of open transactions | 30 | [`MAX_LIST_BYTES`] |
+//! | counts beside it, while there is no range | 12 | [`MAX_COUNTED_BYTES`], of both together |
+//! | key of a range | 28 | [`MAX_KEY_BYTES`] |
+//! | end of a range, as it differs from what is settled | 33 | the rest of 91 |
+//!
+//! Past that a cursor repeats rows rather than lose one. A cursor counts [`MAX_COUNTED_XIDS`] transactions without ado;
+//! where there are more, or a transaction at or above the mark has a long history, the open ones are listed instead.
+
+use super::error::QueryError;
+use super::position::{DeliveryStep, EndedXids, Key, KeyId, Position, UndeliveredRows};
+use super::session::Session;
+use super::snapshot::Snapshot;
+use super::sql::{self, MAX_XID_SCAN, PageQuery, XidBound};
+use super::tables::{CursorScheme, XidSource};
+use crate::cursor::Cursor;
+use crate::event::{Event, JobId, Payload};
+use crate::source::{Limit, PageBuilder};
+use jiff::Timestamp;
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Most transactions that a position counts before the open ones are listed instead.
+pub const MAX_COUNTED_XIDS: usize = 3;
+/// Most bytes of a position that is nothing but a mark and a list of open transactions.
+const MAX_LIST_BYTES: usize = 30;
+/// Most bytes of a position that also counts.
+const MAX_COUNTED_BYTES: usize = 42;
+/// Most bytes of a key: its kind, a time, and an id of 16 bytes with its length.
+const MAX_KEY_BYTES: usize = 28;
+
+/// An event as the database has it.
+pub struct StoredRow {
+    pub xid: u64,
+    pub key: Key,
+    pub event: Event,
+}
+
+impl StoredRow {
+    /// Reads the columns of [`sql::EventRows::select_list`].
+    pub fn parse(row: &PgRow, job: &JobId) -> Result<Self, QueryError> {
+        let at: i64 = row.try_get("at")?;
+        let id: String = row.try_get("id")?;
+        let key = match row.try_get("number")? {
+            Some(number) => Key::Number(number),
+            None => Key::Time { at, id: KeyId::of(&id) },
+        };
+        let payload: Option<String> = row.try_get("payload")?;
+        let event = Event {
+            id,
+            job_id: job.clone(),
+            step_id: row.try_get("step_id")?,
+            kind: row.try_get("type")?,
+            // A time that no clock has shown, such as infinity, is shown as the oldest.
+            timestamp: Timestamp::from_microsecond(at).unwrap_or(Timestamp::UNIX_EPOCH),
+            actor: row.try_get("actor")?,
+            payload: Payload::from_text(payload.unwrap_or_else(|| "null".into())),
+        };
+        Ok(Self { xid: row.try_get::<i64, _>("xid")? as u64, key, event })
+    }
+}
+
+impl Position {
+    /// Makes the cursor for this position. Counts that do not fit are left out, and counted by a metric.
+    pub fn to_cursor(&self, job: &JobId) -> Cursor {
+        let (bytes, is_shortened) = self.to_bytes(Cursor::MAX_INSIDE);
+        if is_shortened {
+            crate::telemetry::CURSORS_SHORTENED.counter(&[]).increment(1);
+            // Logged once, the metric counts the rest.
+            static LOG: std::sync::Once = std::sync::Once::new();
+            LOG.call_once(|| {
+                tracing::warn!(%job, counted = self.counted().len(), "a cursor has no room for all that was counted: whoever resumes with it gets events twice, with the same ids");
+            });
+        }
+        Cursor::seal(self.scheme.letter(), job, &bytes)
+    }
+
+    /// Decodes foreign text; `None` if it is no cursor of this job in any scheme.
+    pub fn from_cursor(job: &JobId, text: &str) -> Option<Self> {
+        let scheme = CursorScheme::ALL.into_iter().find(|scheme| text.starts_with(scheme.letter()))?;
+        Self::from_bytes(scheme, &Cursor::open(scheme.letter(), job, text)?)
+    }
+
+    /// Returns true if a cursor can hold this list when it is settled, and, if it is to end a range, before that too.
+    fn has_room_for(&self, list: &EndedXids, ends_range: bool) -> bool {
+        let settled = Self::new_settled(self.scheme, list.clone(), BTreeMap::new());
+        settled.encoded_length() <= MAX_LIST_BYTES
+            && (!ends_range || self.at_range_start(list).encoded_length() + MAX_KEY_BYTES <= Cursor::MAX_INSIDE)
+    }
+}
+
+/// Rows of a job that were not delivered at a position, and what else the same statement read.
+pub struct PageRows {
+    pub snapshot: Snapshot,
+    pub status: Option<String>,
+    /// The job table has the job.
+    pub has_job: bool,
+    /// The rows of the settled part by key, then the newer rows by key.
+    pub rows: Vec<StoredRow>,
+    /// End of the settled part.
+    pub end: EndedXids,
+    /// Everything that had ended before, if the open transactions were listed.
+    pub listed: Option<EndedXids>,
+    /// Rows were left out, for the next read.
+    pub has_more: bool,
+    /// Scheme that the position may go on in, once it is caught up.
+    best: CursorScheme,
+}
+
+/// A list of the open transactions.
+pub struct OpenList {
+    /// Everything that has ended, as far as a cursor has room for the open ones.
+    pub ended: EndedXids,
+    /// Transaction below which a crash undoes nothing.
+    pub durable_xid: u64,
+}
+
+impl Session<'_> {
+    /// Reads the next rows of a job after `position`, about `limit`. Never returns without rows while there are some. A
+    /// range that has none left is finished.
+    pub async fn read_rows(
+        &mut self,
+        job: &JobId,
+        position: &mut Position,
+        limit: usize,
+    ) -> Result<PageRows, QueryError> {
+        if position.is_beginning() {
+            position.adopt(self.tables.best);
+        }
+        loop {
+            let end = self.next_range_end(job, position).await?;
+            let page = self.query_page(PageQuery { job, position, end, published_by: None, limit }).await?;
+            let is_cut = page.rows.len() > limit;
+            let counted = page.counted_xids(position).len();
+            if counted <= MAX_COUNTED_XIDS && (!is_cut || counted == 0) {
+                return Ok(page);
+            }
+            let page = if position.range().is_some() {
+                page.finish_foreign_range(position)
+            } else if is_cut {
+                self.extend_range(job, position, limit, page).await?
+            } else {
+                self.list_open_and_reread(job, position, limit, page).await?
+            };
+            if let Some(page) = page {
+                return Ok(page);
+            }
+        }
+    }
+
+    /// Chooses the end of the settled part: that of an unfinished range, else the mark.
+    async fn next_range_end(&mut self, job: &JobId, position: &Position) -> Result<XidBound, QueryError> {
+        if let Some(range) = position.range() {
+            return Ok(XidBound::Fixed(range.end.clone()));
+        }
+        if position.settled().open.is_empty() {
+            return Ok(XidBound::OwnMark);
+        }
+        // With a list the end depends on the mark, so the mark is read first. It only rises.
+        let snapshot = self.read_snapshot(position, job).await?;
+        Ok(XidBound::Fixed(position.next_end(snapshot.mark())))
+    }
+
+    /// For newer rows of many transactions: lists the open ones, and reads again, so that the rows are all there are of
+    /// those that have ended by the list. `None`: read again.
+    async fn list_open_and_reread(
+        &mut self,
+        job: &JobId,
+        position: &Position,
+        limit: usize,
+        page: PageRows,
+    ) -> Result<Option<PageRows>, QueryError> {
+        let Some(list) = self.list_open(position, false).await? else {
+            return Ok(Some(page.truncated_to_cursor(position)));
+        };
+        let durable_xid = page.durable_xid(list.durable_xid);
+        let end = XidBound::Fixed(page.end);
+        let page = self.query_page(PageQuery { job, position, end, published_by: None, limit }).await?;
+        if page.rows.len() > limit {
+            return Ok(None);
+        }
+        let counted = position.counted().keys().map(|xid| xid + 1);
+        let durable_xid = counted.fold(page.durable_xid(durable_xid), u64::max);
+        let listed = Some(list.ended.truncated(durable_xid));
+        Ok(Some(PageRows { listed, ..page }.truncated_to_cursor(position)))
+    }
+
+    /// For a long history at or above the mark: lists the open transactions, and delivers everything else by key, in a
+    /// range that ends with the list. `None`: read again.
+    async fn extend_range(
+        &mut self,
+        job: &JobId,
+        position: &Position,
+        limit: usize,
+        page: PageRows,
+    ) -> Result<Option<PageRows>, QueryError> {
+        let Some(list) = self.list_open(position, true).await? else {
+            return Ok(Some(page.truncated_to_cursor(position)));
+        };
+        let end = list.ended.truncated(page.durable_xid(list.durable_xid));
+        if end.mark <= page.end.mark {
+            return Ok(Some(page.truncated_to_cursor(position)));
+        }
+        let end = XidBound::Fixed(end);
+        let mut longer = self.query_page(PageQuery { job, position, end, published_by: None, limit }).await?;
+        longer.rows.retain(|row| longer.end.contains(row.xid));
+        if !longer.rows.is_empty() {
+            return Ok(Some(PageRows { has_more: true, ..longer }));
+        }
+        // The list had no room for the transactions that have rows.
+        let is_beyond_list = page.rows.iter().any(|row| !longer.end.contains(row.xid));
+        Ok(is_beyond_list.then(|| page.truncated_to_cursor(position)))
+    }
+
+    /// Reads the rows that a joining reader lacks of those that were `published` to the job's channel. The published rows
+    /// are fixed, so the reader needs no snapshot in common with the tail. `None` if they are more than `limit`.
+    pub async fn read_missing(
+        &mut self,
+        job: &JobId,
+        position: &mut Position,
+        published: &Position,
+        limit: Limit,
+    ) -> Result<Option<Vec<(Event, Cursor)>>, QueryError> {
+        let mut missing = Vec::new();
+        loop {
+            let range = position.range().map(|range| range.end.clone());
+            let is_range = range.is_some();
+            let end = range.unwrap_or_else(|| position.next_end(published.settled().lowest_open()));
+            let end = XidBound::Fixed(end);
+            let query = PageQuery { job, position, end, published_by: Some(published), limit: limit.events };
+            let mut page = self.query_page(query).await?;
+            if is_range {
+                page.rows.retain(|row| page.end.contains(row.xid));
+            } else if position.scheme == published.scheme {
+                page.listed = Some(published.settled().clone());
+            }
+            let (events, is_last) = page.deliver(job, position, limit);
+            missing.extend(events);
+            if !is_last {
+                return Ok(None);
+            }
+            if !is_range {
+                return Ok(Some(missing));
+            }
+        }
+    }
+
+    async fn query_page(&mut self, query: PageQuery<'_>) -> Result<PageRows, QueryError> {
+        let sql = sql::page(&self.tables, self.durable_xid(), &query);
+        let rows = self.connection.query(sql).await?;
+        let first = rows.first().ok_or(QueryError::NoRow)?;
+        let snapshot = self.snapshot_of(first)?;
+        let end = match query.end {
+            XidBound::Fixed(end) => end,
+            XidBound::OwnMark => query.position.next_end(snapshot.mark()),
+        };
+        let mut page = PageRows {
+            end,
+            listed: None,
+            has_more: false,
+            snapshot,
+            status: first.try_get("status")?,
+            has_job: first.try_get("has_job")?,
+            rows: Vec::new(),
+            best: self.tables.best,
+        };
+        // Without rows there is one that has only the snapshot and the status.
+        for row in &rows {
+            if row.try_get::<Option<i32>, _>("part")?.is_some() {
+                page.rows.push(StoredRow::parse(row, query.job)?);
+            }
+        }
+        Ok(page)
+    }
+
+    /// Lists the open transactions as far as a cursor has room for them, beside a range that ends with the list, if it
+    /// does. `None` if the database cannot tell. Not for use within a transaction, whose snapshot may be older.
+    pub async fn list_open(&mut self, position: &Position, ends_range: bool) -> Result<Option<OpenList>, QueryError> {
+        let rows = self.tables.rows(position.scheme);
+        let xid_source = rows.xid_source();
+        let sql = sql::open_xids(&rows, self.durable_xid());
+        let answer = self.connection.query(sql).await?;
+        let snapshot = self.snapshot_of(answer.first().ok_or(QueryError::NoRow)?)?;
+        let mut open = BTreeSet::new();
+        for row in &answer {
+            open.extend(row.try_get::<Option<i64>, _>("open_xid")?.map(|xid| xid as u64));
+        }
+        let is_in_snapshot = xid_source == XidSource::Column && !snapshot.is_standby;
+        if !is_in_snapshot && snapshot.xmax - snapshot.xmin >= MAX_XID_SCAN {
+            return Ok(None);
+        }
+        let mut ended = EndedXids { mark: snapshot.xmax, open };
+        while !ended.open.is_empty() && !position.has_room_for(&ended, ends_range) {
+            ended.mark = ended.open.pop_last().unwrap_or(ended.mark);
+        }
+        let list = OpenList { ended, durable_xid: snapshot.durable_xid };
+        Ok(Some(list).filter(|list| list.ended.mark >= position.settled().mark))
+    }
+}
+
+impl PageRows {
+    /// Transactions that a position counts when all of this is delivered.
+    fn counted_xids(&self, position: &Position) -> BTreeSet<u64> {
+        let counted = position.counted().keys().copied();
+        self.rows.iter().map(|row| row.xid).chain(counted).filter(|xid| !self.end.contains(*xid)).collect()
+    }
+
+    /// Raises a durable mark by the rows: those that are visible have committed, which a crash does not undo.
+    fn durable_xid(&self, durable_xid: u64) -> u64 {
+        self.rows.iter().map(|row| row.xid + 1).fold(durable_xid, u64::max)
+    }
+
+    /// Keeps only the rows of a range that an earlier read left unfinished. `None`, and the range is finished, if it has
+    /// none left.
+    fn finish_foreign_range(mut self, position: &mut Position) -> Option<Self> {
+        self.rows.retain(|row| self.end.contains(row.xid));
+        if self.rows.is_empty() {
+            position.finish(&self.end);
+            return None;
+        }
+        self.has_more = true;
+        Some(self)
+    }
+
+    /// Drops the rows of transactions that a cursor has no room to count. If that would drop all rows, it keeps all:
+    /// rather twice than never.
+    fn truncated_to_cursor(mut self, position: &Position) -> Self {
+        let mut position = position.clone();
+        let is_counted = |xid| {
+            let is_listed = self.listed.as_ref().is_some_and(|listed| listed.contains(xid));
+            !self.end.contains(xid) && !is_listed
+        };
+        position.finish_all(&self.end, self.listed.as_ref());
+        let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
+        for row in self.rows.iter().filter(|row| is_counted(row.xid)) {
+            *counts.entry(row.xid).or_default() += 1;
+        }
+        let mut dropped = BTreeSet::new();
+        for (xid, count) in counts {
+            let before = position.clone();
+            (0..count).for_each(|_| position.count(xid));
+            if position.encoded_length() > MAX_COUNTED_BYTES {
+                position = before;
+                dropped.insert(xid);
+            }
+        }
+        if self.rows.iter().any(|row| !dropped.contains(&row.xid)) {
+            self.rows.retain(|row| !dropped.contains(&row.xid));
+            self.has_more |= !dropped.is_empty();
+        }
+        self
+    }
+
+    /// Returns the events that `limit` allows, each with its cursor, and moves the position past them. The flag beside
+    /// them is true if nothing is left.
+    pub fn deliver(self, job: &JobId, position: &mut Position, limit: Limit) -> (Vec<(Event, Cursor)>, bool) {
+        let counts_only = self.fits_as_counts(position, limit);
+        let Self { rows, end, listed, has_more, best, .. } = self;
+        let mut page = PageBuilder::new(limit);
+        let undelivered = UndeliveredRows { rows, end: end.clone(), listed: listed.clone() };
+        for DeliveryStep { finished, row } in undelivered.into_steps(position, MAX_COUNTED_BYTES, |row| row.xid) {
+            if page.is_full() {
+                return (page.into_events(), false);
+            }
+            if let Some(finished) = finished {
+                position.finish(&finished);
+            }
+            if counts_only {
+                position.count(row.xid);
+            } else {
+                position.advance(row.xid, row.key, &end);
+            }
+            page.push(row.event, position.to_cursor(job));
+        }
+        position.finish_all(&end, listed.as_ref());
+        if !has_more {
+            position.adopt(best);
+        }
+        (page.into_events(), !has_more)
+    }
+
+    /// Returns true if counting the rows of the settled part, too, takes less room than a range with its end and key.
+    fn fits_as_counts(&self, position: &Position, limit: Limit) -> bool {
+        if position.range().is_some() || self.rows.len() > limit.events {
+            return false;
+        }
+        let mut counted = position.clone();
+        self.rows.iter().filter(|row| self.end.contains(row.xid)).for_each(|row| counted.count(row.xid));
+        counted.encoded_length() <= MAX_COUNTED_BYTES
+    }
+}

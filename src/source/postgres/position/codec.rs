@@ -1,0 +1,213 @@
+//! The bytes of a position: numbers as LEB128, sets and the map by differences.
+//!
+//! ```text
+//! settled    mark, open transactions
+//! range      0, or: kind of key 1 to 4, key, end as it differs from settled
+//! counted    xid as a difference to the one before, number of rows; and so on to the end
+//! ```
+
+use super::super::tables::CursorScheme;
+use super::{EndedXids, Key, KeyId, Position, Range};
+use crate::cursor::varint;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A transaction id that no server reaches; it keeps sums from overflowing.
+const MAX_XID: u64 = 1 << 62;
+
+/// Most bytes of the bitmap that lists open transactions close below a mark. Older ones are listed by their distances.
+const MAX_BITMAP_BYTES: u64 = 32;
+
+impl Position {
+    /// Encodes the position in at most `max_bytes`; returns true beside the bytes where that left something out. The
+    /// newest counts go first: the rows that they counted are repeated rather than lost.
+    pub fn to_bytes(&self, max_bytes: usize) -> (Vec<u8>, bool) {
+        let mut bytes = Vec::with_capacity(16);
+        put_ended(&mut bytes, &self.settled);
+        match &self.range {
+            None => bytes.push(0),
+            Some(Range { end, key }) => {
+                put_key(&mut bytes, key);
+                put_end(&mut bytes, end, &self.settled);
+            }
+        }
+        if bytes.len() > max_bytes {
+            // Repeats the whole range, or everything from the lowest open transaction on.
+            let settled =
+                if self.range.is_some() { self.settled.clone() } else { EndedXids::below(self.settled.lowest_open()) };
+            let shorter = Self { settled, range: None, counted: BTreeMap::new(), ..*self };
+            return (shorter.to_bytes(max_bytes).0, true);
+        }
+        let mut previous = self.settled.lowest_open();
+        for (xid, count) in &self.counted {
+            let length = bytes.len();
+            // The first may be below the lowest open one, so the difference has a sign.
+            varint::write_signed(&mut bytes, *xid as i64 - previous as i64);
+            varint::write(&mut bytes, *count);
+            if bytes.len() > max_bytes {
+                bytes.truncate(length);
+                return (bytes, true);
+            }
+            previous = *xid;
+        }
+        (bytes, false)
+    }
+
+    /// Length of the whole position in bytes.
+    pub fn encoded_length(&self) -> usize {
+        self.to_bytes(usize::MAX).0.len()
+    }
+
+    /// Decodes foreign bytes; `None` for those that [`Position::to_bytes`] never writes. No position has two encodings.
+    pub fn from_bytes(scheme: CursorScheme, bytes: &[u8]) -> Option<Self> {
+        let from = &mut &*bytes;
+        let settled = get_ended(from)?;
+        let range = match get_key(from)? {
+            None => None,
+            Some(key) => Some(Range { end: get_end(from, &settled)?, key }),
+        };
+        let mut counted = BTreeMap::new();
+        let mut previous = settled.lowest_open();
+        while !from.is_empty() {
+            let xid = u64::try_from((previous as i64).checked_add(varint::read_signed(from)?)?).ok()?;
+            if xid > MAX_XID {
+                return None;
+            }
+            counted.insert(xid, varint::read(from).filter(|count| *count > 0)?);
+            previous = xid;
+        }
+        Some(Self { scheme, settled, range, counted }).filter(|position| position.to_bytes(usize::MAX).0 == bytes)
+    }
+}
+
+fn put_ended(to: &mut Vec<u8>, ended: &EndedXids) {
+    varint::write(to, ended.mark);
+    put_open(to, ended.mark, ended.open.iter().rev().copied());
+}
+
+fn get_ended(from: &mut &[u8]) -> Option<EndedXids> {
+    let mark = varint::read(from).filter(|mark| *mark <= MAX_XID)?;
+    Some(EndedXids { mark, open: get_open(from, mark)? })
+}
+
+/// Encodes the end of a range as it differs from `settled`: 1 + how much higher its mark is; a bit for each transaction
+/// open there, which is set if it is open here; the open ones between the marks. Where it does not follow from `settled`:
+/// 0, then the whole of it.
+fn put_end(to: &mut Vec<u8>, end: &EndedXids, settled: &EndedXids) {
+    let follows = end.mark >= settled.mark && end.open.range(..settled.mark).all(|xid| settled.open.contains(xid));
+    if !follows {
+        varint::write(to, 0);
+        return put_ended(to, end);
+    }
+    varint::write(to, 1 + end.mark - settled.mark);
+    let mut bits = vec![0; settled.open.len().div_ceil(8)];
+    for (index, _) in settled.open.iter().enumerate().filter(|(_, xid)| end.open.contains(xid)) {
+        bits[index / 8] |= 1 << (index % 8);
+    }
+    to.extend_from_slice(&bits);
+    put_open(to, end.mark, end.open.range(settled.mark..).rev().copied());
+}
+
+fn get_end(from: &mut &[u8], settled: &EndedXids) -> Option<EndedXids> {
+    let difference = match varint::read(from)? {
+        0 => return get_ended(from),
+        more => more - 1,
+    };
+    let mark = settled.mark.checked_add(difference).filter(|mark| *mark <= MAX_XID)?;
+    let bits = take(from, settled.open.len().div_ceil(8))?;
+    let still_open = settled.open.iter().enumerate().filter(|(index, _)| bits[index / 8] & (1 << (index % 8)) != 0);
+    let mut open: BTreeSet<u64> = still_open.map(|(_, xid)| *xid).collect();
+    open.extend(get_open(from, mark)?);
+    Some(EndedXids { mark, open })
+}
+
+/// Encodes open transactions below a mark, given the newest first: a bitmap of those close to it, then the distances of
+/// the others. Most of them began lately, so the bitmap has the length that makes the whole shortest.
+fn put_open(to: &mut Vec<u8>, mark: u64, open: impl Iterator<Item = u64> + Clone) {
+    let distances = |bitmap_bytes: u64| {
+        let (mut bytes, mut count, mut above) = (Vec::new(), 0, mark);
+        for xid in open.clone().filter(|xid| mark - 1 - xid >= bitmap_bytes * 8) {
+            varint::write(&mut bytes, above - xid);
+            (count, above) = (count + 1, xid);
+        }
+        (bytes, count)
+    };
+    let lengths = open.clone().map(|xid| (mark - 1 - xid) / 8 + 1).filter(|length| *length <= MAX_BITMAP_BYTES);
+    let total = |length: &u64| length + distances(*length).0.len() as u64;
+    let length = std::iter::once(0).chain(lengths).min_by_key(total).unwrap_or_default();
+    let mut bitmap = vec![0; length as usize];
+    for below in open.clone().map(|xid| mark - 1 - xid).filter(|below| *below < length * 8) {
+        bitmap[below as usize / 8] |= 1 << (below % 8);
+    }
+    let (distances, count) = distances(length);
+    varint::write(to, length);
+    to.extend_from_slice(&bitmap);
+    varint::write(to, count);
+    to.extend_from_slice(&distances);
+}
+
+fn get_open(from: &mut &[u8], mark: u64) -> Option<BTreeSet<u64>> {
+    let mut open = BTreeSet::new();
+    let length = varint::read(from).filter(|length| *length <= MAX_BITMAP_BYTES)?;
+    let bitmap = take(from, length as usize)?;
+    for below in (0..length * 8).filter(|below| bitmap[*below as usize / 8] & (1 << (below % 8)) != 0) {
+        open.insert(mark.checked_sub(1 + below)?);
+    }
+    let mut above = mark;
+    for _ in 0..varint::read(from)? {
+        above = above.checked_sub(varint::read(from).filter(|distance| *distance > 0)?)?;
+        open.insert(above);
+    }
+    Some(open)
+}
+
+fn put_key(to: &mut Vec<u8>, key: &Key) {
+    let (kind, number) = match key {
+        Key::Number(number) => (1, number),
+        Key::Time { at, id: KeyId::Whole(id) } => (if uuid_bytes(id).is_some() { 2 } else { 3 }, at),
+        Key::Time { at, id: KeyId::Digest(_) } => (4, at),
+    };
+    to.push(kind);
+    varint::write_signed(to, *number);
+    match key {
+        Key::Number(_) => {}
+        Key::Time { id: KeyId::Digest(digest), .. } => to.extend_from_slice(digest),
+        Key::Time { id: KeyId::Whole(id), .. } => match uuid_bytes(id) {
+            Some(uuid) => to.extend_from_slice(&uuid),
+            None => {
+                varint::write(to, id.len() as u64);
+                to.extend_from_slice(id.as_bytes());
+            }
+        },
+    }
+}
+
+fn get_key(from: &mut &[u8]) -> Option<Option<Key>> {
+    let kind = take(from, 1)?[0];
+    if kind == 0 {
+        return Some(None);
+    }
+    let number = varint::read_signed(from)?;
+    let id = match kind {
+        1 => return Some(Some(Key::Number(number))),
+        2 => KeyId::Whole(uuid::Uuid::from_slice(take(from, 16)?).ok()?.to_string()),
+        3 => {
+            let length = usize::try_from(varint::read(from)?).ok().filter(|length| *length <= KeyId::MAX_BYTES)?;
+            KeyId::Whole(std::str::from_utf8(take(from, length)?).ok()?.to_string())
+        }
+        4 => KeyId::Digest(take(from, 8)?.try_into().ok()?),
+        _ => return None,
+    };
+    Some(Some(Key::Time { at: number, id }))
+}
+
+/// The 16 bytes of a UUID in its usual spelling, which has 36.
+pub(super) fn uuid_bytes(id: &str) -> Option<[u8; 16]> {
+    let uuid = uuid::Uuid::try_parse(id).ok()?;
+    (uuid.to_string() == id).then(|| *uuid.as_bytes())
+}
+
+fn take<'a>(from: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
+    let (taken, rest) = from.split_at_checked(length)?;
+    *from = rest;
+    Some(taken)
+}

@@ -1,0 +1,55 @@
+//! Statements on the catalogue and the server, for learning the tables and for `jobcast check`.
+
+use super::{literal, quote_table, text_array};
+
+/// Reads how far the write-ahead log of a primary has to be flushed. Fails on servers that have no such functions.
+pub const WAL_POSITION: &str = "SELECT CASE WHEN NOT pg_is_in_recovery()
+  THEN pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn() END AS unflushed";
+
+/// Reads the server's version and role, and the port that it was called at.
+pub const SERVER: &str = "SELECT current_setting('server_version') AS version,
+  current_setting('server_version_num')::int AS version_number, pg_is_in_recovery() AS is_standby,
+  inet_server_port() AS port";
+
+/// Reads a table's columns; none where the table is not there or may not be seen. `table` is a name without quotes.
+pub fn table_columns(table: &str) -> String {
+    format!(
+        "SELECT attname::text AS name, format_type(atttypid, NULL) AS type, NOT attnotnull AS may_be_null,
+                atthasdef AS has_default
+         FROM pg_attribute WHERE attrelid = to_regclass({}) AND attnum > 0 AND NOT attisdropped",
+        literal(&quote_table(table))
+    )
+}
+
+/// Asks for an index over the whole quoted table that begins with these columns, in this order.
+pub fn has_index<'a>(table: &str, columns: impl IntoIterator<Item = &'a str>) -> String {
+    let (table, columns) = (literal(table), text_array(columns));
+    format!(
+        "SELECT EXISTS (
+           SELECT FROM pg_index i
+           WHERE i.indrelid = to_regclass({table}) AND i.indisvalid AND i.indpred IS NULL AND ({columns}) = (
+             SELECT array_agg(a.attname::text ORDER BY k.n)
+             FROM unnest(i.indkey::int2[]) WITH ORDINALITY k (c, n)
+             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.c
+             WHERE k.n <= cardinality({columns})
+           )
+         ) AS has_index"
+    )
+}
+
+/// Asks for the user's name, and whether it may insert into the quoted table.
+pub fn may_insert(table: &str) -> String {
+    format!("SELECT has_table_privilege({}, 'INSERT') AS may_insert, current_user::text AS user_name", literal(table))
+}
+
+/// Asks for an enabled trigger on the quoted table whose function notifies.
+pub fn has_notify_trigger(table: &str) -> String {
+    format!(
+        "SELECT EXISTS (
+           SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+           WHERE t.tgrelid = to_regclass({}) AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+             AND p.prosrc ILIKE '%notify%'
+         ) AS has_trigger",
+        literal(table)
+    )
+}

@@ -1,0 +1,67 @@
+//! The statement with which the tail finds out which watched jobs have something new.
+
+use super::snapshot::{NO_SNAPSHOT, SNAPSHOT_COLUMNS, snapshot_ctes};
+use super::{EventRows, XidBound, text_array};
+
+/// A query for changes of the watched jobs.
+pub struct ChangesQuery<'a> {
+    /// Ids of all watched jobs.
+    pub jobs: Vec<&'a str>,
+    pub new_rows: NewRows<'a>,
+    /// Texts of the status column that end a job.
+    pub final_statuses: Vec<&'a str>,
+}
+
+/// Rows that may be new since the last look.
+pub enum NewRows<'a> {
+    /// Rows that were not visible in the last look's snapshot, of any job. They are few: to compare them with the ids
+    /// of all watched jobs would cost more, and tempt the planner to read all rows of those jobs.
+    NotVisibleIn { snapshot: &'a str, durable_xid: u64 },
+    /// Rows of watched jobs, written by transactions at or above this mark.
+    Since(u64),
+    /// The same, and not older than so many seconds: no index serves the system column.
+    SinceAndYounger(u64, f64),
+}
+
+/// Reads the snapshot; then one row for each job that may have new rows, and one with a `status` for each watched job
+/// whose status is final.
+pub fn changes(rows: &EventRows, durable_xid: u64, query: &ChangesQuery) -> String {
+    let ctes = snapshot_ctes(rows, durable_xid, None);
+    let snapshot =
+        format!("{ctes} SELECT {SNAPSHOT_COLUMNS}, NULL::text AS job_id, NULL::text AS status FROM snapshot, mark");
+    if query.jobs.is_empty() {
+        return snapshot;
+    }
+    let new_rows = format!(
+        "SELECT {NO_SNAPSHOT}, changed.job_id, NULL
+         FROM (SELECT DISTINCT {job_id}::text AS job_id FROM {events} e WHERE {condition}) changed",
+        job_id = rows.tables.events.job_id.column(),
+        events = rows.table(),
+        condition = new_rows(rows, query),
+    );
+    let Some(jobs) = &rows.tables.jobs else { return format!("{snapshot} UNION ALL {new_rows}") };
+    format!(
+        "{snapshot} UNION ALL {new_rows} UNION ALL
+         SELECT {NO_SNAPSHOT}, {id}::text, {status}::text FROM {table} j
+         WHERE {watched} AND {status}::text = ANY ({finals})",
+        id = jobs.id.column(),
+        status = jobs.status(),
+        table = jobs.name,
+        watched = jobs.id.equals_any(query.jobs.iter().copied()),
+        finals = text_array(query.final_statuses.iter().copied()),
+    )
+}
+
+fn new_rows(rows: &EventRows, query: &ChangesQuery) -> String {
+    let watched = || rows.tables.events.job_id.equals_any(query.jobs.iter().copied());
+    match query.new_rows {
+        NewRows::NotVisibleIn { snapshot, durable_xid } => rows.not_visible_in(snapshot, durable_xid),
+        NewRows::Since(xid) => format!("{} AND {}", rows.written_since(&XidBound::below(xid)), watched()),
+        NewRows::SinceAndYounger(xid, seconds) => format!(
+            "{} AND {} AND {}",
+            watched(),
+            rows.written_since(&XidBound::below(xid)),
+            rows.younger_than(seconds)
+        ),
+    }
+}

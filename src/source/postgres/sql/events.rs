@@ -1,0 +1,99 @@
+//! Statements on single events of a job.
+
+use super::super::position::Key;
+use super::super::tables::Tables;
+use super::jobs::{has_job, job_status};
+use super::snapshot::{SNAPSHOT_COLUMNS, snapshot_ctes};
+use super::{EventRows, XidBound, literal, text_array};
+use crate::event::{JobId, Rfc3339};
+use crate::source::NewEvent;
+
+/// Reads the event with this id, beside the snapshot.
+pub fn find_event(rows: &EventRows, durable_xid: u64, job: &JobId, id: &str) -> String {
+    format!(
+        "{ctes} SELECT {SNAPSHOT_COLUMNS}, found.*
+         FROM snapshot, mark, (SELECT {columns} FROM {events} e WHERE {of_job} AND {of_id} LIMIT 1) found",
+        ctes = snapshot_ctes(rows, durable_xid, Some(job)),
+        columns = rows.select_list(),
+        events = rows.table(),
+        of_job = rows.tables.events.job_id.equals(job.as_str()),
+        of_id = rows.tables.events.id.equals(id),
+    )
+}
+
+/// Reads the job's status, and whether there is such a job: a row of the job table, or an event.
+pub fn newest_event(rows: &EventRows, durable_xid: u64, job: &JobId) -> String {
+    format!(
+        "{ctes} SELECT {SNAPSHOT_COLUMNS}, {status} AS status,
+                {has_job} OR EXISTS (SELECT FROM {events} e WHERE {of_job}) AS is_known
+         FROM snapshot, mark",
+        ctes = snapshot_ctes(rows, durable_xid, Some(job)),
+        status = job_status(rows.tables, job),
+        has_job = has_job(rows.tables, job),
+        events = rows.table(),
+        of_job = rows.tables.events.job_id.equals(job.as_str()),
+    )
+}
+
+/// Counts the job's rows by transaction, of those that had not ended at `bound`: `xid, count`. Counts only rows up to
+/// `last`, an event that [`find_event`] has found, or all.
+pub fn count_by_xid(rows: &EventRows, durable_xid: u64, job: &JobId, bound: &XidBound, last: Option<&Key>) -> String {
+    let up_to_last =
+        last.map_or_else(|| "true".into(), |key| format!("({}) IS NOT TRUE", rows.after_key(job.as_str(), key)));
+    format!(
+        "{ctes} SELECT newer.xid, count(*)::bigint AS count
+         FROM (SELECT {columns} FROM {events} e WHERE {of_job} AND {since} AND {up_to_last}) newer GROUP BY 1",
+        ctes = snapshot_ctes(rows, durable_xid, None),
+        columns = rows.select_list(),
+        events = rows.table(),
+        of_job = rows.tables.events.job_id.equals(job.as_str()),
+        since = rows.written_since(bound),
+    )
+}
+
+/// Finds an event of the job whose type ends it.
+pub fn final_event<'a>(tables: &Tables, job: &JobId, final_types: impl IntoIterator<Item = &'a str>) -> String {
+    format!(
+        "SELECT {kind}::text AS type FROM {events} e
+         WHERE {of_job} AND {kind}::text = ANY ({final_types}) LIMIT 1",
+        kind = tables.rows(tables.best).kind(),
+        events = tables.events.name,
+        of_job = tables.events.job_id.equals(job.as_str()),
+        final_types = text_array(final_types),
+    )
+}
+
+/// Reads those of the events that the job has already, by their ids.
+pub fn stored_events(rows: &EventRows, durable_xid: u64, job: &JobId, events: &[NewEvent]) -> String {
+    format!(
+        "{ctes} SELECT {columns} FROM {table} e WHERE {of_job} AND {of_ids}",
+        ctes = snapshot_ctes(rows, durable_xid, None),
+        columns = rows.select_list(),
+        table = rows.table(),
+        of_job = rows.tables.events.job_id.equals(job.as_str()),
+        of_ids = rows.tables.events.id.equals_any(events.iter().map(|event| &*event.id)),
+    )
+}
+
+/// Inserts events. Values are literals without a type, so that PostgreSQL casts them to the columns' types.
+pub fn insert_events<'a>(tables: &Tables, job: &JobId, events: impl IntoIterator<Item = &'a NewEvent>) -> String {
+    let columns = &tables.events.columns;
+    let mut names = vec![&*columns.id, &columns.job_id, &columns.kind, &columns.timestamp, &columns.payload];
+    names.extend(columns.step_id.as_deref());
+    names.extend(columns.actor.as_deref());
+    let optional = |text: Option<&str>| text.map_or_else(|| "NULL".into(), literal);
+    let values = events.into_iter().map(|event| {
+        let mut values = vec![
+            literal(&event.id),
+            literal(job.as_str()),
+            literal(&event.kind),
+            literal(&Rfc3339(event.timestamp).to_string()),
+            literal(event.payload.as_json()),
+        ];
+        values.extend(columns.step_id.as_ref().map(|_| optional(event.step_id.as_deref())));
+        values.extend(columns.actor.as_ref().map(|_| optional(event.actor.as_deref())));
+        format!("({})", values.join(", "))
+    });
+    let values: Vec<String> = values.collect();
+    format!("INSERT INTO {} ({}) VALUES {}", tables.events.name, names.join(", "), values.join(", "))
+}

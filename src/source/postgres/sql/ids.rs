@@ -1,0 +1,60 @@
+//! Conditions on a column of ids, which may be of any type.
+
+use super::literal;
+use std::borrow::Cow;
+
+/// A column of job or event ids. Its type decides how an id is spelled and compared.
+#[derive(Clone, Debug)]
+pub struct IdColumn {
+    /// The column with its row: `e."id"`.
+    column: String,
+    kind: String,
+}
+
+impl IdColumn {
+    pub fn new(column: String, kind: String) -> Self {
+        Self { column, kind }
+    }
+
+    pub fn column(&self) -> &str {
+        &self.column
+    }
+
+    /// Returns an id as the database spells it, or `None` for a text that is no value of the column's type.
+    pub fn canonical<'a>(&self, id: &'a str) -> Option<Cow<'a, str>> {
+        match &*self.kind {
+            "uuid" => uuid::Uuid::try_parse(id).ok().map(|uuid| uuid.to_string().into()),
+            "bigint" => id.parse::<i64>().ok().map(|number| number.to_string().into()),
+            "integer" => id.parse::<i32>().ok().map(|number| number.to_string().into()),
+            "smallint" => id.parse::<i16>().ok().map(|number| number.to_string().into()),
+            _ => Some(id.into()).filter(|_| !id.contains('\0')),
+        }
+    }
+
+    /// Condition: the column has this value.
+    pub fn equals(&self, id: &str) -> String {
+        self.equals_any([id])
+    }
+
+    /// Condition: the column has one of these values.
+    pub fn equals_any<'a>(&self, ids: impl IntoIterator<Item = &'a str>) -> String {
+        let list: Vec<String> = ids.into_iter().filter_map(|id| self.canonical(id)).map(|id| literal(&id)).collect();
+        let (column, kind) = match &*self.kind {
+            "uuid" | "bigint" | "integer" | "smallint" | "text" | "character varying" | "character" | "citext" => {
+                (self.column.clone(), &*self.kind)
+            }
+            // Any other type is compared as text.
+            _ => (format!("{}::text", self.column), "text"),
+        };
+        match &list[..] {
+            [] => "false".into(),
+            [one] => format!("{column} = {one}::{kind}"),
+            many => format!("{column} = ANY (ARRAY[{}]::{kind}[])", many.join(",")),
+        }
+    }
+
+    /// An id as a value of the column.
+    pub fn value(&self, id: &str) -> String {
+        format!("{}::{}", literal(self.canonical(id).as_deref().unwrap_or(id)), self.kind)
+    }
+}

@@ -1,0 +1,63 @@
+//! Statements on the job table.
+
+use super::super::tables::{JobTable, Tables};
+use super::literal;
+use crate::event::{JobId, JobStatus};
+
+/// Expression: the job's status as a text, or null.
+pub fn job_status(tables: &Tables, job: &JobId) -> String {
+    let Some(jobs) = &tables.jobs else { return "NULL::text".into() };
+    let (status, table, is_job) = (jobs.status(), &jobs.name, jobs.id.equals(job.as_str()));
+    format!("(SELECT {status}::text FROM {table} j WHERE {is_job} LIMIT 1)")
+}
+
+/// Expression: the job table has this job.
+pub fn has_job(tables: &Tables, job: &JobId) -> String {
+    let Some(jobs) = &tables.jobs else { return "false".into() };
+    format!("EXISTS (SELECT FROM {} j WHERE {})", jobs.name, jobs.id.equals(job.as_str()))
+}
+
+/// Lists jobs, those with the newest events first: `job_id, status, last_event_at`.
+pub fn list_jobs(tables: &Tables, jobs: &JobTable, status: Option<JobStatus>, limit: usize) -> String {
+    let is_wanted = status
+        .map_or_else(|| "true".into(), |status| format!("{}::text = {}", jobs.status(), literal(status.as_str())));
+    format!(
+        "SELECT {id}::text AS job_id, {status}::text AS status,
+                to_char(newest.at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') AS last_event_at
+         FROM {table} j
+         LEFT JOIN LATERAL (SELECT max({timestamp}) AS at FROM {events} e WHERE {job_id} = {id}) newest ON true
+         WHERE {is_wanted} ORDER BY newest.at DESC NULLS LAST, 1 LIMIT {limit}",
+        id = jobs.id.column(),
+        status = jobs.status(),
+        table = jobs.name,
+        timestamp = tables.rows(tables.best).timestamp(),
+        events = tables.events.name,
+        job_id = tables.events.job_id.column(),
+    )
+}
+
+/// Inserts a job as running, unless it is there.
+pub fn insert_job(jobs: &JobTable, job: &JobId) -> String {
+    format!(
+        "INSERT INTO {table} ({id}, {status}) SELECT {value}, 'RUNNING'
+         WHERE NOT EXISTS (SELECT FROM {table} j WHERE {is_job}) ON CONFLICT DO NOTHING",
+        table = jobs.name,
+        id = jobs.id_name,
+        status = jobs.status_name,
+        value = jobs.id.value(job.as_str()),
+        is_job = jobs.id.equals(job.as_str()),
+    )
+}
+
+/// Sets a job's status; inserts the job where it is missing.
+pub fn upsert_status(jobs: &JobTable, job: &JobId, status: &str) -> String {
+    format!(
+        "INSERT INTO {table} ({id}, {status_name}) VALUES ({job}, {status})
+         ON CONFLICT ({id}) DO UPDATE SET {status_name} = excluded.{status_name}",
+        table = jobs.name,
+        id = jobs.id_name,
+        status_name = jobs.status_name,
+        job = jobs.id.value(job.as_str()),
+        status = literal(status),
+    )
+}

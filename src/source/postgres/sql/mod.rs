@@ -1,0 +1,53 @@
+//! Every statement that goes to PostgreSQL. One function builds one whole statement, and `snapshots/` shows what comes
+//! out of it.
+//!
+//! Statements go by the simple protocol, each in one piece, because a pooler in transaction mode may give each of them
+//! to another connection, which knows nothing that was prepared. So values stand in the text: every value is a number, a
+//! quoted name ([`quote`], [`quote_table`]) or a [`literal`].
+//!
+//! In all statements `e` is a row of the event table and `j` one of the job table. Columns are read by their names.
+
+mod catalog;
+mod changes;
+mod events;
+mod ids;
+mod jobs;
+mod page;
+mod rows;
+mod snapshot;
+
+pub use catalog::{SERVER, WAL_POSITION, has_index, has_notify_trigger, may_insert, table_columns};
+pub use changes::{ChangesQuery, NewRows, changes};
+pub use events::{count_by_xid, final_event, find_event, insert_events, newest_event, stored_events};
+pub use ids::IdColumn;
+pub use jobs::{insert_job, list_jobs, upsert_status};
+pub use page::{PageQuery, page};
+pub use rows::{EventRows, XidBound};
+pub use snapshot::{MAX_XID_SCAN, has_ended, is_unchanged, open_xids, read_snapshot};
+
+/// A text as it may stand in a statement, whatever the server's settings are (PostgreSQL, "String Constants with C-Style
+/// Escapes").
+pub fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "\\'").replace('\0', ""))
+}
+
+/// An identifier, whatever characters are in it.
+pub fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// The identifier of `schema.table`, or of a table in the search path.
+pub fn quote_table(name: &str) -> String {
+    name.split('.').map(quote).collect::<Vec<_>>().join(".")
+}
+
+/// An array of texts.
+fn text_array<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
+    let literals: Vec<String> = texts.into_iter().map(literal).collect();
+    format!("ARRAY[{}]::text[]", literals.join(","))
+}
+
+/// Numbers as the elements of an array literal: `{1,2,3}`.
+fn number_list<'a>(numbers: impl IntoIterator<Item = &'a u64>) -> String {
+    format!("{{{}}}", numbers.into_iter().map(u64::to_string).collect::<Vec<_>>().join(","))
+}

@@ -1,0 +1,243 @@
+//! Expressions and conditions on a row `e` of the event table, in one cursor scheme.
+
+use super::super::position::{EndedXids, Key, KeyId};
+use super::super::tables::{CursorScheme, EventColumns, RowOrder, Tables, XidSource};
+use super::{literal, number_list};
+
+/// The rows of the event table as cursors of one scheme number and order them.
+#[derive(Clone, Copy)]
+pub struct EventRows<'a> {
+    pub tables: &'a Tables,
+    scheme: CursorScheme,
+    /// Some of these rows have no number.
+    has_unnumbered: bool,
+}
+
+/// A set of ended transactions that rows are compared with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum XidBound {
+    /// All below the settled mark of the statement's own snapshot: CTE `mark`.
+    OwnMark,
+    Fixed(EndedXids),
+}
+
+impl XidBound {
+    /// All transactions below `mark`.
+    pub fn below(mark: u64) -> Self {
+        Self::Fixed(EndedXids::below(mark))
+    }
+}
+
+impl<'a> EventRows<'a> {
+    pub fn new(tables: &'a Tables, scheme: CursorScheme) -> Self {
+        let has_unnumbered = tables.events.has_unnumbered && scheme.order == RowOrder::Number;
+        Self { tables, scheme, has_unnumbered }
+    }
+
+    pub fn xid_source(&self) -> XidSource {
+        self.scheme.xids
+    }
+
+    /// Splits rows of which some have no number into those, which come first and are ordered by time, and the others.
+    /// `None` where all have a number, or none.
+    pub fn split_numbered(&self) -> Option<(Self, Self)> {
+        if !self.has_unnumbered {
+            return None;
+        }
+        let by_time = CursorScheme { order: RowOrder::Time, ..self.scheme };
+        Some((Self { scheme: by_time, has_unnumbered: false, ..*self }, Self { has_unnumbered: false, ..*self }))
+    }
+
+    /// The event table's quoted name.
+    pub fn table(&self) -> &'a str {
+        &self.tables.events.name
+    }
+
+    fn columns(&self) -> &'a EventColumns {
+        &self.tables.events.columns
+    }
+
+    /// The transaction that wrote the row, as a bigint.
+    ///
+    /// Rows from before the column was added are older than any open transaction: 0. Of the system column its `age` is
+    /// asked. A visible row is older than the next transaction (`snapshot.age_base`), or so old that 32 bits cannot tell.
+    pub fn xid(&self) -> String {
+        match self.scheme.xids {
+            XidSource::Column => format!("coalesce(e.{}::text::bigint, 0)", self.columns().xid),
+            XidSource::System => {
+                "CASE WHEN age(e.xmin) > 0 THEN (SELECT age_base FROM snapshot) - age(e.xmin) ELSE 0 END".into()
+            }
+        }
+    }
+
+    /// The transaction in the type that an index on the column serves.
+    pub fn indexed_xid(&self) -> String {
+        match self.scheme.xids {
+            XidSource::Column => format!("e.{}", self.columns().xid),
+            XidSource::System => self.xid(),
+        }
+    }
+
+    fn xid_value(&self, xid: u64) -> String {
+        match self.scheme.xids {
+            XidSource::Column => format!("'{xid}'::xid8"),
+            XidSource::System => xid.to_string(),
+        }
+    }
+
+    fn xid_array<'x>(&self, xids: impl IntoIterator<Item = &'x u64>) -> String {
+        let kind = if self.scheme.xids == XidSource::Column { "xid8" } else { "bigint" };
+        format!("'{}'::{kind}[]", number_list(xids))
+    }
+
+    fn own_mark(&self) -> &'static str {
+        match self.scheme.xids {
+            XidSource::Column => "(SELECT xid8 FROM mark)",
+            XidSource::System => "(SELECT xid FROM mark)",
+        }
+    }
+
+    /// Condition: the row was written by a transaction that had not ended at the bound.
+    pub fn written_since(&self, bound: &XidBound) -> String {
+        let xid = self.indexed_xid();
+        match bound {
+            XidBound::OwnMark => format!("{xid} >= {}", self.own_mark()),
+            XidBound::Fixed(ended) if ended.mark == 0 => "true".into(),
+            XidBound::Fixed(ended) if ended.open.is_empty() => format!("{xid} >= {}", self.xid_value(ended.mark)),
+            XidBound::Fixed(ended) => {
+                format!("({xid} >= {} OR {xid} = ANY ({}))", self.xid_value(ended.mark), self.xid_array(&ended.open))
+            }
+        }
+    }
+
+    /// Condition: the row was written by a transaction that had ended at the bound.
+    pub fn written_before(&self, bound: &XidBound) -> String {
+        let xid = self.indexed_xid();
+        let below = match bound {
+            XidBound::OwnMark => format!("{xid} < {}", self.own_mark()),
+            XidBound::Fixed(ended) if ended.open.is_empty() => format!("{xid} < {}", self.xid_value(ended.mark)),
+            XidBound::Fixed(ended) => {
+                format!("({xid} < {} AND {xid} <> ALL ({}))", self.xid_value(ended.mark), self.xid_array(&ended.open))
+            }
+        };
+        match self.scheme.xids {
+            // Rows from before the column was added have none.
+            XidSource::Column => format!("({xid} IS NULL OR {below})"),
+            XidSource::System => below,
+        }
+    }
+
+    /// Condition: the row was written by this transaction. Only rows that no column tells of have transaction 0.
+    pub fn written_by(&self, xid: u64) -> String {
+        match self.scheme.xids {
+            XidSource::Column if xid == 0 => format!("e.{} IS NULL", self.columns().xid),
+            XidSource::Column => format!("e.{} = '{xid}'::xid8", self.columns().xid),
+            XidSource::System => format!("{} = {xid}", self.xid()),
+        }
+    }
+
+    /// Condition: the row was not visible in a primary's snapshot, of which only what is below `durable_xid` is sure to
+    /// survive a crash. By the column only, whose ids are those that a snapshot lists: two short ranges of its index.
+    pub fn not_visible_in(&self, snapshot: &str, durable_xid: u64) -> String {
+        let mut parts = snapshot.splitn(3, ':');
+        let xmax = parts.nth(1).and_then(|xmax| xmax.parse().ok()).unwrap_or(0);
+        let (xid, open) = (&self.columns().xid, parts.next().unwrap_or_default());
+        format!("(e.{xid} >= {} OR e.{xid} = ANY ('{{{open}}}'::xid8[]))", self.xid_value(durable_xid.min(xmax)))
+    }
+
+    /// Condition: the row's timestamp is at most so many seconds old.
+    pub fn younger_than(&self, seconds: f64) -> String {
+        format!("e.{} > now() - interval '{seconds} seconds'", self.columns().timestamp)
+    }
+
+    pub fn kind(&self) -> String {
+        format!("e.{}", self.columns().kind)
+    }
+
+    pub fn timestamp(&self) -> String {
+        format!("e.{}", self.columns().timestamp)
+    }
+
+    /// The terms of `ORDER BY`.
+    pub fn order(&self) -> String {
+        let EventColumns { seq, time_key, id_key, .. } = self.columns();
+        match self.scheme.order {
+            RowOrder::Number if self.has_unnumbered => format!("e.{seq} NULLS FIRST, {time_key}, {id_key}"),
+            RowOrder::Number => format!("e.{seq}"),
+            RowOrder::Time => format!("{time_key}, {id_key}"),
+        }
+    }
+
+    /// The key as a row that may be compared with another.
+    pub fn comparable_key(&self) -> String {
+        let EventColumns { seq, time_key, id_key, .. } = self.columns();
+        if self.has_unnumbered {
+            return format!("coalesce(e.{seq}, '{}'::bigint), {time_key}, {id_key}", i64::MIN);
+        }
+        self.order()
+    }
+
+    /// Condition: the row has no number.
+    pub fn is_unnumbered(&self) -> String {
+        format!("e.{} IS NULL", self.columns().seq)
+    }
+
+    /// Condition: the row comes after the row of the job that has this key.
+    pub fn after_key(&self, job: &str, key: &Key) -> String {
+        match (self.scheme.order, key) {
+            (RowOrder::Number, Key::Number(number)) => format!("e.{} > {number}", self.columns().seq),
+            // The table has lost the column that the cursor was ordered by: rather repeat than lose.
+            (RowOrder::Time, Key::Number(_)) => "true".into(),
+            (RowOrder::Time, Key::Time { at, id }) => self.after_time(job, *at, id),
+            (RowOrder::Number, Key::Time { at, id }) => {
+                format!("(e.{} IS NOT NULL OR {})", self.columns().seq, self.after_time(job, *at, id))
+            }
+        }
+    }
+
+    fn after_time(&self, job: &str, at: i64, id: &KeyId) -> String {
+        let EventColumns { time_key, id_key, id_key_type, .. } = self.columns();
+        let at = match at {
+            i64::MIN => "'-infinity'".into(),
+            i64::MAX => "'infinity'".into(),
+            at => format!("'epoch'::timestamptz + {at} * interval '1 microsecond'"),
+        };
+        match id {
+            KeyId::Whole(id) => format!("({time_key}, {id_key}) > ({at}, {}::{id_key_type})", literal(id)),
+            // The digest finds the event that it is of. Where that is gone, all of the same time come once more.
+            KeyId::Digest(digest) => format!(
+                "({time_key} >= {at} AND (({time_key}, {id_key}) > ({at}, (SELECT {id_key} FROM {} e
+                 WHERE {} AND {time_key} = {at} AND substr(sha256(convert_to({id_key}::text, 'UTF8')), 1, 8)
+                 = decode('{}', 'hex') LIMIT 1))) IS NOT FALSE)",
+                self.table(),
+                self.tables.events.job_id.equals(job),
+                digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+            ),
+        }
+    }
+
+    /// The columns that an event is made of: `ordinal, xid, number, at, id, step_id, type, actor, payload`.
+    ///
+    /// `ordinal` counts in the order of keys; `number` is null where the key is none; `at` is in microseconds since 1970.
+    pub fn select_list(&self) -> String {
+        let EventColumns { id, step_id, kind, time_key, actor, payload, seq, .. } = self.columns();
+        let number = match self.scheme.order {
+            RowOrder::Number => format!("e.{seq}::bigint"),
+            RowOrder::Time => "NULL::bigint".into(),
+        };
+        let optional = |name: &Option<String>| name.as_ref().map_or_else(|| "NULL".into(), |name| format!("e.{name}"));
+        format!(
+            "row_number() OVER (ORDER BY {order}) AS ordinal, {xid} AS xid, {number} AS number,
+             CASE WHEN isfinite({time_key}) THEN (extract(epoch FROM {time_key}) * 1000000)::bigint
+                  WHEN {time_key} < 'epoch' THEN '{min}'::bigint ELSE '{max}'::bigint END AS at,
+             coalesce(e.{id}::text, '') AS id, {step_id}::text AS step_id, coalesce(e.{kind}::text, '') AS type,
+             {actor}::text AS actor, e.{payload}::text AS payload",
+            order = self.order(),
+            xid = self.xid(),
+            min = i64::MIN,
+            max = i64::MAX,
+            step_id = optional(step_id),
+            actor = optional(actor),
+        )
+    }
+}

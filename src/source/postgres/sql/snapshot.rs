@@ -1,0 +1,118 @@
+//! Statements on the server's snapshot: what has ended, and how much of that a crash would not undo.
+
+use super::super::tables::XidSource;
+use super::{EventRows, XidBound, number_list};
+use crate::event::JobId;
+
+/// Most transactions of which the server is asked, one by one, whether they are open.
+pub const MAX_XID_SCAN: u64 = 100_000;
+
+/// Columns that a `Snapshot` is made of, from the CTEs `snapshot` and `mark`.
+pub const SNAPSHOT_COLUMNS: &str = "snapshot.snapshot_text, snapshot.xmin, snapshot.xmax, mark.durable_xid, \
+    snapshot.is_standby, snapshot.wal_inserted, snapshot.wal_flushed";
+
+/// The same columns without values, for the other parts of a union.
+pub const NO_SNAPSHOT: &str = "NULL, NULL, NULL, NULL, NULL, NULL, NULL";
+
+/// Begins a statement with three CTEs.
+///
+/// - `snapshot`: the statement's snapshot, and how far the log is written and flushed;
+/// - `durable`: `durable_xid`, the transaction below which a crash undoes nothing;
+/// - `mark`: the settled mark, the lower of the snapshot's xmin and `durable_xid`.
+///
+/// A commit is on the disk before anybody sees it, so rows raise the durable mark: those of `job`, or without one all,
+/// where an index on the transactions finds the last.
+pub fn snapshot_ctes(rows: &EventRows, durable_xid: u64, job: Option<&JobId>) -> String {
+    let (inserted, flushed) = if rows.tables.reports_wal {
+        ("pg_current_wal_insert_lsn() - '0/0'", "pg_current_wal_flush_lsn() - '0/0'")
+    } else {
+        ("1", "0")
+    };
+    let last_committed = if job.is_none() && rows.xid_source() == XidSource::System {
+        "0".into()
+    } else {
+        let of_job = job.map_or_else(|| "true".into(), |job| rows.tables.events.job_id.equals(job.as_str()));
+        format!(
+            "coalesce((SELECT {xid} + 1 FROM {events} e WHERE {of_job} AND {since}
+                       ORDER BY {indexed_xid} DESC LIMIT 1), 0)",
+            xid = rows.xid(),
+            events = rows.table(),
+            since = rows.written_since(&XidBound::below(durable_xid.max(1))),
+            indexed_xid = rows.indexed_xid(),
+        )
+    };
+    format!(
+        "WITH snapshot AS MATERIALIZED (
+           SELECT now::text AS snapshot_text, pg_snapshot_xmin(now)::text::bigint AS xmin,
+                  pg_snapshot_xmax(now)::text::bigint AS xmax, is_standby,
+                  pg_snapshot_xmax(now)::text::bigint + age(pg_snapshot_xmax(now)::xid) AS age_base,
+                  (CASE WHEN NOT is_standby THEN {inserted} END)::bigint AS wal_inserted,
+                  (CASE WHEN NOT is_standby THEN {flushed} END)::bigint AS wal_flushed
+           FROM (SELECT pg_current_snapshot() AS now, pg_is_in_recovery() AS is_standby) server
+         ), durable AS MATERIALIZED (
+           SELECT CASE WHEN is_standby OR wal_flushed >= wal_inserted THEN xmax
+                       ELSE least(xmax, greatest({durable_xid}, {last_committed})) END AS durable_xid
+           FROM snapshot
+         ), mark AS MATERIALIZED (
+           SELECT durable_xid, least(xmin, durable_xid) AS xid, least(xmin, durable_xid)::text::xid8 AS xid8
+           FROM snapshot, durable
+         )"
+    )
+}
+
+/// Reads the snapshot alone.
+pub fn read_snapshot(rows: &EventRows, durable_xid: u64, job: &JobId) -> String {
+    format!("{} SELECT {SNAPSHOT_COLUMNS} FROM snapshot, mark", snapshot_ctes(rows, durable_xid, Some(job)))
+}
+
+/// Asks whether a primary's snapshot and log are still these; null on a standby. Touches no table.
+pub fn is_unchanged(reports_wal: bool, snapshot: &str, wal_inserted: i64) -> String {
+    let inserted = if reports_wal { "(pg_current_wal_insert_lsn() - '0/0')::bigint" } else { "1::bigint" };
+    format!(
+        "SELECT CASE WHEN NOT pg_is_in_recovery()
+                     THEN pg_current_snapshot()::text = '{snapshot}' AND {inserted} = {wal_inserted} END AS is_unchanged"
+    )
+}
+
+/// Lists the open transactions, one a row beside the snapshot; a single row with null where there are none.
+///
+/// A primary's snapshot lists top-level transactions, which are those in the column. The system column also has those of
+/// savepoints, and a standby's snapshot lists none: then the server is asked for the state of each transaction, if they
+/// are not too many.
+pub fn open_xids(rows: &EventRows, durable_xid: u64) -> String {
+    let is_listed = match rows.xid_source() {
+        XidSource::Column => "NOT is_standby",
+        XidSource::System => "false",
+    };
+    format!(
+        "{} SELECT {SNAPSHOT_COLUMNS}, open.xid AS open_xid FROM snapshot CROSS JOIN mark
+         LEFT JOIN (
+           SELECT xid::text::bigint AS xid FROM snapshot, pg_snapshot_xip(pg_current_snapshot()) xid WHERE {is_listed}
+           UNION ALL
+           SELECT xid FROM snapshot, generate_series(snapshot.xmin, snapshot.xmax - 1) xid
+           WHERE NOT ({is_listed}) AND snapshot.xmax - snapshot.xmin < {MAX_XID_SCAN}
+             AND pg_xact_status(xid::text::xid8) = 'in progress'
+         ) open ON true",
+        snapshot_ctes(rows, durable_xid, None)
+    )
+}
+
+/// Asks whether the server knows the end of all transactions that a cursor speaks of: those from `xmin` up to `mark`
+/// but the `open`, and those that are `counted`.
+pub fn has_ended<'a>(
+    xmin: u64,
+    mark: u64,
+    open: impl IntoIterator<Item = &'a u64>,
+    counted: impl IntoIterator<Item = &'a u64>,
+) -> String {
+    let (open, counted) = (number_list(open), number_list(counted));
+    format!(
+        "SELECT NOT EXISTS (
+           SELECT FROM (
+             SELECT generate_series({xmin}, {mark}::bigint - 1) EXCEPT SELECT unnest('{open}'::bigint[])
+             UNION SELECT unnest('{counted}'::bigint[])
+           ) known (xid)
+           WHERE xid >= {xmin} AND pg_xact_status(xid::text::xid8) = 'in progress'
+         ) AS has_ended"
+    )
+}

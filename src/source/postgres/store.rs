@@ -1,0 +1,215 @@
+//! The database as one process knows it: its address, its pools, its tables, its durable mark.
+
+use super::error::QueryError;
+use super::pool::ConnectionPool;
+use super::position::Position;
+use super::session::Session;
+use super::snapshot::DurableMark;
+use super::sql;
+use super::tables::{Column, MissingColumn, Tables};
+use crate::config;
+use crate::error::{SourceCode, SourceError};
+use crate::source::tls::root_certificate;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::{ConnectOptions, Row};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::RwLock;
+
+pub struct Store {
+    pub settings: config::Postgres,
+    /// Time that a standby gets to catch up, and a late writer after a job's end.
+    pub settle: Duration,
+    /// For history, ingest and checks.
+    pub pool: ConnectionPool,
+    /// For the tail, which never waits for readers to give a connection back.
+    pub tail_pool: ConnectionPool,
+    /// For the one connection that listens for notifications; sqlx's listener needs a pool of sqlx's.
+    pub listener_pool: PgPool,
+    /// Read when they are first needed, and forgotten when the database says that they have changed.
+    tables: RwLock<Option<Arc<Tables>>>,
+    /// Host, port and database for messages; never a password.
+    address: String,
+    /// Port in the URL; `None` for a socket of this machine.
+    port: Option<u16>,
+    durable_mark: Mutex<DurableMark>,
+}
+
+impl Store {
+    /// Prepares the store. Fails only with an error that trying again cannot mend: a database that is away may come.
+    pub async fn open(settings: &config::Source) -> Result<Arc<Self>, SourceError> {
+        let options = connect_options(&settings.postgres)?;
+        let database = options.get_database().unwrap_or_default();
+        let store = Arc::new(Self {
+            settings: settings.postgres.clone(),
+            settle: settings.settle,
+            pool: ConnectionPool::new(options.clone(), settings.postgres.pool),
+            tail_pool: ConnectionPool::new(options.clone(), 1),
+            address: format!("{}:{}/{database}", options.get_host(), options.get_port()),
+            port: options.get_socket().is_none().then(|| options.get_port()),
+            listener_pool: PgPoolOptions::new().max_connections(1).connect_lazy_with(options),
+            tables: RwLock::default(),
+            durable_mark: Mutex::default(),
+        });
+        match store.tables().await {
+            Err(error) if !error.is_retryable() => return Err(error),
+            Err(error) => tracing::warn!(code = error.code.as_str(), %error, "the database does not answer yet"),
+            Ok(_) => {}
+        }
+        Ok(store)
+    }
+
+    pub fn error(&self, operation: &str, error: QueryError) -> SourceError {
+        error.into_source_error(format!("{operation} ({})", self.address))
+    }
+
+    /// Makes the error of an operation on the tables. If it says that they are not what they were, they are forgotten.
+    pub async fn table_error(&self, operation: &str, error: QueryError) -> SourceError {
+        let error = self.error(operation, error);
+        if error.code == SourceCode::Schema {
+            *self.tables.write().await = None;
+        }
+        error
+    }
+
+    /// Returns true if a pooler or proxy stands before the server, which says that it was called at port `own`.
+    pub fn is_behind_proxy(&self, own: Option<i32>) -> bool {
+        self.port.is_some() && own != self.port.map(i32::from)
+    }
+
+    pub fn durable_mark(&self) -> MutexGuard<'_, DurableMark> {
+        self.durable_mark.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work` in a session of its own.
+    pub async fn with_session<T>(
+        &self,
+        operation: &str,
+        work: impl AsyncFnOnce(&mut Session<'_>) -> Result<T, QueryError>,
+    ) -> Result<T, SourceError> {
+        let tables = self.tables().await?;
+        match self.run(tables, work).await {
+            Ok(result) => Ok(result),
+            Err(error) => Err(self.table_error(operation, error).await),
+        }
+    }
+
+    async fn run<T>(
+        &self,
+        tables: Arc<Tables>,
+        work: impl AsyncFnOnce(&mut Session<'_>) -> Result<T, QueryError>,
+    ) -> Result<T, QueryError> {
+        let connection = self.pool.get().await?;
+        work(&mut Session { store: self, connection, tables }).await
+    }
+
+    /// Returns the tables as they are known, or reads them from the catalogue.
+    pub async fn tables(&self) -> Result<Arc<Tables>, SourceError> {
+        if let Some(tables) = &*self.tables.read().await {
+            return Ok(tables.clone());
+        }
+        let catalogue = self.read_catalogue().await;
+        let catalogue = catalogue.map_err(|error| self.error("looking at the tables", error))?;
+        let tables = Arc::new(self.resolve_tables(&catalogue)?);
+        tracing::info!(
+            xids = ?tables.best.xids,
+            order = ?tables.best.order,
+            has_jobs = tables.jobs.is_some(),
+            "the tables are understood"
+        );
+        *self.tables.write().await = Some(tables.clone());
+        Ok(tables)
+    }
+
+    /// Returns the tables for a position. If that needs columns which were not there, another process knows newer
+    /// tables, and they are read again.
+    pub async fn tables_for(&self, position: &Position) -> Result<Arc<Tables>, SourceError> {
+        let tables = self.tables().await?;
+        if position.is_beginning() || tables.supports(position.scheme) {
+            return Ok(tables);
+        }
+        *self.tables.write().await = None;
+        self.tables().await
+    }
+
+    async fn read_catalogue(&self) -> Result<Catalogue, QueryError> {
+        let mut connection = self.pool.get().await?;
+        let events = parse_columns(&connection.query(sql::table_columns(&self.settings.events_table)).await?)?;
+        let jobs = match &*self.settings.jobs_table {
+            "" => None,
+            table => Some(parse_columns(&connection.query(sql::table_columns(table)).await?)?),
+        };
+        let reports_wal = match connection.query(sql::WAL_POSITION.into()).await {
+            Ok(_) => true,
+            Err(QueryError::Sqlx(sqlx::Error::Database(_))) => false,
+            Err(error) => return Err(error),
+        };
+        Ok(Catalogue { events, jobs, reports_wal })
+    }
+
+    fn resolve_tables(&self, catalogue: &Catalogue) -> Result<Tables, SourceError> {
+        let Catalogue { events, jobs, reports_wal } = catalogue;
+        let no_table = |table: &str| {
+            self.schema_error(
+                format!("there is no table {table}, or it may not be seen"),
+                "set its name, or grant the right to see it",
+            )
+        };
+        if events.is_empty() {
+            return Err(no_table(&self.settings.events_table));
+        }
+        if jobs.as_ref().is_some_and(Vec::is_empty) {
+            return Err(no_table(&self.settings.jobs_table));
+        }
+        let tables = Tables::resolve(&self.settings, events, jobs.as_deref(), *reports_wal);
+        tables.map_err(|missing @ MissingColumn { .. }| {
+            self.schema_error(format!("there is no column {}", missing.name), missing.help())
+        })
+    }
+
+    fn schema_error(&self, cause: String, help: &'static str) -> SourceError {
+        let operation = format!("looking at the tables ({})", self.address);
+        SourceError::new(SourceCode::Schema, operation, cause, help)
+    }
+}
+
+/// Facts of the database that [`Tables`] are made of.
+struct Catalogue {
+    events: Vec<Column>,
+    /// `None` where no job table is configured.
+    jobs: Option<Vec<Column>>,
+    reports_wal: bool,
+}
+
+/// Reads the rows of [`sql::table_columns`].
+pub fn parse_columns(rows: &[PgRow]) -> Result<Vec<Column>, QueryError> {
+    let column = |row: &PgRow| {
+        Ok(Column {
+            name: row.try_get("name")?,
+            kind: row.try_get("type")?,
+            may_be_null: row.try_get("may_be_null")?,
+            has_default: row.try_get("has_default")?,
+        })
+    };
+    rows.iter().map(column).collect()
+}
+
+fn connect_options(settings: &config::Postgres) -> Result<PgConnectOptions, SourceError> {
+    let url = settings.url.get().unwrap_or_default();
+    let options: PgConnectOptions = url.parse().map_err(|_| {
+        // The parser's own text may hold the password.
+        let cause = "it is no address such as postgres://user:password@host:5432/database";
+        SourceError::new(SourceCode::CannotOpen, "reading source.postgres.url", cause, "correct it")
+    })?;
+    // The driver reads the file again for each connection, so that a renewed certificate needs no restart.
+    let options = match root_certificate("source.postgres.root_cert", &settings.root_cert)? {
+        Some(_) => options.ssl_root_cert(&settings.root_cert),
+        None => options,
+    };
+    Ok(options
+        .application_name("jobcast")
+        .statement_cache_capacity(0)
+        // Poolers refuse start-up parameters that they do not know.
+        .extra_float_digits(None)
+        .disable_statement_logging())
+}
