@@ -7,13 +7,14 @@ use crate::cursor::Cursor;
 use crate::event::{Event, JobId, JobStatus};
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::io::Write;
 use std::time::Duration;
 
 /// The end of a chunked body.
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// What `data:` holds.
+/// The contents of an event's `data:` line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Shape {
@@ -24,11 +25,11 @@ pub enum Shape {
     Payload,
 }
 
-/// Some consecutive events of one job, encoded. At least one event; shared, never changed.
+/// Consecutive events of one job, encoded. Holds at least one event; shared between subscribers and never changed.
 #[derive(Debug)]
 pub struct Segment {
     bytes: Bytes,
-    /// Where each event ends in `bytes`.
+    /// The offset in `bytes` at which each event ends.
     ends: Box<[u32]>,
 }
 
@@ -37,7 +38,7 @@ impl Segment {
     pub const MAX_EVENTS: usize = 128;
     pub const MAX_BYTES: usize = 64 * 1024;
 
-    /// How many events.
+    /// The number of events.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
@@ -51,12 +52,12 @@ impl Segment {
         &self.bytes
     }
 
-    /// Where event `index` begins; for `len()`, where the last one ends.
+    /// The offset at which event `index` begins; for `len()`, at which the last one ends.
     pub fn offset(&self, index: usize) -> usize {
         index.checked_sub(1).map_or(0, |before| self.ends[before] as usize)
     }
 
-    /// Which event the byte at `offset` belongs to; `len()` at the end.
+    /// The index of the event that the byte at `offset` belongs to; `len()` at the end.
     pub fn event_at(&self, offset: usize) -> usize {
         self.ends.partition_point(|end| *end as usize <= offset)
     }
@@ -106,14 +107,14 @@ pub fn encode<'a>(events: impl IntoIterator<Item = (&'a Event, &'a Cursor)>, sha
     segments
 }
 
-/// A buffer that grew has room to spare; a ring keeps these for long.
+/// Copies without spare capacity, since a ring keeps segments for long.
 fn exact(bytes: &[u8]) -> Bytes {
     Bytes::copy_from_slice(bytes)
 }
 
 fn write_event(to: &mut Vec<u8>, event: &Event, cursor: &Cursor, shape: Shape) {
     let name = &event.kind;
-    // A row written by others may not speak in our name, nor break a line: then it goes as a plain message.
+    // A row written by others may neither use one of our types nor break the line: it is sent without a type.
     if name.is_empty() || is_reserved(name) || name.contains(['\n', '\r', '\0']) {
         infallible(write!(to, "id: {cursor}\ndata: "));
     } else {
@@ -126,7 +127,7 @@ fn write_event(to: &mut Vec<u8>, event: &Event, cursor: &Cursor, shape: Shape) {
     to.extend_from_slice(b"\n\n");
 }
 
-/// Types that only Jobcast itself sends.
+/// Tells the types that only Jobcast itself sends: those of [`ControlEvent`], and of later releases.
 pub fn is_reserved(kind: &str) -> bool {
     kind.starts_with("stream.")
 }
@@ -146,7 +147,7 @@ fn write_payload(to: &mut Vec<u8>, event: &Event) {
 }
 
 fn write_json(to: &mut Vec<u8>, value: &impl Serialize) {
-    // Only a map with keys that are no strings, or a failing writer, could fail here; we have neither.
+    // Encoding fails only for a map whose keys are no strings, or a writer that fails. There is neither here.
     if let Err(error) = serde_json::to_writer(to, value) {
         debug_assert!(false, "encoding: {error}");
     }
@@ -169,36 +170,39 @@ fn frame(to: &mut BytesMut, plain: &[u8]) {
     to.extend_from_slice(b"\r\n");
 }
 
-/// One of Jobcast's own messages as one chunk.
+/// Returns `plain` as one chunk of a chunked body.
 pub fn framed(plain: &[u8]) -> Bytes {
     let mut bytes = BytesMut::new();
     frame(&mut bytes, plain);
     bytes.freeze()
 }
 
-/// What is inside of one chunk.
+/// Returns the contents of one chunk.
 pub fn unframe(chunk: &Bytes) -> Bytes {
     let begin = chunk.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     chunk.slice(begin..chunk.len() - 2)
 }
 
-/// The first bytes of every stream: how long to wait before coming back, and a comment that shows that it lives.
+/// The first bytes of every stream: the client's wait before it reconnects, and a comment, so that there is something
+/// to flush.
 pub fn opening(retry: Duration) -> Bytes {
     Bytes::from(format!("retry: {}\n: jobcast\n\n", retry.as_millis()))
 }
 
-/// A comment for silent times, so that proxies and clients know that the stream lives.
+/// A comment sent after a silence, so that proxies and clients know that the stream is alive.
 pub const HEARTBEAT: &[u8] = b": heartbeat\n\n";
 
-/// Sets the client's last event id without an event, so that a drop before the first event loses nothing.
+/// Sets the client's last event id without an event, so that a connection lost before the first event loses nothing.
 pub fn position(cursor: &Cursor) -> Bytes {
     Bytes::from(format!("id: {cursor}\n\n"))
 }
 
-/// Why Jobcast closes a stream for its own reasons.
+/// A reason of Jobcast's own for closing a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bye {
+    /// The process is shutting down.
     Drain,
+    /// The stream has reached `stream.max_age`.
     Age,
 }
 
@@ -211,53 +215,80 @@ impl Bye {
     }
 }
 
-/// Why what was asked for cannot be given in full.
+/// The reason why a request for events after a cursor cannot be met in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reset {
-    /// The cursor or event id means nothing here.
+    /// The cursor or event id is not known here.
     Unknown,
-    /// The events after the cursor are not all there any more.
+    /// Some of the events after the cursor no longer exist.
     Trimmed,
-    /// The source went back in time: restored, flushed, or failed over to a copy that lagged.
+    /// The source went back in time: it was restored, flushed, or failed over to a replica that lagged.
     Rewound,
 }
 
-/// Why nothing more of a job is to be expected on a stream.
+/// The end of a job's watch: the source reports no further events of the job to its channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobEnd {
-    /// The job ended, and all of its events have been told.
+    /// The job ended, and all of its events were published.
     Complete(JobStatus),
-    /// What the stream stood on is gone: whoever watches must begin anew.
+    /// The watch's position is no longer valid: each subscriber must replay from its own cursor.
     Lost(Reset),
 }
 
-/// The job ended, and this was its last event. The id lets a client that comes back all the same get its 204.
-pub fn complete(job: &JobId, status: JobStatus, end: &Cursor) -> Bytes {
-    let data = serde_json::json!({ "jobId": job.as_str(), "status": status.as_str() });
-    Bytes::from(format!("id: {end}\nevent: stream.complete\ndata: {data}\n\n"))
+/// An event of Jobcast's own. Its type begins with `stream.`, which no event of a job may (see [`is_reserved`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlEvent {
+    /// The job ended and all of its events were sent. A client that comes back with `cursor` all the same gets a 204.
+    Complete { job: JobId, status: JobStatus, cursor: Cursor },
+    /// The request cannot be met in full; the events after `cursor` are all there are.
+    Reset { reason: Reset, cursor: Cursor },
+    /// The stream cannot be served. It goes on after `retry_in`, or, where that is missing, trying again does not help.
+    Error { code: &'static str, message: String, retry_in: Option<Duration> },
+    /// Jobcast closes the stream for its own reasons; the client should come back after `retry_in`.
+    Bye { reason: Bye, retry_in: Duration },
 }
 
-/// What was asked for cannot be given in full; what follows `cursor` is all there is.
-pub fn reset(reason: Reset, cursor: &Cursor) -> Bytes {
-    let data = serde_json::json!({ "reason": reason, "cursor": cursor.as_str() });
-    Bytes::from(format!("id: {cursor}\nevent: stream.reset\ndata: {data}\n\n"))
-}
-
-pub fn error(code: &str, message: &str, retryable: bool, retry_in: Option<Duration>) -> Bytes {
-    let mut data = serde_json::json!({ "code": code, "message": message, "retryable": retryable });
-    let mut retry = String::new();
-    if let Some(wait) = retry_in {
-        data["retryInMs"] = (wait.as_millis() as u64).into();
-        retry = format!("retry: {}\n", wait.as_millis());
+impl ControlEvent {
+    /// The event's type on the wire.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Complete { .. } => "stream.complete",
+            Self::Reset { .. } => "stream.reset",
+            Self::Error { .. } => "stream.error",
+            Self::Bye { .. } => "stream.bye",
+        }
     }
-    Bytes::from(format!("{retry}event: stream.error\ndata: {data}\n\n"))
-}
 
-pub fn bye(reason: Bye, retry_in: Duration) -> Bytes {
-    let ms = retry_in.as_millis() as u64;
-    let data = serde_json::json!({ "reason": reason.as_str(), "retryInMs": ms });
-    Bytes::from(format!("retry: {ms}\nevent: stream.bye\ndata: {data}\n\n"))
+    /// The event as a streaming body sends it.
+    pub fn encode(&self) -> Bytes {
+        let (fields, data) = match self {
+            Self::Complete { job, status, cursor } => {
+                (format!("id: {cursor}\n"), json!({ "jobId": job.as_str(), "status": status.as_str() }))
+            }
+            Self::Reset { reason, cursor } => {
+                (format!("id: {cursor}\n"), json!({ "reason": reason, "cursor": cursor.as_str() }))
+            }
+            Self::Error { code, message, retry_in: None } => {
+                (String::new(), json!({ "code": code, "message": message, "retryable": false }))
+            }
+            Self::Error { code, message, retry_in: Some(wait) } => {
+                let ms = wait.as_millis() as u64;
+                let data = json!({ "code": code, "message": message, "retryable": true, "retryInMs": ms });
+                (format!("retry: {ms}\n"), data)
+            }
+            Self::Bye { reason, retry_in } => {
+                let ms = retry_in.as_millis() as u64;
+                (format!("retry: {ms}\n"), json!({ "reason": reason.as_str(), "retryInMs": ms }))
+            }
+        };
+        Bytes::from(format!("{fields}event: {}\ndata: {data}\n\n", self.name()))
+    }
+
+    /// The same bytes as one chunk, for a socket that actix has let go of.
+    pub fn encode_framed(&self) -> Bytes {
+        framed(&self.encode())
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use super::client::{Failure, Jobcast};
 use super::{failed, misused};
 use crate::event::JobId;
+use crate::sse::is_reserved;
 use actix_rt::Arbiter;
 use awc::http::Method;
 use futures_util::future::{join_all, try_join};
@@ -318,6 +319,10 @@ impl Subscriber {
             match message.kind.as_str() {
                 "stream.complete" => return Ok(()),
                 "bench.event" => {}
+                // A newer Jobcast may send events of its own that this release does not know.
+                other if is_reserved(other) && !matches!(other, "stream.error" | "stream.bye" | "stream.reset") => {
+                    continue;
+                }
                 other => return Err(format!("{other}: {data}")),
             }
             let event: Event = serde_json::from_str(&data).map_err(|error| error.to_string())?;

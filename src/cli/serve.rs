@@ -2,10 +2,9 @@
 
 use super::{ConfigFile, failed, misused};
 use crate::config::Settings;
-use crate::delivery::StreamRules;
 use crate::delivery::admission::Admission;
-use crate::delivery::body::StreamContext;
-use crate::delivery::thread::Threads;
+use crate::delivery::threads::Threads;
+use crate::delivery::{StreamContext, StreamRules};
 use crate::http::{self, App, Health};
 use crate::hub::Hub;
 use crate::replay::Pages;
@@ -108,7 +107,7 @@ async fn tell_threads(threads: Threads, hub: Hub, shutdown: ShutdownWatch) {
             changed = outages.changed() => {
                 let now = outages.borrow_and_update().clone();
                 match (changed, now) {
-                    (Ok(()), Some(outage)) => threads.tell(&outage),
+                    (Ok(()), Some(outage)) => threads.announce_outage(&outage),
                     (Ok(()), None) => {}
                     (Err(_), _) => return,
                 }

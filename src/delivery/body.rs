@@ -1,302 +1,281 @@
-//! A stream as a body that actix serves: the opening, the replay, then either its socket leaves, or it stays and is fed
-//! from the ring here.
+//! A stream as a body that actix serves: the opening and the replay. Then either the socket leaves actix, or the stream
+//! stays here and is served from the ring.
 
-use super::admission::{Admission, Reason, StreamPermit};
-use super::handoff::{Slot, Stream};
-use super::{StreamRules, failure, outage};
+use super::admission::StreamPermit;
+use super::context::{Deadline, StreamContext};
+use super::handoff::{HandoffSlot, LiveStream};
+use super::reaction::{self, Notice, Reaction};
 use crate::cursor::Cursor;
 use crate::event::JobId;
-use crate::hub::{Hub, Listening, Outage, Overtaken, Place, Subscription, Unread};
-use crate::replay::{Pages, Replay, Step};
+use crate::hub::{Listening, Outage, Overtaken, Place, Subscription};
+use crate::replay::{Replay, Step};
 use crate::shutdown::{Phase, ShutdownWatch};
-use crate::sse::{self, Bye, JobEnd, Segment};
+use crate::sse::{self, Segment};
 use crate::telemetry;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::watch;
 use tokio::time::sleep_until;
 
-/// What every stream of this process is made with.
-#[derive(Clone)]
-pub struct StreamContext {
-    pub hub: Hub,
-    pub pages: Arc<Pages>,
-    pub rules: StreamRules,
-    pub admission: Admission,
-    pub shutdown: ShutdownWatch,
-}
-
-impl StreamContext {
-    /// When to come back after Jobcast closed: not all in the same second.
-    pub fn reconnect_delay(&self) -> Duration {
-        self.rules.reconnect_delay(self.admission.open())
-    }
-
-    /// The farewell of a stream that Jobcast closes for its own reasons.
-    pub fn bye(&self, reason: Bye) -> Bytes {
-        sse::bye(reason, self.reconnect_delay())
-    }
-}
-
-/// One stream while actix serves it. Yields unframed bytes.
+/// One stream while actix serves it. It yields bytes without chunk framing.
 pub struct Body {
     streams: StreamContext,
     job: JobId,
     /// None once the stream has left.
     permit: Option<StreamPermit>,
-    /// Where the socket can leave actix.
-    slot: Option<Slot>,
+    /// The way out of actix; None where the connection cannot leave, or has left.
+    slot: Option<HandoffSlot>,
     state: State,
+    /// Bytes that actix has yet to take, before anything else happens.
     queue: VecDeque<Bytes>,
     outages: watch::Receiver<Option<Arc<Outage>>>,
-    close_at: Option<Instant>,
-    draining: bool,
+    deadline: Deadline,
 }
 
 enum State {
     Replaying {
         replay: Replay,
-        next: Option<Step>,
+        /// A step that was taken already, and comes before the replay's next one.
+        ready: Option<Step>,
     },
+    /// Served from the ring, because the connection cannot leave actix.
     Live(Live),
-    /// Nothing more, once the queue is empty.
+    /// Nothing comes after the queue.
     Over,
-    /// The socket has left.
+    /// The socket has left actix.
     Left,
 }
 
 struct Live {
     listening: Listening,
+    /// The next event to be sent, in the channel's ring.
     place: Place,
+    /// The position at `place`.
     cursor: Cursor,
 }
 
+/// Something that a stream reacts to.
+enum Event {
+    Step(Step),
+    /// The channel has grown, or ended.
+    ChannelGrew,
+    Outage(Arc<Outage>),
+    /// Nothing was sent for a while.
+    Heartbeat,
+    /// The process begins to drain.
+    Drain,
+    /// The time of the stream is up.
+    Deadline,
+}
+
 impl Body {
-    /// `first` is what the replay said when the request was answered; `opening` goes before it.
+    /// `first` is the replay's step that the request was answered by; `opening` is sent before it.
     pub fn new(
         streams: StreamContext,
         permit: StreamPermit,
-        slot: Option<Slot>,
+        slot: Option<HandoffSlot>,
         opening: Vec<Bytes>,
         replay: Replay,
         first: Step,
     ) -> Self {
-        let close_at = streams.rules.age_limit().map(|age| Instant::now() + age);
+        let deadline = streams.rules.age_deadline(Instant::now());
         let mut outages = streams.hub.outages();
         outages.mark_unchanged();
         Self {
             job: replay.job().clone(),
             permit: Some(permit),
             slot,
-            state: State::Replaying { replay, next: Some(first) },
+            state: State::Replaying { replay, ready: Some(first) },
             queue: opening.into(),
             outages,
-            close_at,
-            draining: false,
+            deadline,
             streams,
         }
     }
 
-    /// The next bytes; `None` at the end. May be dropped while it waits.
+    /// Returns the next bytes; `None` at the end. It may be dropped while it waits.
     pub async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(bytes) = self.queue.pop_front() {
                 return Some(bytes);
             }
-            let heartbeat = Instant::now() + self.streams.rules.heartbeat;
-            let close_at = self.close_at;
-            let by_age = async {
-                match close_at {
-                    Some(at) => sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let (shutdown, is_draining) = (self.streams.shutdown.clone(), self.draining);
-            let drain = async {
-                match is_draining {
-                    false => shutdown.reached(Phase::Draining).await,
-                    true => std::future::pending().await,
-                }
-            };
-            let step = match &mut self.state {
-                State::Over => return None,
-                State::Left => std::future::pending().await,
-                State::Replaying { replay, next } => tokio::select! {
-                    biased;
-                    step = async { match next.take() { Some(step) => step, None => replay.next().await } } => Wait::Step(step),
-                    () = drain => Wait::Drain,
-                    () = by_age => Wait::Close,
-                    () = sleep_until(heartbeat.into()) => Wait::Heartbeat,
-                },
-                State::Live(live) => {
-                    if live.more(&mut self.queue) {
-                        continue;
-                    }
-                    tokio::select! {
-                        () = live.listening.news() => Wait::News,
-                        () = drain => Wait::Drain,
-                        () = by_age => Wait::Close,
-                        changed = self.outages.changed() => Wait::Outage(changed.is_ok()),
-                        () = sleep_until(heartbeat.into()) => Wait::Heartbeat,
-                    }
-                }
-            };
-            match step {
-                Wait::Step(step) => self.step(step),
-                Wait::News => self.news(),
-                Wait::Heartbeat => self.queue.push_back(Bytes::from_static(sse::HEARTBEAT)),
-                Wait::Outage(is_told) => self.outage(is_told),
-                Wait::Drain => {
-                    self.draining = true;
-                    let at = Instant::now() + self.streams.rules.drain_delay(self.streams.admission.open());
-                    self.close_at = Some(self.close_at.map_or(at, |age| age.min(at)));
-                }
-                Wait::Close => {
-                    let (bye, reason) = match self.draining {
-                        true => (Bye::Drain, Reason::Drain),
-                        false => (Bye::Age, Reason::Age),
-                    };
-                    self.finish(self.streams.bye(bye), reason);
+            if matches!(self.state, State::Over) {
+                return None;
+            }
+            if self.read_ring() {
+                continue;
+            }
+            let event = self.wait_for_event().await;
+            self.handle(event);
+        }
+    }
+
+    async fn wait_for_event(&mut self) -> Event {
+        let heartbeat = Instant::now() + self.streams.rules.heartbeat;
+        let (shutdown, deadline) = (&self.streams.shutdown, self.deadline);
+        match &mut self.state {
+            State::Replaying { replay, ready } => tokio::select! {
+                biased;
+                step = next_step(replay, ready) => Event::Step(step),
+                () = drain_begins(shutdown, deadline) => Event::Drain,
+                () = reached(deadline) => Event::Deadline,
+                () = sleep_until(heartbeat.into()) => Event::Heartbeat,
+            },
+            State::Live(live) => tokio::select! {
+                () = live.listening.news() => Event::ChannelGrew,
+                outage = next_outage(&mut self.outages) => Event::Outage(outage),
+                () = drain_begins(shutdown, deadline) => Event::Drain,
+                () = reached(deadline) => Event::Deadline,
+                () = sleep_until(heartbeat.into()) => Event::Heartbeat,
+            },
+            State::Over | State::Left => std::future::pending().await,
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Step(step) => {
+                let reaction = reaction::on_replay_step(&self.job, step, || self.streams.reconnect_delay());
+                self.carry_out(reaction);
+            }
+            Event::ChannelGrew => {} // The ring is read next.
+            Event::Outage(outage) => self.notify(reaction::on_outage(&outage)),
+            Event::Heartbeat => self.queue.push_back(Bytes::from_static(sse::HEARTBEAT)),
+            Event::Drain => self.deadline.drain_by(self.streams.drain_deadline()),
+            Event::Deadline => {
+                if let Some(reason) = self.deadline.reached(Instant::now()) {
+                    self.notify(reaction::on_deadline(reason, self.streams.reconnect_delay()));
                 }
             }
         }
     }
 
-    fn step(&mut self, step: Step) {
-        match step {
-            Step::Events(segments) => {
-                telemetry::REPLAYED.increment(&[("from", "source")], count(&segments));
-                queue(&mut self.queue, &segments);
+    fn carry_out(&mut self, reaction: Reaction) {
+        match reaction {
+            Reaction::SendReplayed(segments) => self.queue_replayed(&segments),
+            Reaction::GoLive { missing, subscription, place, cursor } => {
+                self.queue_replayed(&missing);
+                self.go_live(subscription, place, cursor);
             }
-            Step::Live { missing, subscription, place, cursor } => {
-                telemetry::REPLAYED.increment(&[("from", "source")], count(&missing));
-                queue(&mut self.queue, &missing);
-                let (newest, _) = subscription.channel().newest();
-                if self.slot.is_none() {
-                    telemetry::REPLAYED.increment(&[("from", "ring")], newest.saturating_sub(place));
-                    self.state =
-                        State::Live(Live { listening: Listening::new(&self.streams.hub, subscription), place, cursor });
-                } else if self.queue.is_empty() {
-                    telemetry::REPLAYED.increment(&[("from", "ring")], newest.saturating_sub(place));
-                    self.leave(subscription, place, cursor);
-                } else if let State::Replaying { next, .. } = &mut self.state {
-                    // the replay's last events first
-                    *next = Some(Step::Live { missing: Vec::new(), subscription, place, cursor });
-                }
+            Reaction::Replay(cursor) => {
+                let replay = self.streams.replay_after(self.job.clone(), cursor);
+                self.state = State::Replaying { replay, ready: None };
             }
-            Step::Complete(status, cursor) => self.over(JobEnd::Complete(status), cursor),
-            Step::Reset(reason, beginning) => {
-                telemetry::RESUMES.increment(&[("from", "reset")], 1);
-                self.queue.push_back(sse::reset(reason, &beginning));
-            }
-            // It was there when the stream began: deleted since.
-            Step::NoSuchJob => self.finish(self.streams.bye(Bye::Age), Reason::Failed),
-            Step::Outage(error, retry_in) => {
-                let told = failure(&error, retry_in);
-                if error.is_retryable() { self.queue.push_back(told) } else { self.finish(told, Reason::Failed) }
-            }
+            Reaction::Notify(notice) => self.notify(notice),
         }
     }
 
-    fn leave(&mut self, subscription: Subscription, place: Place, cursor: Cursor) {
-        if let (Some(slot), Some(permit)) = (self.slot.take(), self.permit.take()) {
-            slot.leave(Stream { permit, subscription, place, cursor });
+    fn notify(&mut self, notice: Notice) {
+        self.queue.push_back(notice.event.encode());
+        if let Some(reason) = notice.closes {
+            if let Some(permit) = &mut self.permit {
+                permit.ends(reason);
+            }
+            self.state = State::Over;
+        }
+    }
+
+    /// Goes on from `place` in the ring: on a delivery thread if the connection can leave, else here.
+    fn go_live(&mut self, subscription: Subscription, place: Place, cursor: Cursor) {
+        if self.slot.is_some() && !self.queue.is_empty() {
+            // actix writes the end of the replay first, since what it writes after the stream has left is kept in memory.
+            if let State::Replaying { ready, .. } = &mut self.state {
+                *ready = Some(Step::Live { missing: Vec::new(), subscription, place, cursor });
+            }
+            return;
+        }
+        let (newest, _) = subscription.channel().newest();
+        telemetry::REPLAYED.increment(&[("from", "ring")], newest.saturating_sub(place));
+        let Some(slot) = self.slot.take() else {
+            let listening = Listening::new(&self.streams.hub, subscription);
+            self.state = State::Live(Live { listening, place, cursor });
+            return;
+        };
+        if let Some(permit) = self.permit.take() {
+            slot.leave(LiveStream { permit, deadline: self.deadline, subscription, place, cursor });
             self.state = State::Left;
         }
     }
 
-    fn news(&mut self) {
-        let State::Live(live) = &mut self.state else { return };
-        let (channel, place, cursor) = (live.listening.channel(), live.place, live.cursor.clone());
-        match channel.read_from(place) {
+    /// Queues what the ring holds after the stream's place, or changes the state where the ring cannot go on. False if there
+    /// is nothing new, or the stream is not served from the ring.
+    fn read_ring(&mut self) -> bool {
+        let State::Live(live) = &mut self.state else { return false };
+        let unread = match live.listening.channel().read_from(live.place) {
+            Ok(unread) => unread,
             Err(Overtaken) => {
                 telemetry::OVERTAKEN.counter(&[]).increment(1);
-                self.replay_after(cursor);
+                let cursor = live.cursor.clone();
+                self.carry_out(Reaction::Replay(cursor));
+                return true;
             }
-            Ok(Unread { run, ended: Some(end), .. }) if run.is_empty() => self.over(end, cursor),
-            // the ring has more, or there was nothing after all
-            Ok(_) => {}
-        }
-    }
-
-    fn replay_after(&mut self, cursor: Cursor) {
-        let StreamContext { pages, hub, .. } = self.streams.clone();
-        let replay = Replay::after(pages, hub, self.job.clone(), cursor);
-        self.state = State::Replaying { replay, next: None };
-    }
-
-    fn over(&mut self, end: JobEnd, cursor: Cursor) {
-        match end {
-            JobEnd::Complete(status) => self.finish(sse::complete(&self.job, status, &cursor), Reason::Complete),
-            // the source says what is lost, and gives all there is
-            JobEnd::Lost(_) => self.replay_after(cursor),
-        }
-    }
-
-    fn outage(&mut self, is_told: bool) {
-        let now = self.outages.borrow_and_update().clone().filter(|_| is_told);
-        let Some(now) = now else { return };
-        if now.error.is_retryable() {
-            self.queue.push_back(outage(&now));
-        } else {
-            self.finish(outage(&now), Reason::Failed);
-        }
-    }
-
-    fn finish(&mut self, farewell: Bytes, reason: Reason) {
-        self.queue.push_back(farewell);
-        if let Some(permit) = &mut self.permit {
-            permit.ends(reason);
-        }
-        self.state = State::Over;
-    }
-}
-
-enum Wait {
-    Step(Step),
-    News,
-    Heartbeat,
-    Outage(bool),
-    Drain,
-    Close,
-}
-
-impl Live {
-    /// Takes what the ring has; false where there is nothing new, or it does not reach back any more.
-    fn more(&mut self, to: &mut VecDeque<Bytes>) -> bool {
-        let Ok(ahead) = self.listening.channel().read_from(self.place) else {
-            self.listening.look_again(); // closer
-            return false;
         };
-        let Some(end) = ahead.run.end() else { return false };
-        if ahead.ended.is_some() {
-            self.listening.look_again(); // once more, after these
+        match (unread.run.end(), unread.ended) {
+            (Some(end), _) => {
+                let mut skip = unread.run.skip;
+                for segment in &unread.run.segments {
+                    let events = std::mem::take(&mut skip)..segment.len();
+                    self.queue.extend(events.map(|index| segment.event(index)));
+                }
+                (live.place, live.cursor) = (unread.end, end);
+                count_delivered(self.queue.iter());
+                true
+            }
+            (None, Some(end)) => {
+                let cursor = live.cursor.clone();
+                self.carry_out(reaction::on_job_end(&self.job, end, cursor));
+                true
+            }
+            (None, None) => false,
         }
-        let mut skip = ahead.run.skip;
-        for segment in &ahead.run.segments {
-            to.extend((std::mem::take(&mut skip)..segment.len()).map(|index| segment.event(index)));
+    }
+
+    fn queue_replayed(&mut self, segments: &[Arc<Segment>]) {
+        let before = self.queue.len();
+        for segment in segments {
+            self.queue.extend((0..segment.len()).map(|index| segment.event(index)));
         }
-        delivered(ahead.run.events() as u64, to.iter().map(|bytes| bytes.len() as u64).sum());
-        (self.place, self.cursor) = (ahead.end, end);
-        true
+        telemetry::REPLAYED.increment(&[("from", "source")], (self.queue.len() - before) as u64);
+        count_delivered(self.queue.iter().skip(before));
     }
 }
 
-fn queue(to: &mut VecDeque<Bytes>, segments: &[Arc<Segment>]) {
-    let before = to.len();
-    for segment in segments {
-        to.extend((0..segment.len()).map(|index| segment.event(index)));
+async fn next_step(replay: &mut Replay, ready: &mut Option<Step>) -> Step {
+    match ready.take() {
+        Some(step) => step,
+        None => replay.next().await,
     }
-    delivered((to.len() - before) as u64, to.iter().skip(before).map(|bytes| bytes.len() as u64).sum());
 }
 
-fn delivered(events: u64, bytes: u64) {
-    telemetry::DELIVERIES.counter(&[]).increment(events);
-    telemetry::DELIVERED_BYTES.counter(&[]).increment(bytes);
+/// Returns when the deadline has come.
+async fn reached(deadline: Deadline) {
+    match deadline.at() {
+        Some(at) => sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
-fn count(segments: &[Arc<Segment>]) -> u64 {
-    segments.iter().map(|segment| segment.len() as u64).sum()
+/// Returns when the process begins to drain, unless the deadline knows of that already.
+async fn drain_begins(shutdown: &ShutdownWatch, deadline: Deadline) {
+    if deadline.is_draining() {
+        std::future::pending().await
+    }
+    shutdown.reached(Phase::Draining).await;
+}
+
+/// Returns the next outage that the hub announces.
+async fn next_outage(outages: &mut watch::Receiver<Option<Arc<Outage>>>) -> Arc<Outage> {
+    while outages.changed().await.is_ok() {
+        if let Some(outage) = outages.borrow_and_update().clone() {
+            return outage;
+        }
+    }
+    std::future::pending().await
+}
+
+fn count_delivered<'a>(events: impl ExactSizeIterator<Item = &'a Bytes>) {
+    telemetry::DELIVERIES.counter(&[]).increment(events.len() as u64);
+    telemetry::DELIVERED_BYTES.counter(&[]).increment(events.map(|event| event.len() as u64).sum());
 }

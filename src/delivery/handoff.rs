@@ -1,67 +1,53 @@
-//! The socket leaves actix: a connection that, once its stream is live, keeps what actix still writes, tells actix that
-//! the peer is done, and, when actix lets go of it, goes to a delivery thread with its place in the ring.
+//! The way of a socket out of actix. Once its stream is live, a [`Connection`] keeps what actix still writes, shows actix
+//! the end of the file, and, when actix drops it, gives its socket to a delivery thread with the stream's place in the ring.
 
-use super::admission::StreamPermit;
-use super::thread::Threads;
-use crate::cursor::Cursor;
-use crate::hub::{Place, Subscription};
+use super::threads::Threads;
+use super::worker::HandedOver;
+pub use super::worker::LiveStream;
 use std::cell::RefCell;
 use std::io;
-use std::net::TcpStream;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A live stream that a delivery thread can take over.
-pub struct Stream {
-    pub permit: StreamPermit,
-    pub subscription: Subscription,
-    pub place: Place,
-    /// The position at `place`, for the case that the ring moves on meanwhile.
-    pub cursor: Cursor,
-}
-
-/// A stream and its socket, on the way to a delivery thread.
-pub struct Parcel {
-    pub stream: Stream,
-    pub socket: TcpStream,
-    /// What actix wrote after the stream was live: the end of the replay, mostly nothing.
-    pub unsent: Vec<u8>,
-}
-
-/// What the connection and the handler of its request share. Both live on one actix worker.
+/// The state that a connection shares with the handler of its request. Both live on one actix worker.
 #[derive(Clone, Default)]
-pub struct Slot(Rc<RefCell<State>>);
+pub struct HandoffSlot(Rc<RefCell<State>>);
 
+/// The three steps of leaving actix.
 #[derive(Default)]
-struct State {
-    leaving: Option<Stream>,
-    unsent: Vec<u8>,
-    flushed: bool,
+enum State {
+    /// actix reads and writes the socket.
+    #[default]
+    Serving,
+    /// The stream is live, and actix writes what is left of the replay into `unsent`.
+    Leaving { stream: LiveStream, unsent: Vec<u8> },
+    /// actix has written everything. It reads the end of the file, and drops the connection.
+    Flushed { stream: LiveStream, unsent: Vec<u8> },
 }
 
-impl Slot {
-    /// From here on the connection leaves actix. The body must yield nothing more.
-    pub fn leave(&self, stream: Stream) {
-        self.0.borrow_mut().leaving = Some(stream);
+impl HandoffSlot {
+    /// Makes the connection leave actix. The body must yield nothing more.
+    pub fn leave(&self, stream: LiveStream) {
+        *self.0.borrow_mut() = State::Leaving { stream, unsent: Vec::new() };
     }
 }
 
-/// A TCP connection that actix serves until it is to leave.
+/// A TCP connection that actix serves until its stream leaves.
 pub struct Connection {
-    /// None only while it is being dropped.
+    /// None only while the connection is being dropped.
     socket: Option<tokio::net::TcpStream>,
-    slot: Slot,
+    slot: HandoffSlot,
     threads: Threads,
 }
 
 impl Connection {
     pub fn new(socket: tokio::net::TcpStream, threads: Threads) -> Self {
-        Self { socket: Some(socket), slot: Slot::default(), threads }
+        Self { socket: Some(socket), slot: HandoffSlot::default(), threads }
     }
 
-    pub fn slot(&self) -> Slot {
+    pub fn slot(&self) -> HandoffSlot {
         self.slot.clone()
     }
 
@@ -72,8 +58,8 @@ impl Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.slot.0.borrow().flushed {
-            return Poll::Ready(Ok(())); // end of file: actix lets go
+        if matches!(*self.slot.0.borrow(), State::Flushed { .. }) {
+            return Poll::Ready(Ok(())); // The end of the file: actix drops the connection.
         }
         self.socket()?.poll_read(cx, buffer)
     }
@@ -81,12 +67,9 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        {
-            let mut state = self.slot.0.borrow_mut();
-            if state.leaving.is_some() {
-                state.unsent.extend_from_slice(bytes);
-                return Poll::Ready(Ok(bytes.len()));
-            }
+        if let State::Leaving { unsent, .. } | State::Flushed { unsent, .. } = &mut *self.slot.0.borrow_mut() {
+            unsent.extend_from_slice(bytes);
+            return Poll::Ready(Ok(bytes.len()));
         }
         self.socket()?.poll_write(cx, bytes)
     }
@@ -94,18 +77,21 @@ impl AsyncWrite for Connection {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         {
             let mut state = self.slot.0.borrow_mut();
-            if state.leaving.is_some() {
-                state.flushed = true;
-                cx.waker().wake_by_ref(); // to read the end of file
-                return Poll::Ready(Ok(()));
+            match std::mem::take(&mut *state) {
+                State::Serving => {}
+                State::Leaving { stream, unsent } | State::Flushed { stream, unsent } => {
+                    *state = State::Flushed { stream, unsent };
+                    cx.waker().wake_by_ref(); // so that actix reads the end of the file
+                    return Poll::Ready(Ok(()));
+                }
             }
         }
         self.socket()?.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.slot.0.borrow().leaving.is_some() {
-            return Poll::Ready(Ok(())); // the socket lives on
+        if !matches!(*self.slot.0.borrow(), State::Serving) {
+            return Poll::Ready(Ok(())); // The socket lives on.
         }
         self.socket()?.poll_shutdown(cx)
     }
@@ -113,14 +99,12 @@ impl AsyncWrite for Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let mut state = self.slot.0.borrow_mut();
-        let (Some(stream), Some(socket)) = (state.leaving.take(), self.socket.take()) else { return };
-        // Not flushed: actix gave up on its own accord, before all of the replay was written.
-        if !state.flushed {
-            return;
-        }
+        // A stream that is Leaving but not Flushed is dropped with its socket: actix gave up on the connection of its own
+        // accord, before all of the replay was written.
+        let State::Flushed { stream, unsent } = std::mem::take(&mut *self.slot.0.borrow_mut()) else { return };
+        let Some(socket) = self.socket.take() else { return };
         match socket.into_std() {
-            Ok(socket) => self.threads.adopt(Parcel { stream, socket, unsent: std::mem::take(&mut state.unsent) }),
+            Ok(socket) => self.threads.adopt(HandedOver { stream, socket, unsent }),
             Err(error) => tracing::warn!(%error, "a connection could not be handed over"),
         }
     }

@@ -10,9 +10,9 @@ mod stream;
 pub use admin::{Health, serve as serve_admin};
 
 use crate::config;
-use crate::delivery::body::StreamContext;
+use crate::delivery::StreamContext;
 use crate::delivery::handoff::Connection;
-use crate::delivery::thread::Threads;
+use crate::delivery::threads::Threads;
 use crate::event::JobId;
 use crate::source::Source;
 use actix_http::{Extensions, HttpService, KeepAlive};

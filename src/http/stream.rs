@@ -5,14 +5,14 @@ use super::{App, JobPath, client_address, query};
 use crate::cursor::{Cursor, Start};
 use crate::delivery::admission::{LimitReached, StreamPermit};
 use crate::delivery::body::Body;
-use crate::delivery::handoff::Slot;
-use crate::delivery::{failure, outage};
+use crate::delivery::handoff::HandoffSlot;
+use crate::delivery::source_error;
 use crate::error::SourceError;
 use crate::event::JobId;
 use crate::hub::Outage;
 use crate::replay::{Replay, Step};
 use crate::shutdown::Phase;
-use crate::sse::{self, Bye, Reset};
+use crate::sse::{self, Bye, ControlEvent, Reset};
 use crate::telemetry;
 use actix_web::http::{Method, StatusCode, Version, header};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError, web};
@@ -34,7 +34,7 @@ pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<
         let wait = app.streams.reconnect_delay();
         return Ok(turned_away(
             &request,
-            sse::bye(Bye::Drain, wait),
+            ControlEvent::Bye { reason: Bye::Drain, retry_in: wait },
             Problem::draining("this Jobcast is leaving; come back"),
             wait,
         ));
@@ -133,9 +133,10 @@ impl Opened {
         let id = permit.id();
         tracing::debug!(connection = id, job = %self.replay.job(), replay = self.from, "stream begins");
         let mut opening = vec![sse::opening(app.streams.rules.retry)];
-        opening.extend(self.outage.as_deref().map(outage));
+        let outage = self.outage.as_deref();
+        opening.extend(outage.map(|outage| source_error(&outage.error, outage.retry_in).encode()));
         opening.extend(self.position.as_ref().map(sse::position));
-        opening.extend(self.reset.as_ref().map(|(reason, beginning)| sse::reset(*reason, beginning)));
+        opening.extend(self.reset.map(|(reason, cursor)| ControlEvent::Reset { reason, cursor }.encode()));
         let mut response = head();
         response.insert_header(("X-Jobcast-Connection", id)).insert_header(("X-Jobcast-Replay", replayed));
         if let Some(position) = &self.position {
@@ -147,7 +148,7 @@ impl Opened {
         }
         permit.begins();
         // Without chunks (HTTP/1.0), encrypted, or HTTP/2: actix keeps it.
-        let slot = request.conn_data::<Slot>().filter(|_| request.version() == Version::HTTP_11).cloned();
+        let slot = request.conn_data::<HandoffSlot>().filter(|_| request.version() == Version::HTTP_11).cloned();
         let body = Body::new(app.streams.clone(), permit, slot, opening, self.replay, self.first);
         let mut response = response.streaming(stream::unfold(body, |mut body| async move {
             let bytes = body.next().await?;
@@ -210,12 +211,12 @@ fn head() -> HttpResponseBuilder {
 
 /// A browser gives up for good on anything but a 200 (WHATWG HTML, EventSource); it is told to come back in one. Other
 /// callers get the plain status.
-fn turned_away(request: &HttpRequest, told: Bytes, problem: Problem, wait: Duration) -> HttpResponse {
+fn turned_away(request: &HttpRequest, event: ControlEvent, problem: Problem, wait: Duration) -> HttpResponse {
     if !accepts_stream(request) {
         return problem.retry_after(wait.as_secs().max(1)).error_response();
     }
     let opening = sse::opening(wait);
-    head().body([&opening[..], &told[..]].concat())
+    head().body([opening, event.encode()].concat())
 }
 
 fn full_up(request: &HttpRequest, app: &App, full: LimitReached) -> HttpResponse {
@@ -233,8 +234,9 @@ fn full_up(request: &HttpRequest, app: &App, full: LimitReached) -> HttpResponse
     telemetry::CONNECTIONS.increment(&[("outcome", outcome)], 1);
     // longer than any other wait, and spread out
     let wait = app.streams.reconnect_delay() + app.streams.rules.retry * 3;
-    let told = sse::error(problem.code(), problem.detail(), true, Some(wait));
-    turned_away(request, told, problem, wait)
+    let message = problem.detail().to_string();
+    let error = ControlEvent::Error { code: problem.code(), message, retry_in: Some(wait) };
+    turned_away(request, error, problem, wait)
 }
 
 fn source_failed(request: &HttpRequest, app: &App, error: SourceError) -> Result<HttpResponse, Problem> {
@@ -243,7 +245,7 @@ fn source_failed(request: &HttpRequest, app: &App, error: SourceError) -> Result
         return Err(error.into());
     }
     let wait = app.streams.reconnect_delay().max(app.streams.rules.retry);
-    Ok(turned_away(request, failure(&error, wait), error.into(), wait))
+    Ok(turned_away(request, source_error(&error, wait), error.into(), wait))
 }
 
 /// `Accept` is missing for many tools; only one that names other types and not this one does not want a stream.

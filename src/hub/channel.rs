@@ -1,4 +1,4 @@
-//! One live job: its ring, and who is to be told when it grows.
+//! One live job: its ring, and the listeners that are woken when it grows.
 
 use super::ring::{Overtaken, Place, Ring, Run, Volume};
 use crate::cursor::Cursor;
@@ -8,51 +8,61 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// Told once per batch that a channel has something new: a delivery thread, or a streaming body.
+/// A delivery thread or a task that has subscribers of a channel.
 pub trait ChannelListener: Send + Sync {
+    /// Called once for each batch of events, and when the channel ends. It may read the channel.
     fn wake(&self, channel: &Arc<Channel>);
 }
 
 pub struct Channel {
+    pub id: ChannelId,
     pub job: JobId,
+    /// A std mutex: no critical section awaits. Locked after the hub's `channels`, never before.
     state: Mutex<State>,
-    /// Open streams, wherever they are served.
+    /// The number of open streams, wherever they are served. Also decides whether the channel is idle, so it changes together
+    /// with `idle_since`.
     subscribers: AtomicUsize,
 }
 
 struct State {
     ring: Ring,
+    /// None while the tail watches the job. Once set, nothing is appended any more.
     end: Option<JobEnd>,
-    /// When the newest events were read: what the time of a fan-out is counted from.
+    /// When the newest events were read from the source; the fan-out metric counts from here.
     read_at: Instant,
-    /// Who has subscribers of this channel. Few: one for each delivery thread, one for each streaming body.
+    /// Woken when the channel grows or ends. Few: one for each delivery thread, one for each streaming body.
     listeners: Vec<(ListenerId, Arc<dyn ChannelListener>)>,
-    /// When the last subscriber left.
+    /// When the last subscriber left; None while there is one. The hub sweeps by it.
     idle_since: Option<Instant>,
 }
 
-/// Tells listeners of one channel apart.
+/// The number of a channel; no other channel of this process has it, also not a later one of the same job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ChannelId(pub u64);
+
+/// The number of a listener, by which it is taken off again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenerId(pub u64);
 
-/// What there is for a subscriber at a place.
+/// The events after a subscriber's place.
 pub struct Unread {
     pub run: Run,
     /// The place after the run.
     pub end: Place,
+    /// When the newest of them were read from the source.
     pub read_at: Instant,
-    /// The channel is over, once the run is written.
+    /// Set if the channel has ended: nothing comes after the run.
     pub ended: Option<JobEnd>,
 }
 
 impl Channel {
-    pub(super) fn new(job: JobId, ring: Ring) -> Arc<Self> {
+    pub(super) fn new(id: ChannelId, job: JobId, ring: Ring) -> Arc<Self> {
         let now = Instant::now();
         let state = State { ring, end: None, read_at: now, listeners: Vec::new(), idle_since: Some(now) };
-        Arc::new(Self { job, state: Mutex::new(state), subscribers: AtomicUsize::new(0) })
+        Arc::new(Self { id, job, state: Mutex::new(state), subscribers: AtomicUsize::new(0) })
     }
 
-    /// Short, and never across an await. Nothing in here panics half-way, so a poisoned lock still holds the truth.
+    /// Locks the state. No holder panics half-way through a change, so the state of a poisoned lock is whole.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -61,31 +71,31 @@ impl Channel {
         self.subscribers.load(Ordering::Relaxed)
     }
 
-    /// Everything from `place` on.
+    /// Returns everything from `place` on.
     pub fn read_from(&self, place: Place) -> Result<Unread, Overtaken> {
         let state = self.state();
         Ok(Unread { run: state.ring.run(place)?, end: state.ring.end(), read_at: state.read_at, ended: state.end })
     }
 
-    /// The place after `cursor`, where the ring reaches back to it.
+    /// Returns the place after `cursor`, if the ring reaches back to it.
     pub fn find(&self, cursor: &Cursor) -> Option<Place> {
         self.state().ring.find(cursor.as_str())
     }
 
-    /// The place and the position after everything so far.
+    /// Returns the place and the cursor after the newest event.
     pub fn newest(&self) -> (Place, Cursor) {
         let state = self.state();
         (state.ring.end(), state.ring.cursor())
     }
 
-    /// From now on `listener` is woken; also now, if the channel is already over.
+    /// Wakes `listener` from now on. Wakes it at once if the channel has ended already, since nothing else would.
     pub fn listen(self: &Arc<Self>, id: ListenerId, listener: Arc<dyn ChannelListener>) {
-        let is_over = {
+        let has_ended = {
             let mut state = self.state();
             state.listeners.push((id, listener.clone()));
             state.end.is_some()
         };
-        if is_over {
+        if has_ended {
             listener.wake(self);
         }
     }
@@ -94,6 +104,7 @@ impl Channel {
         self.state().listeners.retain(|(listener, _)| *listener != id);
     }
 
+    /// Adds segments to the ring, without waking anybody.
     pub(super) fn append(&self, segments: Vec<Arc<Segment>>, read_at: Instant) -> Volume {
         let mut state = self.state();
         let mut grown = Volume::default();
@@ -106,10 +117,12 @@ impl Channel {
         grown
     }
 
+    /// Lets go of the oldest segments until the ring is within these limits.
     pub(super) fn evict(&self, events: usize, bytes: usize) -> Volume {
         self.state().ring.evict(events, bytes)
     }
 
+    /// Marks the channel ended, without waking anybody.
     pub(super) fn finish(&self, end: JobEnd) {
         self.state().end = Some(end);
     }
@@ -119,7 +132,7 @@ impl Channel {
     }
 
     pub(super) fn wake_all(self: &Arc<Self>) {
-        // Woken outside of the lock: a listener may look into the channel at once.
+        // Woken outside of the lock, since a listener may read the channel at once.
         let listeners: Vec<Arc<dyn ChannelListener>> =
             self.state().listeners.iter().map(|(_, listener)| listener.clone()).collect();
         for listener in listeners {
@@ -127,11 +140,13 @@ impl Channel {
         }
     }
 
+    /// Counts a new subscriber. The caller holds the hub's lock, so that the channel cannot be swept meanwhile.
     pub(super) fn arrive(&self) {
         self.subscribers.fetch_add(1, Ordering::Relaxed);
         self.state().idle_since = None;
     }
 
+    /// Counts a subscriber that has left.
     pub(super) fn depart(&self) {
         let mut state = self.state();
         if self.subscribers.fetch_sub(1, Ordering::Relaxed) == 1 {
@@ -139,16 +154,17 @@ impl Channel {
         }
     }
 
+    /// Returns when the last subscriber left, if there is none.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         self.state().idle_since.filter(|_| self.subscribers() == 0)
     }
 
-    /// When its newest events were read.
+    /// Returns when the newest events were read from the source.
     pub fn last_read(&self) -> Instant {
         self.state().read_at
     }
 
-    /// Held now: events and bytes; and the position after them.
+    /// Returns the number of events and bytes held, and the cursor after the newest.
     pub fn holds(&self) -> (usize, usize, Cursor) {
         let state = self.state();
         (state.ring.events(), state.ring.bytes(), state.ring.cursor())

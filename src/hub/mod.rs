@@ -1,17 +1,18 @@
 //! All live jobs of this process. The hub knows neither where events come from nor how they reach a socket: the tail
-//! puts them in, subscribers are places in a channel's ring.
+//! publishes them here, and subscribers are places in a channel's ring.
 //!
-//! A channel begins when the first reader is level with the source, at that reader's own position; later readers join
-//! where its ring reaches back to them, else ask the tail to bring them level. Channels leave the map only by the tail's
-//! own hand, between two reads, so that no read can find its events in the channel of another watch.
+//! A channel is created by the first reader that has caught up with the source, at that reader's cursor. A later reader
+//! joins where the ring reaches back to its cursor; otherwise it asks the tail to catch it up. Only the tail removes
+//! channels, between two of its reads, so that the events of a read are never published to the channel of a later watch.
 //!
-//! Locks: the map's before a channel's, never the other way round.
+//! Locks, in the order in which they may be nested: `channels` → `requests`, and `channels` → a channel's state. A channel's
+//! state and `requests` are never held together, and no lock is held across an await.
 
 mod channel;
 mod ring;
 mod subscriber;
 
-pub use channel::{Channel, ChannelListener, ListenerId, Unread};
+pub use channel::{Channel, ChannelId, ChannelListener, ListenerId, Unread};
 pub use ring::{Overtaken, Place, Run};
 pub use subscriber::{Listening, Subscription};
 
@@ -29,18 +30,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot, watch};
 
+/// The live jobs; cheap to clone.
 #[derive(Clone)]
 pub struct Hub(Arc<Inner>);
 
 struct Inner {
+    /// The bounds of one ring and of all of them.
     limits: config::Hub,
+    /// Live channels by job. A std mutex: no critical section awaits, and each is a few operations on the map.
     channels: Mutex<HashMap<JobId, Arc<Channel>>>,
-    /// For the tail, in the order of asking.
+    /// Requests that the tail has not taken yet, oldest first. Locked after `channels`.
     requests: Mutex<Vec<TailRequest>>,
+    /// Wakes the tail when there is a request.
     requested: Notify,
+    /// The present outage of the source, if there is one. Streams and the admin listener watch it.
     outage: watch::Sender<Option<Arc<Outage>>>,
-    numbers: AtomicU64,
-    /// Held in all rings.
+    /// The next channel's id. Counted on its own, so that the channels of consecutive ids are spread evenly over threads.
+    next_channel: AtomicU64,
+    /// The next listener's id.
+    next_listener: AtomicU64,
+    /// Events and bytes in the rings of all live channels. Signed, since the parts of one change are counted one by one.
     events: AtomicI64,
     bytes: AtomicI64,
     meters: Meters,
@@ -53,48 +62,51 @@ struct Meters {
     evictions: Counter,
 }
 
-/// What the hub asks of the tail.
+/// A request of the hub to the tail.
 pub enum TailRequest {
-    /// Watch this job from here on.
+    /// Watch this job, and publish its events after `after`.
     Watch { job: JobId, after: Cursor },
-    /// Bring this reader level with the job's channel.
+    /// Catch this reader up with the job's channel.
     Join(JoinRequest),
 }
 
-/// A reader that has read up to `after`, and waits to be told what it lacks and where in the ring it stands then.
+/// A reader that has received every event up to `after`, and waits for those that were published to the channel since.
 pub struct JoinRequest {
     pub job: JobId,
     pub after: Cursor,
-    /// Reads that did not bring it level.
+    /// The number of reads so far that could not catch it up.
     pub attempts: u8,
     answer: oneshot::Sender<CaughtUp>,
 }
 
-/// What brings a reader level with a channel.
+/// A reader that has caught up with a channel: it has received, or gets as `missing`, every event before `place`.
 pub struct CaughtUp {
     pub missing: Vec<Arc<Segment>>,
     pub subscription: Subscription,
     pub place: Place,
 }
 
-/// The source does not answer.
+/// A time in which the source does not answer.
 #[derive(Clone, Debug)]
 pub struct Outage {
     pub error: SourceError,
     pub since: Instant,
+    /// The tail's wait before its next attempt.
     pub retry_in: Duration,
 }
 
-/// What a reader who wants to be live gets.
+/// The answer to a reader that wants to go live.
 pub enum Join {
     CaughtUp(CaughtUp),
-    /// The tail will tell; an error if the channel went away meanwhile: then read a page again.
+    /// Resolves when the tail has caught the reader up. Errs if the channel ended or the tail gave up; the caller must
+    /// replay again.
     Wait(oneshot::Receiver<CaughtUp>),
 }
 
-/// Pages that were read just before a channel begins: what its ring begins with.
+/// The page that a reader read just before it created a channel. The ring begins with it, so that others who come at the
+/// same time find their place.
 pub struct Seed {
-    /// The position before the first of them.
+    /// The cursor before the first event.
     pub base: Cursor,
     pub segments: Vec<Arc<Segment>>,
 }
@@ -107,7 +119,8 @@ impl Hub {
             requests: Mutex::default(),
             requested: Notify::new(),
             outage: watch::Sender::new(None),
-            numbers: AtomicU64::new(0),
+            next_channel: AtomicU64::new(0),
+            next_listener: AtomicU64::new(0),
             events: AtomicI64::new(0),
             bytes: AtomicI64::new(0),
             meters: Meters {
@@ -128,14 +141,14 @@ impl Hub {
         self.0.requested.notify_one();
     }
 
-    /// A number that nobody else in this process has.
+    /// Returns an id for a new listener.
     pub fn listener_id(&self) -> ListenerId {
-        ListenerId(self.0.numbers.fetch_add(1, Ordering::Relaxed))
+        ListenerId(self.0.next_listener.fetch_add(1, Ordering::Relaxed))
     }
 
     // ---- for readers
 
-    /// Joins at `cursor` where the job is live and its ring reaches back to it.
+    /// Joins at `cursor` if the job is live and its ring reaches back to it.
     pub fn join(&self, job: &JobId, cursor: &Cursor) -> Option<(Subscription, Place)> {
         let channels = self.channels();
         let channel = channels.get(job)?;
@@ -143,12 +156,13 @@ impl Hub {
         Some((Subscription::new(channel), place))
     }
 
-    /// The position after the newest event of a job that is live.
+    /// Returns the cursor after the newest event of a live job.
     pub fn newest(&self, job: &JobId) -> Option<Cursor> {
         self.channels().get(job).map(|channel| channel.newest().1)
     }
 
-    /// Makes a reader live that was level with the source at `cursor` a moment ago.
+    /// Makes a reader live that caught up with the source, at `cursor`, a moment ago. Creates the channel if there is none,
+    /// with `seed` in its ring.
     pub fn join_or_create(&self, job: &JobId, cursor: &Cursor, seed: Option<Seed>) -> Join {
         let mut channels = self.channels();
         if let Some(channel) = channels.get(job) {
@@ -166,44 +180,48 @@ impl Hub {
             return Join::Wait(wait);
         }
         let seed = seed.unwrap_or(Seed { base: cursor.clone(), segments: Vec::new() });
-        let channel = Channel::new(job.clone(), Ring::new(seed.base));
+        let id = ChannelId(self.0.next_channel.fetch_add(1, Ordering::Relaxed));
+        let channel = Channel::new(id, job.clone(), Ring::new(seed.base));
         channels.insert(job.clone(), channel.clone());
         self.0.meters.channels.set(channels.len() as f64);
         self.append_and_evict(&channel, seed.segments, Instant::now(), channels.len());
         let (place, _) = channel.newest();
         let subscription = Subscription::new(&channel);
-        // asked for last, and under the lock: nothing is published here before the place is known
+        // Requested last, and under the lock, so that nothing is published before the place is taken.
         self.request(TailRequest::Watch { job: job.clone(), after: cursor.clone() });
         drop(channels);
         self.keep_within_total();
         Join::CaughtUp(CaughtUp { missing: Vec::new(), subscription, place })
     }
 
+    /// Watches the outages of the source.
     pub fn outages(&self) -> watch::Receiver<Option<Arc<Outage>>> {
         self.0.outage.subscribe()
     }
 
+    /// Returns the present outage.
     pub fn outage(&self) -> Option<Arc<Outage>> {
         self.0.outage.borrow().clone()
     }
 
-    /// All live channels, for those who look in from outside.
+    /// Returns all live channels.
     pub fn all(&self) -> Vec<Arc<Channel>> {
         self.channels().values().cloned().collect()
     }
 
     // ---- for the tail
 
-    /// Returns when somebody asked something of the tail.
+    /// Returns when a request was made since this last returned.
     pub async fn requested(&self) {
         self.0.requested.notified().await;
     }
 
+    /// Returns all requests, oldest first.
     pub fn take_requests(&self) -> Vec<TailRequest> {
         std::mem::take(&mut self.0.requests.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Adds what was read to a job's ring and wakes whoever watches it.
+    /// Adds segments to a job's ring, and wakes the channel's listeners. Does nothing if the job is not live.
     pub fn publish(&self, job: &JobId, segments: Vec<Arc<Segment>>, read_at: Instant) {
         let (channel, live) = {
             let channels = self.channels();
@@ -215,23 +233,24 @@ impl Hub {
         channel.wake_all();
     }
 
-    /// The job's watch is over: whoever watches is told so after its last event.
+    /// Ends a job's channel, because the source has stopped its watch. Its subscribers see the end after its last event.
     pub fn finish(&self, job: &JobId, end: JobEnd) {
         let Some(channel) = self.channels().get(job).cloned() else { return };
-        // first over, then gone: who finds it in the map finds it over
+        // Mark the channel ended before removing it, so that no reader can find it in the map still open.
         channel.finish(end);
         self.remove(&channel);
         channel.wake_all();
     }
 
-    /// Answers a join_request, whose channel has been brought to the same moment just now.
+    /// Answers a join request. The caller has just published everything up to the moment at which `missing` was read, and has
+    /// published nothing since.
     pub fn complete_join(&self, join_request: JoinRequest, missing: Vec<Arc<Segment>>) {
         let channels = self.channels();
         let Some(channel) = channels.get(&join_request.job) else { return };
         let (place, _) = channel.newest();
         let subscription = Subscription::new(channel);
         drop(channels);
-        // one who is gone gives its subscription back by dropping it
+        // If the reader has left, its subscription is dropped here.
         let _ = join_request.answer.send(CaughtUp { missing, subscription, place });
     }
 
@@ -239,16 +258,16 @@ impl Hub {
         self.channels().contains_key(job)
     }
 
-    /// Lets go of channels that nobody has watched for `hub.linger`; returns their jobs.
+    /// Removes the channels that have had no subscriber for `hub.linger`, and returns their jobs.
     pub fn sweep(&self, now: Instant) -> Vec<JobId> {
         let linger = self.0.limits.linger;
-        let is_over = |channel: &Arc<Channel>| {
+        let is_idle = |channel: &Arc<Channel>| {
             channel.idle_since().is_some_and(|since| now.saturating_duration_since(since) >= linger)
         };
         let idle: Vec<Arc<Channel>> = {
-            // taken out under the map's lock, where arriving readers would take it too
+            // Chosen and removed under one lock, so that no reader can join a channel in between.
             let mut channels = self.channels();
-            let idle: Vec<_> = channels.values().filter(|channel| is_over(channel)).cloned().collect();
+            let idle: Vec<_> = channels.values().filter(|channel| is_idle(channel)).cloned().collect();
             for channel in &idle {
                 channels.remove(&channel.job);
             }
@@ -261,7 +280,7 @@ impl Hub {
         idle.iter().map(|channel| channel.job.clone()).collect()
     }
 
-    /// Whether the source answers; told once for each change.
+    /// Announces that the source does not answer, or, with `None`, that it is back.
     pub fn set_outage(&self, outage: Option<Outage>) {
         self.0.outage.send_replace(outage.map(Arc::new));
     }
@@ -278,13 +297,14 @@ impl Hub {
         inner.meters.ring_bytes.set(inner.bytes.load(Ordering::Relaxed) as f64);
     }
 
-    /// Bytes that each of so many live rings may hold.
+    /// Returns the number of bytes that each of `live` rings may hold.
     fn share(&self, live: usize) -> usize {
         let limits = &self.0.limits;
         limits.ring_bytes.as_u64().min(limits.total_bytes.as_u64() / live.max(1) as u64) as usize
     }
 
-    /// There may be more channels than when the others were cut: then cuts them all to today's share.
+    /// Cuts all rings to their present share if together they hold too much. A ring is cut only when it grows, and there may
+    /// be more channels than there were then.
     fn keep_within_total(&self) {
         if self.0.bytes.load(Ordering::Relaxed) > self.0.limits.total_bytes.as_u64() as i64 {
             let all = self.all();
@@ -309,7 +329,7 @@ impl Hub {
         self.uncount(channel);
     }
 
-    /// What a channel that has left the map held is not counted any more.
+    /// Subtracts from the totals what a channel held that has left the map.
     fn uncount(&self, channel: &Channel) {
         let (events, bytes, _) = channel.holds();
         let events = self.0.events.fetch_sub(events as i64, Ordering::Relaxed) - events as i64;

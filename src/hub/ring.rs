@@ -1,36 +1,40 @@
 //! The newest events of one job, encoded, shared by all of its subscribers. A subscriber is a [`Place`] in it, never a
 //! copy of it, so a slow reader costs a number.
 //!
-//! Invariants: places only grow; `start..end` are exactly the events held; `base` is the position before the first.
+//! Invariants: places only grow; `start..end` are exactly the events held; `base` is the cursor before the first.
 
 use crate::cursor::Cursor;
 use crate::sse::Segment;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// How many events of its channel came before: the next one to be given.
+/// The sequence number, counted from the channel's creation, of the next event to deliver.
 pub type Place = u64;
 
 #[derive(Debug)]
 pub struct Ring {
+    /// Oldest first, each with the place of its first event.
     segments: VecDeque<(Place, Arc<Segment>)>,
+    /// The place after the newest event.
     end: Place,
+    /// The bytes of all segments, with their framing.
     bytes: usize,
+    /// The cursor before the oldest event.
     base: Cursor,
 }
 
-/// Some consecutive segments, and how many events of the first one are already behind.
+/// Consecutive segments of a ring. The first `skip` events of the first segment do not belong to it.
 #[derive(Clone, Debug, Default)]
 pub struct Run {
     pub segments: Vec<Arc<Segment>>,
     pub skip: usize,
 }
 
-/// The ring does not reach back so far any more.
+/// The ring no longer holds the next event of a subscriber, who must replay it from the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overtaken;
 
-/// Events and framed bytes that a ring took in or let go of.
+/// The number of events, and of bytes with their framing, that a ring took in or let go of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Volume {
     pub events: usize,
@@ -59,7 +63,7 @@ impl Ring {
         self.bytes
     }
 
-    /// The position after the last event.
+    /// The cursor after the newest event.
     pub fn cursor(&self) -> Cursor {
         self.segments.back().map_or_else(|| self.base.clone(), |(_, last)| last.end())
     }
@@ -72,8 +76,8 @@ impl Ring {
         self.segments.push_back((first, segment));
     }
 
-    /// Lets go of the oldest until it is within its limits. The newest segment stays whatever its size, or nobody could
-    /// be given it from here.
+    /// Lets go of the oldest segments until the ring is within these limits. The newest segment stays whatever its size,
+    /// since otherwise no subscriber could be served it from the ring.
     pub fn evict(&mut self, events: usize, bytes: usize) -> Volume {
         let mut gone = Volume::default();
         while self.segments.len() > 1 && (self.events() > events || self.bytes > bytes) {
@@ -86,7 +90,7 @@ impl Ring {
         gone
     }
 
-    /// Everything from `place` to the end.
+    /// Returns everything from `place` to the end.
     pub fn run(&self, place: Place) -> Result<Run, Overtaken> {
         debug_assert!(place <= self.end, "a subscriber is ahead of its events");
         if place < self.start() {
@@ -98,7 +102,7 @@ impl Ring {
         Ok(Run { segments, skip })
     }
 
-    /// The place after the event that `token` stands on, if the ring reaches back to it.
+    /// Returns the place after the event whose cursor is `token`, if the ring reaches back to it.
     pub fn find(&self, token: &str) -> Option<Place> {
         let held = self.segments.iter().rev();
         let found = held.into_iter().find_map(|(first, segment)| Some(first + segment.find(token)? as Place + 1));
@@ -115,7 +119,7 @@ impl Run {
         self.segments.is_empty()
     }
 
-    /// The position after its last event.
+    /// The cursor after the last event; None if there is none.
     pub fn end(&self) -> Option<Cursor> {
         self.segments.last().map(|segment| segment.end())
     }

@@ -1,11 +1,11 @@
-//! One open stream of a channel, and how a task waits for the channel's news.
+//! One open stream of a channel, and the way in which a task waits for the channel to grow.
 
 use super::Hub;
 use super::channel::{Channel, ChannelListener, ListenerId};
 use std::sync::Arc;
 use tokio::sync::Notify;
 
-/// One open stream of a channel; the channel lingers when the last is dropped.
+/// One open stream of a channel. The channel is kept while there is one, and `hub.linger` after the last was dropped.
 pub struct Subscription(Arc<Channel>);
 
 impl Subscription {
@@ -25,17 +25,18 @@ impl Drop for Subscription {
     }
 }
 
-/// A subscription that one task listens on.
+/// A subscription with a task that waits for the channel to grow.
 pub struct Listening {
     subscription: Subscription,
     id: ListenerId,
-    bell: Arc<Bell>,
+    notify: Arc<TaskNotify>,
 }
 
+/// Wakes one task. It remembers a wake-up that comes while the task does not wait.
 #[derive(Default)]
-struct Bell(Notify);
+struct TaskNotify(Notify);
 
-impl ChannelListener for Bell {
+impl ChannelListener for TaskNotify {
     fn wake(&self, _: &Arc<Channel>) {
         self.0.notify_one();
     }
@@ -43,23 +44,18 @@ impl ChannelListener for Bell {
 
 impl Listening {
     pub fn new(hub: &Hub, subscription: Subscription) -> Self {
-        let (id, bell) = (hub.listener_id(), Arc::new(Bell::default()));
-        subscription.channel().listen(id, bell.clone());
-        Self { subscription, id, bell }
+        let (id, notify) = (hub.listener_id(), Arc::new(TaskNotify::default()));
+        subscription.channel().listen(id, notify.clone());
+        Self { subscription, id, notify }
     }
 
     pub fn channel(&self) -> &Arc<Channel> {
         self.subscription.channel()
     }
 
-    /// Returns when there is news, or was since the last time.
+    /// Returns when the channel has grown or ended since this last returned.
     pub async fn news(&self) {
-        self.bell.0.notified().await;
-    }
-
-    /// The next [`Listening::news`] returns at once.
-    pub fn look_again(&self) {
-        self.bell.0.notify_one();
+        self.notify.0.notified().await;
     }
 }
 

@@ -1,0 +1,168 @@
+//! The decisions that both ways of delivery share: what a stream is sent, and whether it ends, after a step of its replay,
+//! the end of its job, an outage of the source, or its deadline. Streaming bodies and delivery threads only carry them
+//! out. No I/O.
+
+use super::admission::Reason;
+use crate::cursor::Cursor;
+use crate::error::SourceError;
+use crate::event::JobId;
+use crate::hub::{Outage, Place, Subscription};
+use crate::replay::Step;
+use crate::sse::{Bye, ControlEvent, JobEnd, Segment};
+use crate::telemetry;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// An instruction to whoever delivers a stream.
+pub enum Reaction {
+    /// Send these events of the past, then go on with the replay.
+    SendReplayed(Vec<Arc<Segment>>),
+    /// Send `missing`, then the ring's events from `place` on. `cursor` is the position at `place`.
+    GoLive { missing: Vec<Arc<Segment>>, subscription: Subscription, place: Place, cursor: Cursor },
+    /// Replay everything after this cursor from the source.
+    Replay(Cursor),
+    /// Send an event of Jobcast's own.
+    Notify(Notice),
+}
+
+/// An event of Jobcast's own for one stream or all.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Notice {
+    pub event: ControlEvent,
+    /// The stream is closed after the event, for this reason. None if it goes on as before.
+    pub closes: Option<Reason>,
+}
+
+impl Notice {
+    fn goes_on(event: ControlEvent) -> Self {
+        Self { event, closes: None }
+    }
+
+    fn last(event: ControlEvent, reason: Reason) -> Self {
+        Self { event, closes: Some(reason) }
+    }
+}
+
+/// Decides on the next step of a stream's replay. `reconnect_in` is the client's wait in case that the stream is closed.
+pub fn on_replay_step(job: &JobId, step: Step, reconnect_in: impl FnOnce() -> Duration) -> Reaction {
+    match step {
+        Step::Events(segments) => Reaction::SendReplayed(segments),
+        Step::Live { missing, subscription, place, cursor } => {
+            Reaction::GoLive { missing, subscription, place, cursor }
+        }
+        Step::Complete(status, cursor) => on_job_end(job, JobEnd::Complete(status), cursor),
+        Step::Reset(reason, cursor) => {
+            telemetry::RESUMES.increment(&[("from", "reset")], 1);
+            Reaction::Notify(Notice::goes_on(ControlEvent::Reset { reason, cursor }))
+        }
+        // The job existed when the stream began, and was deleted since. The client's next request gets the 404.
+        Step::NoSuchJob => {
+            let bye = ControlEvent::Bye { reason: Bye::Age, retry_in: reconnect_in() };
+            Reaction::Notify(Notice::last(bye, Reason::Failed))
+        }
+        Step::Outage(error, retry_in) => Reaction::Notify(on_source_error(&error, retry_in)),
+    }
+}
+
+/// Decides on the end of a job's watch for a stream that got all events up to `cursor`.
+pub fn on_job_end(job: &JobId, end: JobEnd, cursor: Cursor) -> Reaction {
+    match end {
+        JobEnd::Complete(status) => {
+            let complete = ControlEvent::Complete { job: job.clone(), status, cursor };
+            Reaction::Notify(Notice::last(complete, Reason::Complete))
+        }
+        // The replay finds out what is lost, and then sends all there is.
+        JobEnd::Lost(_) => Reaction::Replay(cursor),
+    }
+}
+
+/// Decides on an outage that the hub announced to all streams.
+pub fn on_outage(outage: &Outage) -> Notice {
+    on_source_error(&outage.error, outage.retry_in)
+}
+
+/// Decides on a stream that has reached its deadline.
+pub fn on_deadline(reason: Bye, reconnect_in: Duration) -> Notice {
+    let counted_as = match reason {
+        Bye::Drain => Reason::Drain,
+        Bye::Age => Reason::Age,
+    };
+    Notice::last(ControlEvent::Bye { reason, retry_in: reconnect_in }, counted_as)
+}
+
+fn on_source_error(error: &SourceError, retry_in: Duration) -> Notice {
+    let event = source_error(error, retry_in);
+    if error.is_retryable() { Notice::goes_on(event) } else { Notice::last(event, Reason::Failed) }
+}
+
+/// Returns the event that tells a client of the source's failure.
+pub fn source_error(error: &SourceError, retry_in: Duration) -> ControlEvent {
+    ControlEvent::Error {
+        code: error.code.as_str(),
+        message: error.to_string(),
+        retry_in: error.is_retryable().then_some(retry_in),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::SourceCode;
+    use crate::event::JobStatus;
+    use crate::sse::Reset;
+
+    fn error(code: SourceCode) -> SourceError {
+        SourceError { code, operation: "reading".into(), cause: "gone".into(), help: "wait" }
+    }
+
+    /// The bytes of a notice, and the reason for which it closes the stream.
+    fn sent(notice: Notice) -> (String, Option<Reason>) {
+        (String::from_utf8(notice.event.encode().to_vec()).expect("UTF-8"), notice.closes)
+    }
+
+    #[test]
+    fn a_stream_ends_only_where_going_on_cannot_help() {
+        let (job, cursor) = ("job".parse::<JobId>().expect("id"), Cursor::trusted("c7"));
+        let wait = Duration::from_millis(1500);
+        let step = |step| match on_replay_step(&job, step, || wait) {
+            Reaction::Notify(notice) => sent(notice),
+            _ => panic!("sends no event of Jobcast's own"),
+        };
+        assert_eq!(
+            step(Step::Outage(error(SourceCode::Busy), wait)),
+            (
+                "retry: 1500\nevent: stream.error\ndata: {\"code\":\"source.busy\",\"message\":\"reading: gone (wait)\",\
+                 \"retryInMs\":1500,\"retryable\":true}\n\n"
+                    .into(),
+                None
+            )
+        );
+        assert_eq!(
+            step(Step::Outage(error(SourceCode::Rights), wait)),
+            (
+                "event: stream.error\ndata: {\"code\":\"source.rights\",\"message\":\"reading: gone (wait)\",\
+                 \"retryable\":false}\n\n"
+                    .into(),
+                Some(Reason::Failed)
+            )
+        );
+        assert_eq!(
+            step(Step::Reset(Reset::Trimmed, cursor.clone())),
+            ("id: c7\nevent: stream.reset\ndata: {\"cursor\":\"c7\",\"reason\":\"trimmed\"}\n\n".into(), None)
+        );
+        assert_eq!(
+            step(Step::Complete(JobStatus::Failed, cursor.clone())),
+            (
+                "id: c7\nevent: stream.complete\ndata: {\"jobId\":\"job\",\"status\":\"FAILED\"}\n\n".into(),
+                Some(Reason::Complete)
+            )
+        );
+        let bye = |reason| {
+            format!("retry: 1500\nevent: stream.bye\ndata: {{\"reason\":\"{reason}\",\"retryInMs\":1500}}\n\n")
+        };
+        assert_eq!(step(Step::NoSuchJob), (bye("age"), Some(Reason::Failed)));
+        assert_eq!(sent(on_deadline(Bye::Drain, wait)), (bye("drain"), Some(Reason::Drain)));
+        assert_eq!(sent(on_deadline(Bye::Age, wait)), (bye("age"), Some(Reason::Age)));
+        assert!(matches!(on_job_end(&job, JobEnd::Lost(Reset::Rewound), cursor), Reaction::Replay(_)));
+    }
+}

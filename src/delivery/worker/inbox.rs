@@ -1,0 +1,88 @@
+//! The messages that other threads and tasks send to a delivery thread, and the queue that they go through.
+
+use crate::cursor::Cursor;
+use crate::delivery::admission::StreamPermit;
+use crate::delivery::context::Deadline;
+use crate::event::JobId;
+use crate::hub::{Channel, ChannelListener, Outage, Place, Subscription};
+use crate::replay::Step;
+use mio::Waker;
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A live stream that a delivery thread can take over.
+pub struct LiveStream {
+    pub permit: StreamPermit,
+    pub deadline: Deadline,
+    pub subscription: Subscription,
+    /// The next event to be sent, in the channel's ring.
+    pub place: Place,
+    /// The position at `place`, from which to replay if the ring overtakes the stream.
+    pub cursor: Cursor,
+}
+
+/// A live stream on its way to a delivery thread.
+pub struct HandedOver {
+    pub stream: LiveStream,
+    pub socket: TcpStream,
+    /// The bytes that actix wrote after the stream was live: the end of the replay, mostly nothing.
+    pub unsent: Vec<u8>,
+}
+
+/// A message to a delivery thread.
+pub enum Message {
+    /// Serve this stream from now on.
+    Adopt(Box<HandedOver>),
+    /// The channel has grown, or ended.
+    ChannelGrew(Arc<Channel>),
+    /// The replay of one subscriber has come to its next step.
+    ReplayStep { to: SubscriberId, job: JobId, step: Step },
+    /// The source does not answer.
+    Outage(Arc<Outage>),
+    /// Close all streams, spread over the time for it.
+    Drain,
+    /// Close all streams now, and end.
+    Stop,
+}
+
+/// One subscriber of one thread. Its key alone may belong to another by the time that a message arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubscriberId {
+    pub key: usize,
+    pub serial: u32,
+}
+
+/// The message queue of one delivery thread.
+pub struct Inbox {
+    messages: Mutex<Vec<Message>>,
+    /// Ends the thread's wait for its sockets.
+    waker: Waker,
+}
+
+impl Inbox {
+    pub fn new(waker: Waker) -> Self {
+        Self { messages: Mutex::default(), waker }
+    }
+
+    /// Queues a message, and wakes the thread if it is the first one.
+    pub fn post(&self, message: Message) {
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        messages.push(message);
+        if messages.len() == 1
+            && let Err(error) = self.waker.wake()
+        {
+            tracing::error!(%error, "a delivery thread cannot be woken");
+        }
+    }
+
+    /// Returns all messages, oldest first.
+    pub fn take(&self) -> Vec<Message> {
+        std::mem::take(&mut self.messages.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl ChannelListener for Inbox {
+    fn wake(&self, channel: &Arc<Channel>) {
+        self.post(Message::ChannelGrew(channel.clone()));
+    }
+}
