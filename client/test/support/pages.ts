@@ -1,8 +1,7 @@
-// Builds the test's own pages once, before anything runs.
+// Builds the pages of the tests once, before all tests.
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { build } from "esbuild";
-import { OWN_NAMES } from "../../own-names.mjs";
 import { PAGES } from "./gateway.ts";
 
 export default async function setup(): Promise<void> {
@@ -16,9 +15,8 @@ export default async function setup(): Promise<void> {
     format: "esm",
     target: "es2022",
     jsx: "automatic",
-    mangleProps: OWN_NAMES,
     sourcemap: "inline",
-    // the pages are not a package without side effects
+    // package.json declares no side effects, which holds for the package and not for these pages.
     ignoreAnnotations: true,
     define: { "process.env.NODE_ENV": '"development"' },
   });
