@@ -135,6 +135,7 @@ fn a_doc_comment_begins_with_its_subject_or_verb() {
             wrong.push(format!("src/{}:{line}: {said}", file.strip_prefix(&src).expect("inside").display()));
         }
     }
+    wrong.sort();
     assert!(wrong.is_empty(), "{} doc comments begin with no subject or verb:\n{}", wrong.len(), wrong.join("\n"));
 }
 

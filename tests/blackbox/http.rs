@@ -1,4 +1,4 @@
-//! What stands on the wire.
+//! The bytes on the wire.
 
 use crate::support::daemon::stream_path;
 use crate::support::http::{encode, exchange, raw, request};

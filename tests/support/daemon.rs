@@ -30,7 +30,7 @@ impl Daemon {
         Self::with(&[]).await
     }
 
-    /// With settings by their dotted names.
+    /// Starts one with settings by their dotted names.
     pub async fn with(settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let mut all = vec![
@@ -44,7 +44,7 @@ impl Daemon {
         Self { child, folder, settings: all, log, http, admin }
     }
 
-    /// One that reads from a server of this kind at this address.
+    /// Starts one that reads from a server of this kind at this address.
     pub async fn on(kind: &str, url: &str, more: &[(&str, &str)]) -> Self {
         let key = format!("source.{kind}.url");
         Self::with(&[&[("source.kind", kind), (&key, url)], more].concat()).await

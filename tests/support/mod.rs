@@ -1,4 +1,4 @@
-//! What black-box tests work with: the built binary as a user starts it, and a client that sees every byte.
+//! Tools of the black-box tests: the built binary as a user starts it, real servers, and a client that sees every byte.
 
 pub mod address;
 pub mod daemon;

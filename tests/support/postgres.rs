@@ -47,7 +47,7 @@ impl Postgres {
         std::fs::write(&file, known + settings).expect("settings");
     }
 
-    /// Who must show what to be let in, as pg_hba.conf has it.
+    /// Replaces pg_hba.conf, which says who may connect and how.
     pub fn let_in(&self, rules: &str) {
         std::fs::write(self.data().join("pg_hba.conf"), rules).expect("rules");
         run(&["pg_ctl", "reload", "--silent", "-D", text(&self.data())]);
@@ -81,7 +81,7 @@ impl Postgres {
         PgConnectOptions::new().host(&host().to_string()).port(self.port).username("postgres").database("postgres")
     }
 
-    /// As its owner.
+    /// Connects as its owner.
     pub async fn connect(&self) -> PgConnection {
         self.options().connect().await.expect("PostgreSQL")
     }

@@ -21,12 +21,12 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// With an append-only file, so that it knows after a crash what it had said yes to.
+    /// Starts one with an append-only file, so that it knows after a crash what it had acknowledged.
     pub async fn start() -> Self {
         Self::with("").await
     }
 
-    /// With more lines in its configuration.
+    /// Starts one with more lines in its configuration.
     pub async fn with(settings: &str) -> Self {
         let port = address::port();
         let server = Self::spawn(port, &format!("appendonly yes\nappendfsync always\n{settings}"), &[]);
@@ -85,7 +85,7 @@ impl Redis {
         self.is_up().await;
     }
 
-    /// What clients must show from now on.
+    /// Sets the password that clients must send from now on.
     pub async fn require(&mut self, password: &str) {
         self.ask::<()>(&["CONFIG", "SET", "requirepass", password]).await;
         self.password = Some(password.into());
@@ -241,7 +241,7 @@ impl Sentinel {
         self.notice_within(CALM).await;
     }
 
-    /// How long a server may be silent.
+    /// Sets how many milliseconds a server may be silent.
     async fn notice_within(&self, ms: &str) {
         for sentinel in &self.sentinels {
             sentinel.ask::<()>(&["SENTINEL", "SET", "main", "down-after-milliseconds", ms]).await;
@@ -311,7 +311,7 @@ impl Cluster {
         self.notice_within(CALM).await;
     }
 
-    /// How long a node may be silent.
+    /// Sets how many milliseconds a node may be silent.
     async fn notice_within(&self, ms: &str) {
         for node in &self.nodes {
             if let Some(mut link) = node.try_connect().await {

@@ -1,4 +1,4 @@
-//! What comes back as a cursor is foreign input.
+//! Cursors that come back are foreign input.
 
 use crate::support::daemon::stream_path;
 use crate::support::http::encode;

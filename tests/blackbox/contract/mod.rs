@@ -1,4 +1,4 @@
-//! What every store must keep to: each guarantee is one test, run once for each store.
+//! The guarantees that hold for every store: each is one test, run once for each store.
 
 mod completion;
 pub mod cursors;

@@ -80,7 +80,7 @@ pub async fn all_who_watch_a_job_see_one_order_whoever_writes<S: Store>() {
     }
 }
 
-/// With a poll that comes too late for the test.
+/// The poll would come too late for the test.
 pub async fn rows_that_others_write_arrive_without_waiting_for_the_poll<S: Store>() {
     let store = S::start().await;
     let daemon = store.daemon(&[("source.poll_interval", "10m")]).await;

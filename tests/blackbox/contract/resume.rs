@@ -169,7 +169,7 @@ pub async fn pages_of_json_and_the_stream_honour_each_others_cursors<S: Store>()
     assert_eq!(cut["complete"], false, "not before its last event");
 }
 
-/// As after a restored backup, which knows less than the cursors that are out there.
+/// A new store stands for a restored backup: cursors that are out there know more than it does.
 pub async fn a_store_made_anew_is_said_and_read_from_its_beginning<S: Store>() {
     let old = S::start().await;
     let daemon = old.daemon(&[]).await;

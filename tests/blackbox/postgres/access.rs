@@ -1,4 +1,4 @@
-//! Who is let in, what goes wrong with it, and what is said of it: never a password.
+//! Rights, passwords and TLS: each trouble has its code, and no message holds a password.
 
 use super::{RECOMMENDED, serve};
 use crate::support::address::localhost_to;

@@ -12,7 +12,7 @@ use sqlx::{Executor, Row};
 
 const RECOMMENDED: &str = include_str!("../../../src/source/postgres/schema.sql");
 const TRIGGER: &str = include_str!("../../../src/source/postgres/trigger.sql");
-/// What many have already: no number, no transaction id.
+/// The tables that many have already: no number, no transaction id.
 const LEGACY: &str = "
     CREATE TABLE runner_jobs (id text PRIMARY KEY, status text NOT NULL DEFAULT 'RUNNING');
     CREATE TABLE job_events (id text NOT NULL, job_id text NOT NULL, step_id text, type text NOT NULL,

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 
 const JOBS: usize = 4;
 
-/// Where writers write, for how long, and which numbers they give out.
+/// State that all writers share: their server, the next number, and whether to stop.
 #[derive(Clone)]
 struct Writers {
     url: String,

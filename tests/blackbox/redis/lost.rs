@@ -8,7 +8,7 @@ use crate::support::{Daemon, Message, Redis, Sentinel, Stream, eventually, numbe
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, Value};
 
-/// What is done to a stream, all in one moment.
+/// Commands on a job's stream, done in one transaction.
 type Deed = fn(&mut Pipeline, &str);
 
 fn write(to: &mut Pipeline, job: &str, range: std::ops::Range<u64>) {
@@ -41,7 +41,7 @@ async fn does(rows: &mut MultiplexedConnection, job: &str, deed: Deed) {
     all.query_async::<Value>(rows).await.expect("a deed");
 }
 
-/// What comes on a stream up to an event with this number: the reset's reason, if there is one, and what follows it.
+/// Reads a stream up to an event with this number. Returns the reset's reason, if there is one, and the numbers since.
 async fn follow(stream: &mut Stream, last: u64) -> (Option<String>, Vec<u64>) {
     let (mut reason, mut seen): (Option<String>, Vec<u64>) = (None, Vec::new());
     while seen.last() != Some(&last) {
@@ -186,7 +186,7 @@ async fn lost_history_is_said_once_with_its_reason_and_only_where_there_is_some(
     }
 }
 
-/// Where a client stands that was given no event yet.
+/// The cursor of a client that was given no event yet.
 async fn cursor_of_now(daemon: &Daemon, job: &str) -> Message {
     let mut from_now = Stream::open(daemon.http, &format!("{}?from=now", stream_path(job)), &[]).await;
     loop {
@@ -236,7 +236,7 @@ async fn a_flushed_database_is_said_and_its_jobs_are_no_more() {
     assert_eq!(back.head.status, 404);
 }
 
-/// What was acknowledged by a primary and had not reached the replica that took over is Redis's to lose, and ours to say.
+/// Redis may lose what a primary acknowledged and had not sent to the replica that takes over. Jobcast has to say so.
 #[tokio::test]
 async fn events_that_a_failover_loses_are_said_to_be_lost_and_nothing_else_is() {
     let mut sentinel = Sentinel::start().await;

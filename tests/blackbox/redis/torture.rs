@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, interval, sleep, timeout};
 
 const JOBS: usize = 50;
-/// Of each job.
+/// The number of events in each job.
 const EVENTS: u64 = 100;
 const PACE: Duration = Duration::from_millis(50);
 
@@ -26,7 +26,7 @@ fn job(number: usize) -> String {
 /// Writes to whichever server has a key now, again and again until that is answered. Entries carry ids of the writer's
 /// own, so that one which was there already is not written twice.
 struct Writer {
-    /// Where a key is thought to be.
+    /// The port of the server that answered for a key last.
     ports: Mutex<HashMap<String, u16>>,
     links: Mutex<HashMap<u16, MultiplexedConnection>>,
     any: Vec<u16>,
