@@ -1,4 +1,4 @@
-//! What a stranger sees first.
+//! The demo, which strangers see first.
 
 use crate::support::daemon::{BINARY, finish};
 use std::path::Path;

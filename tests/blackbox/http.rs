@@ -1,8 +1,9 @@
-//! What stands on the wire.
+//! The bytes on the wire.
 
 use crate::support::daemon::stream_path;
 use crate::support::http::{encode, exchange, raw, request};
-use crate::support::{Daemon, Stream, eventually, numbers};
+use crate::support::{Answer, Daemon, Stream, eventually, numbers};
+use rand::{RngExt, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -76,9 +77,9 @@ async fn requests_before_a_stream_on_the_same_connection_are_answered_in_order()
     }
 }
 
-async fn eventually_head(socket: &mut TcpStream, received: &mut Vec<u8>) -> crate::support::Answer {
+async fn eventually_head(socket: &mut TcpStream, received: &mut Vec<u8>) -> Answer {
     loop {
-        if let Some(head) = crate::support::Answer::head(received) {
+        if let Some(head) = Answer::head(received) {
             return head;
         }
         assert!(socket.read_buf(received).await.expect("an answer") > 0, "closed");
@@ -143,7 +144,7 @@ async fn any_url_segment_of_1_to_200_characters_names_a_job() {
 }
 
 #[tokio::test]
-async fn everything_that_is_served_is_described_and_the_page_may_load_nothing_from_elsewhere() {
+async fn what_is_served_is_described_and_the_page_loads_nothing_from_elsewhere() {
     let daemon = Daemon::start().await;
     let described = daemon.get("/openapi.json").await.json();
     assert!(described["openapi"].as_str().is_some_and(|version| version.starts_with("3.")));
@@ -171,7 +172,7 @@ async fn who_does_not_finish_his_request_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn streams_beyond_the_limit_are_told_to_come_back_much_later_and_others_get_a_plain_status() {
+async fn streams_beyond_the_limit_are_told_to_come_back_later_and_others_get_a_429() {
     let daemon = Daemon::with(&[("http.max_connections", "3"), ("http.max_connections_per_ip", "2")]).await;
     daemon.write("job", 0..1).await;
     let open = [daemon.stream("job").await, daemon.stream("job").await];
@@ -214,4 +215,38 @@ async fn the_client_is_served_without_the_live_page_too_and_knows_this_daemons_p
     for (_, path) in paths {
         assert!(client.text().contains(&format!("\"{path}\"")), "{path}");
     }
+}
+
+#[tokio::test]
+async fn a_page_may_give_its_cursor_in_the_address_and_the_header_of_a_reconnect_wins() {
+    let daemon = Daemon::start().await;
+    daemon.write("job", 0..10).await;
+    let history = daemon.stream("job").await.take(10).await;
+    let path = format!("{}?lastEventId={}", stream_path("job"), history[3].cursor());
+    let mut first = Stream::open(daemon.http, &path, &[]).await;
+    assert_eq!(numbers(&first.take(6).await), [4, 5, 6, 7, 8, 9]);
+    // a browser sends the address again as it was, and the header beside it
+    let mut again = Stream::open(daemon.http, &path, &[("Last-Event-ID", history[7].cursor())]).await;
+    assert_eq!(numbers(&again.take(2).await), [8, 9]);
+}
+
+#[tokio::test]
+async fn requests_that_are_no_http_get_a_400_or_nothing_and_the_daemon_lives() {
+    let daemon = Daemon::start().await;
+    let mut rng = rand::rngs::StdRng::seed_from_u64(11);
+    for number in 0..200 {
+        let mut bytes = encode("GET", &stream_path("job"), &[("Last-Event-ID", "x")], b"");
+        for _ in 0..rng.random_range(1..6) {
+            let at = rng.random_range(0..bytes.len() - 4);
+            bytes[at] = rng.random();
+        }
+        bytes.extend_from_slice(b"\r\n\r\n");
+        let mut socket = TcpStream::connect(daemon.http).await.expect("connect");
+        let _ = socket.write_all(&bytes).await;
+        if number % 20 == 0 {
+            let mut answer = raw(daemon.http, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n").await;
+            assert!(answer.is_empty() || Answer::head(&mut answer).is_some_and(|head| head.status == 400));
+        }
+    }
+    assert_eq!(daemon.get("/runner-jobs").await.status, 200);
 }

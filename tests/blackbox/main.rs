@@ -4,17 +4,14 @@
 mod support;
 
 mod commands;
-mod completion;
-mod cursors;
+mod contract;
 mod delivery;
 mod demo;
-mod flapping;
 mod http;
 mod ingest;
 mod leaving;
-mod outage;
 mod polling;
 mod postgres;
 mod redis;
-mod resume;
 mod settings;
+mod sqlite;

@@ -12,7 +12,7 @@ fn numbers(page: &Value) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn pages_of_json_give_the_same_events_with_the_same_cursors_as_the_stream() {
+async fn pages_of_json_give_the_events_and_cursors_of_the_stream() {
     let daemon = Daemon::start().await;
     daemon.write("job", 0..25).await;
     let (mut after, mut seen, mut cursors) = (String::new(), Vec::new(), Vec::new());
@@ -57,7 +57,7 @@ async fn a_long_poll_is_answered_by_the_next_event_the_end_or_its_time() {
     let daemon = Daemon::start().await;
     daemon.write("job", 0..1).await;
     let after = daemon.get(PATH).await.json()["cursor"].as_str().expect("cursor").to_string();
-    let path = format!("{PATH}?after={after}&wait=20");
+    let path = format!("{PATH}?after={after}&wait=60");
     let began = Instant::now();
     let write = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -67,10 +67,10 @@ async fn a_long_poll_is_answered_by_the_next_event_the_end_or_its_time() {
     for answer in answers {
         assert_eq!(numbers(&answer.json()), [1]);
     }
-    let path = format!("{PATH}?after=e-1&wait=20");
+    let path = format!("{PATH}?after=e-1&wait=60");
     let (answer, ()) = tokio::join!(daemon.get(&path), daemon.set_status("job", "COMPLETED"));
     assert_eq!(answer.json()["complete"], true);
-    assert!(began.elapsed() < Duration::from_secs(15));
+    assert!(began.elapsed() < Duration::from_secs(45));
 
     daemon.write("quiet", 0..1).await;
     let began = Instant::now();
@@ -117,7 +117,7 @@ async fn jobs_are_listed_by_their_newest_activity() {
 }
 
 #[tokio::test]
-async fn pages_of_other_origins_may_watch_where_they_are_named_and_reconnect_without_asking_leave() {
+async fn pages_of_named_origins_may_watch_and_reconnect_without_asking_leave() {
     let daemon =
         Daemon::with(&[("http.cors.origins", "https://app.example.org"), ("http.cors.credentials", "true")]).await;
     daemon.write("job", 0..1).await;

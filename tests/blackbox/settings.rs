@@ -1,4 +1,4 @@
-//! What cannot work says so at the start: what, where, and what to do.
+//! Settings that cannot work end the start, which says what is wrong, where, and what to do.
 
 use crate::support::Daemon;
 use crate::support::daemon::{finish, jobcast, run};

@@ -2,7 +2,7 @@
 
 use super::http::{self, Answer};
 use super::sse::Stream;
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, address, eventually};
 use serde_json::{Value, json};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
@@ -30,18 +30,24 @@ impl Daemon {
         Self::with(&[]).await
     }
 
-    /// With settings by their dotted names.
+    /// Starts one with settings by their dotted names.
     pub async fn with(settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let mut all = vec![
-            ("http.listen".to_string(), "127.0.0.1:0".to_string()),
-            ("admin.listen".into(), "127.0.0.1:0".into()),
+            ("http.listen".to_string(), address::free().to_string()),
+            ("admin.listen".into(), address::free().to_string()),
             ("source.sqlite.path".into(), folder.path().join("jobs.db").display().to_string()),
         ];
         all.extend(settings.iter().map(|(key, value)| (key.to_string(), value.to_string())));
         let log = Arc::default();
         let (child, http, admin) = spawn(&all, &log).await;
         Self { child, folder, settings: all, log, http, admin }
+    }
+
+    /// Starts one that reads from a server of this kind at this address.
+    pub async fn on(kind: &str, url: &str, more: &[(&str, &str)]) -> Self {
+        let key = format!("source.{kind}.url");
+        Self::with(&[&[("source.kind", kind), (&key, url)], more].concat()).await
     }
 
     pub fn folder(&self) -> &Path {
@@ -80,7 +86,7 @@ impl Daemon {
         assert!(done.expect("sh").success(), "cannot signal the daemon");
     }
 
-    /// Once more, on the same addresses and the same file.
+    /// Starts it once more, on the same addresses and the same file.
     pub async fn restart(&mut self) {
         let mut settings = self.settings.clone();
         settings.push(("http.listen".into(), self.http.to_string()));

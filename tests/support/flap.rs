@@ -8,20 +8,20 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How it says where it was.
+/// The ways in which a subscriber says where it was.
 #[derive(Clone, Copy)]
 pub enum Resume {
     Query,
     Header,
-    /// By the event's own id.
+    /// Sends the event's own id.
     EventId,
 }
 
-/// How it behaves.
+/// The habits of a subscriber that comes and goes.
 pub struct Flap {
-    /// It stays for less than so many milliseconds, ...
+    /// It stays for less than so many milliseconds.
     pub stays: u64,
-    /// ... and is away for less than so many.
+    /// It is away for less than so many milliseconds.
     pub away: u64,
     pub resumes: &'static [Resume],
     pub patience: Duration,

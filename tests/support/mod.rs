@@ -1,11 +1,14 @@
-//! What black-box tests work with: the built binary as a user starts it, and a client that sees every byte.
+//! Tools of the black-box tests: the built binary as a user starts it, real servers, and a client that sees every byte.
 
+pub mod address;
 pub mod daemon;
 pub mod flap;
 pub mod http;
 pub mod postgres;
 pub mod redis;
 pub mod sse;
+pub mod store;
+pub mod tls;
 
 pub use daemon::Daemon;
 pub use http::Answer;
@@ -13,7 +16,13 @@ pub use postgres::{Pooler, Postgres};
 pub use redis::{Cluster, Redis, Sentinel};
 pub use sse::{Message, Stream};
 
+use serde_json::{Value, json};
+use std::fs::File;
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// Longer than anything that is waited for should ever take; what is late by so much has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -33,4 +42,35 @@ pub async fn eventually<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>
 /// The numbers that [`Daemon::write`] put into the payloads.
 pub fn numbers(messages: &[Message]) -> Vec<u64> {
     messages.iter().map(Message::number).collect()
+}
+
+/// Waits until no other heavy test runs on this machine's checkout, in whichever process, and keeps others waiting until
+/// it is dropped. For tests that have a dozen writers and a server of their own: two at a time, neither gets anywhere.
+pub fn alone() -> File {
+    let file = File::create(concat!(env!("CARGO_TARGET_TMPDIR"), "/heavy.lock")).expect("a lock file");
+    file.lock().expect("a lock");
+    file
+}
+
+/// A socket whose kernel buffers little, so that the other side soon feels that nobody reads; it has sent a request.
+pub async fn narrow(to: SocketAddr, request: &[u8]) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    let mut socket = socket.connect(to).await.expect("connect");
+    socket.write_all(request).await.expect("ask");
+    socket
+}
+
+/// Appends by ingest events of 2 KB each, so that some hundred of them fill every buffer between.
+pub async fn write_big(daemon: &Daemon, job: &str, numbers: Range<u64>) {
+    for first in numbers.clone().step_by(100) {
+        let events: Vec<Value> = (first..numbers.end.min(first + 100))
+            .map(|number| {
+                let mut event = daemon::numbered(number);
+                event["payload"]["line"] = "x".repeat(2000).into();
+                event
+            })
+            .collect();
+        assert_eq!(daemon.send("POST", &format!("/runner-jobs/{job}/events"), &json!(events)).await.status, 201);
+    }
 }

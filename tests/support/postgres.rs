@@ -1,10 +1,11 @@
 //! A PostgreSQL server of the tests' own, on a throw-away directory. PostgreSQL refuses to run as root: then it runs as
 //! the user `postgres`.
 
+use super::address::{self, host};
 use super::eventually;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions};
-use std::net::TcpListener;
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
@@ -17,11 +18,12 @@ pub struct Postgres {
 impl Postgres {
     /// A server with an empty database; its trust is the machine's own.
     pub async fn start() -> Self {
-        let server = Self { folder: folder(), port: free_port() };
+        let server = Self { folder: folder(), port: address::port() };
         run(&["initdb", "--auth=trust", "--username=postgres", "--no-sync", "-D", text(&server.data())]);
         server.set(&format!(
-            "listen_addresses = '127.0.0.1'\nunix_socket_directories = ''\nfsync = off\nport = {}\n\
+            "listen_addresses = '{}'\nunix_socket_directories = ''\nfsync = off\nport = {}\n\
              max_prepared_transactions = 64\nmax_connections = 200\nautovacuum_naptime = 5s\n",
+            host(),
             server.port
         ));
         server.up().await;
@@ -30,8 +32,8 @@ impl Postgres {
 
     /// A physical standby of this server, streaming.
     pub async fn standby(&self) -> Self {
-        let standby = Self { folder: folder(), port: free_port() };
-        let from = format!("host=127.0.0.1 port={} user=postgres", self.port);
+        let standby = Self { folder: folder(), port: address::port() };
+        let from = format!("host={} port={} user=postgres", host(), self.port);
         run(&["pg_basebackup", "-D", text(&standby.data()), "-R", "-c", "fast", "--no-sync", "-d", &from]);
         standby.set(&format!("port = {}\n", standby.port));
         standby.up().await;
@@ -45,7 +47,7 @@ impl Postgres {
         std::fs::write(&file, known + settings).expect("settings");
     }
 
-    /// Who must show what to be let in, as pg_hba.conf has it.
+    /// Replaces pg_hba.conf, which says who may connect and how.
     pub fn let_in(&self, rules: &str) {
         std::fs::write(self.data().join("pg_hba.conf"), rules).expect("rules");
         run(&["pg_ctl", "reload", "--silent", "-D", text(&self.data())]);
@@ -76,10 +78,10 @@ impl Postgres {
     }
 
     fn options(&self) -> PgConnectOptions {
-        PgConnectOptions::new().host("127.0.0.1").port(self.port).username("postgres").database("postgres")
+        PgConnectOptions::new().host(&host().to_string()).port(self.port).username("postgres").database("postgres")
     }
 
-    /// As its owner.
+    /// Connects as its owner.
     pub async fn connect(&self) -> PgConnection {
         self.options().connect().await.expect("PostgreSQL")
     }
@@ -98,8 +100,12 @@ impl Postgres {
         tokio::task::spawn_blocking(run).await.expect("psql");
     }
 
+    pub fn address(&self) -> SocketAddr {
+        (host(), self.port).into()
+    }
+
     pub fn url(&self, user: &str) -> String {
-        format!("postgres://{user}@127.0.0.1:{}/postgres", self.port)
+        format!("postgres://{user}@{}/postgres", self.address())
     }
 
     /// A role that may read both tables and nothing else.
@@ -114,6 +120,16 @@ impl Drop for Postgres {
     }
 }
 
+/// Appends numbered events, each in a transaction of its own unless one is open.
+pub async fn append(to: &mut PgConnection, job: &str, numbers: impl IntoIterator<Item = u64>) {
+    for number in numbers {
+        let sql = format!(
+            "INSERT INTO job_events (id, job_id, type, payload) VALUES ('e-{number}', '{job}', 'x', '{{\"n\":{number}}}')"
+        );
+        to.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.expect("insert");
+    }
+}
+
 /// PgBouncer before a server, in transaction mode: each transaction may go to another connection.
 pub struct Pooler {
     child: Child,
@@ -123,16 +139,17 @@ pub struct Pooler {
 
 impl Pooler {
     pub async fn start(server: &Postgres) -> Self {
-        let (folder, port) = (folder(), free_port());
+        let (folder, port) = (folder(), address::port());
         let users = folder.path().join("users");
         std::fs::write(&users, "\"postgres\" \"\"\n\"reader\" \"\"\n").expect("users");
         let file = folder.path().join("settings");
         let settings = format!(
-            "[databases]\npostgres = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+            "[databases]\npostgres = host={host} port={}\n[pgbouncer]\nlisten_addr = {host}\nlisten_port = {port}\n\
              unix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = transaction\ndefault_pool_size = 3\n\
              server_lifetime = 1\n",
             server.port,
             text(&users),
+            host = host(),
         );
         std::fs::write(&file, settings).expect("settings");
         own(&users);
@@ -141,14 +158,15 @@ impl Pooler {
         let mut command = as_postgres(Path::new(program.unwrap_or("pgbouncer")));
         let child = command.args(["-q", text(&file)]).stderr(Stdio::null()).spawn().expect("PgBouncer");
         let pooler = Self { child, port, _folder: folder };
-        let options = PgConnectOptions::new().host("127.0.0.1").port(port).username("postgres").database("postgres");
+        let options =
+            PgConnectOptions::new().host(&host().to_string()).port(port).username("postgres").database("postgres");
         let options = options.extra_float_digits(None).statement_cache_capacity(0);
         eventually("PgBouncer to answer", async || options.connect().await.ok()).await;
         pooler
     }
 
     pub fn url(&self, user: &str) -> String {
-        format!("postgres://{user}@127.0.0.1:{}/postgres", self.port)
+        format!("postgres://{user}@{}:{}/postgres", host(), self.port)
     }
 }
 
@@ -170,10 +188,6 @@ fn own(path: &Path) {
         let owned = Command::new("chown").arg("postgres").arg(path).status();
         assert!(owned.expect("chown").success());
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port()
 }
 
 fn text(path: &Path) -> &str {

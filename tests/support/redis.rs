@@ -1,14 +1,14 @@
 //! Redis servers of the tests' own, on throw-away directories: one alone, a primary with a replica and Sentinels, a
 //! Cluster. Each is gone with its handle.
 
+use super::address::{self, host};
 use super::eventually;
 use redis::aio::MultiplexedConnection;
-use redis::{Client, FromRedisValue, Value};
+use redis::{Client, FromRedisValue, Pipeline, RedisResult, Value};
 use std::collections::HashMap;
-use std::net::TcpListener;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -21,14 +21,14 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// With an append-only file, so that it knows after a crash what it had said yes to.
+    /// Starts one with an append-only file, so that it knows after a crash what it had acknowledged.
     pub async fn start() -> Self {
         Self::with("").await
     }
 
-    /// With more lines in its configuration.
+    /// Starts one with more lines in its configuration.
     pub async fn with(settings: &str) -> Self {
-        let port = free_port();
+        let port = address::port();
         let server = Self::spawn(port, &format!("appendonly yes\nappendfsync always\n{settings}"), &[]);
         server.is_up().await;
         server
@@ -38,8 +38,9 @@ impl Redis {
         let folder = tempfile::tempdir().expect("a directory");
         let file = folder.path().join("redis.conf");
         let settings = format!(
-            "bind 127.0.0.1\nport {port}\ndir {}\nlogfile log\nsave \"\"\nrepl-diskless-sync-delay 0\n{settings}\n",
-            folder.path().display()
+            "bind {host}\nport {port}\ndir {}\nlogfile log\nsave \"\"\nrepl-diskless-sync-delay 0\n{settings}\n",
+            folder.path().display(),
+            host = host()
         );
         std::fs::write(&file, settings).expect("settings");
         let child = run(&file, arguments);
@@ -63,6 +64,12 @@ impl Redis {
         self.child.wait().expect("wait");
     }
 
+    /// SIGTERM, and waits until it has gone.
+    pub fn stop(&mut self) {
+        self.signal("TERM");
+        self.child.wait().expect("wait");
+    }
+
     pub fn signal(&self, name: &str) {
         let done = Command::new("sh").args(["-c", &format!("kill -{name} {}", self.child.id())]).status();
         assert!(done.expect("sh").success());
@@ -78,19 +85,23 @@ impl Redis {
         self.is_up().await;
     }
 
-    /// What clients must show from now on.
+    /// Sets the password that clients must send from now on.
     pub async fn require(&mut self, password: &str) {
         self.ask::<()>(&["CONFIG", "SET", "requirepass", password]).await;
         self.password = Some(password.into());
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://{}", self.address())
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        (host(), self.port).into()
     }
 
     async fn try_connect(&self) -> Option<MultiplexedConnection> {
         let login = self.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
-        let client = Client::open(format!("redis://{login}127.0.0.1:{}", self.port)).expect("an address");
+        let client = Client::open(format!("redis://{login}{}", self.address())).expect("an address");
         client.get_multiplexed_async_connection().await.ok()
     }
 
@@ -133,12 +144,40 @@ pub async fn ask<T: FromRedisValue>(link: &mut MultiplexedConnection, words: &[&
     try_ask(link, words).await.unwrap_or_else(|error| panic!("{words:?}: {error}"))
 }
 
-pub async fn try_ask<T: FromRedisValue>(link: &mut MultiplexedConnection, words: &[&str]) -> redis::RedisResult<T> {
+pub async fn try_ask<T: FromRedisValue>(link: &mut MultiplexedConnection, words: &[&str]) -> RedisResult<T> {
     let mut command = redis::cmd(words[0]);
     for word in &words[1..] {
         command.arg(word);
     }
     command.query_async(link).await
+}
+
+pub fn stream_key(job: &str) -> String {
+    format!("runner-jobs:{job}:events")
+}
+
+pub fn job_key(job: &str) -> String {
+    format!("runner-jobs:{job}")
+}
+
+pub fn xadd(to: &mut Pipeline, job: &str, number: u64, payload: &str) {
+    let add = to.cmd("XADD").arg(stream_key(job)).arg("*").arg("id").arg(format!("e-{number}"));
+    add.arg("type").arg("x").arg("payload").arg(payload);
+}
+
+/// Writes numbered events as a runner does; returns their entries' ids.
+pub async fn append(to: &mut MultiplexedConnection, job: &str, numbers: impl IntoIterator<Item = u64>) -> Vec<String> {
+    let mut all = Pipeline::new();
+    numbers.into_iter().for_each(|number| xadd(&mut all, job, number, &payload(number)));
+    all.query_async(to).await.expect("XADD")
+}
+
+pub fn payload(number: u64) -> String {
+    format!("{{\"n\":{number}}}")
+}
+
+pub async fn set_status(to: &mut MultiplexedConnection, job: &str, status: &str) {
+    ask::<()>(to, &["HSET", &job_key(job), "status", status]).await;
 }
 
 /// User and system time of a process.
@@ -160,14 +199,15 @@ pub struct Sentinel {
 
 impl Sentinel {
     pub async fn start() -> Self {
-        let primary = Redis::with("").await;
-        let replica = Redis::with(&format!("replicaof 127.0.0.1 {}", primary.port)).await;
+        let primary = Redis::with(&format!("replica-announce-ip {}", host())).await;
+        let replica = Redis::with(&format!("replica-announce-ip {0}\nreplicaof {0} {1}", host(), primary.port)).await;
         let watch = format!(
-            "sentinel monitor main 127.0.0.1 {} 2\nsentinel down-after-milliseconds main {CALM}\n\
+            "sentinel announce-ip {0}\nsentinel monitor main {0} {1} 2\nsentinel down-after-milliseconds main {CALM}\n\
              sentinel failover-timeout main 3000",
+            host(),
             primary.port
         );
-        let sentinels: Vec<Redis> = (0..3).map(|_| Redis::spawn(free_port(), &watch, &["--sentinel"])).collect();
+        let sentinels: Vec<Redis> = (0..3).map(|_| Redis::spawn(address::port(), &watch, &["--sentinel"])).collect();
         let all = Self { servers: vec![primary, replica], sentinels };
         eventually("the Sentinels to know each other", async || {
             for sentinel in &all.sentinels {
@@ -185,7 +225,7 @@ impl Sentinel {
     }
 
     pub fn url(&self) -> String {
-        let sentinels: Vec<String> = self.sentinels.iter().map(|one| format!("127.0.0.1:{}", one.port)).collect();
+        let sentinels: Vec<String> = self.sentinels.iter().map(|one| one.address().to_string()).collect();
         format!("redis+sentinel://{}/main", sentinels.join(","))
     }
 
@@ -201,7 +241,7 @@ impl Sentinel {
         self.notice_within(CALM).await;
     }
 
-    /// How long a server may be silent.
+    /// Sets how many milliseconds a server may be silent.
     async fn notice_within(&self, ms: &str) {
         for sentinel in &self.sentinels {
             sentinel.ask::<()>(&["SENTINEL", "SET", "main", "down-after-milliseconds", ms]).await;
@@ -228,24 +268,17 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn start() -> Self {
-        let settings = "cluster-enabled yes\ncluster-replica-validity-factor 0\nappendonly yes\nappendfsync always";
-        let version = Command::new("redis-server").arg("--version").output().expect("redis-server");
-        let is_old = String::from_utf8_lossy(&version.stdout).contains("v=6.");
-        let mut nodes: Vec<Redis> = Vec::new();
-        while nodes.len() < 6 {
-            // the bus has a port of its own; before 7.0 there was no choice
-            let (port, bus) = (free_port(), free_port());
-            match is_old {
-                false => nodes.push(Redis::spawn(port, &format!("{settings}\ncluster-port {bus}"), &[])),
-                true if TcpListener::bind(("127.0.0.1", port + 10_000)).is_err() => {}
-                true => nodes.push(Redis::spawn(port, settings, &[])),
-            }
-        }
+        let settings = format!(
+            "cluster-enabled yes\ncluster-announce-ip {}\ncluster-replica-validity-factor 0\n\
+             appendonly yes\nappendfsync always",
+            host()
+        );
+        let nodes: Vec<Redis> = (0..6).map(|_| Redis::spawn(address::port(), &settings, &[])).collect();
         for node in &nodes {
             node.is_up().await;
         }
         let mut create = Command::new("redis-cli");
-        create.args(["--cluster", "create"]).args(nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)));
+        create.args(["--cluster", "create"]).args(nodes.iter().map(|node| node.address().to_string()));
         create.args(["--cluster-replicas", "1", "--cluster-yes"]).stdout(Stdio::null()).stderr(Stdio::null());
         let made = tokio::task::spawn_blocking(move || create.status()).await.expect("a task");
         assert!(made.expect("redis-cli").success(), "redis-cli --cluster create");
@@ -278,7 +311,7 @@ impl Cluster {
         self.notice_within(CALM).await;
     }
 
-    /// How long a node may be silent.
+    /// Sets how many milliseconds a node may be silent.
     async fn notice_within(&self, ms: &str) {
         for node in &self.nodes {
             if let Some(mut link) = node.try_connect().await {
@@ -288,7 +321,7 @@ impl Cluster {
     }
 
     pub fn url(&self) -> String {
-        let all: Vec<String> = self.nodes[..3].iter().map(|node| format!("redis://127.0.0.1:{}", node.port)).collect();
+        let all: Vec<String> = self.nodes[..3].iter().map(Redis::url).collect();
         all.join(",")
     }
 
@@ -348,7 +381,7 @@ impl Cluster {
             let keys: Vec<String> = self.nodes[from].ask(&["CLUSTER", "GETKEYSINSLOT", &slot_text, "1"]).await;
             let Some(key) = keys.first() else { break };
             let port = self.nodes[to].port.to_string();
-            self.nodes[from].ask::<()>(&["MIGRATE", "127.0.0.1", &port, key, "0", "5000"]).await;
+            self.nodes[from].ask::<()>(&["MIGRATE", &host().to_string(), &port, key, "0", "5000"]).await;
             // long enough for others to be sent on by ASK
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
@@ -362,16 +395,4 @@ fn run(settings: &Path, arguments: &[&str]) -> Child {
     let mut command = Command::new("redis-server");
     command.arg(settings).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("redis-server")
-}
-
-/// Free now, and not given out twice by this process. Below those that the kernel gives to whoever connects.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        let port = 10_000 + (std::process::id() as u16).wrapping_mul(61).wrapping_add(step) % 20_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }

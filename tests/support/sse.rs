@@ -180,7 +180,7 @@ impl Stream {
         rest
     }
 
-    /// Where the replay came from, as the head says.
+    /// The origin of the replay, as the head says.
     pub fn replay(&self) -> &str {
         self.head.header("X-Jobcast-Replay").expect("X-Jobcast-Replay")
     }

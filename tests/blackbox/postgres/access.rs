@@ -1,9 +1,11 @@
-//! Who is let in, what goes wrong with it, and what is said of it: never a password.
+//! Rights, passwords and TLS: each trouble has its code, and no message holds a password.
 
-use super::{RECOMMENDED, daemon_on, insert, serve};
+use super::{RECOMMENDED, serve};
+use crate::support::address::localhost_to;
 use crate::support::daemon::{run, stream_path};
-use crate::support::{Daemon, Postgres, Stream, eventually, numbers};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use crate::support::postgres::append;
+use crate::support::tls::{Authority, keep};
+use crate::support::{Daemon, Postgres, Stream, eventually};
 use sqlx::{Executor, Row};
 
 const QUICK: [(&str, &str); 2] = [("source.retry_initial", "100ms"), ("source.retry_max", "300ms")];
@@ -46,12 +48,10 @@ async fn every_trouble_is_told_by_its_code_once_and_is_over_when_it_is_mended() 
     server.execute("ALTER ROLE reader PASSWORD 'hunter2'").await;
     server.let_in("host all reader 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n");
     let url = server.url("reader:hunter2");
-    let mut settings = vec![("source.kind", "postgres"), ("source.postgres.url", &*url)];
-    settings.extend(QUICK);
-    let daemon = Daemon::with(&settings).await;
+    let daemon = Daemon::on("postgres", &url, &QUICK).await;
     // one that is there already: in some troubles nobody gets in any more
     let mut owner = server.connect().await;
-    insert(&mut owner, "job", [0]).await;
+    append(&mut owner, "job", [0]).await;
     let mut stream = daemon.stream("job").await;
     let mut last = stream.take(1).await.remove(0);
     for (number, (brings, code, is_retryable, mends)) in (1..).zip(TROUBLES) {
@@ -66,7 +66,7 @@ async fn every_trouble_is_told_by_its_code_once_and_is_over_when_it_is_mended() 
         if is_retryable {
             assert!(daemon.stream("another").await.event().await.is("stream.error"));
             // one that begins just now
-            let late = Daemon::with(&settings).await;
+            let late = Daemon::on("postgres", &url, &QUICK).await;
             let mut stream = Stream::open(late.http, &stream_path("job"), &[]).await;
             assert_eq!(stream.event().await.json()["code"], code);
         } else {
@@ -80,7 +80,7 @@ async fn every_trouble_is_told_by_its_code_once_and_is_over_when_it_is_mended() 
             assert!(stream.next().await.is_none(), "what cannot get better is closed");
         }
         owner.execute(mends).await.expect(mends);
-        insert(&mut owner, "job", [number]).await;
+        append(&mut owner, "job", [number]).await;
         if !is_retryable {
             stream = daemon.stream_when_back("job", last.cursor()).await;
         }
@@ -113,37 +113,9 @@ async fn a_wrong_password_stops_the_start_and_stands_nowhere() {
 }
 
 #[tokio::test]
-async fn it_starts_without_its_database_and_comes_up_when_that_comes() {
-    let server = Postgres::start().await;
-    server.execute(RECOMMENDED).await;
-    server.make_reader().await;
-    insert(&mut server.connect().await, "job", 0..3).await;
-    server.down("fast");
-    let mut settings = vec![("source.ready_grace", "0s")];
-    settings.extend(QUICK);
-    let daemon = daemon_on(&server, &settings).await;
-    eventually("not to be ready", async || (daemon.ask_admin("/readyz").await.status == 503).then_some(())).await;
-    let mut early = Stream::open(daemon.http, &stream_path("job"), &[]).await;
-    assert_eq!(early.head.status, 200);
-    let error = early.event().await;
-    assert_eq!((&error.json()["code"], &error.json()["retryable"]), (&"source.unreachable".into(), &true.into()));
-    server.up().await;
-    eventually("to be ready", async || (daemon.ask_admin("/readyz").await.status == 200).then_some(())).await;
-    assert_eq!(numbers(&daemon.stream("job").await.take(3).await), [0, 1, 2]);
-}
-
-#[tokio::test]
 async fn tls_goes_as_far_as_the_address_asks_for() {
-    let authority = |name: &str| {
-        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority")
-    };
-    let (ours, another) = (authority("ours"), authority("another"));
-    let key = KeyPair::generate().expect("a key");
-    let params = CertificateParams::new(vec!["localhost".to_string()]).expect("parameters");
-    let certificate = params.signed_by(&key, &ours).expect("a certificate");
+    let (ours, another) = (Authority::new("ours"), Authority::new("another"));
+    let (certificate, key) = ours.certify("localhost");
 
     let server = Postgres::start().await;
     server.execute(RECOMMENDED).await;
@@ -160,13 +132,8 @@ async fn tls_goes_as_far_as_the_address_asks_for() {
     server.down("fast");
     server.up().await;
     let folder = tempfile::tempdir().expect("a directory");
-    let file = |name: &str, content: &str| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, content).expect("a file");
-        path.display().to_string()
-    };
-    let (trusted, foreign) = (file("ours.pem", &ours.pem()), file("another.pem", &another.pem()));
-    let by_name = plain.replace("127.0.0.1", "localhost");
+    let (trusted, foreign) = (keep(&folder, "ours.pem", &ours.pem()), keep(&folder, "another.pem", &another.pem()));
+    let by_name = format!("postgres://reader@localhost:{}/postgres", localhost_to(server.address()).await);
     let mut owner = server.connect().await;
     for (url, mode, root, is_let_in) in [
         (&plain, "disable", "", true),

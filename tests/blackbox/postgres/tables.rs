@@ -1,6 +1,6 @@
 //! Tables as operators have them.
 
-use super::{LEGACY, insert};
+use super::LEGACY;
 use crate::support::daemon::run;
 use crate::support::{Daemon, Pooler, Postgres, numbers};
 use sqlx::Executor;
@@ -152,22 +152,4 @@ async fn check_says_what_the_database_lacks_and_what_stands_before_it() {
     server.execute("DROP INDEX job_events_xid, job_events_job_seq").await;
     let (code, said) = check().await;
     assert!(code == Some(1) && said.matches("CREATE INDEX").count() == 2, "{said}");
-}
-
-#[tokio::test]
-async fn a_database_that_was_restored_is_said_and_read_anew() {
-    let old = Postgres::start().await;
-    let daemon = super::serve(&old, super::RECOMMENDED, &[("source.settle", "300ms"), ("hub.linger", "0s")]).await;
-    let mut rows = old.connect().await;
-    insert(&mut rows, "job", 0..200).await;
-    let mut stream = daemon.stream("job").await;
-    let last = stream.take(200).await.remove(150);
-    // what a backup of long ago knows
-    let new = Postgres::start().await;
-    let other = super::serve(&new, super::RECOMMENDED, &[("source.settle", "300ms")]).await;
-    insert(&mut new.connect().await, "job", 0..3).await;
-    let mut back = other.stream_after("job", last.cursor()).await;
-    let reset = back.event().await;
-    assert!(reset.is("stream.reset") && reset.json()["reason"] == "rewound", "{reset:?}");
-    assert_eq!(numbers(&back.take(3).await), [0, 1, 2]);
 }

@@ -1,10 +1,11 @@
 //! Writers of every kind against subscribers that come and go: what the table holds in the end is what each of them saw,
 //! once.
 
-use super::{LEGACY, RECOMMENDED, daemon_on, insert};
+use super::{LEGACY, RECOMMENDED, daemon_on};
 use crate::support::daemon::run;
 use crate::support::flap::{Flap, Resume};
-use crate::support::{Daemon, Pooler, Postgres};
+use crate::support::postgres::append;
+use crate::support::{Daemon, Pooler, Postgres, alone};
 use rand::RngExt;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
@@ -16,7 +17,7 @@ use tokio::time::sleep;
 
 const JOBS: usize = 4;
 
-/// Where writers write, for how long, and which numbers they give out.
+/// State that all writers share: their server, the next number, and whether to stop.
 #[derive(Clone)]
 struct Writers {
     url: String,
@@ -174,7 +175,7 @@ async fn arena(schema: &str) -> (Postgres, [Daemon; 2]) {
 async fn calm(server: &Postgres, daemons: &mut [Daemon; 2]) {
     let mut forgotten = server.connect().await;
     forgotten.execute("BEGIN").await.expect("begin");
-    insert(&mut forgotten, "job-0", [1_000_000]).await;
+    append(&mut forgotten, "job-0", [1_000_000]).await;
     for round in 0..5 {
         sleep(Duration::from_secs(6)).await;
         match round {
@@ -183,7 +184,7 @@ async fn calm(server: &Postgres, daemons: &mut [Daemon; 2]) {
                     SELECT 'e-' || n, 'job-1', 'x', jsonb_build_object('n', n) FROM generate_series(2000001, 2050000) n";
                 server.execute(many).await;
             }
-            2 => insert(&mut server.connect().await, "job-2", 3_000_000..3_001_000).await,
+            2 => append(&mut server.connect().await, "job-2", 3_000_000..3_001_000).await,
             _ => {
                 daemons[round % 2].kill();
                 sleep(Duration::from_millis(200)).await;
@@ -219,36 +220,42 @@ async fn rough(server: &Postgres, daemons: &mut [Daemon; 2]) {
 }
 
 #[tokio::test]
-async fn twelve_writers_of_every_kind_and_thirty_flapping_subscribers_lose_and_repeat_nothing() {
+async fn flapping_subscribers_beside_writers_of_every_kind_lose_and_repeat_nothing() {
+    let _alone = alone();
     let (server, daemons) = arena(RECOMMENDED).await;
     torture(&server, daemons, calm).await;
 }
 
 #[tokio::test]
-async fn the_same_on_a_table_without_numbers_or_transaction_ids() {
+async fn a_table_without_numbers_or_transaction_ids_loses_and_repeats_nothing() {
+    let _alone = alone();
     let (server, daemons) = arena(LEGACY).await;
     torture(&server, daemons, calm).await;
 }
 
 #[tokio::test]
-async fn the_same_while_the_server_crashes_and_connections_are_killed() {
+async fn crashes_and_killed_connections_lose_and_repeat_nothing() {
+    let _alone = alone();
     let (server, daemons) = arena(RECOMMENDED).await;
     torture(&server, daemons, rough).await;
 }
 
 #[tokio::test]
-async fn the_same_with_crashes_on_a_table_without_numbers_or_transaction_ids() {
+async fn crashes_beneath_a_table_without_numbers_lose_and_repeat_nothing() {
+    let _alone = alone();
     let (server, daemons) = arena(LEGACY).await;
     torture(&server, daemons, rough).await;
 }
 
 #[tokio::test]
-async fn the_same_with_one_daemon_on_a_standby_and_one_behind_a_pooler_that_keeps_no_sessions() {
+async fn a_standby_and_a_pooler_that_keeps_no_sessions_lose_and_repeat_nothing() {
+    let _alone = alone();
     let server = Postgres::start().await;
     server.execute(RECOMMENDED).await;
     server.make_reader().await;
     let (standby, pooler) = (server.standby().await, Pooler::start(&server).await);
-    let daemons = [daemon_on(&standby, &SETTINGS).await, daemon_at(&pooler.url("reader")).await];
+    let daemons =
+        [daemon_on(&standby, &SETTINGS).await, Daemon::on("postgres", &pooler.url("reader"), &SETTINGS).await];
     torture(&server, daemons, async |_, daemons| {
         for round in 0..3 {
             sleep(Duration::from_secs(5)).await;
@@ -259,14 +266,9 @@ async fn the_same_with_one_daemon_on_a_standby_and_one_behind_a_pooler_that_keep
     .await;
 }
 
-async fn daemon_at(url: &str) -> Daemon {
-    let mut settings = vec![("source.kind", "postgres"), ("source.postgres.url", url)];
-    settings.extend(SETTINGS);
-    Daemon::with(&settings).await
-}
-
 #[tokio::test]
-async fn the_same_while_the_table_is_given_the_columns_that_it_lacked() {
+async fn a_table_that_is_given_its_missing_columns_loses_and_repeats_nothing() {
+    let _alone = alone();
     let (server, daemons) = arena(LEGACY).await;
     torture(&server, daemons, async |server, daemons| {
         sleep(Duration::from_secs(5)).await;

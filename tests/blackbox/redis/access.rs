@@ -1,10 +1,10 @@
-//! Who is let in, what goes wrong with it, and what is said of it: never a password.
+//! Rights, passwords and TLS: each trouble has its code, and no message holds a password.
 
-use super::{HEARS, READER, add, daemon_on, set_status, stream_key};
+use super::{HEARS, READER, daemon_on};
 use crate::support::daemon::{run, stream_path};
-use crate::support::redis::ask;
-use crate::support::{Cluster, Daemon, Redis, Stream, eventually, numbers};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use crate::support::redis::{append, ask, set_status, stream_key};
+use crate::support::tls::{Authority, keep};
+use crate::support::{Cluster, Daemon, Redis, Stream, address, eventually, numbers};
 
 type Commands = &'static [&'static [&'static str]];
 
@@ -41,7 +41,7 @@ async fn every_trouble_is_told_by_its_code_once_and_is_over_when_it_is_mended() 
     let daemon = daemon_on(&url, &[("source.retry_initial", "100ms")]).await;
     // one that is there already: in some troubles nobody gets in any more
     let mut owner = server.connect().await;
-    add(&mut owner, "job", [0]).await;
+    append(&mut owner, "job", [0]).await;
     let mut stream = daemon.stream("job").await;
     let mut last = stream.take(1).await.remove(0);
     for (number, (brings, code, is_retryable, mends)) in (1..).zip(TROUBLES) {
@@ -75,7 +75,7 @@ async fn every_trouble_is_told_by_its_code_once_and_is_over_when_it_is_mended() 
         for command in mends {
             ask::<()>(&mut owner, command).await;
         }
-        add(&mut owner, "job", [number]).await;
+        append(&mut owner, "job", [number]).await;
         if !is_retryable {
             stream = daemon.stream_when_back("job", last.cursor()).await;
         }
@@ -87,7 +87,7 @@ async fn every_trouble_is_told_by_its_code_once_and_is_over_when_it_is_mended() 
 }
 
 #[tokio::test]
-async fn the_rights_that_the_readme_names_are_enough_on_another_database_and_on_a_cluster() {
+async fn the_rights_that_the_readme_names_are_enough_on_another_database() {
     let server = Redis::start().await;
     for rights in [&READER[..], &HEARS, &["ACL", "SETUSER", "reader", "+select"]] {
         server.ask::<()>(rights).await;
@@ -96,12 +96,21 @@ async fn the_rights_that_the_readme_names_are_enough_on_another_database_and_on_
     let daemon = daemon_on(&format!("{url}/2"), &[]).await;
     let mut rows = server.connect().await;
     ask::<()>(&mut rows, &["SELECT", "2"]).await;
-    add(&mut rows, "job", 0..3).await;
+    append(&mut rows, "job", 0..3).await;
     let mut stream = daemon.stream("job").await;
     assert_eq!(numbers(&stream.take(3).await), [0, 1, 2]);
-    add(&mut rows, "job", [3]).await;
+    append(&mut rows, "job", [3]).await;
     assert_eq!(stream.event().await.number(), 3);
+    has_met_no_error(&daemon).await;
+}
 
+async fn has_met_no_error(daemon: &Daemon) {
+    assert_eq!(daemon.metric("jobcast_source_errors_total").await, 0.0, "{}", daemon.log());
+    assert!(!daemon.log().contains("NOPERM") && !daemon.log().contains("hunter2"), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn the_rights_that_the_readme_names_are_enough_on_a_cluster_whose_slots_move() {
     let cluster = Cluster::start().await;
     for node in &cluster.nodes {
         for rights in [&READER[..], &HEARS, &["ACL", "SETUSER", "reader", "+cluster|slots", "+asking"]] {
@@ -112,30 +121,23 @@ async fn the_rights_that_the_readme_names_are_enough_on_another_database_and_on_
     // somewhere on each of three servers
     for job in ["job", "job-1", "job-2", "job-3"] {
         let from = cluster.owner(&stream_key(job)).await;
-        add(&mut cluster.nodes[from].connect().await, job, 0..3).await;
+        append(&mut cluster.nodes[from].connect().await, job, 0..3).await;
         let mut stream = of_cluster.stream(job).await;
         assert_eq!(numbers(&stream.take(3).await), [0, 1, 2]);
         let to = cluster.primaries().await.into_iter().find(|node| *node != from).expect("another primary");
         cluster.move_slot(cluster.slot(&stream_key(job)).await, from, to).await;
-        add(&mut cluster.nodes[to].connect().await, job, [3]).await;
+        append(&mut cluster.nodes[to].connect().await, job, [3]).await;
         assert_eq!(stream.event().await.number(), 3);
     }
-    for daemon in [&daemon, &of_cluster] {
-        assert_eq!(daemon.metric("jobcast_source_errors_total").await, 0.0, "{}", daemon.log());
-        assert!(!daemon.log().contains("NOPERM") && !daemon.log().contains("hunter2"), "{}", daemon.log());
-    }
+    has_met_no_error(&of_cluster).await;
 }
 
 #[tokio::test]
 async fn a_wrong_password_stops_the_start_and_stands_nowhere() {
     let mut server = Redis::start().await;
     server.require("right").await;
-    let port = server.port;
-    for url in [
-        format!("redis://:hunter2@127.0.0.1:{port}"),
-        format!("redis://nobody:hunter2@127.0.0.1:{port}/1"),
-        format!("redis://127.0.0.1:{port}"),
-    ] {
+    let at = server.address();
+    for url in [format!("redis://:hunter2@{at}"), format!("redis://nobody:hunter2@{at}/1"), format!("redis://{at}")] {
         for (command, code) in [("serve", 1), ("check", 1), ("emit", 1)] {
             let words = if command == "emit" { vec!["emit", "job", "x"] } else { vec![command] };
             let output =
@@ -152,29 +154,27 @@ async fn a_wrong_password_stops_the_start_and_stands_nowhere() {
     }
     let output = run(&["serve"], &[("source.kind", "redis")]).await;
     assert_eq!(output.status.code(), Some(2));
-    // the right one, out of a file
+}
+
+#[tokio::test]
+async fn a_password_may_stand_in_a_file() {
+    let mut server = Redis::start().await;
+    server.require("right").await;
     let folder = tempfile::tempdir().expect("a directory");
     let file = folder.path().join("url");
-    std::fs::write(&file, format!("redis://:right@127.0.0.1:{port}\n")).expect("a file");
+    std::fs::write(&file, format!("redis://:right@{}\n", server.address())).expect("a file");
     let daemon =
         Daemon::with(&[("source.kind", "redis"), ("source.redis.url_file", &file.display().to_string())]).await;
     let mut rows = server.connect().await;
-    add(&mut rows, "job", [0]).await;
+    append(&mut rows, "job", [0]).await;
     assert_eq!(daemon.stream("job").await.event().await.number(), 0);
 }
 
 #[tokio::test]
-async fn it_starts_without_its_server_and_a_connection_that_is_silently_dead_is_noticed() {
-    let mut server = Redis::start().await;
-    add(&mut server.connect().await, "job", 0..3).await;
-    server.kill();
-    let daemon = daemon_on(&server.url(), &[("source.ready_grace", "0s")]).await;
-    eventually("not to be ready", async || (daemon.ask_admin("/readyz").await.status == 503).then_some(())).await;
-    let mut early = Stream::open(daemon.http, &stream_path("job"), &[]).await;
-    let error = early.event().await;
-    assert_eq!((&error.json()["code"], &error.json()["retryable"]), (&"source.unreachable".into(), &true.into()));
-    server.restart().await;
-    eventually("to be ready", async || (daemon.ask_admin("/readyz").await.status == 200).then_some(())).await;
+async fn a_connection_that_is_silently_dead_is_noticed() {
+    let server = Redis::start().await;
+    let daemon = daemon_on(&server.url(), &[]).await;
+    append(&mut server.connect().await, "job", 0..3).await;
     let mut stream = daemon.stream("job").await;
     assert_eq!(numbers(&stream.take(3).await), [0, 1, 2]);
     // a server that stands still, and is waited for in vain
@@ -182,7 +182,7 @@ async fn it_starts_without_its_server_and_a_connection_that_is_silently_dead_is_
     assert_eq!(stream.event().await.json()["code"], "source.timed_out");
     server.signal("CONT");
     let mut rows = server.connect().await;
-    add(&mut rows, "job", [3]).await;
+    append(&mut rows, "job", [3]).await;
     assert_eq!(stream.event().await.number(), 3);
     // one that lets nobody write is still read; one that loads is waited for
     set_status(&mut rows, "job", "FAILED").await;
@@ -194,18 +194,18 @@ async fn connections_that_the_server_closes_are_no_outage() {
     let server = Redis::start().await;
     let daemon = daemon_on(&server.url(), &[]).await;
     let mut rows = server.connect().await;
-    add(&mut rows, "job", [0]).await;
+    append(&mut rows, "job", [0]).await;
     let mut stream = daemon.stream("job").await;
     assert_eq!(stream.event().await.number(), 0);
     // by the tail, so that it is connected
-    add(&mut rows, "job", [1]).await;
+    append(&mut rows, "job", [1]).await;
     assert_eq!(stream.event().await.number(), 1);
     for number in 2..20 {
         ask::<()>(&mut rows, &["CLIENT", "KILL", "TYPE", "normal"]).await;
         assert_eq!(daemon.stream("job").await.event().await.number(), 0);
         let page = daemon.get("/runner-jobs/job/events").await;
         assert_eq!(page.json()["events"].as_array().map(Vec::len), Some(number));
-        add(&mut rows, "job", [number as u64]).await;
+        append(&mut rows, "job", [number as u64]).await;
         assert_eq!(stream.event().await.number(), number as u64);
     }
     assert_eq!(daemon.metric("jobcast_source_errors_total").await, 0.0, "{}", daemon.log());
@@ -227,35 +227,24 @@ async fn one_cluster_node_named_alone_says_what_to_do() {
 
 #[tokio::test]
 async fn tls_is_spoken_and_certificates_are_checked() {
-    let authority = |name: &str| {
-        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority")
-    };
-    let (ours, another) = (authority("ours"), authority("another"));
-    let key = KeyPair::generate().expect("a key");
-    let params = CertificateParams::new(vec!["localhost".to_string()]).expect("parameters");
-    let certificate = params.signed_by(&key, &ours).expect("a certificate");
+    let (ours, another) = (Authority::new("ours"), Authority::new("another"));
+    let (certificate, key) = ours.certify("localhost");
     let folder = tempfile::tempdir().expect("a directory");
-    let file = |name: &str, content: &str| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, content).expect("a file");
-        path.display().to_string()
-    };
-    let (trusted, foreign) = (file("ours.pem", &ours.pem()), file("another.pem", &another.pem()));
-    let (cert, key) = (file("server.crt", &certificate.pem()), file("server.key", &key.serialize_pem()));
+    let (trusted, foreign) = (keep(&folder, "ours.pem", &ours.pem()), keep(&folder, "another.pem", &another.pem()));
+    let cert = keep(&folder, "server.crt", &certificate.pem());
+    let key = keep(&folder, "server.key", &key.serialize_pem());
     let server = Redis::with(&format!("tls-cert-file {cert}\ntls-key-file {key}\ntls-auth-clients no")).await;
-    let port = crate::support::redis::free_port();
-    server.ask::<()>(&["CONFIG", "SET", "tls-port", &port.to_string()]).await;
+    let at = address::free();
+    server.ask::<()>(&["CONFIG", "SET", "tls-port", &at.port().to_string()]).await;
+    let by_name = format!("rediss://localhost:{}", address::localhost_to(at).await);
     let mut rows = server.connect().await;
-    add(&mut rows, "job", 0..3).await;
+    append(&mut rows, "job", 0..3).await;
     for (url, root, is_let_in) in [
-        (format!("rediss://localhost:{port}"), &*trusted, true),
-        (format!("rediss://127.0.0.1:{port}"), &*trusted, false),
-        (format!("rediss://localhost:{port}"), &*foreign, false),
-        (format!("rediss://localhost:{port}"), "", false),
-        (format!("rediss://localhost:{port}"), "/no/such/file", false),
+        (by_name.clone(), &*trusted, true),
+        (format!("rediss://{at}"), &*trusted, false),
+        (by_name.clone(), &*foreign, false),
+        (by_name.clone(), "", false),
+        (by_name.clone(), "/no/such/file", false),
     ] {
         if is_let_in {
             let daemon = daemon_on(&url, &[("source.redis.root_cert", root)]).await;

@@ -1,17 +1,18 @@
 //! History that is gone: said once, with its reason, to those who lack it, and to nobody else.
 
-use super::{add, daemon_on, set_status, stream_key};
+use super::daemon_on;
+use crate::support::address::{host, port};
 use crate::support::daemon::stream_path;
-use crate::support::redis::ask;
+use crate::support::redis::{append, ask, payload, set_status, stream_key, xadd};
 use crate::support::{Daemon, Message, Redis, Sentinel, Stream, eventually, numbers};
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, Value};
 
-/// What is done to a stream, all in one moment.
+/// Commands on a job's stream, done in one transaction.
 type Deed = fn(&mut Pipeline, &str);
 
 fn write(to: &mut Pipeline, job: &str, range: std::ops::Range<u64>) {
-    range.for_each(|number| super::xadd(to, job, number));
+    range.for_each(|number| xadd(to, job, number, &payload(number)));
 }
 
 fn trim(to: &mut Pipeline, job: &str, left: u64) {
@@ -28,9 +29,9 @@ fn delete(to: &mut Pipeline, job: &str, number: u64) {
 /// A job with the events 0 to 9 and a copy of its stream from when it had five.
 async fn prepare(rows: &mut MultiplexedConnection, job: &str) {
     set_status(rows, job, "RUNNING").await;
-    add(rows, job, 0..5).await;
+    append(rows, job, 0..5).await;
     ask::<()>(rows, &["COPY", &stream_key(job), "copy", "REPLACE"]).await;
-    add(rows, job, 5..10).await;
+    append(rows, job, 5..10).await;
 }
 
 async fn does(rows: &mut MultiplexedConnection, job: &str, deed: Deed) {
@@ -40,7 +41,7 @@ async fn does(rows: &mut MultiplexedConnection, job: &str, deed: Deed) {
     all.query_async::<Value>(rows).await.expect("a deed");
 }
 
-/// What comes on a stream up to an event with this number: the reset's reason, if there is one, and what follows it.
+/// Reads a stream up to an event with this number. Returns the reset's reason, if there is one, and the numbers since.
 async fn follow(stream: &mut Stream, last: u64) -> (Option<String>, Vec<u64>) {
     let (mut reason, mut seen): (Option<String>, Vec<u64>) = (None, Vec::new());
     while seen.last() != Some(&last) {
@@ -143,7 +144,7 @@ const DEEDS: [(&str, Deed, &[Reader], &[u64]); 12] = [
 ];
 
 #[tokio::test]
-async fn each_kind_of_lost_history_is_said_once_with_its_reason_and_none_where_nothing_was_lost() {
+async fn lost_history_is_said_once_with_its_reason_and_only_where_there_is_some() {
     let server = Redis::start().await;
     let daemon = daemon_on(&server.url(), &[("hub.linger", "0s")]).await;
     // its rings hold nothing of what was before
@@ -161,7 +162,7 @@ async fn each_kind_of_lost_history_is_said_once_with_its_reason_and_none_where_n
             let (reason, rest) = follow(&mut live, *last).await;
             assert_eq!((reason.as_deref(), rest), (of_live, news.clone()), "{what}, live");
         }
-        add(&mut rows, "job", [99]).await;
+        append(&mut rows, "job", [99]).await;
         for (after, expected) in readers {
             let mut again = other.stream_after("job", seen[*after as usize].cursor()).await;
             let (reason, rest) = follow(&mut again, 99).await;
@@ -185,7 +186,7 @@ async fn each_kind_of_lost_history_is_said_once_with_its_reason_and_none_where_n
     }
 }
 
-/// Where a client stands that was given no event yet.
+/// The cursor of a client that was given no event yet.
 async fn cursor_of_now(daemon: &Daemon, job: &str) -> Message {
     let mut from_now = Stream::open(daemon.http, &format!("{}?from=now", stream_path(job)), &[]).await;
     loop {
@@ -197,7 +198,7 @@ async fn cursor_of_now(daemon: &Daemon, job: &str) -> Message {
 }
 
 #[tokio::test]
-async fn one_who_was_given_nothing_yet_is_told_too_when_the_first_events_are_gone() {
+async fn a_reader_that_was_given_nothing_yet_is_told_that_the_first_events_are_gone() {
     let server = Redis::start().await;
     let daemon = daemon_on(&server.url(), &[("hub.linger", "0s")]).await;
     let mut rows = server.connect().await;
@@ -206,7 +207,7 @@ async fn one_who_was_given_nothing_yet_is_told_too_when_the_first_events_are_gon
         let now = cursor_of_now(&daemon, "job").await;
         let polled =
             daemon.get("/runner-jobs/job/events").await.json()["cursor"].as_str().expect("a cursor").to_string();
-        add(&mut rows, "job", 0..10).await;
+        append(&mut rows, "job", 0..10).await;
         if trims {
             ask::<()>(&mut rows, &["XTRIM", &stream_key("job"), "MAXLEN", "4"]).await;
         }
@@ -225,7 +226,7 @@ async fn a_flushed_database_is_said_and_its_jobs_are_no_more() {
     let server = Redis::start().await;
     let daemon = daemon_on(&server.url(), &[]).await;
     let mut rows = server.connect().await;
-    add(&mut rows, "job", 0..10).await;
+    append(&mut rows, "job", 0..10).await;
     let mut stream = daemon.stream("job").await;
     let seen = stream.take(10).await;
     ask::<()>(&mut rows, &["FLUSHALL"]).await;
@@ -235,7 +236,7 @@ async fn a_flushed_database_is_said_and_its_jobs_are_no_more() {
     assert_eq!(back.head.status, 404);
 }
 
-/// What was acknowledged by a primary and had not reached the replica that took over is Redis's to lose, and ours to say.
+/// Redis may lose what a primary acknowledged and had not sent to the replica that takes over. Jobcast has to say so.
 #[tokio::test]
 async fn events_that_a_failover_loses_are_said_to_be_lost_and_nothing_else_is() {
     let mut sentinel = Sentinel::start().await;
@@ -243,7 +244,7 @@ async fn events_that_a_failover_loses_are_said_to_be_lost_and_nothing_else_is() 
     let mut rows = sentinel.servers[0].connect().await;
     for job in ["lost", "kept"] {
         set_status(&mut rows, job, "RUNNING").await;
-        add(&mut rows, job, 0..10).await;
+        append(&mut rows, job, 0..10).await;
     }
     let (mut lost, mut kept) = (daemon.stream("lost").await, daemon.stream("kept").await);
     lost.take(10).await;
@@ -257,7 +258,7 @@ async fn events_that_a_failover_loses_are_said_to_be_lost_and_nothing_else_is() 
     }
     sentinel.servers[1].signal("STOP");
     ask::<()>(&mut rows, &["CLIENT", "KILL", "TYPE", "replica"]).await;
-    add(&mut rows, "lost", 10..15).await;
+    append(&mut rows, "lost", 10..15).await;
     for number in 0..8 {
         ask::<()>(&mut rows, &["SET", &format!("filler-{number}"), &"x".repeat(16 << 10)]).await;
     }
@@ -267,8 +268,8 @@ async fn events_that_a_failover_loses_are_said_to_be_lost_and_nothing_else_is() 
     sentinel.servers[0].kill();
     sentinel.takes_over().await;
     let mut rows = sentinel.servers[1].connect().await;
-    add(&mut rows, "lost", 20..30).await;
-    add(&mut rows, "kept", 20..30).await;
+    append(&mut rows, "lost", 20..30).await;
+    append(&mut rows, "kept", 20..30).await;
     let after_error = async |stream: &mut Stream, last| {
         let mut first = stream.event().await;
         if first.is("stream.error") {
@@ -290,11 +291,11 @@ async fn events_that_a_failover_loses_are_said_to_be_lost_and_nothing_else_is() 
 
 /// A cursor from the new primary is ahead of what the old one has.
 #[tokio::test]
-async fn a_server_that_sentinel_still_names_but_that_is_no_primary_any_more_is_not_believed() {
+async fn a_server_that_is_no_primary_any_more_is_not_believed_whatever_sentinel_says() {
     let mut sentinel = Sentinel::start().await;
     let mut old = sentinel.servers[0].connect().await;
     set_status(&mut old, "job", "RUNNING").await;
-    add(&mut old, "job", 0..10).await;
+    append(&mut old, "job", 0..10).await;
     eventually("a replica with all of it", async || {
         (sentinel.servers[1].ask::<u64>(&["XLEN", &stream_key("job")]).await == 10).then_some(())
     })
@@ -306,10 +307,10 @@ async fn a_server_that_sentinel_still_names_but_that_is_no_primary_any_more_is_n
     let mut new = sentinel.servers[1].connect().await;
     ask::<()>(&mut new, &["REPLICAOF", "NO", "ONE"]).await;
     // as a Sentinel does it; nobody is there
-    let nobody = crate::support::redis::free_port().to_string();
-    ask::<()>(&mut old, &["REPLICAOF", "127.0.0.1", &nobody]).await;
+    let nobody = port().to_string();
+    ask::<()>(&mut old, &["REPLICAOF", &host().to_string(), &nobody]).await;
     ask::<()>(&mut old, &["CLIENT", "KILL", "TYPE", "normal"]).await;
-    add(&mut new, "job", [10]).await;
+    append(&mut new, "job", [10]).await;
     let ahead = daemon_on(&sentinel.servers[1].url(), &[]).await;
     let newest = ahead.stream("job").await.take(11).await.remove(10);
     let mut stream = daemon.stream_after("job", newest.cursor()).await;
@@ -317,7 +318,7 @@ async fn a_server_that_sentinel_still_names_but_that_is_no_primary_any_more_is_n
     assert!(error.is("stream.error") && error.json()["retryable"] == true, "{error:?}");
     // it has caught up, and is the primary again
     let mut old = sentinel.servers[0].connect().await;
-    ask::<()>(&mut old, &["REPLICAOF", "127.0.0.1", &sentinel.servers[1].port.to_string()]).await;
+    ask::<()>(&mut old, &["REPLICAOF", &host().to_string(), &sentinel.servers[1].port.to_string()]).await;
     eventually("the old primary to have caught up", async || {
         (sentinel.servers[0].ask::<u64>(&["XLEN", &stream_key("job")]).await == 11).then_some(())
     })
@@ -325,6 +326,6 @@ async fn a_server_that_sentinel_still_names_but_that_is_no_primary_any_more_is_n
     ask::<()>(&mut old, &["REPLICAOF", "NO", "ONE"]).await;
     eventually("the source to be back", async || (daemon.metric("jobcast_source_up").await == 1.0).then_some(())).await;
     let mut stream = daemon.stream_after("job", newest.cursor()).await;
-    add(&mut old, "job", [11]).await;
+    append(&mut old, "job", [11]).await;
     assert_eq!(stream.event().await.number(), 11);
 }

@@ -5,11 +5,12 @@ mod lost;
 mod scale;
 mod torture;
 
+use super::contract::reading::is_tailed;
 use crate::support::daemon::{numbered, run, stream_path};
-use crate::support::redis::ask;
+use crate::support::redis::{append, ask, stream_key};
 use crate::support::{Cluster, Daemon, Redis, Sentinel, numbers};
+use redis::Value;
 use redis::aio::MultiplexedConnection;
-use redis::{Pipeline, RedisResult, Value};
 use serde_json::json;
 
 /// Everything that README.md says a user needs who only reads.
@@ -28,38 +29,8 @@ const READER: [&str; 11] = [
 ];
 const HEARS: [&str; 4] = ["ACL", "SETUSER", "reader", "+client|tracking"];
 
-pub fn stream_key(job: &str) -> String {
-    format!("runner-jobs:{job}:events")
-}
-
 async fn daemon_on(url: &str, more: &[(&str, &str)]) -> Daemon {
-    let mut settings = vec![("source.kind", "redis"), ("source.redis.url", url), ("source.retry_max", "300ms")];
-    settings.extend_from_slice(more);
-    Daemon::with(&settings).await
-}
-
-fn xadd(to: &mut Pipeline, job: &str, number: u64) {
-    let add = to.cmd("XADD").arg(stream_key(job)).arg("*").arg("id").arg(format!("e-{number}"));
-    add.arg("type").arg("x").arg("payload").arg(format!("{{\"n\":{number}}}"));
-}
-
-async fn try_add(
-    to: &mut MultiplexedConnection,
-    job: &str,
-    numbers: impl IntoIterator<Item = u64>,
-) -> RedisResult<Vec<String>> {
-    let mut all = Pipeline::new();
-    numbers.into_iter().for_each(|number| xadd(&mut all, job, number));
-    all.query_async(to).await
-}
-
-/// Writes numbered events as a runner does; returns their entries' ids.
-async fn add(to: &mut MultiplexedConnection, job: &str, numbers: impl IntoIterator<Item = u64>) -> Vec<String> {
-    try_add(to, job, numbers).await.expect("XADD")
-}
-
-async fn set_status(to: &mut MultiplexedConnection, job: &str, status: &str) {
-    ask::<()>(to, &["HSET", &format!("runner-jobs:{job}"), "status", status]).await;
+    Daemon::on("redis", url, &[&[("source.retry_max", "300ms")], more].concat()).await
 }
 
 #[tokio::test]
@@ -72,34 +43,14 @@ async fn a_stream_is_tailed_with_no_more_than_the_right_to_read_it() {
         }
         let url = server.url().replace("//", "//reader:hunter2@");
         let daemon = daemon_on(&url, &[]).await;
-        let mut rows = server.connect().await;
-        set_status(&mut rows, "job", "RUNNING").await;
-        add(&mut rows, "job", 0..10).await;
-        let mut stream = daemon.stream("job").await;
-        assert_eq!(numbers(&stream.take(10).await), Vec::from_iter(0..10));
-        add(&mut rows, "job", 10..30).await;
-        let live = stream.take(20).await;
-        assert_eq!(numbers(&live), Vec::from_iter(10..30));
-        for (index, message) in live.iter().enumerate() {
-            let mut again = daemon.stream_after("job", message.cursor()).await;
-            assert_eq!(numbers(&again.take(19 - index).await), Vec::from_iter(11 + index as u64..30));
-        }
-        let mut by_id = daemon.stream_after("job", "e-25").await;
-        assert_eq!(numbers(&by_id.take(4).await), [26, 27, 28, 29]);
-        for no_job in ["nosuch", "{}", "*"] {
-            assert_eq!(daemon.get(&stream_path(&no_job.replace('{', "%7B").replace('}', "%7D"))).await.status, 404);
-        }
-        set_status(&mut rows, "job", "FAILED").await;
-        let end = stream.event().await;
-        assert!(end.is("stream.complete") && end.json()["status"] == "FAILED", "{end:?}");
-        assert_eq!(daemon.stream_after("job", end.cursor()).await.head.status, 204);
+        is_tailed(&daemon, &server).await;
         assert_eq!(daemon.log().contains("CLIENT TRACKING"), !hears, "{}", daemon.log());
         assert!(!daemon.log().contains("hunter2"));
     }
 }
 
 #[tokio::test]
-async fn a_job_waits_for_its_first_event_and_ends_by_a_final_event_where_there_are_no_hashes() {
+async fn without_hashes_a_job_begins_with_its_first_event_and_ends_with_a_final_one() {
     let server = Redis::start().await;
     let finals = [
         ("source.redis.events_key", "ci/$job_id"),
@@ -144,7 +95,7 @@ async fn entries_that_are_no_events_are_counted_and_left_out() {
     };
     junk(&mut rows, 600).await;
     let mut stream = daemon.stream("job").await;
-    add(&mut rows, "job", [0]).await;
+    append(&mut rows, "job", [0]).await;
     let first = stream.event().await;
     assert_eq!(first.number(), 0);
     junk(&mut rows, 3).await;
@@ -153,7 +104,7 @@ async fn entries_that_are_no_events_are_counted_and_left_out() {
     odd.arg(&key).arg("*").arg("type").arg("x").arg("payload").arg(&b"\xff\xfe\n{"[..]).arg("timestamp").arg("soon");
     odd.query_async::<Value>(&mut rows).await.expect("XADD");
     assert!(stream.event().await.json()["payload"].is_string());
-    add(&mut rows, "job", [1]).await;
+    append(&mut rows, "job", [1]).await;
     assert_eq!(stream.event().await.number(), 1);
     let mut again = daemon.stream_after("job", first.cursor()).await;
     assert!(again.event().await.json()["payload"].is_string());
@@ -163,12 +114,12 @@ async fn entries_that_are_no_events_are_counted_and_left_out() {
     ask::<()>(&mut rows, &["SET", &stream_key("odd"), "x"]).await;
     let refused = daemon.get(&stream_path("odd")).await;
     assert_eq!((refused.status, refused.code().as_str()), (502, "source.schema"));
-    add(&mut rows, "job", [2]).await;
+    append(&mut rows, "job", [2]).await;
     assert_eq!(stream.event().await.number(), 2);
 }
 
 #[tokio::test]
-async fn events_may_be_sent_in_where_that_is_enabled_and_reach_subscribers() {
+async fn events_may_be_sent_in_to_a_server_to_sentinel_and_to_a_cluster() {
     let (server, sentinel, cluster) = (Redis::start().await, Sentinel::start().await, Cluster::start().await);
     for url in [server.url(), sentinel.url(), cluster.url()] {
         let daemon = daemon_on(&url, &[("ingest.enabled", "true")]).await;

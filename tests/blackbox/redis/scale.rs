@@ -1,20 +1,20 @@
-//! How fast, and how many.
+//! Ten thousand watched streams, and entries of 256 KiB. Prints delays and CPU time.
 
-use super::{add, daemon_on, set_status, stream_key, xadd};
+use super::daemon_on;
 use crate::support::daemon::stream_path;
-use crate::support::redis::{ask, cpu_seconds};
-use crate::support::{Daemon, Redis, Stream, numbers};
+use crate::support::redis::{append, ask, cpu_seconds, payload, set_status, stream_key, xadd};
+use crate::support::{Daemon, Redis, Stream, alone, numbers};
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, Value};
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
-/// How long each of so many entries took from being written to being received, sorted.
+/// Times from writing an entry to receiving it, for so many entries, sorted.
 async fn delays(rows: &mut MultiplexedConnection, stream: &mut Stream, count: usize) -> Vec<Duration> {
     let mut delays = Vec::with_capacity(count);
     for number in 0..count as u64 {
         let written = Instant::now();
-        add(rows, "timed", [number]).await;
+        append(rows, "timed", [number]).await;
         assert_eq!(stream.event().await.number(), number);
         delays.push(written.elapsed());
         sleep(Duration::from_millis(3)).await;
@@ -28,7 +28,7 @@ async fn watch(daemon: &Daemon, rows: &mut MultiplexedConnection, jobs: std::ops
     let mut streams = Vec::new();
     for first in jobs.clone().step_by(500) {
         let mut all = Pipeline::new();
-        (first..(first + 500).min(jobs.end)).for_each(|job| xadd(&mut all, &format!("wide-{job}"), 0));
+        (first..(first + 500).min(jobs.end)).for_each(|job| xadd(&mut all, &format!("wide-{job}"), 0, &payload(0)));
         all.query_async::<Value>(rows).await.expect("XADD");
     }
     for job in jobs {
@@ -40,9 +40,10 @@ async fn watch(daemon: &Daemon, rows: &mut MultiplexedConnection, jobs: std::ops
 }
 
 #[tokio::test]
-async fn an_entry_is_received_within_milliseconds_also_beside_ten_thousand_watched_streams() {
+async fn an_entry_is_received_without_a_poll_beside_ten_thousand_watched_streams() {
+    let _alone = alone();
     let server = Redis::with("maxclients 200\nappendonly no").await;
-    let daemon = daemon_on(&server.url(), &[("http.max_connections", "12000")]).await;
+    let daemon = daemon_on(&server.url(), &[("http.max_connections", "12000"), ("source.poll_interval", "10m")]).await;
     let mut rows = server.connect().await;
     set_status(&mut rows, "timed", "RUNNING").await;
     let mut timed = daemon.stream("timed").await;
@@ -60,7 +61,7 @@ async fn an_entry_is_received_within_milliseconds_also_beside_ten_thousand_watch
     let before_all = cpu();
     for first in (0..10_000).step_by(500) {
         let mut all = Pipeline::new();
-        (first..first + 500).for_each(|job| xadd(&mut all, &format!("wide-{job}"), 1));
+        (first..first + 500).for_each(|job| xadd(&mut all, &format!("wide-{job}"), 1, &payload(1)));
         all.query_async::<Value>(&mut rows).await.expect("XADD");
     }
     for stream in &mut wide {
@@ -100,19 +101,16 @@ async fn an_entry_is_received_within_milliseconds_also_beside_ten_thousand_watch
             .find(|line| line.contains("used_memory_human"))
             .unwrap_or_default()
     );
-    // generous: this machine may be busy with other tests; by the poll it would be 250 ms
-    for delays in [alone, beside_one, beside_all] {
-        assert!(delays[delays.len() / 2] < Duration::from_millis(60), "{}", shown(&delays));
-    }
     assert_eq!(daemon.metric("jobcast_channels").await, 10_001.0);
     assert_eq!(daemon.metric("jobcast_source_errors_total").await, 0.0);
-    // and the connections are few
+    // no poll has found any of it, and the connections are few
     let clients: String = ask(&mut rows, &["CLIENT", "LIST"]).await;
     assert!(clients.lines().count() < 10, "{clients}");
 }
 
 #[tokio::test]
 async fn long_entries_are_read_a_few_at_a_time() {
+    let _alone = alone();
     let server = Redis::with("appendonly no").await;
     let daemon = daemon_on(&server.url(), &[]).await;
     let mut rows = server.connect().await;

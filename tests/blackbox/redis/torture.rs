@@ -1,9 +1,10 @@
 //! Subscribers that come and go on two daemons while 1,000 entries a second are written to 50 streams and servers die.
 
-use super::{add, daemon_on, stream_key};
+use super::daemon_on;
+use crate::support::address::host;
 use crate::support::flap::{Flap, Resume};
-use crate::support::redis::try_ask;
-use crate::support::{Cluster, Daemon, Redis, Sentinel, eventually, numbers};
+use crate::support::redis::{append, stream_key, try_ask};
+use crate::support::{Cluster, Daemon, Redis, Sentinel, alone, eventually, numbers};
 use futures_util::future::{join_all, try_join_all};
 use redis::RedisError;
 use redis::aio::MultiplexedConnection;
@@ -14,7 +15,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, interval, sleep, timeout};
 
 const JOBS: usize = 50;
-/// Of each job.
+/// The number of events in each job.
 const EVENTS: u64 = 100;
 const PACE: Duration = Duration::from_millis(50);
 
@@ -25,7 +26,7 @@ fn job(number: usize) -> String {
 /// Writes to whichever server has a key now, again and again until that is answered. Entries carry ids of the writer's
 /// own, so that one which was there already is not written twice.
 struct Writer {
-    /// Where a key is thought to be.
+    /// The port of the server that answered for a key last.
     ports: Mutex<HashMap<String, u16>>,
     links: Mutex<HashMap<u16, MultiplexedConnection>>,
     any: Vec<u16>,
@@ -42,7 +43,7 @@ impl Writer {
         if let Some(link) = self.links.lock().await.get(&port) {
             return Ok(link.clone());
         }
-        let client = redis::Client::open(format!("redis://127.0.0.1:{port}"))?;
+        let client = redis::Client::open(format!("redis://{}:{port}", host()))?;
         let link = timeout(Duration::from_secs(1), client.get_multiplexed_async_connection()).await;
         let link = link.map_err(|_| RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut)))??;
         self.links.lock().await.insert(port, link.clone());
@@ -155,7 +156,8 @@ async fn withstand(url: &str, writer: Arc<Writer>, evil: impl Future<Output = ()
 }
 
 #[tokio::test]
-async fn subscribers_that_come_and_go_on_two_daemons_see_each_entry_once_in_order() {
+async fn flapping_subscribers_on_two_daemons_see_each_entry_once_in_order() {
+    let _alone = alone();
     let server = Redis::start().await;
     let daemons = withstand(&server.url(), Writer::new(vec![server.port]), async {}).await;
     for daemon in &daemons {
@@ -165,7 +167,8 @@ async fn subscribers_that_come_and_go_on_two_daemons_see_each_entry_once_in_orde
 }
 
 #[tokio::test]
-async fn the_same_while_the_server_is_killed_and_started_again() {
+async fn a_server_that_is_killed_again_and_again_loses_and_repeats_nothing() {
+    let _alone = alone();
     let mut server = Redis::start().await;
     let (url, writer) = (server.url(), Writer::new(vec![server.port]));
     let kill = async {
@@ -180,7 +183,8 @@ async fn the_same_while_the_server_is_killed_and_started_again() {
 }
 
 #[tokio::test]
-async fn the_same_while_the_primary_dies_and_sentinel_names_another() {
+async fn a_primary_that_dies_while_sentinel_names_another_loses_nothing() {
+    let _alone = alone();
     let mut sentinel = Sentinel::start().await;
     let ports = sentinel.servers.iter().map(|server| server.port).collect();
     let (url, writer) = (sentinel.url(), Writer::new(ports));
@@ -194,7 +198,7 @@ async fn the_same_while_the_primary_dies_and_sentinel_names_another() {
         sentinel.takes_over().await;
         let now = sentinel.servers[1].port;
         // the old one comes back as a replica: no writer takes it for what it was
-        sentinel.servers[0].restart_with(&["--replicaof", "127.0.0.1", &now.to_string()]).await;
+        sentinel.servers[0].restart_with(&["--replicaof", &host().to_string(), &now.to_string()]).await;
     };
     withstand(&url, writer.clone(), kill).await;
 }
@@ -212,7 +216,8 @@ async fn reaches_a_replica(primary: &Redis) {
 }
 
 #[tokio::test]
-async fn the_same_on_a_cluster_while_slots_move_and_a_primary_dies() {
+async fn a_cluster_whose_slots_move_and_whose_primary_dies_loses_nothing() {
+    let _alone = alone();
     let mut cluster = Cluster::start().await;
     let ports = cluster.nodes.iter().map(|node| node.port).collect();
     let (url, writer) = (cluster.url(), Writer::new(ports));
@@ -238,6 +243,7 @@ async fn the_same_on_a_cluster_while_slots_move_and_a_primary_dies() {
 
 #[tokio::test]
 async fn a_part_of_a_cluster_that_nobody_takes_over_holds_up_only_its_own_jobs() {
+    let _alone = alone();
     let mut cluster = Cluster::start().await;
     for node in &cluster.nodes {
         node.ask::<()>(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]).await;
@@ -287,7 +293,7 @@ async fn a_part_of_a_cluster_that_nobody_takes_over_holds_up_only_its_own_jobs()
     }
     assert!(told <= 1, "the outage is told once, not {told} times");
     // 40 waits for a server that stands still would take minutes
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
     cluster.nodes[dead[0]].signal("CONT");
     cluster.nodes[dead[1]].restart().await;
     write("job-0", 1).await;
@@ -296,12 +302,13 @@ async fn a_part_of_a_cluster_that_nobody_takes_over_holds_up_only_its_own_jobs()
 
 #[tokio::test]
 async fn a_watch_that_was_over_before_it_began_is_forgotten() {
+    let _alone = alone();
     let mut server = Redis::start().await;
     let more = [("hub.linger", "0s"), ("source.retry_initial", "3s"), ("source.retry_max", "3s")];
     let daemon = daemon_on(&server.url(), &more).await;
     let mut rows = server.connect().await;
-    add(&mut rows, "job", 0..3).await;
-    add(&mut rows, "other", [0]).await;
+    append(&mut rows, "job", 0..3).await;
+    append(&mut rows, "other", [0]).await;
     server.kill();
     let source_is = async |up: f64| {
         eventually("the source to come or go", async || (daemon.metric("jobcast_source_up").await == up).then_some(()))
@@ -324,9 +331,9 @@ async fn a_watch_that_was_over_before_it_began_is_forgotten() {
     assert_eq!(other.event().await.number(), 0);
     let read = daemon.metric("jobcast_events_total").await;
     let mut rows = server.connect().await;
-    add(&mut rows, "job", 3..6).await;
+    append(&mut rows, "job", 3..6).await;
     for number in [1, 2] {
-        add(&mut rows, "other", [number]).await;
+        append(&mut rows, "other", [number]).await;
         assert_eq!(other.event().await.number(), number);
     }
     // counted after they are told: the second may not be yet, but whatever came with the first is

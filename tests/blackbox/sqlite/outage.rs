@@ -34,7 +34,7 @@ async fn a_source_that_lost_its_table_is_said_and_watched_again_once_it_is_mende
 }
 
 #[tokio::test]
-async fn writers_that_hold_the_lock_too_long_get_a_503_that_says_to_come_back_and_readers_go_on() {
+async fn a_writer_that_keeps_the_lock_gets_others_a_503_and_readers_go_on() {
     let daemon = Daemon::start().await;
     daemon.write("job", 0..3).await;
     let mut stream = daemon.stream("job").await;

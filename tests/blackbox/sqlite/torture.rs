@@ -3,7 +3,7 @@
 use crate::support::daemon::{numbered, write_rows};
 use crate::support::flap::{Flap, Resume};
 use crate::support::http::request;
-use crate::support::{Daemon, eventually};
+use crate::support::{Daemon, alone, eventually};
 use futures_util::future::join_all;
 use serde_json::json;
 use std::net::SocketAddr;
@@ -34,7 +34,8 @@ async fn all_see_each_event_once(to: SocketAddr, events: u64) {
 }
 
 #[tokio::test]
-async fn subscribers_that_come_and_go_while_500_events_a_second_are_written_see_each_once_in_one_order() {
+async fn flapping_subscribers_see_each_of_500_events_a_second_once_in_one_order() {
+    let _alone = alone();
     let daemon = Daemon::start().await;
     let events = 1000;
     for job in JOBS {
@@ -54,7 +55,8 @@ async fn subscribers_that_come_and_go_while_500_events_a_second_are_written_see_
 }
 
 #[tokio::test]
-async fn the_same_with_a_tiny_ring_rows_written_by_another_process_and_kill_9_in_the_middle() {
+async fn a_tiny_ring_foreign_writers_and_kill_9_lose_and_repeat_nothing() {
+    let _alone = alone();
     let mut daemon = Daemon::with(&[("hub.ring_events", "8"), ("hub.linger", "50ms")]).await;
     let events = 1000;
     for job in JOBS {
@@ -86,7 +88,8 @@ async fn the_same_with_a_tiny_ring_rows_written_by_another_process_and_kill_9_in
 }
 
 #[tokio::test]
-async fn ingest_that_is_repeated_until_it_is_answered_stores_each_event_once_through_kill_9() {
+async fn ingest_repeated_until_it_is_answered_stores_each_event_once_through_kill_9() {
+    let _alone = alone();
     let mut daemon = Daemon::start().await;
     daemon.set_status("job", "RUNNING").await;
     let (to, events) = (daemon.http, 400);

@@ -1,0 +1,72 @@
+//! Sending events in: each is stored once, answered as it is stored, and delivered.
+
+use crate::support::daemon::{numbered, run};
+use crate::support::numbers;
+use crate::support::store::Store;
+use serde_json::json;
+
+const PATH: &str = "/runner-jobs/job/events";
+
+pub async fn an_event_is_answered_as_it_is_stored_and_a_repeated_id_is_stored_once<S: Store>() {
+    let store = S::start().await;
+    let daemon = store.daemon(&[]).await;
+    let event = json!({
+        "type": "step.output", "stepId": "compile", "actor": "runner-7", "id": "e-1",
+        "timestamp": "2026-11-23T22:00:00.5+01:00", "payload": { "line": "héllo\n\u{1F980}", "n": 1.50 },
+    });
+    let first = daemon.send("POST", PATH, &event).await;
+    assert_eq!(first.status, 201);
+    let stored = first.json();
+    assert_eq!(stored["timestamp"], "2026-11-23T21:00:00.500Z");
+    assert_eq!((&stored["jobId"], &stored["stepId"]), (&json!("job"), &json!("compile")));
+
+    let mut other = event.clone();
+    other["payload"] = json!({ "line": "changed" });
+    let again = daemon.send("POST", PATH, &other).await;
+    assert_eq!((again.status, again.json()), (200, stored.clone()));
+    // in an array as well, beside new ones and beside itself
+    let array = json!([{ "type": "x", "id": "e-2" }, other, { "type": "x", "id": "e-2" }]);
+    let mixed = daemon.send("POST", PATH, &array).await;
+    assert_eq!(mixed.status, 201);
+    assert_eq!(mixed.json()[1], stored);
+    assert_eq!(mixed.json()[0]["cursor"], mixed.json()[2]["cursor"]);
+    // the same id in another job is another event
+    assert_eq!(daemon.send("POST", "/runner-jobs/other/events", &event).await.status, 201);
+
+    let seen = daemon.stream("job").await.take(2).await;
+    let mut envelope = stored.clone();
+    envelope.as_object_mut().expect("an object").remove("cursor");
+    assert_eq!(seen[0].json(), envelope);
+    assert_eq!(seen[0].cursor(), stored["cursor"]);
+    assert_eq!(seen[1].json()["id"], "e-2");
+}
+
+pub async fn events_that_are_sent_in_reach_the_subscribers_of_every_replica<S: Store>() {
+    let store = S::start().await;
+    let daemon = store.daemon(&[]).await;
+    daemon.write("job", 0..20).await;
+    let mut stream = daemon.stream("job").await;
+    assert_eq!(numbers(&stream.take(20).await), Vec::from_iter(0..20));
+    // a repeat is answered with what is there, also by a process that knows nothing yet
+    let other = store.daemon(&[]).await;
+    for daemon in [&daemon, &other] {
+        let again = daemon.send("POST", PATH, &numbered(7)).await;
+        assert_eq!((again.status, &again.json()["payload"]["n"]), (200, &7.into()));
+        let after = again.json()["cursor"].as_str().expect("a cursor").to_string();
+        assert_eq!(daemon.stream_after("job", &after).await.event().await.number(), 8);
+    }
+    let mixed = json!([numbered(19), numbered(20), numbered(20), numbered(21)]);
+    let mixed = other.send("POST", PATH, &mixed).await;
+    assert_eq!((mixed.status, mixed.json().as_array().map(Vec::len)), (201, Some(4)));
+    assert_eq!(numbers(&stream.take(2).await), [20, 21]);
+    for path in ["/runner-jobs/nosuch/events", "/runner-jobs/nosuch/events/stream"] {
+        assert_eq!(daemon.get(path).await.status, 404, "{path}");
+    }
+    daemon.set_status("job", "CANCELLED").await;
+    assert_eq!(stream.event().await.json()["status"], "CANCELLED");
+    let own = store.settings();
+    let settings: Vec<(&str, &str)> = own.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    let emitted = run(&["emit", "job-2", "hello", "--payload", "{\"n\":1}"], &settings).await;
+    assert!(emitted.status.success(), "{emitted:?}");
+    assert_eq!(other.stream("job-2").await.event().await.number(), 1);
+}

@@ -1,0 +1,75 @@
+//! The guarantees that hold for every store: each is one test, run once for each store.
+
+mod completion;
+pub mod cursors;
+mod ingest;
+mod outage;
+pub mod reading;
+mod resume;
+
+use crate::support::store::Sqlite;
+use crate::support::{Postgres, Redis};
+
+/// Makes a module for each store, with a test for each of these functions in it.
+macro_rules! contract {
+    ($($store:ident: $type:ty => $list:ident;)*) => {
+        $(mod $store {
+            use super::*;
+            $list!($type);
+        })*
+    };
+}
+
+macro_rules! tests {
+    ($store:ty; $($module:ident::$test:ident)*) => {
+        $(
+            #[tokio::test]
+            async fn $test() {
+                $module::$test::<$store>().await;
+            }
+        )*
+    };
+}
+
+macro_rules! of_every_store {
+    ($store:ty) => {
+        tests! { $store;
+            reading::history_comes_first_then_what_is_live_then_the_end
+            reading::each_watched_job_gets_its_own_events_and_no_others
+            reading::all_who_watch_a_job_see_one_order_whoever_writes
+            reading::rows_that_others_write_arrive_without_waiting_for_the_poll
+            reading::subscribers_that_the_ring_overtakes_are_fed_from_the_source_and_lose_nothing
+            resume::resuming_from_every_cursor_gives_exactly_the_rest
+            resume::resuming_from_every_cursor_after_kill_9_gives_exactly_the_rest
+            resume::resuming_from_every_cursor_of_an_ended_job_gives_the_rest_and_its_end
+            resume::a_cursor_from_one_replica_loses_and_repeats_nothing_on_another
+            resume::from_now_gives_only_what_comes_and_a_drop_before_it_misses_nothing
+            resume::pages_of_json_and_the_stream_honour_each_others_cursors
+            resume::a_store_made_anew_is_said_and_read_from_its_beginning
+            completion::a_jobs_last_event_comes_before_stream_complete_and_its_end_gets_a_204
+            completion::a_job_that_ended_without_an_event_is_complete_at_once
+            completion::a_job_that_is_run_again_goes_on_where_it_ended
+            completion::a_job_that_ends_with_more_than_one_read_holds_gives_all_of_it_first
+            cursors::junk_cursors_get_a_reset_or_a_400_and_never_a_wrong_answer
+            cursors::a_cursor_has_at_most_128_bytes_that_no_browser_asks_leave_for
+            ingest::an_event_is_answered_as_it_is_stored_and_a_repeated_id_is_stored_once
+            ingest::events_that_are_sent_in_reach_the_subscribers_of_every_replica
+        }
+    };
+}
+
+macro_rules! of_every_server {
+    ($store:ty) => {
+        of_every_store!($store);
+        tests! { $store;
+            outage::a_server_that_dies_and_comes_back_is_told_once_and_loses_nothing
+            outage::a_daemon_starts_without_its_server_and_comes_up_when_that_comes
+        }
+    };
+}
+
+contract! {
+    sqlite: Sqlite => of_every_store;
+    postgres: Postgres => of_every_server;
+    redis: Redis => of_every_server;
+}
