@@ -7,7 +7,7 @@ mod demo;
 mod emit;
 mod healthcheck;
 mod schema;
-mod serve;
+pub mod serve;
 mod tail;
 
 use crate::config::{ConfigErrors, Settings};

@@ -9,14 +9,16 @@ use crate::http::{self, App, Health};
 use crate::hub::Hub;
 use crate::replay::Pages;
 use crate::shutdown::{Phase, Shutdown, ShutdownWatch};
+use crate::source::Source;
 use crate::telemetry::{self, MetricsExporter};
 use crate::{source, tail};
 use actix_web::web;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-pub async fn run(config: ConfigFile) -> ExitCode {
+pub(super) async fn run(config: ConfigFile) -> ExitCode {
     let settings = match config.load() {
         Ok(settings) => settings,
         Err(errors) => return misused(errors),
@@ -33,9 +35,19 @@ pub async fn serve(
     settings: Settings,
     serving: impl FnOnce(SocketAddr, ShutdownWatch),
 ) -> Result<(), Box<dyn std::error::Error>> {
-    raise_open_files(settings.http.max_connections);
     let exposition = MetricsExporter::install()?;
     let source = source::open(&settings.source).await?;
+    serve_source(settings, source, exposition, serving).await
+}
+
+/// Serves a source that is open. Tests bring sources of their own.
+pub async fn serve_source(
+    settings: Settings,
+    source: Arc<dyn Source>,
+    exposition: MetricsExporter,
+    serving: impl FnOnce(SocketAddr, ShutdownWatch),
+) -> Result<(), Box<dyn std::error::Error>> {
+    raise_open_files(settings.http.max_connections);
     let public = http::listen("http.listen", settings.http.listen)?;
     let admin = http::listen("admin.listen", settings.admin.listen)?;
     let (public_address, admin_address) = (public.local_addr()?, admin.local_addr()?);

@@ -1,6 +1,8 @@
 //! SQLite as a kind of store.
 
-use super::{Position, SCHEMA, Sqlite, check};
+use super::check::check;
+use super::position::Position;
+use super::{SCHEMA, Sqlite};
 use crate::config;
 use crate::error::SourceError;
 use crate::source::{Driver, Finding, Source};
@@ -16,7 +18,7 @@ impl Driver for SqliteDriver {
     }
 
     fn cursor_letters(&self) -> Vec<char> {
-        vec![Position::VERSION]
+        vec![Position::LETTER]
     }
 
     async fn open(&self, settings: &config::Source) -> Result<Arc<dyn Source>, SourceError> {

@@ -1,118 +1,114 @@
-//! Tails the file: woken by our own writer and by changes of the file, which others write to.
+//! The tail of the file: woken by our own writer, and by changes of the file for what other processes write.
 //!
-//! All watched jobs stand at one mark, since `seq` is the order of commits for all of them. A job that begins to be
-//! watched at an earlier place first catches up to the mark, in the read that it begins with, as do joining readers.
+//! `seq` is the order of commits for all jobs together, so all live jobs are at one mark, and one query reads the news of
+//! all of them. A job whose watch begins before the mark is *catching up* first, in the read that it begins with.
 //!
-//! Invariant: `live` is what `temp.watched` holds on the present connection; every job in it stands at `mark`.
+//! Invariant: `live` is what `temp.watched` holds on the present connection, and every job in it is read up to `mark`.
 
-use super::{Position, failed, options, read_event};
+use super::error::SqliteError;
+use super::file_watch::FileWatch;
+use super::position::Position;
+use super::{options, read_event};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{JobNews, Joiner, Limit, News, Tail, TailBatch, Wakeup};
+use crate::source::{JobNews, Joiner, Limit, News, PageBuilder, Tail, TailBatch, Wakeup};
 use crate::sse::{JobEnd, Reset};
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::sqlite::SqliteConnection;
 use sqlx::{ConnectOptions, Row};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
-/// The bounds of one read.
+/// The bounds of one query of a read.
 const READ: Limit = Limit { events: 1000, bytes: 1 << 20 };
-
-/// The file changes a little before the commit in it can be seen, and several times for one commit: it is looked at
-/// after so long, again after four times as long, and so on. The poll makes it certain.
-const LOOK_AFTER: Duration = Duration::from_millis(1);
-const LOOK_LAST: Duration = Duration::from_millis(64);
 
 pub struct SqliteTail {
     path: PathBuf,
+    /// `None` before the first read, and after a failed one.
     connection: Option<SqliteConnection>,
+    /// Notified by our own writer after each commit.
     written: Arc<Notify>,
-    changed: Arc<Notify>,
-    /// Keeps the watch on the directory alive; without it, the poll does.
-    _watcher: Option<RecommendedWatcher>,
-    /// When to look at the file, and how long after the change that is.
-    look: Option<(Instant, Duration)>,
+    file: FileWatch,
 
-    seen: Seen,
+    /// The highest `job_events.seq` that was read. `None` before the first read.
+    mark: Option<i64>,
+    /// The highest `runner_jobs.changed` that was read.
+    status_mark: i64,
     live: HashSet<JobId>,
-    /// Watched, but not level with `mark` yet: the `seq` after which each goes on.
-    fresh: Vec<(JobId, i64)>,
-    /// To be taken out of `temp.watched`.
+    /// Watched jobs that are not live yet, each with the `seq` up to which it was read.
+    catching_up: Vec<(JobId, i64)>,
+    /// Jobs to be deleted from `temp.watched`.
     unwatched: Vec<JobId>,
-    /// Live jobs with a final status whose events were not all read yet.
+    /// Watched jobs with a final status, until all of their events are read.
     ending: HashMap<JobId, JobStatus>,
 }
 
-/// Up to where everything was read.
-#[derive(Clone, Copy, Default)]
-struct Seen {
-    /// `job_events.seq`; none before the first read.
-    mark: Option<i64>,
-    /// `runner_jobs.changed`
-    statuses: i64,
+/// The result of all queries of one read. What is left to do with it cannot fail.
+enum ReadResult {
+    /// The highest `seq` is below the mark: a backup was put in place, or the table was created anew.
+    Rewound {
+        newest: i64,
+    },
+    Read(Box<Progress>),
+}
+
+struct Progress {
+    changes: Changes,
+    /// The new mark; below `changes.newest` where the read was cut short.
+    upto: i64,
+    batch: TailBatch,
+    watches: CaughtUpWatches,
+    caught_up_joiners: Vec<Option<Vec<(Event, Cursor)>>>,
+}
+
+/// The answer to the first and cheapest query of a read.
+struct Changes {
+    /// The highest `seq` of all events.
+    newest: i64,
+    /// The highest `runner_jobs.changed`.
+    status_mark: i64,
+    /// Statuses that changed since the last read, and those of jobs that are catching up.
+    statuses: Vec<(JobId, JobStatus)>,
+}
+
+/// Watches that were catching up before a read, after it.
+#[derive(Default)]
+struct CaughtUpWatches {
+    caught_up: HashSet<JobId>,
+    /// Too much was missing for one read; each with the `seq` up to which it was read.
+    behind: Vec<(JobId, i64)>,
 }
 
 impl SqliteTail {
     pub fn new(path: &Path, written: Arc<Notify>) -> Self {
-        let changed = Arc::new(Notify::new());
-        let watcher = watch_file(path, changed.clone());
-        if let Err(error) = &watcher {
-            tracing::warn!(%error, "cannot watch the database file for changes; other processes' writes wait for the poll");
-        }
         Self {
             path: path.to_path_buf(),
             connection: None,
             written,
-            changed,
-            _watcher: watcher.ok(),
-            look: None,
-            seen: Seen::default(),
+            file: FileWatch::new(path),
+            mark: None,
+            status_mark: 0,
             live: HashSet::new(),
-            fresh: Vec::new(),
+            catching_up: Vec::new(),
             unwatched: Vec::new(),
             ending: HashMap::new(),
         }
     }
 }
 
-fn watch_file(path: &Path, changed: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
-    let path = std::path::absolute(path)?;
-    let name = path.file_name().unwrap_or_default().to_os_string().into_encoded_bytes();
-    let folder = path.parent().unwrap_or(Path::new("/")).to_path_buf();
-    let ours = move |path: &PathBuf| {
-        path.file_name().is_some_and(|file| {
-            // the database, or its -wal; -shm is mapped memory and also ours to write
-            file.as_encoded_bytes().strip_prefix(&name[..]).is_some_and(|rest| rest.is_empty() || rest == b"-wal")
-        })
-    };
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        let touched =
-            event.map_or(true, |event| !matches!(event.kind, EventKind::Access(_)) && event.paths.iter().any(&ours));
-        if touched {
-            changed.notify_one();
-        }
-    })?;
-    watcher.watch(&folder, RecursiveMode::NonRecursive)?;
-    Ok(watcher)
-}
-
 #[async_trait]
 impl Tail for SqliteTail {
     fn watch(&mut self, job: JobId, after: Cursor) {
         let after = Position::open(&job, after.as_str()).unwrap_or(Position::BEGINNING);
-        self.fresh.push((job, after.seq));
+        self.catching_up.push((job, after.seq));
     }
 
     fn unwatch(&mut self, job: &JobId) {
-        self.fresh.retain(|(fresh, _)| fresh != job);
+        self.catching_up.retain(|(other, _)| other != job);
         self.ending.remove(job);
         if self.live.remove(job) {
             self.unwatched.push(job.clone());
@@ -120,203 +116,262 @@ impl Tail for SqliteTail {
     }
 
     async fn woken(&mut self) -> Wakeup {
-        loop {
-            let look = self.look;
-            let time_to_look = async {
-                match look {
-                    Some((at, _)) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = self.written.notified() => return Wakeup::Ingest,
-                () = self.changed.notified() => {
-                    let is_early = look.is_some_and(|(_, wait)| wait == LOOK_AFTER);
-                    if !is_early {
-                        self.look = Some((Instant::now() + LOOK_AFTER, LOOK_AFTER));
-                    }
-                }
-                () = time_to_look => {
-                    let next = look.map(|(_, wait)| wait * 4).filter(|wait| *wait <= LOOK_LAST);
-                    self.look = next.map(|wait| (Instant::now() + wait, wait));
-                    return Wakeup::File;
-                }
-            }
+        tokio::select! {
+            () = self.written.notified() => Wakeup::Ingest,
+            () = self.file.check_due() => Wakeup::File,
         }
     }
 
     async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError> {
-        let result = self.try_read(joining).await;
-        if result.is_err() {
-            // a connection that failed once is not asked again; the next one learns what is watched
-            self.connection = None;
-            let mark = self.seen.mark.unwrap_or(0);
-            self.fresh.extend(self.live.drain().map(|job| (job, mark)));
-            self.unwatched.clear();
+        match self.try_read(joining).await {
+            Ok(result) => Ok(self.apply(result, joining)),
+            Err(error) => {
+                self.disconnect();
+                Err(error.during(format!("reading new events from {}", self.path.display())))
+            }
         }
-        result.map_err(|error| failed(format!("reading new events from {}", self.path.display()), error))
     }
 }
 
 impl SqliteTail {
-    async fn try_read(&mut self, joining: &[Joiner]) -> Result<News, sqlx::Error> {
-        let connection = match self.connection.take() {
-            Some(connection) => self.connection.insert(connection),
-            None => {
-                let mut new = options(&self.path).connect().await?;
-                sqlx::raw_sql("CREATE TEMP TABLE watched (job_id TEXT PRIMARY KEY) WITHOUT ROWID")
-                    .execute(&mut new)
-                    .await?;
-                self.connection.insert(new)
-            }
-        };
-        if !self.unwatched.is_empty() {
-            sqlx::query("DELETE FROM temp.watched WHERE job_id IN (SELECT value FROM json_each(?1))")
-                .bind(json(&self.unwatched)?)
-                .execute(&mut *connection)
-                .await?;
-            self.unwatched.clear();
-        }
-
-        // One cheap question first: how far the events go, and which statuses changed. A job that has ended by now has
-        // all of its events in the reads that begin after this.
-        let mut seen = self.seen;
-        let mut newest = 0;
-        let mut statuses: Vec<(JobId, JobStatus)> = Vec::new();
-        let mut rows = sqlx::query(
-            "SELECT NULL, NULL, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job_events'), (SELECT max(seq) FROM job_events), 0)
-             UNION ALL SELECT id, status, changed FROM runner_jobs WHERE changed > ?1
-             UNION ALL SELECT id, status, ?1 FROM runner_jobs WHERE id IN (SELECT value FROM json_each(?2))",
-        )
-        .bind(seen.statuses)
-        .bind(json(&self.fresh.iter().map(|(job, _)| job).collect::<Vec<_>>())?)
-        .fetch(&mut *connection);
-        while let Some(row) = rows.try_next().await? {
-            let number = row.try_get(2)?;
-            match (row.try_get::<Option<String>, _>(0)?, row.try_get::<Option<String>, _>(1)?) {
-                (Some(job), Some(status)) => {
-                    seen.statuses = seen.statuses.max(number);
-                    if let (Ok(job), Ok(status)) = (job.parse(), status.parse()) {
-                        statuses.push((job, status));
-                    }
-                }
-                _ => newest = number,
-            }
-        }
-        drop(rows);
-        let mark = seen.mark.unwrap_or(newest);
+    /// Runs all queries of a read, and changes nothing but the connection.
+    async fn try_read(&mut self, joining: &[Joiner]) -> Result<ReadResult, SqliteError> {
+        let connection = ensure_connection(&mut self.connection, &self.path).await?;
+        delete_watched(connection, &self.unwatched).await?;
+        // A job that has ended by this query has all of its events in the queries that follow.
+        let changes = read_changes(connection, self.status_mark, &self.catching_up).await?;
+        let newest = changes.newest;
+        let mark = self.mark.unwrap_or(newest);
         if newest < mark {
-            return Ok(self.rewound(newest, joining));
+            return Ok(ReadResult::Rewound { newest });
         }
-
-        let mut news = News::nothing(joining);
-        let mut found = TailBatch::new(READ);
+        let mut batch = TailBatch::new(READ);
         let upto = if self.live.is_empty() || newest == mark {
             newest
         } else {
-            let rows = sqlx::query(
-                "SELECT seq, id, job_id, step_id, type, timestamp, actor, payload FROM job_events NOT INDEXED
-                 WHERE seq > ?1 AND seq <= ?2 AND job_id IN (SELECT job_id FROM temp.watched) ORDER BY seq LIMIT ?3",
-            )
-            .bind(mark)
-            .bind(newest)
-            .bind(READ.events as i64)
-            .fetch(&mut *connection);
-            match take(&mut found, rows).await? {
-                Some(cut) => cut,
-                None => newest,
-            }
+            read_new_rows(connection, mark, newest, &mut batch).await?
         };
-        news.more = upto < newest;
+        let watches = catch_up_watches(connection, &self.catching_up, upto, &mut batch).await?;
+        let mut caught_up_joiners = Vec::with_capacity(joining.len());
+        for joiner in joining {
+            let is_live = self.live.contains(&joiner.job) || watches.caught_up.contains(&joiner.job);
+            caught_up_joiners.push(if is_live { catch_up_joiner(connection, joiner, upto).await? } else { None });
+        }
+        Ok(ReadResult::Read(Box::new(Progress { changes, upto, batch, watches, caught_up_joiners })))
+    }
 
-        let (caught_up, behind) = self.catch_up(joining, upto, &mut news, &mut found).await?;
+    /// Moves the tail on to where the queries got, and tells what is new.
+    fn apply(&mut self, result: ReadResult, joining: &[Joiner]) -> News {
+        self.unwatched.clear();
+        let Progress { changes, upto, mut batch, watches, caught_up_joiners } = match result {
+            ReadResult::Read(progress) => *progress,
+            ReadResult::Rewound { newest } => return self.rewind(newest, joining),
+        };
+        let more = upto < changes.newest || !watches.behind.is_empty();
+        self.mark = Some(upto);
+        self.status_mark = changes.status_mark;
+        self.live.extend(watches.caught_up);
+        self.catching_up = watches.behind;
+        self.note_statuses(changes.statuses);
+        if !more {
+            for (job, status) in self.take_ended() {
+                batch.end(&job, JobEnd::Complete(status));
+                self.unwatch(&job);
+            }
+        }
+        News { jobs: batch.into_jobs(), caught_up_joiners, more, outage: None }
+    }
 
-        // Everything was read: from here on nothing fails.
-        seen.mark = Some(upto);
-        news.more |= !behind.is_empty();
-        self.seen = seen;
-        self.fresh = behind;
-        self.live.extend(caught_up);
+    fn note_statuses(&mut self, statuses: Vec<(JobId, JobStatus)>) {
         for (job, status) in statuses {
-            if status.is_final() && (self.live.contains(&job) || self.fresh.iter().any(|(fresh, _)| *fresh == job)) {
+            let is_watched = self.live.contains(&job) || self.catching_up.iter().any(|(other, _)| *other == job);
+            if status.is_final() && is_watched {
                 self.ending.insert(job, status);
             } else {
                 self.ending.remove(&job);
             }
         }
-        let ended: Vec<JobId> = match news.more {
-            true => Vec::new(),
-            false => self.ending.keys().filter(|job| self.live.contains(*job)).cloned().collect(),
-        };
-        for job in ended {
-            if let Some(status) = self.ending.remove(&job) {
-                found.end(&job, JobEnd::Complete(status));
-            }
-            self.unwatch(&job);
-        }
-        news.jobs = found.into_jobs();
-        Ok(news)
     }
 
-    /// Reads for fresh watches and joining readers up to `upto`; returns the watches that are level with it now, and
-    /// those that are not, with the place that each has got to.
-    async fn catch_up(
-        &mut self,
-        joining: &[Joiner],
-        upto: i64,
-        news: &mut News,
-        found: &mut TailBatch,
-    ) -> Result<(HashSet<JobId>, Vec<(JobId, i64)>), sqlx::Error> {
-        let (mut level, mut behind) = (HashSet::new(), Vec::new());
-        let Some(connection) = self.connection.as_mut() else { return Ok((level, behind)) };
-        for (job, after) in &self.fresh {
-            let (events, is_level) = read_after(connection, job, *after, upto).await?;
-            if is_level {
-                level.insert(job.clone());
-            } else {
-                behind.push((job.clone(), events.last().map_or(*after, |(_, last)| last.seq)));
-            }
-            found.extend(job, sealed(job, events));
-        }
-        if !level.is_empty() {
-            sqlx::query("INSERT OR IGNORE INTO temp.watched SELECT value FROM json_each(?1)")
-                .bind(json(&level)?)
-                .execute(&mut *connection)
-                .await?;
-        }
-        for (reader, caught_up_joiners) in joining.iter().zip(&mut news.caught_up_joiners) {
-            let is_watched = self.live.contains(&reader.job) || level.contains(&reader.job);
-            let after = Position::open(&reader.job, reader.after.as_str());
-            let Some(after) = after.filter(|after| is_watched && after.seq <= upto) else { continue };
-            let (events, is_level) = read_after(connection, &reader.job, after.seq, upto).await?;
-            *caught_up_joiners = is_level.then(|| sealed(&reader.job, events));
-        }
-        Ok((level, behind))
+    /// Takes out the live jobs with a final status.
+    fn take_ended(&mut self) -> Vec<(JobId, JobStatus)> {
+        let live = &self.live;
+        self.ending.extract_if(|job, _| live.contains(job)).collect()
     }
 
-    /// The numbers went back: a backup was put in place, or the table was made anew. Nothing that was given out counts.
-    fn rewound(&mut self, newest: i64, joining: &[Joiner]) -> News {
-        let fresh = self.fresh.drain(..).map(|(job, _)| job);
-        let jobs = self.live.drain().chain(fresh).map(|job| JobNews {
-            job,
+    /// Ends all watches: nothing that was given out counts any more.
+    fn rewind(&mut self, newest: i64, joining: &[Joiner]) -> News {
+        let catching_up = self.catching_up.drain(..).map(|(job, _)| job);
+        let watched: Vec<JobId> = self.live.drain().chain(catching_up).collect();
+        let jobs = watched.iter().map(|job| JobNews {
+            job: job.clone(),
             events: Vec::new(),
             end: Some(JobEnd::Lost(Reset::Rewound)),
         });
         let news = News { jobs: jobs.collect(), ..News::nothing(joining) };
-        self.unwatched = news.jobs.iter().map(|job| job.job.clone()).collect();
+        self.unwatched = watched;
         self.ending.clear();
-        self.seen = Seen { mark: Some(newest), ..Seen::default() };
+        self.mark = Some(newest);
+        self.status_mark = 0;
         news
+    }
+
+    /// Gives up a connection that failed. On the next one, live jobs have to catch up, from the mark on.
+    fn disconnect(&mut self) {
+        self.connection = None;
+        let mark = self.mark.unwrap_or(0);
+        self.catching_up.extend(self.live.drain().map(|job| (job, mark)));
+        self.unwatched.clear();
     }
 }
 
-/// The events of `job` in `(after, upto]`, and whether those are all.
-async fn read_after(
+async fn ensure_connection<'a>(
+    connection: &'a mut Option<SqliteConnection>,
+    path: &Path,
+) -> Result<&'a mut SqliteConnection, SqliteError> {
+    let open = match connection.take() {
+        Some(open) => open,
+        None => {
+            let mut new = options(path).connect().await?;
+            let sql = "CREATE TEMP TABLE watched (job_id TEXT PRIMARY KEY) WITHOUT ROWID";
+            sqlx::raw_sql(sql).execute(&mut new).await?;
+            new
+        }
+    };
+    Ok(connection.insert(open))
+}
+
+async fn delete_watched(connection: &mut SqliteConnection, jobs: &[JobId]) -> Result<(), SqliteError> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    sqlx::query("DELETE FROM temp.watched WHERE job_id IN (SELECT value FROM json_each(?1))")
+        .bind(serde_json::to_string(jobs)?)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+async fn insert_watched(connection: &mut SqliteConnection, jobs: &HashSet<JobId>) -> Result<(), SqliteError> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    sqlx::query("INSERT OR IGNORE INTO temp.watched SELECT value FROM json_each(?1)")
+        .bind(serde_json::to_string(jobs)?)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Reads how far events go, the statuses that changed after `status_mark`, and those of jobs that are catching up.
+async fn read_changes(
+    connection: &mut SqliteConnection,
+    status_mark: i64,
+    catching_up: &[(JobId, i64)],
+) -> Result<Changes, SqliteError> {
+    let catching_up: Vec<&JobId> = catching_up.iter().map(|(job, _)| job).collect();
+    let mut rows = sqlx::query(
+        "SELECT NULL AS job, NULL AS status,
+           coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job_events'), (SELECT max(seq) FROM job_events), 0) AS number
+         UNION ALL SELECT id, status, changed FROM runner_jobs WHERE changed > ?1
+         UNION ALL SELECT id, status, ?1 FROM runner_jobs WHERE id IN (SELECT value FROM json_each(?2))",
+    )
+    .bind(status_mark)
+    .bind(serde_json::to_string(&catching_up)?)
+    .fetch(connection);
+    let mut changes = Changes { newest: 0, status_mark, statuses: Vec::new() };
+    while let Some(row) = rows.try_next().await? {
+        let job: Option<String> = row.try_get("job")?;
+        let status: Option<String> = row.try_get("status")?;
+        let number = row.try_get("number")?;
+        let (Some(job), Some(status)) = (job, status) else {
+            changes.newest = number;
+            continue;
+        };
+        changes.status_mark = changes.status_mark.max(number);
+        if let (Ok(job), Ok(status)) = (job.parse(), status.parse()) {
+            changes.statuses.push((job, status));
+        }
+    }
+    Ok(changes)
+}
+
+/// Reads the events of live jobs in `(mark, newest]`, as far as the batch takes them. Returns the `seq` up to which
+/// everything was read.
+async fn read_new_rows(
+    connection: &mut SqliteConnection,
+    mark: i64,
+    newest: i64,
+    batch: &mut TailBatch,
+) -> Result<i64, SqliteError> {
+    let mut rows = sqlx::query(
+        "SELECT seq, id, job_id, step_id, type, timestamp, actor, payload FROM job_events NOT INDEXED
+         WHERE seq > ?1 AND seq <= ?2 AND job_id IN (SELECT job_id FROM temp.watched) ORDER BY seq LIMIT ?3",
+    )
+    .bind(mark)
+    .bind(newest)
+    .bind(READ.events as i64)
+    .fetch(connection);
+    while let Some(row) = rows.try_next().await? {
+        let Ok(job) = row.try_get::<String, _>(2)?.parse::<JobId>() else { continue };
+        let (event, position) = read_event(&row, &job)?;
+        batch.push(&job, event, position.seal(&job));
+        if batch.is_full() {
+            return Ok(position.seq);
+        }
+    }
+    Ok(newest)
+}
+
+/// Reads each new watch up to `upto`, and adds those that got there to `temp.watched`.
+async fn catch_up_watches(
+    connection: &mut SqliteConnection,
+    catching_up: &[(JobId, i64)],
+    upto: i64,
+    batch: &mut TailBatch,
+) -> Result<CaughtUpWatches, SqliteError> {
+    let mut watches = CaughtUpWatches::default();
+    for (job, after) in catching_up {
+        let missing = read_missing(connection, job, *after, upto).await?;
+        if missing.is_all {
+            watches.caught_up.insert(job.clone());
+        } else {
+            watches.behind.push((job.clone(), missing.last));
+        }
+        batch.extend(job, missing.events);
+    }
+    insert_watched(connection, &watches.caught_up).await?;
+    Ok(watches)
+}
+
+/// Reads what a joiner of a live job lacks. `None` where its cursor is ahead of the read, or too much is missing.
+async fn catch_up_joiner(
+    connection: &mut SqliteConnection,
+    joiner: &Joiner,
+    upto: i64,
+) -> Result<Option<Vec<(Event, Cursor)>>, SqliteError> {
+    let Some(after) = Position::open(&joiner.job, joiner.after.as_str()).filter(|after| after.seq <= upto) else {
+        return Ok(None);
+    };
+    let missing = read_missing(connection, &joiner.job, after.seq, upto).await?;
+    Ok(missing.is_all.then_some(missing.events))
+}
+
+/// Events of one job in `(after, upto]`.
+struct Missing {
+    events: Vec<(Event, Cursor)>,
+    /// The `seq` up to which they were read.
+    last: i64,
+    /// The read was not cut short.
+    is_all: bool,
+}
+
+async fn read_missing(
     connection: &mut SqliteConnection,
     job: &JobId,
     after: i64,
     upto: i64,
-) -> Result<(Vec<(Event, Position)>, bool), sqlx::Error> {
+) -> Result<Missing, SqliteError> {
     let mut rows = sqlx::query(
         "SELECT seq, id, job_id, step_id, type, timestamp, actor, payload FROM job_events
          WHERE job_id = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
@@ -326,39 +381,49 @@ async fn read_after(
     .bind(upto)
     .bind(READ.events as i64)
     .fetch(connection);
-    let (mut events, mut bytes) = (Vec::new(), 0);
-    while let Some(row) = rows.try_next().await? {
+    let (mut page, mut last) = (PageBuilder::new(READ), after);
+    while !page.is_full()
+        && let Some(row) = rows.try_next().await?
+    {
         let (event, position) = read_event(&row, job)?;
-        bytes += event.payload.as_json().len();
-        events.push((event, position));
-        if READ.is_reached_by(events.len(), bytes) {
-            return Ok((events, false));
-        }
+        last = position.seq;
+        page.push(event, position.seal(job));
     }
-    let is_all = events.len() < READ.events;
-    Ok((events, is_all))
+    let is_all = !page.is_full();
+    Ok(Missing { events: page.into_events(), last, is_all })
 }
 
-fn sealed(job: &JobId, events: Vec<(Event, Position)>) -> Vec<(Event, Cursor)> {
-    events.into_iter().map(|(event, position)| (event, position.seal(job))).collect()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::source::open;
 
-fn json(jobs: &impl serde::Serialize) -> Result<String, sqlx::Error> {
-    serde_json::to_string(jobs).map_err(|error| sqlx::Error::Encode(error.into()))
-}
+    #[tokio::test]
+    async fn a_read_has_one_entry_for_each_joiner_also_where_the_table_was_rewound() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut settings = config::Source::default();
+        settings.sqlite.path = folder.path().join("jobs.db");
+        let source = open(&settings).await.expect("the source");
+        let job: JobId = "job".parse().expect("an id");
+        let mut rows = options(&settings.sqlite.path).connect().await.expect("a connection");
+        let insert = "INSERT INTO job_events (id, job_id, type) VALUES ('a', 'job', 'x'), ('b', 'job', 'x')";
+        sqlx::raw_sql(insert).execute(&mut rows).await.expect("rows");
+        let after = source.newest(&job).await.expect("an answer").expect("the job").cursor;
 
-/// Takes rows until they end, or one read has enough: then the number of the last one taken.
-async fn take(
-    batch: &mut TailBatch,
-    mut rows: impl futures_util::Stream<Item = Result<SqliteRow, sqlx::Error>> + Unpin,
-) -> Result<Option<i64>, sqlx::Error> {
-    while let Some(row) = rows.try_next().await? {
-        let Ok(job) = row.try_get::<String, _>(2)?.parse::<JobId>() else { continue };
-        let (event, position) = read_event(&row, &job)?;
-        batch.push(&job, event, position.seal(&job));
-        if batch.is_full() {
-            return Ok(Some(position.seq));
-        }
+        let mut tail = source.tail();
+        tail.watch(job.clone(), after.clone());
+        let stranger = Joiner { job: "other".parse().expect("an id"), after: after.clone() };
+        let joining = [stranger, Joiner { job: job.clone(), after: source.beginning(&job) }, Joiner { job, after }];
+        let news = tail.read(&joining).await.expect("news");
+        let counts: Vec<_> = news.caught_up_joiners.iter().map(|missing| missing.as_ref().map(Vec::len)).collect();
+        assert_eq!(counts, [None, Some(2), Some(0)]);
+
+        let rewind = "DELETE FROM job_events; UPDATE sqlite_sequence SET seq = 1 WHERE name = 'job_events'";
+        sqlx::raw_sql(rewind).execute(&mut rows).await.expect("a rewound table");
+        let news = tail.read(&joining).await.expect("news");
+        assert_eq!(news.caught_up_joiners.len(), joining.len());
+        assert_eq!(news.jobs.len(), 1);
+        assert_eq!(news.jobs[0].end, Some(JobEnd::Lost(Reset::Rewound)));
     }
-    Ok(None)
 }

@@ -1,6 +1,8 @@
-//! The one writer of this process: what arrives while a commit is under way is committed together by the next.
+//! The one writer of this process. Requests that arrive during a commit are committed together by the next one.
 
-use super::{Position, failed, read_event};
+use super::error::SqliteError;
+use super::position::Position;
+use super::read_event;
 use crate::error::SourceError;
 use crate::event::{JobId, JobStatus, Rfc3339};
 use crate::source::{Appended, NewEvent};
@@ -10,136 +12,157 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-/// Requests that may wait, and how many one commit may take.
-const QUEUE: usize = 1024;
-const TOGETHER: usize = 256;
+const MAX_WAITING_REQUESTS: usize = 1024;
+const MAX_REQUESTS_PER_COMMIT: usize = 256;
 
+/// A handle to the writing task.
 pub struct Writer(mpsc::Sender<Request>);
 
 enum Request {
-    Append { job: JobId, events: Vec<NewEvent>, answer: oneshot::Sender<Result<Vec<Appended>, SourceError>> },
-    Status { job: JobId, status: JobStatus, answer: oneshot::Sender<Result<(), SourceError>> },
+    Append(Append),
+    SetStatus { job: JobId, status: JobStatus, answer: oneshot::Sender<Result<(), SourceError>> },
+}
+
+struct Append {
+    job: JobId,
+    events: Vec<NewEvent>,
+    answer: oneshot::Sender<Result<Vec<Appended>, SourceError>>,
 }
 
 impl Writer {
-    /// The task ends with the last handle to it, after everything that was asked.
+    /// Starts the task. It ends with the last handle, after all requests that were sent.
     pub fn start(connection: SqliteConnection, path: PathBuf, written: Arc<Notify>) -> Self {
-        let (requests, inbox) = mpsc::channel(QUEUE);
+        let (requests, inbox) = mpsc::channel(MAX_WAITING_REQUESTS);
         tokio::spawn(Task { connection, path, written }.run(inbox));
         Self(requests)
     }
 
     pub async fn append(&self, job: JobId, events: Vec<NewEvent>) -> Result<Vec<Appended>, SourceError> {
         let (answer, answered) = oneshot::channel();
-        self.ask(Request::Append { job, events, answer }, answered).await
+        self.send(Request::Append(Append { job, events, answer }), answered).await
     }
 
     pub async fn set_status(&self, job: JobId, status: JobStatus) -> Result<(), SourceError> {
         let (answer, answered) = oneshot::channel();
-        self.ask(Request::Status { job, status, answer }, answered).await
+        self.send(Request::SetStatus { job, status, answer }, answered).await
     }
 
-    async fn ask<T>(
+    async fn send<T>(
         &self,
         request: Request,
         answered: oneshot::Receiver<Result<T, SourceError>>,
     ) -> Result<T, SourceError> {
-        let gone = || failed("writing".into(), sqlx::Error::WorkerCrashed);
-        self.0.send(request).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
+        let stopped = || SqliteError::WriterStopped.during("writing".into());
+        self.0.send(request).await.map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())?
     }
 }
 
 struct Task {
     connection: SqliteConnection,
     path: PathBuf,
+    /// Wakes the tail.
     written: Arc<Notify>,
 }
 
-type Append = (JobId, Vec<NewEvent>, oneshot::Sender<Result<Vec<Appended>, SourceError>>);
-
 impl Task {
     async fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
-        let mut batch = Vec::new();
-        while inbox.recv_many(&mut batch, TOGETHER).await > 0 {
+        let mut requests = Vec::new();
+        while inbox.recv_many(&mut requests, MAX_REQUESTS_PER_COMMIT).await > 0 {
             let mut appends = Vec::new();
-            for request in batch.drain(..) {
+            for request in requests.drain(..) {
                 match request {
-                    Request::Append { job, events, answer } => appends.push((job, events, answer)),
-                    Request::Status { job, status, answer } => {
-                        self.append_together(std::mem::take(&mut appends)).await;
+                    Request::Append(append) => appends.push(append),
+                    Request::SetStatus { job, status, answer } => {
+                        // in the order of the requests: events that came before a final status are committed before it
+                        self.append_all(std::mem::take(&mut appends)).await;
                         let result = self.set_status(&job, status).await;
                         let _ = answer.send(result.map_err(|error| self.failed(error)));
                     }
                 }
             }
-            self.append_together(appends).await;
+            self.append_all(appends).await;
             self.written.notify_one();
         }
     }
 
-    fn failed(&self, error: sqlx::Error) -> SourceError {
-        failed(format!("writing to {}", self.path.display()), error)
+    fn failed(&self, error: SqliteError) -> SourceError {
+        error.during(format!("writing to {}", self.path.display()))
     }
 
-    /// One statement for all: they cost one commit. Where it fails each is tried alone, so that none pays for another.
-    async fn append_together(&mut self, appends: Vec<Append>) {
-        let wanted: Vec<(&JobId, &[NewEvent])> = appends.iter().map(|(job, events, _)| (job, &events[..])).collect();
-        if wanted.is_empty() {
+    /// Appends for several requests by one statement, which costs one commit. Where it fails, each is tried by itself,
+    /// so that none of them fails for another.
+    async fn append_all(&mut self, appends: Vec<Append>) {
+        if appends.is_empty() {
             return;
         }
-        if let Ok(stored) = self.insert(&wanted).await {
-            for ((_, _, answer), stored) in appends.into_iter().zip(stored) {
-                let _ = answer.send(Ok(stored));
+        let together: Vec<(&JobId, &[NewEvent])> =
+            appends.iter().map(|append| (&append.job, &append.events[..])).collect();
+        if let Ok(stored) = self.insert(&together).await {
+            for (append, stored) in appends.into_iter().zip(stored) {
+                let _ = append.answer.send(Ok(stored));
             }
             return;
         }
-        for (job, events, answer) in appends {
+        for Append { job, events, answer } in appends {
             let result = self.insert(&[(&job, &events)]).await;
             let stored = result.map(|mut stored| stored.pop().unwrap_or_default());
             let _ = answer.send(stored.map_err(|error| self.failed(error)));
         }
     }
 
-    async fn insert(&mut self, wanted: &[(&JobId, &[NewEvent])]) -> Result<Vec<Vec<Appended>>, sqlx::Error> {
-        let rows: Vec<_> = wanted
-            .iter()
-            .flat_map(|(job, events)| events.iter().map(move |event| (job, event)))
-            .map(|(job, event)| {
-                let timestamp = Rfc3339(event.timestamp).to_string();
-                (&event.id, job.as_str(), &event.step_id, &event.kind, timestamp, &event.actor, event.payload.as_json())
-            })
-            .collect();
-        let rows = serde_json::to_string(&rows).map_err(|error| sqlx::Error::Encode(error.into()))?;
-        let inserted = sqlx::query(
-            "INSERT INTO job_events (id, job_id, step_id, type, timestamp, actor, payload)
-             SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6
-             FROM json_each(?1) WHERE true ORDER BY key
-             ON CONFLICT (job_id, id) DO NOTHING RETURNING job_id, id, seq",
-        )
-        .bind(rows)
-        .fetch_all(&mut self.connection)
-        .await?;
-        let mut numbers: HashMap<(String, String), i64> = HashMap::with_capacity(inserted.len());
-        for row in inserted {
-            numbers.insert((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?);
-        }
-        let mut answers = Vec::with_capacity(wanted.len());
-        for (job, events) in wanted {
+    /// Inserts events of several jobs. Returns one list for each, with an entry for each of its events.
+    async fn insert(&mut self, appends: &[(&JobId, &[NewEvent])]) -> Result<Vec<Vec<Appended>>, SqliteError> {
+        let mut numbers = self.insert_rows(appends).await?;
+        let mut answers = Vec::with_capacity(appends.len());
+        for (job, events) in appends {
             let mut stored = Vec::with_capacity(events.len());
             for event in *events {
-                // taken out: the same id once more in this batch is a repeat
-                match numbers.remove(&(job.to_string(), event.id.clone())) {
-                    Some(seq) => stored.push(appended(job, event.clone(), seq)),
-                    None => stored.push(self.stored(job, &event.id).await?),
-                }
+                // removed, so that the same id once more in these requests is a repeat
+                stored.push(match numbers.remove(&(job.to_string(), event.id.clone())) {
+                    Some(seq) => Appended {
+                        cursor: Position::after(seq, &event.id).seal(job),
+                        event: event.clone().into_event((*job).clone()),
+                        is_new: true,
+                    },
+                    None => self.stored(job, &event.id).await?,
+                });
             }
             answers.push(stored);
         }
         Ok(answers)
     }
 
-    async fn stored(&mut self, job: &JobId, id: &str) -> Result<Appended, sqlx::Error> {
+    /// Inserts those events whose id the job does not have yet. Returns their numbers, by job and id.
+    async fn insert_rows(
+        &mut self,
+        appends: &[(&JobId, &[NewEvent])],
+    ) -> Result<HashMap<(String, String), i64>, SqliteError> {
+        let events = appends.iter().flat_map(|(job, events)| events.iter().map(move |event| (job, event)));
+        let rows: Vec<_> = events
+            .map(|(job, event)| {
+                let timestamp = Rfc3339(event.timestamp).to_string();
+                (&event.id, job.as_str(), &event.step_id, &event.kind, timestamp, &event.actor, event.payload.as_json())
+            })
+            .collect();
+        let inserted = sqlx::query(
+            "INSERT INTO job_events (id, job_id, step_id, type, timestamp, actor, payload)
+             SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6
+             FROM json_each(?1) WHERE true ORDER BY key
+             ON CONFLICT (job_id, id) DO NOTHING RETURNING job_id, id, seq",
+        )
+        .bind(serde_json::to_string(&rows)?)
+        .fetch_all(&mut self.connection)
+        .await?;
+        let mut numbers = HashMap::with_capacity(inserted.len());
+        for row in inserted {
+            numbers.insert((row.try_get("job_id")?, row.try_get("id")?), row.try_get("seq")?);
+        }
+        Ok(numbers)
+    }
+
+    /// Reads the event that the job has under this id.
+    async fn stored(&mut self, job: &JobId, id: &str) -> Result<Appended, SqliteError> {
         let row = sqlx::query(
             "SELECT seq, id, job_id, step_id, type, timestamp, actor, payload FROM job_events WHERE job_id = ?1 AND id = ?2",
         )
@@ -151,7 +174,7 @@ impl Task {
         Ok(Appended { event, cursor: position.seal(job), is_new: false })
     }
 
-    async fn set_status(&mut self, job: &JobId, status: JobStatus) -> Result<(), sqlx::Error> {
+    async fn set_status(&mut self, job: &JobId, status: JobStatus) -> Result<(), SqliteError> {
         sqlx::query(
             "INSERT INTO runner_jobs (id, status) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE
              SET status = excluded.status, updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
@@ -162,9 +185,4 @@ impl Task {
         .await?;
         Ok(())
     }
-}
-
-fn appended(job: &JobId, new: NewEvent, seq: i64) -> Appended {
-    let cursor = Position::of(seq, &new.id).seal(job);
-    Appended { event: new.into_event(job.clone()), cursor, is_new: true }
 }

@@ -1,0 +1,87 @@
+//! Failures of SQLite and of our own tasks around it, as a [`SourceError`].
+
+use crate::error::{SourceCode, SourceError};
+
+/// A failure inside this source.
+#[derive(Debug, thiserror::Error)]
+pub enum SqliteError {
+    #[error(transparent)]
+    Sqlx(#[from] sqlx::Error),
+    #[error("a list for SQLite cannot be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The writer's task is gone, which only a panic in it can bring about.
+    #[error("the writing task has stopped")]
+    WriterStopped,
+}
+
+impl SqliteError {
+    /// Says what failed, and what an operator can do about it.
+    pub fn during(self, operation: String) -> SourceError {
+        let code = self.code();
+        let cause = match &self {
+            Self::Sqlx(sqlx::Error::Database(answer)) => answer.message().to_string(),
+            other => other.to_string(),
+        };
+        let help = match self {
+            Self::WriterStopped => "see the log, and restart Jobcast",
+            Self::Sqlx(_) | Self::Json(_) => help(code),
+        };
+        SourceError::new(code, operation, cause, help).with_source(self)
+    }
+
+    fn code(&self) -> SourceCode {
+        match self {
+            Self::Sqlx(sqlx::Error::Database(answer)) => {
+                let extended = answer.code().and_then(|code| code.parse().ok()).unwrap_or(SQLITE_ERROR);
+                code_of_result(extended)
+            }
+            Self::Sqlx(sqlx::Error::PoolTimedOut) => SourceCode::TimedOut,
+            Self::Sqlx(sqlx::Error::Io(_)) => SourceCode::Io,
+            Self::Sqlx(sqlx::Error::ColumnNotFound(_) | sqlx::Error::ColumnDecode { .. }) => SourceCode::Schema,
+            Self::Sqlx(_) | Self::Json(_) | Self::WriterStopped => SourceCode::Other,
+        }
+    }
+}
+
+/// SQLITE_ERROR: mostly a table or column that is missing.
+const SQLITE_ERROR: i32 = 1;
+
+/// Maps a result code of SQLite ("Result and Error Codes"); the low byte of an extended one is the primary one.
+fn code_of_result(extended: i32) -> SourceCode {
+    match extended & 0xff {
+        SQLITE_ERROR => SourceCode::Schema,
+        // SQLITE_PERM, SQLITE_CANTOPEN
+        3 | 14 => SourceCode::CannotOpen,
+        // SQLITE_BUSY, SQLITE_LOCKED
+        5 | 6 => SourceCode::Busy,
+        // SQLITE_READONLY
+        8 => SourceCode::ReadOnly,
+        // SQLITE_IOERR
+        10 => SourceCode::Io,
+        // SQLITE_CORRUPT, SQLITE_NOTADB
+        11 | 26 => SourceCode::Corrupt,
+        // SQLITE_FULL
+        13 => SourceCode::DiskFull,
+        _ => SourceCode::Other,
+    }
+}
+
+fn help(code: SourceCode) -> &'static str {
+    match code {
+        SourceCode::Busy => "another process holds the database's lock; keep its transactions short",
+        SourceCode::ReadOnly => {
+            "give this user the right to write to the file and to its directory, where SQLite keeps -wal and -shm"
+        }
+        SourceCode::Io => "see whether the disk works and the file system is local; SQLite needs working locks",
+        SourceCode::Corrupt => {
+            "the file is no SQLite database or is damaged; restore a backup, or give another file by source.sqlite.path"
+        }
+        SourceCode::DiskFull => "make room on the disk; nothing that was answered 201 is lost",
+        SourceCode::CannotOpen => {
+            "see whether its directory exists and this user may write to it, or give another file by source.sqlite.path"
+        }
+        SourceCode::Schema => "compare the tables with `jobcast schema sqlite`",
+        SourceCode::TimedOut => "too many reads at once",
+        _ => "see the cause",
+    }
+}

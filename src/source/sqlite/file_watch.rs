@@ -1,0 +1,107 @@
+//! Notices writes of other processes, by watching the database's directory.
+
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// The pause between a change of the file and the first check.
+///
+/// The file changes a little before the commit in it can be read, and several times for one commit. So a change leads to
+/// several checks, each after a pause four times as long as the one before, up to [`LAST_BACKOFF`]. The poll finds what
+/// even the last check was too early for.
+const FIRST_BACKOFF: Duration = Duration::from_millis(1);
+const LAST_BACKOFF: Duration = Duration::from_millis(64);
+
+pub struct FileWatch {
+    /// Notified by the watcher, on its own thread.
+    changed: Arc<Notify>,
+    next_check: Option<NextCheck>,
+    /// Keeps the watch alive. `None` where the system refused it: then only the poll notices other processes' writes.
+    _watcher: Option<RecommendedWatcher>,
+}
+
+/// A check that is due after a change of the file.
+#[derive(Clone, Copy)]
+struct NextCheck {
+    at: Instant,
+    /// The pause before it.
+    backoff: Duration,
+}
+
+impl NextCheck {
+    fn after(backoff: Duration) -> Self {
+        Self { at: Instant::now() + backoff, backoff }
+    }
+
+    fn following(self) -> Option<Self> {
+        let backoff = self.backoff * 4;
+        (backoff <= LAST_BACKOFF).then(|| Self::after(backoff))
+    }
+}
+
+impl FileWatch {
+    pub fn new(path: &Path) -> Self {
+        let changed = Arc::new(Notify::new());
+        let watcher = watch(path, changed.clone());
+        if let Err(error) = &watcher {
+            tracing::warn!(%error, "cannot watch the database file for changes; other processes' writes wait for the poll");
+        }
+        Self { changed, next_check: None, _watcher: watcher.ok() }
+    }
+
+    /// Returns when the file should be read. May be dropped and called again; no change is lost.
+    pub async fn check_due(&mut self) {
+        loop {
+            tokio::select! {
+                () = self.changed.notified() => {
+                    // a first check that is still due covers this change, too
+                    if self.next_check.is_none_or(|check| check.backoff > FIRST_BACKOFF) {
+                        self.next_check = Some(NextCheck::after(FIRST_BACKOFF));
+                    }
+                }
+                check = due(self.next_check) => {
+                    self.next_check = check.following();
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Returns the check when it is due; never where there is none.
+async fn due(check: Option<NextCheck>) -> NextCheck {
+    match check {
+        Some(check) => {
+            tokio::time::sleep_until(check.at).await;
+            check
+        }
+        None => std::future::pending().await,
+    }
+}
+
+fn watch(path: &Path, changed: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
+    let path = std::path::absolute(path)?;
+    let name = path.file_name().unwrap_or_default().to_os_string();
+    let folder = path.parent().unwrap_or(Path::new("/")).to_path_buf();
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // after an error, which means that events were missed, rather check
+        let is_change = event.map_or(true, |event| {
+            !matches!(event.kind, EventKind::Access(_)) && event.paths.iter().any(|path| is_database(path, &name))
+        });
+        if is_change {
+            changed.notify_one();
+        }
+    })?;
+    watcher.watch(&folder, RecursiveMode::NonRecursive)?;
+    Ok(watcher)
+}
+
+/// Tells the database and its `-wal` from other files. `-shm` does not count: our own reads change it.
+fn is_database(path: &Path, name: &OsStr) -> bool {
+    let rest = path.file_name().and_then(|file| file.as_encoded_bytes().strip_prefix(name.as_encoded_bytes()));
+    matches!(rest, Some(b"" | b"-wal"))
+}
