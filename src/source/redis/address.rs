@@ -1,4 +1,5 @@
-//! `source.redis.url`, taken apart: where to ask, and who asks. Nothing in here prints a password.
+//! The setting `source.redis.url`: where the servers are, and how to log in. No text of it is ever shown, since it may
+//! hold a password.
 
 use crate::config;
 use crate::error::{SourceCode, SourceError};
@@ -13,14 +14,19 @@ use redis::{
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use url::{Host, Url};
 
-/// To connect, and to be let in.
-const CONNECT: Duration = Duration::from_secs(3);
-/// An answer takes no longer, or the connection is given up.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// A connection on which nothing passes is asked after so long whether it lives.
+/// Time to connect and to log in.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time for a reply; a connection that takes longer is given up.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Idle time after which TCP probes the connection, and the time between two probes.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
+const PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26379;
+
+/// The address of one server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
     pub host: Arc<str>,
@@ -28,11 +34,19 @@ pub struct Address {
 }
 
 impl Address {
-    /// `host:port` as servers write it; an IPv6 address has colons of its own.
+    /// Parses `host:port` as servers write it: an IPv6 address may stand without brackets, and the host may be empty.
     pub fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
         Some(Self { host: host.into(), port: port.parse().ok()? })
+    }
+
+    /// Fills in the host of the node that was asked, where that node does not know its own name.
+    pub fn or_host_of(mut self, asked: &Self) -> Self {
+        if self.host.is_empty() || &*self.host == "?" {
+            self.host = asked.host.clone();
+        }
+        self
     }
 }
 
@@ -42,53 +56,60 @@ impl fmt::Display for Address {
     }
 }
 
-/// How the servers belong together.
+/// The servers, and how they belong together.
 #[derive(Clone, Debug)]
 pub enum Deployment {
-    One(Address),
-    Sentinel { sentinels: Vec<Address>, service: String },
-    Cluster { seeds: Vec<Address> },
+    Single(Address),
+    Sentinel {
+        sentinels: Vec<Address>,
+        service: String,
+    },
+    /// Any nodes of a Cluster; the others are found through them.
+    Cluster {
+        seeds: Vec<Address>,
+    },
 }
 
 impl fmt::Display for Deployment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |all: &[Address]| all.iter().map(Address::to_string).collect::<Vec<_>>().join(",");
         match self {
-            Self::One(address) => write!(f, "{address}"),
+            Self::Single(address) => write!(f, "{address}"),
             Self::Sentinel { sentinels, service } => write!(f, "{service} of Sentinel {}", list(sentinels)),
             Self::Cluster { seeds } => write!(f, "Cluster {}", list(seeds)),
         }
     }
 }
 
-/// Who asks, and how.
+/// User, password, database and TLS; the same for all servers. It has no `Debug`, so that nothing prints the password.
 pub struct Login {
     user: Option<String>,
     password: Option<String>,
     db: i64,
-    /// None: in clear.
+    /// `None`: the connection is not encrypted.
     tls: Option<TlsCertificates>,
 }
 
-pub fn read(settings: &config::Redis) -> Result<(Deployment, Login), SourceError> {
+/// Reads the address and the certificate that the settings name.
+pub fn from_settings(settings: &config::Redis) -> Result<(Deployment, Login), SourceError> {
     let url = settings.url.get().unwrap_or_default();
-    let parts = parse(url).ok_or_else(|| {
-        // not its text: there may be a password in it
+    let ServerUrl { deployment, is_tls, user, password, db } = ServerUrl::parse(url).ok_or_else(|| {
         let cause = "it is no address such as redis://user:password@host:6379/0, \
                      redis://host:7000,redis://host:7001 or redis+sentinel://host:26379,host:26379/service";
         let help = "correct it; what has a special meaning in an address is written as %40 in user and password";
         SourceError::new(SourceCode::CannotOpen, "reading source.redis.url", cause, help)
     })?;
-    let certificates = |root_cert| TlsCertificates { client_tls: None, root_cert };
-    let tls = if parts.is_tls {
-        Some(certificates(root_certificate("source.redis.root_cert", &settings.root_cert)?))
+    let tls = if is_tls {
+        let root_cert = root_certificate("source.redis.root_cert", &settings.root_cert)?;
+        Some(TlsCertificates { client_tls: None, root_cert })
     } else {
         None
     };
-    Ok((parts.deployment, Login { user: parts.user, password: parts.password, db: parts.db, tls }))
+    Ok((deployment, Login { user, password, db, tls }))
 }
 
-struct Parts {
+/// The parts of `source.redis.url`. Its form is `scheme://address,address…/path`.
+struct ServerUrl {
     deployment: Deployment,
     is_tls: bool,
     user: Option<String>,
@@ -96,117 +117,129 @@ struct Parts {
     db: i64,
 }
 
-fn parse(url: &str) -> Option<Parts> {
-    let (scheme, rest) = url.split_once("://")?;
-    let (is_tls, is_sentinel) = match scheme {
-        "redis" => (false, false),
-        "rediss" => (true, false),
-        "redis+sentinel" => (false, true),
-        "rediss+sentinel" => (true, true),
-        _ => return None,
-    };
-    // of several addresses each may be written in full; the first one's user and password count for all
-    let rest: Vec<&str> = rest
-        .split(',')
-        .enumerate()
-        .map(|(index, one)| if index == 0 { one } else { one.strip_prefix(scheme).map_or(one, strip_slashes) })
-        .map(str::trim)
-        .collect();
-    let is_cluster = !is_sentinel && rest.len() > 1;
-    let last = rest.last()?;
-    let path = last.split_once('/').map(|(_, path)| path.trim_end_matches('/')).unwrap_or_default();
-    let (mut user, mut password) = (None, None);
-    let mut addresses = Vec::new();
-    for (index, one) in rest.iter().enumerate() {
-        let authority = one.split('/').next().unwrap_or_default();
-        let (login, host) = authority.rsplit_once('@').map_or((None, authority), |(login, host)| (Some(login), host));
-        if let Some(login) = login.filter(|_| index == 0) {
-            let (name, secret) = login.split_once(':').map_or((login, None), |(name, secret)| (name, Some(secret)));
-            user = decoded(name)?;
-            password = decoded(secret.unwrap_or_default())?;
+impl ServerUrl {
+    /// Returns nothing but `None` for a text that is no address: an error must not quote it.
+    fn parse(url: &str) -> Option<Self> {
+        let (scheme, rest) = url.split_once("://")?;
+        let (is_tls, is_sentinel) = match scheme {
+            "redis" => (false, false),
+            "rediss" => (true, false),
+            "redis+sentinel" => (false, true),
+            "rediss+sentinel" => (true, true),
+            _ => return None,
+        };
+        // the later addresses may be written with their scheme, too
+        let items: Vec<&str> = rest
+            .split(',')
+            .map(|item| item.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://")).unwrap_or(item).trim())
+            .collect();
+        let path = items.last()?.split_once('/').map(|(_, path)| path.trim_end_matches('/')).unwrap_or_default();
+        let is_cluster = !is_sentinel && items.len() > 1;
+        let mut servers = Vec::new();
+        for item in &items {
+            let authority = item.split('/').next().unwrap_or_default();
+            // "redis://host:7000," is a Cluster, of which one node is named
+            if !(authority.is_empty() && is_cluster) {
+                servers.push(Server::parse(authority, if is_sentinel { SENTINEL_PORT } else { PORT })?);
+            }
         }
-        if host.is_empty() && is_cluster {
-            // "redis://host:7000," is a Cluster of which one node is named
-            continue;
-        }
-        addresses.push(authority_of(host, if is_sentinel { 26379 } else { 6379 })?);
+        // one user and password for all servers: those of the first
+        let first = servers.first()?;
+        let (user, password) = (first.user.clone(), first.password.clone());
+        let addresses = servers.into_iter().map(|server| server.address);
+        let (deployment, db) = if is_sentinel {
+            let (service, db) = path.split_once('/').unwrap_or((path, ""));
+            (Deployment::Sentinel { sentinels: addresses.collect(), service: decode(service)?? }, parse_db(db)?)
+        } else if is_cluster {
+            // a Cluster has only database 0
+            (Deployment::Cluster { seeds: addresses.collect() }, parse_db(path).filter(|db| *db == 0)?)
+        } else {
+            (Deployment::Single(addresses.last()?), parse_db(path)?)
+        };
+        Some(Self { deployment, is_tls, user, password, db })
     }
-    let number = |text: &str| if text.is_empty() { Some(0) } else { text.parse().ok().filter(|db| *db >= 0) };
-    let (deployment, db) = if is_sentinel {
-        let (service, db) = path.split_once('/').unwrap_or((path, ""));
-        let service = decoded(service)??;
-        (Deployment::Sentinel { sentinels: addresses, service }, number(db)?)
-    } else if is_cluster {
-        // a Cluster has no other
-        (Deployment::Cluster { seeds: addresses }, number(path).filter(|db| *db == 0)?)
-    } else {
-        (Deployment::One(addresses.pop()?), number(path)?)
-    };
-    Some(Parts { deployment, is_tls, user, password, db })
 }
 
-fn strip_slashes(text: &str) -> &str {
-    text.strip_prefix("://").unwrap_or(text)
+/// One comma-separated item of the address, up to its path.
+struct Server {
+    address: Address,
+    user: Option<String>,
+    password: Option<String>,
 }
 
-/// Outer `None`: no text. Inner: an empty one.
-fn decoded(text: &str) -> Option<Option<String>> {
+impl Server {
+    fn parse(authority: &str, default_port: u16) -> Option<Self> {
+        if authority.contains(char::is_control) {
+            return None;
+        }
+        // a password may hold these two as they are; in a URL they end the authority
+        let escaped = authority.replace('#', "%23").replace('?', "%3F");
+        let url = Url::parse(&format!("redis://{escaped}")).ok()?;
+        let host = match url.host()? {
+            Host::Ipv4(ip) => ip.to_string(),
+            Host::Ipv6(ip) => ip.to_string(),
+            Host::Domain(name) => name.to_string(),
+        };
+        let is_host = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._:".contains(c));
+        let port = url.port().unwrap_or(default_port);
+        (is_host && port > 0).then_some(Self {
+            address: Address { host: host.into(), port },
+            user: decode(url.username())?,
+            password: decode(url.password().unwrap_or_default())?,
+        })
+    }
+}
+
+/// Decodes percent-encoded text. Outer `None`: it is not UTF-8. Inner `None`: it is empty.
+fn decode(text: &str) -> Option<Option<String>> {
     let text = percent_decode_str(text).decode_utf8().ok()?.into_owned();
     Some((!text.is_empty()).then_some(text))
 }
 
-fn authority_of(text: &str, port: u16) -> Option<Address> {
-    let has_port = match text.rsplit_once(']') {
-        Some((_, rest)) => rest.starts_with(':'),
-        None => text.contains(':'),
-    };
-    let address = match has_port {
-        true => Address::parse(text)?,
-        false => Address { host: text.trim_start_matches('[').trim_end_matches(']').into(), port },
-    };
-    let is_host =
-        !address.host.is_empty() && address.host.chars().all(|c| c.is_ascii_alphanumeric() || "-._:".contains(c));
-    (is_host && address.port > 0).then_some(address)
+fn parse_db(text: &str) -> Option<i64> {
+    if text.is_empty() { Some(0) } else { text.parse().ok().filter(|db| *db >= 0) }
 }
 
 impl Login {
-    /// A connection that hands what the server says by itself to `heard`.
+    /// Connects to a server, and calls `push_handler` with everything that it pushes.
     pub async fn connect(
         &self,
         to: &Address,
-        heard: Option<impl redis::aio::AsyncPushSender>,
+        push_handler: Option<impl redis::aio::AsyncPushSender>,
     ) -> Result<MultiplexedConnection, RedisError> {
-        let mut who = RedisConnectionInfo::default().set_db(self.db).set_protocol(ProtocolVersion::RESP3);
-        if let Some(password) = &self.password {
-            who = who.set_password(password);
-            if let Some(user) = &self.user {
-                who = who.set_username(user);
-            }
+        let user = RedisConnectionInfo::default().set_db(self.db).set_protocol(ProtocolVersion::RESP3);
+        let mut config = config();
+        if let Some(push_handler) = push_handler {
+            config = config.set_push_sender(push_handler);
         }
-        let config = config();
-        self.open(to, who, &heard.into_iter().fold(config, AsyncConnectionConfig::set_push_sender)).await
+        self.open(to, self.with_password(user), &config).await
     }
 
-    /// A connection to a Sentinel, which often lets in whoever comes.
+    /// Connects to a Sentinel. Many Sentinels have no password, and refuse a connection that gives one.
     pub async fn connect_to_sentinel(
         &self,
         to: &Address,
-        shows_password: bool,
+        is_password_given: bool,
     ) -> Result<MultiplexedConnection, RedisError> {
-        let mut who = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2);
-        if let Some(password) = self.password.as_ref().filter(|_| shows_password) {
-            who = who.set_password(password);
-            if let Some(user) = &self.user {
-                who = who.set_username(user);
+        let user = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2);
+        let user = if is_password_given { self.with_password(user) } else { user };
+        self.open(to, user, &config()).await
+    }
+
+    fn with_password(&self, mut user: RedisConnectionInfo) -> RedisConnectionInfo {
+        if let Some(password) = &self.password {
+            user = user.set_password(password);
+            if let Some(name) = &self.user {
+                user = user.set_username(name);
             }
         }
-        self.open(to, who, &config()).await
+        user
     }
 
     async fn open(
         &self,
         to: &Address,
-        who: RedisConnectionInfo,
+        user: RedisConnectionInfo,
         config: &AsyncConnectionConfig,
     ) -> Result<MultiplexedConnection, RedisError> {
         let (host, port) = (to.host.to_string(), to.port);
@@ -214,12 +247,12 @@ impl Login {
             None => ConnectionAddr::Tcp(host, port),
             Some(_) => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
         };
-        // an old server does not know the name that a library gives itself, and a user may not be let give it
         let tcp = TcpSettings::default()
             .set_nodelay(true)
             .set_keepalive(socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE));
+        // no CLIENT SETINFO: an old server does not know it, and a user may lack the right to it
         let info =
-            address.into_connection_info()?.set_redis_settings(who.set_skip_set_lib_name()).set_tcp_settings(tcp);
+            address.into_connection_info()?.set_redis_settings(user.set_skip_set_lib_name()).set_tcp_settings(tcp);
         let client = match &self.tls {
             None => Client::open(info)?,
             Some(certificates) => Client::build_with_tls(info, certificates.clone())?,
@@ -229,7 +262,7 @@ impl Login {
 }
 
 fn config() -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(PATIENCE))
+    AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(Some(REPLY_TIMEOUT))
 }
 
 #[cfg(test)]
@@ -237,8 +270,8 @@ mod tests {
     use super::*;
 
     fn shown(url: &str) -> String {
-        parse(url).map_or("none".into(), |parts| {
-            let Parts { deployment, is_tls, user, password, db } = parts;
+        ServerUrl::parse(url).map_or("none".into(), |url| {
+            let ServerUrl { deployment, is_tls, user, password, db } = url;
             format!("{deployment} tls={is_tls} {user:?} {password:?} {db}")
         })
     }
@@ -253,6 +286,8 @@ mod tests {
             ("redis://a:1,", "Cluster a:1 tls=false None None 0"),
             ("redis+sentinel://a,b:2/main", "main of Sentinel a:26379,b:2 tls=false None None 0"),
             ("rediss+sentinel://u:p@a/main/4", "main of Sentinel a:26379 tls=true Some(\"u\") Some(\"p\") 4"),
+            ("redis://u:a#b?c@d%25@Host_1", "Host_1:6379 tls=false Some(\"u\") Some(\"a#b?c@d%\") 0"),
+            ("redis://10.0.0.1, redis://[2001:db8::1]:7", "Cluster 10.0.0.1:6379,2001:db8::1:7 tls=false None None 0"),
         ] {
             assert_eq!(shown(url), parts, "{url}");
         }
@@ -270,6 +305,10 @@ mod tests {
             "redis+sentinel://a,b",
             "redis://host:0",
             "redis://ho st",
+            "redis://ho\tst",
+            "redis://host#b",
+            "redis://host:70000",
+            "redis://[::1",
         ] {
             assert_eq!(shown(url), "none", "{url}");
         }

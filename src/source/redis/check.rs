@@ -1,98 +1,99 @@
-//! What `jobcast check` says of the servers.
+//! The findings of `jobcast check` about the servers.
 
+use super::Store;
 use super::address::Deployment;
 use super::error::failed;
-use super::nodes::Fault;
-use super::{Store, info_of};
+use super::topology::NodeError;
 use crate::config;
+use crate::error::SourceError;
 use crate::source::Finding;
-use redis::cmd;
+use redis::{ErrorKind, cmd};
 
 pub async fn check(settings: &config::Source) -> Vec<Finding> {
-    let looked = async {
-        let store = Store::open(settings).await?;
-        look(&store).await.map_err(|fault| failed("checking the servers", fault))
-    };
-    match looked.await {
-        Ok(found) => found,
-        Err(error) => vec![error.into()],
-    }
+    open_and_check(settings).await.unwrap_or_else(|error| vec![error.into()])
 }
 
-async fn look(store: &Store) -> Result<Vec<Finding>, Fault> {
-    // first what everything else needs, so that its error is the one that is shown
-    store.greet(&store.links).await?;
-    let mut found =
+async fn open_and_check(settings: &config::Source) -> Result<Vec<Finding>, SourceError> {
+    let store = Store::open(settings).await?;
+    check_store(&store).await.map_err(|error| failed("checking the servers", error))
+}
+
+async fn check_store(store: &Store) -> Result<Vec<Finding>, NodeError> {
+    // first the access, so that its error is shown rather than one that follows from it
+    store.probe_access(&store.nodes).await?;
+    let mut findings =
         vec![Finding::fine(format!("{} answers, and its streams may be read", store.topology.deployment()))];
-    found.extend(tracking(store).await?);
-    found.extend(counting(store).await?);
-    found.push(match &store.job {
-        Some(_) => Finding::fine(format!("a job's status is the field status of the hash {}", store.settings.job_key)),
-        None if store.settings.final_types.all().next().is_some() => {
-            Finding::fine("a job ends by the type of its last event")
-        }
-        None => Finding::problem(
-            "nothing says that a job has ended: there is neither a job_key nor a final type",
-            "set source.redis.job_key, or source.redis.final_types",
-        ),
-    });
+    findings.extend(check_tracking(store).await?);
+    findings.extend(check_counting(store).await?);
+    findings.push(check_ends(store));
     if matches!(store.topology.deployment(), Deployment::Cluster { .. }) {
         let nodes = store.topology.nodes()?;
-        found.push(Finding::fine(format!("a Cluster of {} primaries", nodes.len())));
+        findings.push(Finding::fine(format!("a Cluster of {} primaries", nodes.len())));
     }
-    found.extend(listing(store).await?);
-    Ok(found)
+    findings.extend(check_listing(store).await?);
+    Ok(findings)
 }
 
-/// Whether the servers tell what changed.
-async fn tracking(store: &Store) -> Result<Vec<Finding>, Fault> {
-    let mut found = Vec::new();
+/// Tries CLIENT TRACKING on every server. Nothing is read on these connections, so nothing is pushed on them either.
+async fn check_tracking(store: &Store) -> Result<Vec<Finding>, NodeError> {
+    let mut findings = Vec::new();
     for node in store.topology.nodes()? {
-        // on this connection nothing is read, so nothing is told
-        let mut on = cmd("CLIENT");
-        on.arg("TRACKING").arg("ON");
-        match store.links.ask_one(&node, on).await {
+        let mut tracking = cmd("CLIENT");
+        tracking.arg("TRACKING").arg("ON");
+        match store.nodes.send_to(&node, tracking).await {
             Ok(_) => {}
-            Err(fault) if fault.error.kind() == redis::ErrorKind::Io => return Err(fault),
-            Err(fault) => found.push(Finding::fine(format!(
+            Err(error) if error.error.kind() == ErrorKind::Io => return Err(error),
+            Err(error) => findings.push(Finding::fine(format!(
                 "{node} does not tell what changed ({}): new events wait for the poll; \
                  ACL SETUSER … +client|tracking lets it",
-                fault.error
+                error.error
             ))),
         }
     }
-    if found.is_empty() {
-        found.push(Finding::fine(
+    if findings.is_empty() {
+        findings.push(Finding::fine(
             "the servers tell what changed (CLIENT TRACKING): new events do not wait for the poll",
         ));
     }
-    Ok(found)
+    Ok(findings)
 }
 
-/// Whether they count entries. Only a stream can tell, and there may be none yet.
-async fn counting(store: &Store) -> Result<Vec<Finding>, Fault> {
+/// Tells a server that counts entries from one that does not. Only a stream shows it, and there may be none yet.
+async fn check_counting(store: &Store) -> Result<Option<Finding>, NodeError> {
     let jobs = store.jobs(None, 1).await.unwrap_or_default();
-    let Some(job) = jobs.first().map(|job| job.job_id.clone()) else { return Ok(Vec::new()) };
-    let answer = store.ask(store.on_stream(&job, |key| vec![info_of(key)])).await?;
-    let info = store.info(answer.into_iter().next())?;
-    Ok(match info {
-        Some(info) if info.added.is_none() => vec![Finding::fine(
+    let Some(job) = jobs.first() else { return Ok(None) };
+    let info = store.stream_info(&job.job_id).await?;
+    Ok(info.filter(|info| info.entries_added.is_none()).map(|_| {
+        Finding::fine(
             "the server does not count entries (it is older than 7.0): a cursor whose own entry was trimmed is answered \
              by a reset, even where nothing after it was",
-        )],
-        _ => Vec::new(),
-    })
+        )
+    }))
 }
 
-/// Listing jobs needs a right that watching does not.
-async fn listing(store: &Store) -> Result<Vec<Finding>, Fault> {
-    let Some(node) = store.topology.nodes()?.into_iter().next() else { return Ok(Vec::new()) };
+/// Looks for a setting by which the end of a job is known.
+fn check_ends(store: &Store) -> Finding {
+    if store.job_key.is_some() {
+        Finding::fine(format!("a job's status is the field status of the hash {}", store.settings.job_key))
+    } else if store.settings.final_types.all().next().is_some() {
+        Finding::fine("a job ends by the type of its last event")
+    } else {
+        Finding::problem(
+            "nothing says that a job has ended: there is neither a job_key nor a final type",
+            "set source.redis.job_key, or source.redis.final_types",
+        )
+    }
+}
+
+/// Tries SCAN: listing jobs needs a right that watching does not.
+async fn check_listing(store: &Store) -> Result<Option<Finding>, NodeError> {
+    let Some(node) = store.topology.nodes()?.into_iter().next() else { return Ok(None) };
     let mut scan = cmd("SCAN");
     scan.arg(0).arg("COUNT").arg(1);
-    Ok(match store.links.ask_one(&node, scan).await {
-        Ok(_) => Vec::new(),
-        Err(fault) => {
-            vec![Finding::fine(format!("jobs cannot be listed ({}): GET /runner-jobs needs SCAN", fault.error))]
-        }
-    })
+    Ok(store
+        .nodes
+        .send_to(&node, scan)
+        .await
+        .err()
+        .map(|error| Finding::fine(format!("jobs cannot be listed ({}): GET /runner-jobs needs SCAN", error.error))))
 }

@@ -1,15 +1,14 @@
-//! What a stream is made of: entries, of which most are events, and what the server knows of the whole.
-//!
-//! Fields that a server does not have yet (`entries-added` and `max-deleted-entry-id` came with 7.0) stay `None`.
+//! Entries of a stream, the events that most of them are, and the state of the stream as the server knows it.
 
+use super::reply::{bytes, check_reply, is_no_such_key, number, text, unexpected_reply};
 use crate::cursor::{CHECK_BYTES, fingerprint};
 use crate::event::{Event, JobId, Payload};
 use jiff::Timestamp;
-use redis::{ErrorKind, RedisError, Value};
+use redis::{RedisError, Value};
 use std::fmt;
 use std::str::FromStr;
 
-/// An entry's id: milliseconds and a number. Within a stream they only grow.
+/// The id of an entry: milliseconds, and a number within the millisecond. Ids of a stream only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryId {
     pub ms: u64,
@@ -26,21 +25,28 @@ impl fmt::Display for EntryId {
     }
 }
 
-impl FromStr for EntryId {
-    type Err = ();
+/// A text that is not the id of an entry, such as `7-0`.
+#[derive(Debug, thiserror::Error)]
+#[error("not the id of an entry")]
+pub struct InvalidEntryId;
 
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (ms, seq) = text.split_once('-').ok_or(())?;
-        Ok(Self { ms: ms.parse().map_err(drop)?, seq: seq.parse().map_err(drop)? })
+impl FromStr for EntryId {
+    type Err = InvalidEntryId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidEntryId> {
+        let (ms, seq) = text.split_once('-').ok_or(InvalidEntryId)?;
+        let number = |text: &str| text.parse().map_err(|_| InvalidEntryId);
+        Ok(Self { ms: number(ms)?, seq: number(seq)? })
     }
 }
 
-/// Tells apart what was written under one id in two lives of a stream.
-pub type Print = [u8; CHECK_BYTES];
+/// A hash of an entry's fields. A stream that was deleted and written anew may have another entry under the same id.
+pub type Fingerprint = [u8; CHECK_BYTES];
 
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub id: EntryId,
+    /// Names and values, in the order of writing.
     fields: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -50,82 +56,81 @@ impl Entry {
         Self { id, fields: fields.iter().map(bytes).collect() }
     }
 
-    pub fn print(&self) -> Print {
+    pub fn fingerprint(&self) -> Fingerprint {
         let parts = self.fields.iter().flat_map(|(name, value)| [&name[..], &[0], value, &[0]]);
         fingerprint(&parts.collect::<Vec<_>>().concat())
     }
 
+    /// Returns the text of a field; `None` where it is missing or empty.
     fn field(&self, name: &str) -> Option<String> {
         let (_, value) = self.fields.iter().find(|(field, _)| field == name.as_bytes())?;
         (!value.is_empty()).then(|| String::from_utf8_lossy(value).into_owned())
     }
 
-    /// The event's id: its own field, else the entry's.
+    /// Returns the event's id: the field `id`, else the id of the entry.
     pub fn event_id(&self) -> String {
         self.field("id").unwrap_or_else(|| self.id.to_string())
     }
 
-    /// `None` where it has no type: then it is no event.
+    /// Returns the event that the entry is; `None` where it has no type.
     pub fn event(&self, job: &JobId) -> Option<Event> {
-        let at = i64::try_from(self.id.ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+        let written_at = || Timestamp::from_millisecond(i64::try_from(self.id.ms).ok()?).ok();
+        let timestamp = self.field("timestamp").and_then(|text| parse_timestamp(&text)).or_else(written_at);
         Some(Event {
             id: self.event_id(),
             job_id: job.clone(),
             step_id: self.field("stepId"),
             kind: self.field("type")?,
-            timestamp: self
-                .field("timestamp")
-                .and_then(|text| read_timestamp(&text))
-                .or(at)
-                .unwrap_or(Timestamp::UNIX_EPOCH),
+            timestamp: timestamp.unwrap_or(Timestamp::UNIX_EPOCH),
             actor: self.field("actor"),
             payload: Payload::from_text(self.field("payload").unwrap_or_else(|| "{}".into())),
         })
     }
 
+    /// Returns the event's type.
     pub fn kind(&self) -> Option<String> {
         self.field("type")
     }
 
-    /// Bytes of its fields.
+    /// Returns the bytes of all names and values.
     fn size(&self) -> usize {
         self.fields.iter().map(|(name, value)| name.len() + value.len()).sum()
     }
 }
 
-/// Bytes of one of them, on average; at least 1. `None`: there are none.
+/// Returns the mean bytes of an entry, at least 1; `None` where there are no entries.
 pub fn mean_size(entries: &[Entry]) -> Option<usize> {
     let all: usize = entries.iter().map(Entry::size).sum();
     Some(all.checked_div(entries.len())?.max(1))
 }
 
-/// RFC 3339, or milliseconds since 1970.
-fn read_timestamp(text: &str) -> Option<Timestamp> {
+/// Parses RFC 3339, or milliseconds since 1970.
+fn parse_timestamp(text: &str) -> Option<Timestamp> {
     let ms = || text.parse().ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
     text.parse().ok().or_else(ms)
 }
 
-/// What XINFO STREAM says.
+/// The state of a stream, as XINFO STREAM reports it.
 #[derive(Clone, Debug, Default)]
-pub struct Info {
+pub struct StreamInfo {
     pub length: u64,
     /// The highest id that any entry ever had.
-    pub last: EntryId,
-    /// How many entries were ever added.
-    pub added: Option<u64>,
-    /// The highest id of an entry that was deleted one by one; trimming leaves it as it is.
-    pub deleted: Option<EntryId>,
-    pub first_entry: Option<EntryId>,
+    pub last_id: EntryId,
+    /// The number of entries ever added. `None`: the server is older than 7.0.
+    pub entries_added: Option<u64>,
+    /// The highest id that was deleted by XDEL; trimming does not change it. `None`: the server is older than 7.0.
+    pub max_deleted_id: Option<EntryId>,
+    pub first_id: Option<EntryId>,
     pub last_entry: Option<Entry>,
 }
 
-/// The answer to XRANGE or XREVRANGE.
-pub fn entries(answer: Value) -> Result<Vec<Entry>, RedisError> {
-    let Value::Array(items) = answer else { return Err(odd("a list of entries")) };
-    items.into_iter().map(|item| entry(item).ok_or_else(|| odd("an entry"))).collect()
+/// Parses the reply to XRANGE or XREVRANGE.
+pub fn parse_entries(reply: Value) -> Result<Vec<Entry>, RedisError> {
+    let Value::Array(items) = check_reply(reply)? else { return Err(unexpected_reply("a list of entries")) };
+    items.into_iter().map(|item| parse_entry(item).ok_or_else(|| unexpected_reply("an entry"))).collect()
 }
 
-fn entry(item: Value) -> Option<Entry> {
+fn parse_entry(item: Value) -> Option<Entry> {
     let Value::Array(parts) = item else { return None };
     let [id, fields] = <[Value; 2]>::try_from(parts).ok()?;
     let pairs = match fields {
@@ -140,56 +145,26 @@ fn entry(item: Value) -> Option<Entry> {
     Some(Entry { id: text(&id)?.parse().ok()?, fields: pairs.into_iter().map(pair).collect::<Option<_>>()? })
 }
 
-/// The answer to XINFO STREAM. `None`: there is no such stream.
-pub fn info(answer: Value) -> Result<Option<Info>, RedisError> {
-    let pairs = match answer {
-        Value::ServerError(error) if error.details().is_some_and(|why| why.contains("no such key")) => return Ok(None),
-        Value::ServerError(error) => return Err(error.into()),
-        Value::Map(pairs) => pairs,
-        _ => return Err(odd("what a stream is like")),
+/// Parses the reply to XINFO STREAM. `None`: there is no such stream.
+pub fn parse_info(reply: Value) -> Result<Option<StreamInfo>, RedisError> {
+    let pairs = match check_reply(reply) {
+        Ok(Value::Map(pairs)) => pairs,
+        Ok(_) => return Err(unexpected_reply("what a stream is like")),
+        Err(error) if is_no_such_key(&error) => return Ok(None),
+        Err(error) => return Err(error),
     };
-    let mut info = Info::default();
+    let mut info = StreamInfo::default();
     for (name, value) in pairs {
         let id = || text(&value).and_then(|id| id.parse().ok());
         match text(&name).unwrap_or_default() {
-            "length" => info.length = number(&value).ok_or_else(|| odd("length"))?,
-            "last-generated-id" => info.last = id().ok_or_else(|| odd("last-generated-id"))?,
-            "entries-added" => info.added = number(&value),
-            "max-deleted-entry-id" => info.deleted = id(),
-            "first-entry" => info.first_entry = entry(value).map(|entry| entry.id),
-            "last-entry" => info.last_entry = entry(value),
+            "length" => info.length = number(&value).ok_or_else(|| unexpected_reply("length"))?,
+            "last-generated-id" => info.last_id = id().ok_or_else(|| unexpected_reply("last-generated-id"))?,
+            "entries-added" => info.entries_added = number(&value),
+            "max-deleted-entry-id" => info.max_deleted_id = id(),
+            "first-entry" => info.first_id = parse_entry(value).map(|entry| entry.id),
+            "last-entry" => info.last_entry = parse_entry(value),
             _ => {}
         }
     }
     Ok(Some(info))
-}
-
-fn bytes(value: Value) -> Option<Vec<u8>> {
-    match value {
-        Value::BulkString(bytes) => Some(bytes),
-        Value::SimpleString(text) => Some(text.into_bytes()),
-        Value::Int(number) => Some(number.to_string().into_bytes()),
-        Value::Okay => Some(b"OK".to_vec()),
-        _ => None,
-    }
-}
-
-pub fn text(value: &Value) -> Option<&str> {
-    match value {
-        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
-        Value::SimpleString(text) => Some(text),
-        _ => None,
-    }
-}
-
-pub fn number(value: &Value) -> Option<u64> {
-    match value {
-        Value::Int(number) => u64::try_from(*number).ok(),
-        other => text(other)?.parse().ok(),
-    }
-}
-
-/// The server said something that is not of this command.
-pub fn odd(wanted: &'static str) -> RedisError {
-    (ErrorKind::UnexpectedReturnType, "an answer that cannot be read", wanted.to_string()).into()
 }

@@ -1,7 +1,9 @@
-//! What Redis said, as everybody else needs to know it ("Redis serialization protocol specification", and the texts in
-//! the server's source: there is no list of its error codes).
+//! Errors of the servers and of the connections to them, as codes of ours.
+//!
+//! There is no list of the server's error codes. These come from the "Redis serialization protocol specification" and from
+//! the texts in the server's source.
 
-use super::nodes::Fault;
+use super::topology::NodeError;
 use crate::error::{SourceCode, SourceError};
 use crate::source::tls::is_handshake_failure;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
@@ -9,8 +11,9 @@ use std::error::Error;
 use std::io;
 use std::sync::Arc;
 
-pub fn failed(operation: &str, fault: Fault) -> SourceError {
-    let Fault { at, error } = fault;
+/// Explains an error that stopped `operation`.
+pub fn failed(operation: &str, error: NodeError) -> SourceError {
+    let NodeError { server, error } = error;
     let code = code_of(&error);
     let help = match code {
         SourceCode::Unreachable => "see whether the server runs and source.redis.url leads to it",
@@ -18,7 +21,6 @@ pub fn failed(operation: &str, fault: Fault) -> SourceError {
         SourceCode::Busy => "a script or module keeps the server busy",
         SourceCode::TimedOut => "the server or the way to it is slow",
         SourceCode::Exhausted => "raise the server's maxclients or maxmemory",
-        SourceCode::Conflict => "others write to the same job without pause",
         SourceCode::Io => "see the server's log and disk",
         SourceCode::Credentials => "correct user, password and database in source.redis.url",
         SourceCode::Tls => "see whether the server speaks TLS (rediss://), and source.redis.root_cert",
@@ -31,10 +33,10 @@ pub fn failed(operation: &str, fault: Fault) -> SourceError {
         SourceCode::Schema => "see source.redis.events_key and source.redis.job_key, and `jobcast check`",
         _ => "see the cause",
     };
-    SourceError::new(code, format!("{operation} ({at})"), cause_of(&error), help).with_source(error)
+    SourceError::new(code, format!("{operation} ({server})"), cause_of(&error), help).with_source(error)
 }
 
-/// Whether the connection that it came on is of no use any more.
+/// Tells an error after which its connection cannot be used any more.
 pub fn is_broken(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Io | ErrorKind::Parse | ErrorKind::AuthenticationFailed)
 }
@@ -43,13 +45,13 @@ pub fn is_moved(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::Moved)
 }
 
-/// Whether it may be over once it is known anew which server is the one to ask.
-pub fn is_of_topology(error: &RedisError) -> bool {
+/// Tells an error that may be over once the topology is known anew.
+pub fn may_be_stale_topology(error: &RedisError) -> bool {
     is_broken(error) || is_moved(error) || code_of(error) == SourceCode::Unavailable
 }
 
 fn code_of(error: &RedisError) -> SourceCode {
-    let said = error.detail().unwrap_or_default();
+    let detail = error.detail().unwrap_or_default();
     match error.kind() {
         ErrorKind::Server(kind) => match kind {
             ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown | ServerErrorKind::ClusterDown => {
@@ -58,10 +60,10 @@ fn code_of(error: &RedisError) -> SourceCode {
             ServerErrorKind::TryAgain | ServerErrorKind::Ask | ServerErrorKind::ReadOnly => SourceCode::Unavailable,
             ServerErrorKind::NoPerm => SourceCode::Rights,
             ServerErrorKind::Moved | ServerErrorKind::CrossSlot => SourceCode::Schema,
-            _ if said.contains("max number of clients") => SourceCode::Exhausted,
-            _ if said.contains("DB index is out of range") => SourceCode::Credentials,
-            _ if said.contains("AUTH") && said.contains("password") => SourceCode::Credentials,
-            _ if said.contains("unknown command") || said.contains("unknown subcommand") => SourceCode::Schema,
+            _ if detail.contains("max number of clients") => SourceCode::Exhausted,
+            _ if detail.contains("DB index is out of range") => SourceCode::Credentials,
+            _ if detail.contains("AUTH") && detail.contains("password") => SourceCode::Credentials,
+            _ if detail.contains("unknown command") || detail.contains("unknown subcommand") => SourceCode::Schema,
             _ => SourceCode::Other,
         },
         ErrorKind::AuthenticationFailed => SourceCode::Credentials,
@@ -85,7 +87,7 @@ fn code_of(error: &RedisError) -> SourceCode {
     }
 }
 
-/// Whether a handshake failed, and not the network.
+/// Tells a failed TLS handshake from a network that failed.
 fn is_tls(error: &RedisError) -> bool {
     type Shared = Arc<dyn Error + Send + Sync>;
     let shared = error.source().and_then(|source| source.downcast_ref::<Shared>());
@@ -107,16 +109,16 @@ mod tests {
     use super::*;
     use crate::error::Retry;
 
-    fn told(said: &str) -> SourceCode {
-        match redis::parse_redis_value(format!("-{said}\r\n").as_bytes()) {
+    fn code(text: &str) -> SourceCode {
+        match redis::parse_redis_value(format!("-{text}\r\n").as_bytes()) {
             Ok(redis::Value::ServerError(error)) => code_of(&error.into()),
-            other => panic!("{said} is no error: {other:?}"),
+            other => panic!("{text} is no error: {other:?}"),
         }
     }
 
     #[test]
-    fn what_a_server_says_is_known_by_whether_to_try_again() {
-        for said in [
+    fn every_error_of_a_server_has_a_code_and_a_decision_on_trying_again() {
+        for text in [
             "LOADING Redis is loading the dataset in memory",
             "READONLY You can't write against a read only replica.",
             "CLUSTERDOWN The cluster is down",
@@ -126,9 +128,9 @@ mod tests {
             "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
             "NOREPLICAS Not enough good replicas to write.",
         ] {
-            assert_eq!(told(said), SourceCode::Unavailable, "{said}");
+            assert_eq!(code(text), SourceCode::Unavailable, "{text}");
         }
-        for (said, code, retry) in [
+        for (text, expected, retry) in [
             ("WRONGPASS invalid username-password pair or user is disabled.", SourceCode::Credentials, Retry::No),
             ("NOAUTH Authentication required.", SourceCode::Credentials, Retry::No),
             ("ERR DB index is out of range", SourceCode::Credentials, Retry::No),
@@ -141,7 +143,7 @@ mod tests {
             ("BUSY Redis is busy running a script.", SourceCode::Busy, Retry::Yes),
             ("ERR something else", SourceCode::Other, Retry::Yes),
         ] {
-            assert_eq!((told(said), told(said).retry()), (code, retry), "{said}");
+            assert_eq!((code(text), code(text).retry()), (expected, retry), "{text}");
         }
     }
 }

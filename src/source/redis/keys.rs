@@ -1,17 +1,17 @@
-//! The names of a job's keys, and the slot of a Cluster that a key lies in.
+//! Names of a job's keys, and the slot of a Cluster that a key is in.
 
 use crate::config;
 use crate::event::JobId;
 
-/// A key's name with a place for the job's id.
+/// The name of a key, with a place for the job's id.
 #[derive(Clone, Debug)]
-pub struct Template {
+pub struct KeyTemplate {
     before: String,
     after: String,
 }
 
-impl Template {
-    /// `None` where the text has no such place: then there is no such key.
+impl KeyTemplate {
+    /// Returns `None` where the text has no such place: then no key is meant.
     pub fn new(text: &str) -> Option<Self> {
         let (before, after) = text.split_once(config::Redis::JOB_ID)?;
         Some(Self { before: before.into(), after: after.into() })
@@ -21,12 +21,12 @@ impl Template {
         [&self.before, job.as_str(), &self.after].concat()
     }
 
-    /// The job whose key this is.
+    /// Returns the job that a key belongs to.
     pub fn job(&self, key: &str) -> Option<JobId> {
         key.strip_prefix(&*self.before)?.strip_suffix(&*self.after)?.parse().ok()
     }
 
-    /// For SCAN: what all such keys, and perhaps some others, look like.
+    /// Returns the pattern for SCAN. It matches all such keys, and perhaps some others.
     pub fn pattern(&self) -> String {
         let literal = |text: &str| {
             let special = |c: char| matches!(c, '*' | '?' | '[' | ']' | '\\' | '^').then_some('\\');
@@ -36,16 +36,17 @@ impl Template {
     }
 }
 
+/// The number of slots in every Cluster.
 pub const SLOTS: u16 = 16384;
 
-/// Redis Cluster specification, "Key distribution model" and "Hash tags".
+/// Returns the slot of a key (Redis Cluster specification, "Key distribution model" and "Hash tags").
 pub fn slot(key: &str) -> u16 {
     let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
     let hashed = tag.filter(|tag| !tag.is_empty()).unwrap_or(key);
     hashed.bytes().fold(0, crc16) % SLOTS
 }
 
-/// CRC-16/XMODEM
+/// Updates a CRC-16/XMODEM by one byte.
 fn crc16(crc: u16, byte: u8) -> u16 {
     (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| (crc << 1) ^ if crc & 0x8000 != 0 { 0x1021 } else { 0 })
 }
@@ -64,14 +65,14 @@ mod tests {
     }
 
     #[test]
-    fn a_key_tells_its_job() {
-        let template = Template::new("a[b]:$job_id:events").expect("a template");
+    fn a_key_is_taken_apart_into_the_job_that_it_was_made_of() {
+        let template = KeyTemplate::new("a[b]:$job_id:events").expect("a template");
         let job: JobId = "7:*".parse().expect("a job");
         assert_eq!(template.key(&job), "a[b]:7:*:events");
         assert_eq!(template.job(&template.key(&job)), Some(job));
         assert_eq!(template.job("a[b]::events"), None);
         assert_eq!(template.job("a[b]:7"), None);
         assert_eq!(template.pattern(), "a\\[b\\]:*:events");
-        assert!(Template::new("events").is_none());
+        assert!(KeyTemplate::new("events").is_none());
     }
 }

@@ -1,190 +1,202 @@
-//! A place in a job's stream, and what can be said of the entries after it.
+//! The position of a reader in a job's stream, and the check that no entry after it is gone.
 //!
-//! Ids only grow, so an entry's id is the place. Three more things go with it, by which a stream that is not what it was
-//! is told from one that is:
+//! Ids only grow, so the id of an entry is a position. Three more values go with it, to notice a stream that is no longer
+//! what it was:
 //!
-//! - the *ordinal*: how many entries were ever added up to here. `entries-added − length` of them are gone; where the place
-//!   itself is gone, that says to the entry whether any after it went, too;
-//! - the *print* of the entry: another life of the stream may have another entry under the same id;
-//! - *excused*: the highest id that had been deleted when this reader began. What was gone before is not lost to it.
+//! | value | meaning | use |
+//! |---|---|---|
+//! | `ordinal` | number of entries ever added, up to this one | `entries_added − length` entries are gone; where that is more than `ordinal`, an entry after the position is among them |
+//! | `fingerprint` | hash of the entry | the stream was deleted and written anew, and has another entry under the same id |
+//! | `ignore_deleted_up_to` | highest id that XDEL had deleted when the reader began | those entries are not lost to this reader |
 //!
-//! A server before 7.0 counts nothing: there the ordinal is unknown, and a place that is gone means that entries may be;
-//! what went before a reader's very first event cannot be told.
+//! A server before 7.0 does not count. There the ordinal is unknown, and a position whose own entry is gone is taken for a
+//! loss; an entry that was gone before the first event of a reader is not noticed.
 
-use super::entry::{Entry, EntryId, Info, Print};
+use super::entry::{Entry, EntryId, Fingerprint, StreamInfo};
 use crate::cursor::{CHECK_BYTES, Cursor, varint};
 use crate::event::JobId;
 use crate::sse::Reset;
+use std::cmp::Ordering;
 
+/// The position after one entry, or before all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     pub id: EntryId,
     ordinal: Option<u64>,
-    print: Option<Print>,
-    excused: EntryId,
+    fingerprint: Option<Fingerprint>,
+    ignore_deleted_up_to: EntryId,
 }
 
-/// What a stream held at one moment, from a position on.
+/// The part of a stream after a position, as one request found it.
 #[derive(Debug)]
-pub struct Seen {
-    /// The print of the entry at the position, where it is still there.
-    pub here: Option<Print>,
-    /// After the position.
+pub struct StreamSlice {
+    /// Fingerprint of the entry at the position; `None` where that entry is gone.
+    pub at_position: Option<Fingerprint>,
+    /// The entries after the position.
     pub entries: Vec<Entry>,
-    /// There are more.
+    /// The stream has more entries than these.
     pub is_cut: bool,
-    /// Asked after the entries. `None`: there is no such stream.
-    pub info: Option<Info>,
+    /// The state of the stream, read after the entries. `None`: there is no such stream.
+    pub info: Option<StreamInfo>,
 }
 
 impl Position {
     pub const VERSION: char = 'r';
 
-    /// Before whatever there is.
-    pub const BEGINNING: Self = Self { id: EntryId::ZERO, ordinal: None, print: None, excused: EntryId::ZERO };
-    /// Before the first entry that was ever added.
+    /// The position before the first entry that is still there. Entries that are gone are not lost to a reader from here.
+    pub const BEGINNING: Self =
+        Self { id: EntryId::ZERO, ordinal: None, fingerprint: None, ignore_deleted_up_to: EntryId::ZERO };
+    /// The position before the first entry that was ever added.
     pub const EMPTY: Self = Self { ordinal: Some(0), ..Self::BEGINNING };
 
-    /// Of an entry of which nothing else is known.
-    pub fn at(entry: &Entry, ordinal: Option<u64>) -> Self {
-        Self { id: entry.id, ordinal, print: Some(entry.print()), excused: EntryId::ZERO }
+    /// Returns the position after an entry.
+    pub fn after(entry: &Entry, ordinal: Option<u64>) -> Self {
+        Self { id: entry.id, ordinal, fingerprint: Some(entry.fingerprint()), ignore_deleted_up_to: EntryId::ZERO }
     }
 
-    /// After everything that was ever added.
-    pub fn newest(info: Option<&Info>) -> Self {
-        let Some(info) = info.filter(|info| info.last > EntryId::ZERO) else { return Self::EMPTY };
-        let entry = info.last_entry.as_ref().filter(|entry| entry.id == info.last);
-        Self { id: info.last, ordinal: info.added, print: entry.map(Entry::print), excused: EntryId::ZERO }
+    /// Returns the position after everything that was ever added.
+    pub fn newest(info: Option<&StreamInfo>) -> Self {
+        let Some(info) = info.filter(|info| info.last_id > EntryId::ZERO) else { return Self::EMPTY };
+        let entry = info.last_entry.as_ref().filter(|entry| entry.id == info.last_id);
+        Self {
+            id: info.last_id,
+            ordinal: info.entries_added,
+            fingerprint: entry.map(Entry::fingerprint),
+            ignore_deleted_up_to: EntryId::ZERO,
+        }
     }
 
     fn is_before_all(&self) -> bool {
         self.id == EntryId::ZERO
     }
 
-    /// The positions after each of the entries, if those are all that were ever added after this one.
-    pub fn follow(&self, seen: &Seen) -> Result<Vec<Self>, Reset> {
-        let Some(info) = &seen.info else {
+    /// Returns the positions after each of the entries in `slice`, or the reset to send where entries before, between or
+    /// after them were lost.
+    pub fn follow(&self, slice: &StreamSlice) -> Result<Vec<Self>, Reset> {
+        let Some(info) = &slice.info else {
             return if self.is_before_all() { Ok(Vec::new()) } else { Err(Reset::Rewound) };
         };
         if *self != Self::BEGINNING {
-            self.check_life(seen, info)?;
-            self.check_whole(seen, info)?;
+            self.check_same_stream(slice, info)?;
+            self.check_no_gap(slice, info)?;
         }
-        let ordinals = self.ordinals(seen, info);
-        let deleted = info.deleted.unwrap_or_default().max(self.excused);
-        let place = |(entry, ordinal): (&Entry, Option<u64>)| {
-            let excused = if ordinal.is_none() && deleted > entry.id { deleted } else { EntryId::ZERO };
-            Self { excused, ..Self::at(entry, ordinal) }
+        let max_deleted_id = info.max_deleted_id.unwrap_or_default().max(self.ignore_deleted_up_to);
+        let positions = slice.entries.iter().zip(self.ordinals(slice, info)).map(|(entry, ordinal)| {
+            let is_counted = ordinal.is_some() || max_deleted_id <= entry.id;
+            let ignore_deleted_up_to = if is_counted { EntryId::ZERO } else { max_deleted_id };
+            Self { ignore_deleted_up_to, ..Self::after(entry, ordinal) }
+        });
+        Ok(positions.collect())
+    }
+
+    /// Tells a position in the part of the stream that is still there from one that was trimmed.
+    fn is_within(&self, info: &StreamInfo) -> bool {
+        info.first_id.is_some_and(|first| first <= self.id)
+    }
+
+    /// Refuses a stream that is shorter than it was, or that was deleted and written anew.
+    fn check_same_stream(&self, slice: &StreamSlice, info: &StreamInfo) -> Result<(), Reset> {
+        let is_shorter =
+            info.last_id < self.id || info.entries_added.zip(self.ordinal).is_some_and(|(added, own)| added < own);
+        let is_another = match slice.at_position {
+            Some(found) => self.fingerprint.is_some_and(|own| own != found),
+            // neither trimmed nor deleted, and yet not there: this stream never had the entry
+            None => self.is_within(info) && info.max_deleted_id.is_none_or(|deleted| deleted < self.id),
         };
-        Ok(seen.entries.iter().zip(ordinals).map(place).collect())
+        if is_shorter || is_another { Err(Reset::Rewound) } else { Ok(()) }
     }
 
-    /// Whether it lies in the part of the stream that is still there.
-    fn is_within(&self, info: &Info) -> bool {
-        info.first_entry.is_some_and(|first| first <= self.id)
-    }
-
-    /// Whether it is still the same stream, no shorter than it was.
-    fn check_life(&self, seen: &Seen, info: &Info) -> Result<(), Reset> {
-        let is_behind = info.last < self.id || info.added.zip(self.ordinal).is_some_and(|(added, own)| added < own);
-        let is_another = match seen.here {
-            Some(here) => self.print.is_some_and(|print| print != here),
-            // gone from the middle without having been deleted: it was never there in this life
-            None => self.is_within(info) && info.deleted.is_none_or(|deleted| deleted < self.id),
-        };
-        if is_behind || is_another { Err(Reset::Rewound) } else { Ok(()) }
-    }
-
-    /// Whether any entry after this one went before it was seen.
-    fn check_whole(&self, seen: &Seen, info: &Info) -> Result<(), Reset> {
-        let counted = self.ordinal.map(|own| own + seen.entries.len() as u64);
-        if !seen.is_cut && counted.is_some() && counted == info.added {
+    /// Refuses a stream in which an entry after this position is gone that the reader has not received.
+    fn check_no_gap(&self, slice: &StreamSlice, info: &StreamInfo) -> Result<(), Reset> {
+        let counted = self.ordinal.map(|own| own + slice.entries.len() as u64);
+        if !slice.is_cut && counted.is_some() && counted == info.entries_added {
             return Ok(());
         }
         if self.is_within(info) {
-            let is_whole = info.deleted.is_none_or(|deleted| deleted <= self.id.max(self.excused));
-            return if is_whole { Ok(()) } else { Err(Reset::Trimmed) };
+            let seen_up_to = self.id.max(self.ignore_deleted_up_to);
+            let has_gap = info.max_deleted_id.is_some_and(|deleted| deleted > seen_up_to);
+            return if has_gap { Err(Reset::Trimmed) } else { Ok(()) };
         }
-        match (self.ordinal, info.added) {
+        match (self.ordinal, info.entries_added) {
             (Some(own), Some(added)) => {
                 let gone = added.saturating_sub(info.length);
-                let since_seen = self.gone_since(seen, info);
-                match gone.cmp(&(own + since_seen)) {
-                    std::cmp::Ordering::Less => Err(Reset::Rewound),
-                    std::cmp::Ordering::Equal => Ok(()),
-                    std::cmp::Ordering::Greater => Err(Reset::Trimmed),
+                match gone.cmp(&(own + Self::trimmed_since(slice, info))) {
+                    Ordering::Less => Err(Reset::Rewound),
+                    Ordering::Equal => Ok(()),
+                    Ordering::Greater => Err(Reset::Trimmed),
                 }
             }
-            _ if info.last == self.id || *self == Self::EMPTY => Ok(()),
+            _ if info.last_id == self.id || *self == Self::EMPTY => Ok(()),
             _ => Err(Reset::Trimmed),
         }
     }
 
-    /// How many of the entries were trimmed between the reading of them and of `info`.
-    fn gone_since(&self, seen: &Seen, info: &Info) -> u64 {
-        let is_gone = |entry: &&Entry| info.first_entry.is_none_or(|first| entry.id < first);
-        seen.entries.iter().take_while(is_gone).count() as u64
+    /// Counts the entries in `slice` that were trimmed before `info` was read.
+    fn trimmed_since(slice: &StreamSlice, info: &StreamInfo) -> u64 {
+        let is_gone = |entry: &&Entry| info.first_id.is_none_or(|first| entry.id < first);
+        slice.entries.iter().take_while(is_gone).count() as u64
     }
 
-    fn ordinals(&self, seen: &Seen, info: &Info) -> Vec<Option<u64>> {
-        let count = seen.entries.len() as u64;
-        let from = |first: u64| (first..first + count).map(Some).collect();
-        let nothing = || vec![None; seen.entries.len()];
+    /// Returns the ordinal of each entry in `slice`, where it can be known.
+    fn ordinals(&self, slice: &StreamSlice, info: &StreamInfo) -> Vec<Option<u64>> {
+        let count = slice.entries.len() as u64;
+        let counted_from = |first: u64| (first..first + count).map(Some).collect();
+        let unknown = || vec![None; slice.entries.len()];
         if *self != Self::BEGINNING
-            && let Some(own) = self.ordinal.filter(|_| info.added.is_some())
+            && let Some(own) = self.ordinal.filter(|_| info.entries_added.is_some())
         {
-            return from(own + 1);
+            return counted_from(own + 1);
         }
-        let (Some(added), Some(first), Some(last)) = (info.added, seen.entries.first(), seen.entries.last()) else {
-            return nothing();
+        let (Some(added), Some(first), Some(last)) = (info.entries_added, slice.entries.first(), slice.entries.last())
+        else {
+            return unknown();
         };
-        let deleted = info.deleted.unwrap_or_default();
-        // from the front: nothing after the first that is there was deleted
-        let gone_since = self.gone_since(seen, info);
-        if self.is_before_all() && deleted < first.id && gone_since < count && added >= info.length + gone_since {
-            return from(added - info.length + 1 - gone_since);
+        let max_deleted_id = info.max_deleted_id.unwrap_or_default();
+        // forwards from the first entry of the stream, where XDEL deleted none after it
+        let trimmed = Self::trimmed_since(slice, info);
+        if self.is_before_all() && max_deleted_id < first.id && trimmed < count && added >= info.length + trimmed {
+            return counted_from(added - info.length + 1 - trimmed);
         }
-        // from the end: nothing was added after the last
-        if !seen.is_cut && last.id == info.last && added >= count {
-            let ordinals = seen.entries.iter().zip(added - count + 1..);
-            return ordinals.map(|(entry, ordinal)| (entry.id > deleted).then_some(ordinal)).collect();
+        // backwards from the last entry of the stream, down to the newest that XDEL deleted
+        if !slice.is_cut && last.id == info.last_id && added >= count {
+            let ordinals = slice.entries.iter().zip(added - count + 1..);
+            return ordinals.map(|(entry, ordinal)| (entry.id > max_deleted_id).then_some(ordinal)).collect();
         }
-        nothing()
+        unknown()
     }
 
     // ---- as a cursor
 
     const HAS_ORDINAL: u8 = 1;
-    const HAS_PRINT: u8 = 2;
-    const HAS_EXCUSED: u8 = 4;
+    const HAS_FINGERPRINT: u8 = 2;
+    const HAS_IGNORED: u8 = 4;
 
     pub fn seal(&self, job: &JobId) -> Cursor {
         Cursor::seal(Self::VERSION, job, &self.encode())
     }
 
+    /// Returns the position that a cursor of this job holds. `None` for any other text.
     pub fn open(job: &JobId, text: &str) -> Option<Self> {
         let inside = Cursor::open(Self::VERSION, job, text)?;
-        // one spelling for each position
+        // each position has one encoding; any other was not made here
         Self::decode(&inside).filter(|position| position.encode() == inside)
     }
 
     fn encode(&self) -> Vec<u8> {
-        let is_excused = self.excused > EntryId::ZERO;
+        let ignored = Some(self.ignore_deleted_up_to).filter(|id| *id > EntryId::ZERO);
         let flags = [
             (self.ordinal.is_some(), Self::HAS_ORDINAL),
-            (self.print.is_some(), Self::HAS_PRINT),
-            (is_excused, Self::HAS_EXCUSED),
+            (self.fingerprint.is_some(), Self::HAS_FINGERPRINT),
+            (ignored.is_some(), Self::HAS_IGNORED),
         ];
         let mut to = vec![flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum()];
-        varint::write(&mut to, self.id.ms);
-        varint::write(&mut to, self.id.seq);
+        write_id(&mut to, self.id);
         if let Some(ordinal) = self.ordinal {
             varint::write(&mut to, ordinal);
         }
-        to.extend(self.print.iter().flatten());
-        if is_excused {
-            varint::write(&mut to, self.excused.ms);
-            varint::write(&mut to, self.excused.seq);
+        to.extend(self.fingerprint.iter().flatten());
+        if let Some(ignored) = ignored {
+            write_id(&mut to, ignored);
         }
         to
     }
@@ -193,24 +205,29 @@ impl Position {
         let (flags, mut rest) = bytes.split_first()?;
         let from = &mut rest;
         let has = |flag| flags & flag != 0;
-        let id = EntryId { ms: varint::read(from)?, seq: varint::read(from)? };
+        let id = read_id(from)?;
         let ordinal = if has(Self::HAS_ORDINAL) { Some(varint::read(from)?) } else { None };
-        let print = match has(Self::HAS_PRINT) {
-            true => {
-                let (print, after) = from.split_first_chunk::<CHECK_BYTES>()?;
-                *from = after;
-                Some(*print)
-            }
-            false => None,
+        let fingerprint = if has(Self::HAS_FINGERPRINT) {
+            let (fingerprint, after) = from.split_first_chunk::<CHECK_BYTES>()?;
+            *from = after;
+            Some(*fingerprint)
+        } else {
+            None
         };
-        let excused = match has(Self::HAS_EXCUSED) {
-            true => EntryId { ms: varint::read(from)?, seq: varint::read(from)? },
-            false => EntryId::ZERO,
-        };
-        // more than anybody ever adds, and no sum of it overflows
-        let is_sane = ordinal.is_none_or(|ordinal| ordinal < 1 << 60);
-        is_sane.then_some(Self { id, ordinal, print, excused })
+        let ignore_deleted_up_to = if has(Self::HAS_IGNORED) { read_id(from)? } else { EntryId::ZERO };
+        // no stream ever holds as many; sums with a smaller number do not overflow
+        let is_plausible = ordinal.is_none_or(|ordinal| ordinal < 1 << 60);
+        is_plausible.then_some(Self { id, ordinal, fingerprint, ignore_deleted_up_to })
     }
+}
+
+fn write_id(to: &mut Vec<u8>, id: EntryId) {
+    varint::write(to, id.ms);
+    varint::write(to, id.seq);
+}
+
+fn read_id(from: &mut &[u8]) -> Option<EntryId> {
+    Some(EntryId { ms: varint::read(from)?, seq: varint::read(from)? })
 }
 
 #[cfg(test)]
@@ -251,18 +268,18 @@ mod tests {
             self.deleted = self.deleted.max(id);
         }
 
-        fn info(&self, counts: bool) -> Option<Info> {
-            Some(Info {
+        fn info(&self, counts: bool) -> Option<StreamInfo> {
+            Some(StreamInfo {
                 length: self.live.len() as u64,
-                last: self.ever.last()?.id,
-                added: counts.then_some(self.ever.len() as u64),
-                deleted: counts.then_some(self.deleted),
-                first_entry: self.live.keys().next().copied(),
+                last_id: self.ever.last()?.id,
+                entries_added: counts.then_some(self.ever.len() as u64),
+                max_deleted_id: counts.then_some(self.deleted),
+                first_id: self.live.keys().next().copied(),
                 last_entry: self.live.values().last().cloned(),
             })
         }
 
-        fn see(&self, after: &Position, count: usize, counts: bool) -> Seen {
+        fn slice(&self, after: &Position, count: usize, counts: bool) -> StreamSlice {
             let mut entries: Vec<Entry> = self
                 .live
                 .range(after.id..)
@@ -271,7 +288,8 @@ mod tests {
                 .collect();
             let is_cut = entries.len() > count;
             entries.truncate(count);
-            Seen { here: self.live.get(&after.id).map(Entry::print), entries, is_cut, info: self.info(counts) }
+            let at_position = self.live.get(&after.id).map(Entry::fingerprint);
+            StreamSlice { at_position, entries, is_cut, info: self.info(counts) }
         }
 
         fn gone_after(&self, after: EntryId) -> impl Iterator<Item = EntryId> {
@@ -280,52 +298,52 @@ mod tests {
     }
 
     #[derive(Clone, Debug)]
-    enum Deed {
+    enum Step {
         Add(usize),
         Trim(usize),
         Delete(usize),
         Read(usize),
     }
 
-    fn deeds() -> impl Strategy<Value = Vec<Deed>> {
-        let deed = prop_oneof![
-            3 => (1..6usize).prop_map(Deed::Add),
-            1 => (1..5usize).prop_map(Deed::Trim),
-            1 => (0..20usize).prop_map(Deed::Delete),
-            4 => (1..5usize).prop_map(Deed::Read),
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            3 => (1..6usize).prop_map(Step::Add),
+            1 => (1..5usize).prop_map(Step::Trim),
+            1 => (0..20usize).prop_map(Step::Delete),
+            4 => (1..5usize).prop_map(Step::Read),
         ];
-        proptest::collection::vec(deed, 1..40)
+        proptest::collection::vec(step, 1..40)
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(3000))]
 
-        /// One reader from the first entry on, one that comes when much is gone already: each is told of a loss when, and
-        /// only when, an entry after its position went that was there when it began.
+        /// One reader begins before the first entry, the other when some are gone already. A reset is due exactly where
+        /// an entry is gone that was there when the reader began and that comes after its position.
         #[test]
-        fn a_loss_is_told_when_and_only_when_there_was_one(deeds in deeds(), late in 0..10usize) {
+        fn a_reset_is_sent_when_and_only_when_an_entry_was_lost(steps in steps(), late in 0..10usize) {
             let mut model = Model::default();
             let mut readers = [Position::EMPTY, Position::BEGINNING];
-            // gone before the reader began: not lost to it
-            let mut excused = [EntryId::ZERO; 2];
-            for (step, deed) in deeds.into_iter().enumerate() {
-                match deed {
-                    Deed::Add(count) => (0..count).for_each(|_| model.add()),
-                    Deed::Trim(count) => model.trim(count),
-                    Deed::Delete(which) => model.delete(which),
-                    Deed::Read(count) => for (index, reader) in readers.iter_mut().enumerate() {
-                        if index == 1 && step < late {
+            // entries that were gone before the reader began: not lost to it
+            let mut ignored = [EntryId::ZERO; 2];
+            for (number, step) in steps.into_iter().enumerate() {
+                match step {
+                    Step::Add(count) => (0..count).for_each(|_| model.add()),
+                    Step::Trim(count) => model.trim(count),
+                    Step::Delete(which) => model.delete(which),
+                    Step::Read(count) => for (index, reader) in readers.iter_mut().enumerate() {
+                        if index == 1 && number < late {
                             continue;
                         }
                         if *reader == Position::BEGINNING {
-                            excused[index] = model.gone_after(EntryId::ZERO).max().unwrap_or_default();
+                            ignored[index] = model.gone_after(EntryId::ZERO).max().unwrap_or_default();
                         }
-                        let seen = model.see(reader, count, true);
-                        let lost = model.gone_after(reader.id).any(|id| id > excused[index]);
-                        match reader.follow(&seen) {
+                        let slice = model.slice(reader, count, true);
+                        let lost = model.gone_after(reader.id).any(|id| id > ignored[index]);
+                        match reader.follow(&slice) {
                             Ok(positions) => {
-                                prop_assert!(!lost, "{reader:?} is not told");
-                                prop_assert_eq!(positions.len(), seen.entries.len());
+                                prop_assert!(!lost, "{reader:?} gets no reset");
+                                prop_assert_eq!(positions.len(), slice.entries.len());
                                 for position in &positions {
                                     prop_assert!(position.ordinal.is_none_or(|ordinal| ordinal == position.id.ms));
                                     let job = "job".parse().expect("a job");
@@ -335,10 +353,10 @@ mod tests {
                             }
                             Err(reset) => {
                                 prop_assert_eq!(reset, Reset::Trimmed);
-                                // one whose place is not known by number is told when it might have been
-                                prop_assert!(lost || reader.ordinal.is_none(), "{reader:?} is told without cause");
+                                // without an ordinal a reset is right where an entry may be lost
+                                prop_assert!(lost || reader.ordinal.is_none(), "{reader:?} gets a reset without cause");
                                 *reader = Position::newest(model.info(true).as_ref());
-                                excused[index] = EntryId::ZERO;
+                                ignored[index] = EntryId::ZERO;
                             }
                         }
                     }
@@ -346,23 +364,23 @@ mod tests {
             }
         }
 
-        /// Where the server counts nothing, a loss by trimming is told too, if more often than there was one.
+        /// There may be more resets than losses.
         #[test]
-        fn a_server_that_does_not_count_hides_no_trimming(deeds in deeds()) {
+        fn trimming_is_noticed_although_the_server_does_not_count(steps in steps()) {
             let mut model = Model::default();
             let mut reader: Option<Position> = None;
-            for deed in deeds {
-                match deed {
-                    Deed::Add(count) => (0..count).for_each(|_| model.add()),
-                    Deed::Trim(count) => model.trim(count),
-                    Deed::Delete(_) => {}
-                    Deed::Read(count) => {
+            for step in steps {
+                match step {
+                    Step::Add(count) => (0..count).for_each(|_| model.add()),
+                    Step::Trim(count) => model.trim(count),
+                    Step::Delete(_) => {}
+                    Step::Read(count) => {
                         let at = reader.unwrap_or(Position::BEGINNING);
-                        let seen = model.see(&at, count, false);
-                        match at.follow(&seen) {
+                        let slice = model.slice(&at, count, false);
+                        match at.follow(&slice) {
                             Ok(positions) => {
                                 let lost = reader.is_some() && model.gone_after(at.id).next().is_some();
-                                prop_assert!(!lost, "{at:?} is not told");
+                                prop_assert!(!lost, "{at:?} gets no reset");
                                 reader = positions.last().copied().or(reader);
                             }
                             Err(_) => reader = None,
@@ -374,13 +392,13 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_is_not_what_it_was_is_told_from_one_that_is() {
+    fn a_stream_that_was_made_anew_or_rolled_back_is_noticed() {
         let mut model = Model::default();
         (0..10).for_each(|_| model.add());
-        let at = |number: u64| Position::at(&entry(number), Some(number));
-        let follow = |model: &Model, number| at(number).follow(&model.see(&at(number), 100, true));
+        let at = |number: u64| Position::after(&entry(number), Some(number));
+        let follow = |model: &Model, number| at(number).follow(&model.slice(&at(number), 100, true));
         assert!(follow(&model, 4).is_ok());
-        // made anew: ids go on above the old ones
+        // deleted and made anew: its ids are above the old ones
         let mut anew = Model { ever: Vec::new(), ..model.clone() };
         anew.live.clear();
         for number in 20..25 {
@@ -388,7 +406,7 @@ mod tests {
             anew.live.insert(entry(number).id, entry(number));
         }
         assert_eq!(follow(&anew, 4), Err(Reset::Rewound));
-        // taken back, and written to since: under the same id stands another
+        // rolled back, as by a failover, and written to since: another entry has the same id
         let mut back = model.clone();
         back.ever.truncate(8);
         back.live.retain(|id, _| id.ms <= 8);
@@ -399,9 +417,9 @@ mod tests {
         back.live.insert(other.id, other);
         assert_eq!(follow(&back, 9), Err(Reset::Rewound));
         assert!(follow(&back, 8).is_ok());
-        // gone altogether
-        let seen = Seen { here: None, entries: Vec::new(), is_cut: false, info: None };
-        assert_eq!(at(3).follow(&seen), Err(Reset::Rewound));
-        assert_eq!(Position::EMPTY.follow(&seen), Ok(Vec::new()));
+        // deleted
+        let slice = StreamSlice { at_position: None, entries: Vec::new(), is_cut: false, info: None };
+        assert_eq!(at(3).follow(&slice), Err(Reset::Rewound));
+        assert_eq!(Position::EMPTY.follow(&slice), Ok(Vec::new()));
     }
 }

@@ -1,187 +1,224 @@
-//! Tails the streams: a job is read when its server says that one of its keys changed, when it begins to be watched, and
-//! now and then because a poll's turn comes to it. Each reading starts at the job's own position and finds out for itself
-//! what is new; a wake-up that is lost only makes it late.
+//! The tail over all watched streams.
 //!
-//! Invariant: `queue` holds just the jobs that are `queued`, each once; `held` those that a server did not answer for.
+//! A job is read when its server tells that one of its keys changed, when its watch begins, and when the poll comes to it.
+//! Each read starts at the job's own position and finds the new entries by itself, so a lost invalidation only delays it.
+//!
+//! Invariant: `queue` holds exactly the jobs with `is_queued`, each once. `held` holds the jobs whose server did not answer.
 
 use super::Store;
 use super::address::Address;
+use super::connections::{Nodes, Request};
 use super::entry::mean_size;
 use super::error::{failed, is_moved};
-use super::hearing::Hearing;
+use super::invalidation::Invalidations;
 use super::keys::slot;
-use super::nodes::{Fault, Links, Request};
-use super::position::{Position, Seen};
+use super::position::{Position, StreamSlice};
+use super::topology::NodeError;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{JobNews, Joiner, Limit, News, Tail, Wakeup};
+use crate::source::{Joiner, Limit, News, Tail, TailBatch, Wakeup};
 use crate::sse::{JobEnd, Reset};
 use crate::telemetry;
 use async_trait::async_trait;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// One read stops at about so much.
+/// Bounds of one read, all jobs together.
 const READ: Limit = Limit { events: 2048, bytes: 1 << 20 };
-/// Jobs that are asked for at once.
-const BATCH: usize = 64;
-/// Entries that are asked for of each: few where there are many jobs, or entries are long, so that an answer stays bounded.
-const MOST_OF_ONE: usize = 512;
-const LEAST_OF_ONE: usize = 16;
-/// Entries that a joining reader may lack.
-const MOST_MISSING: usize = 1024;
-/// Jobs that a poll reads although nothing was heard of them.
-const POLLED: usize = 256;
+/// Jobs asked for at once.
+const MAX_JOBS_PER_REQUEST: usize = 64;
+/// Bounds of the entries asked for of one job: fewer where there are many jobs, or where entries are large.
+const MIN_ENTRIES_PER_JOB: usize = 16;
+const MAX_ENTRIES_PER_JOB: usize = 512;
+/// Entries that a joiner may lack. One that lacks more reads pages first.
+const MAX_JOINER_ENTRIES: usize = 1024;
+/// Jobs that one poll reads although no change of theirs was told.
+const JOBS_PER_POLL: usize = 256;
 
 pub struct RedisTail {
     store: Arc<Store>,
-    links: Links,
-    hearing: Arc<Hearing>,
-    live: BTreeMap<JobId, Watched>,
-    /// Whose key it is.
+    /// Connections of the tail alone: on these the servers track what was read.
+    nodes: Nodes,
+    invalidations: Arc<Invalidations>,
+    watched: BTreeMap<JobId, Watched>,
+    /// The watched job of each key.
     by_key: HashMap<String, JobId>,
+    /// Jobs to read next, in this order.
     queue: VecDeque<JobId>,
+    /// Jobs whose server did not answer. They are queued again at the next poll, or when servers or connections change.
     held: Vec<JobId>,
-    /// Why those are held.
+    /// The reason why jobs are held.
     outage: Option<SourceError>,
     poll_interval: Duration,
-    polled: Option<Instant>,
-    /// Where the last poll's turn ended.
-    turn: Option<JobId>,
-    /// Of the map of servers.
-    version: u64,
+    last_poll: Option<Instant>,
+    /// The last job that the last poll read; the next poll goes on after it. `None`: at the first job.
+    polled_up_to: Option<JobId>,
+    /// The version of the topology that jobs were last compared with.
+    topology_version: u64,
 }
 
 struct Watched {
-    /// After the last entry that was read, be it an event or not.
+    /// The position after the last entry that was read, an event or not.
     position: Position,
-    /// How the job ended, by the hash.
-    ended: Option<JobStatus>,
-    /// What the status is was not asked since it may have changed.
-    asks_status: bool,
+    /// The final status in the job's hash.
+    final_status: Option<JobStatus>,
+    /// The status may have changed since it was read.
+    needs_status: bool,
     is_queued: bool,
-    /// Bytes of an entry, on average, when some were read last.
+    /// Mean bytes of the entries that were read last.
     entry_size: Option<usize>,
-    /// Who was asked for the stream and for the hash: each tells what changes there.
+    /// The nodes that the stream and the hash were read from, and that track them.
     nodes: [Option<Address>; 2],
 }
 
 impl Watched {
-    /// How many entries to ask for, of about so many bytes together.
-    fn count(&self, bytes: usize, most: usize) -> usize {
-        self.entry_size.map_or(LEAST_OF_ONE, |size| (bytes / size).clamp(1, most))
+    /// Returns the number of entries to ask for, of about `bytes` together.
+    fn count(&self, bytes: usize, max: usize) -> usize {
+        self.entry_size.map_or(MIN_ENTRIES_PER_JOB, |size| (bytes / size).clamp(1, max))
     }
+}
+
+/// The results of one read, as they come in.
+struct ReadProgress {
+    batch: TailBatch,
+    /// Jobs that were read up to their last entry.
+    fully_read: HashSet<JobId>,
+    /// Number of jobs that a server answered for.
+    answered: usize,
+    /// The last error of a server.
+    error: Option<NodeError>,
 }
 
 impl RedisTail {
     pub fn new(store: Arc<Store>) -> Self {
-        let hearing = Arc::new(Hearing::default());
+        let invalidations = Arc::new(Invalidations::default());
         Self {
-            links: Links::new(store.topology.clone(), Some(hearing.clone())),
-            version: store.topology.version(),
+            nodes: Nodes::new(store.topology.clone(), Some(invalidations.clone())),
+            topology_version: store.topology.version(),
             poll_interval: store.poll_interval,
             store,
-            hearing,
-            live: BTreeMap::new(),
+            invalidations,
+            watched: BTreeMap::new(),
             by_key: HashMap::new(),
             queue: VecDeque::new(),
             held: Vec::new(),
             outage: None,
-            polled: None,
-            turn: None,
+            last_poll: None,
+            polled_up_to: None,
         }
     }
 
+    /// Returns the keys of the stream and of the hash.
     fn keys(&self, job: &JobId) -> [Option<String>; 2] {
-        [Some(self.store.events.key(job)), self.store.job.as_ref().map(|template| template.key(job))]
-    }
-
-    /// Its turn comes in the next read.
-    fn queue(&mut self, job: &JobId, asks_status: bool) {
-        let Some(watched) = self.live.get_mut(job) else { return };
-        watched.asks_status |= asks_status;
-        if !std::mem::replace(&mut watched.is_queued, true) {
-            self.queue.push_back(job.clone());
-        }
-    }
-
-    fn queue_all(&mut self) {
-        for job in self.live.keys().cloned().collect::<Vec<_>>() {
-            self.queue(&job, true);
-        }
-    }
-
-    /// What was heard, what has moved to another server, and, when it is time, what a poll reads.
-    fn gather(&mut self) {
-        let heard = self.hearing.take();
-        for key in heard.keys {
-            let Some(job) = self.by_key.get(&key).cloned() else { continue };
-            let is_stream = self.store.events.key(&job) == key;
-            self.queue(&job, !is_stream);
-        }
-        if heard.is_lost {
-            self.release();
-            self.queue_all();
-        }
-        let version = self.store.topology.version();
-        if std::mem::replace(&mut self.version, version) != version {
-            self.release();
-            for job in self.live.keys().cloned().collect::<Vec<_>>() {
-                if self.live.get(&job).is_some_and(|watched| watched.nodes != self.nodes_of(&job)) {
-                    self.queue(&job, true);
-                }
-            }
-        }
-        if self.polled.is_none_or(|at| at.elapsed() >= self.poll_interval) {
-            self.polled = Some(Instant::now());
-            self.release();
-            self.poll();
-        }
+        [Some(self.store.events_key.key(job)), self.store.job_key.as_ref().map(|template| template.key(job))]
     }
 
     fn nodes_of(&self, job: &JobId) -> [Option<Address>; 2] {
         self.keys(job).map(|key| self.store.topology.node_of(slot(&key?)).ok())
     }
 
-    fn poll(&mut self) {
-        if self.hearing.is_deaf() {
-            return self.queue_all();
+    // ---- the queue
+
+    fn queue(&mut self, job: &JobId, needs_status: bool) {
+        let Some(watched) = self.watched.get_mut(job) else { return };
+        watched.needs_status |= needs_status;
+        if !watched.is_queued {
+            watched.is_queued = true;
+            self.queue.push_back(job.clone());
         }
-        let from = self.turn.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-        let turn: Vec<JobId> =
-            self.live.range::<JobId, _>((from, Bound::Unbounded)).take(POLLED).map(|(job, _)| job.clone()).collect();
-        self.turn = turn.last().cloned().filter(|_| turn.len() == POLLED);
-        for job in turn {
+    }
+
+    fn queue_first(&mut self, job: &JobId) {
+        let Some(watched) = self.watched.get_mut(job) else { return };
+        if watched.is_queued {
+            self.queue.retain(|queued| queued != job);
+        }
+        watched.is_queued = true;
+        self.queue.push_front(job.clone());
+    }
+
+    fn queue_all(&mut self) {
+        for job in self.watched.keys().cloned().collect::<Vec<_>>() {
             self.queue(&job, true);
         }
     }
 
-    /// What was held is tried again.
-    fn release(&mut self) {
+    fn queue_held(&mut self) {
         for job in std::mem::take(&mut self.held) {
             self.queue(&job, true);
         }
     }
 
-    fn next_batch(&mut self) -> Vec<JobId> {
-        let mut batch = Vec::new();
-        while let Some(job) = self.queue.pop_front() {
-            if let Some(watched) = self.live.get_mut(&job) {
-                watched.is_queued = false;
-                batch.push(job);
-            }
-            if batch.len() == BATCH {
-                break;
-            }
+    /// Queues the jobs that changed, those that moved to another node, and those of the poll where it is due.
+    fn queue_due(&mut self) {
+        self.queue_changed();
+        self.queue_moved();
+        if self.last_poll.is_none_or(|at| at.elapsed() >= self.poll_interval) {
+            self.last_poll = Some(Instant::now());
+            self.queue_held();
+            self.queue_polled();
         }
-        batch
     }
 
-    fn drop_watch(&mut self, job: &JobId) {
-        if self.live.remove(job).is_some_and(|watched| watched.is_queued) {
+    fn queue_changed(&mut self) {
+        let changes = self.invalidations.take();
+        for key in changes.changed_keys {
+            let Some(job) = self.by_key.get(&key).cloned() else { continue };
+            let is_stream = self.store.events_key.key(&job) == key;
+            self.queue(&job, !is_stream);
+        }
+        if changes.is_incomplete {
+            self.queue_held();
+            self.queue_all();
+        }
+    }
+
+    fn queue_moved(&mut self) {
+        let version = self.store.topology.version();
+        if version == self.topology_version {
+            return;
+        }
+        self.topology_version = version;
+        self.queue_held();
+        for job in self.watched.keys().cloned().collect::<Vec<_>>() {
+            if self.watched.get(&job).is_some_and(|watched| watched.nodes != self.nodes_of(&job)) {
+                self.queue(&job, true);
+            }
+        }
+    }
+
+    /// Queues the next jobs in turn, or all of them where a server does not tell what changed.
+    fn queue_polled(&mut self) {
+        if self.invalidations.has_untracked_nodes() {
+            return self.queue_all();
+        }
+        let from = self.polled_up_to.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let rest = self.watched.range::<JobId, _>((from, Bound::Unbounded));
+        let polled: Vec<JobId> = rest.take(JOBS_PER_POLL).map(|(job, _)| job.clone()).collect();
+        self.polled_up_to = polled.last().cloned().filter(|_| polled.len() == JOBS_PER_POLL);
+        for job in polled {
+            self.queue(&job, true);
+        }
+    }
+
+    fn next_jobs(&mut self) -> Vec<JobId> {
+        let mut jobs = Vec::new();
+        while jobs.len() < MAX_JOBS_PER_REQUEST
+            && let Some(job) = self.queue.pop_front()
+        {
+            if let Some(watched) = self.watched.get_mut(&job) {
+                watched.is_queued = false;
+                jobs.push(job);
+            }
+        }
+        jobs
+    }
+
+    fn remove(&mut self, job: &JobId) {
+        if self.watched.remove(job).is_some_and(|watched| watched.is_queued) {
             self.queue.retain(|queued| queued != job);
         }
         self.held.retain(|held| held != job);
@@ -189,236 +226,218 @@ impl RedisTail {
             self.by_key.remove(&key);
         }
     }
+
+    // ---- one read
+
+    async fn read_jobs(&mut self, jobs: &[JobId], read: &mut ReadProgress) {
+        for job in jobs {
+            let nodes = self.nodes_of(job);
+            if let Some(watched) = self.watched.get_mut(job) {
+                watched.nodes = nodes;
+            }
+        }
+        // statuses first: where one is final by then, all events come before the end
+        let failed = self.read_statuses(jobs, read).await;
+        self.read_streams(jobs.iter().filter(|job| !failed.contains(*job)), jobs.len(), read).await;
+    }
+
+    /// Reads the statuses that may have changed. Returns the jobs whose server did not answer.
+    async fn read_statuses(&mut self, jobs: &[JobId], read: &mut ReadProgress) -> HashSet<JobId> {
+        let needs_status = |job: &&JobId| self.watched.get(*job).is_some_and(|watched| watched.needs_status);
+        let requests = jobs.iter().filter(needs_status);
+        let (jobs, requests): (Vec<&JobId>, Vec<Request>) =
+            requests.filter_map(|job| Some((job, self.store.status_request(job)?))).unzip();
+        let mut failed = HashSet::new();
+        for (job, replies) in jobs.into_iter().zip(self.nodes.send(&requests).await) {
+            let status = self.store.parse_status(replies);
+            let Some(watched) = self.watched.get_mut(job) else { continue };
+            match status {
+                Ok(status) => {
+                    watched.needs_status = false;
+                    watched.final_status = status.and_then(|status| self.store.settings.statuses.find(&status));
+                }
+                Err(error) => {
+                    failed.insert(job.clone());
+                    self.on_error(job, error, read);
+                }
+            }
+        }
+        failed
+    }
+
+    /// Reads the new entries of jobs. Each may take one of `shares` equal shares of the read.
+    async fn read_streams(&mut self, jobs: impl Iterator<Item = &JobId>, shares: usize, read: &mut ReadProgress) {
+        let max = (READ.events / shares.max(1)).clamp(MIN_ENTRIES_PER_JOB, MAX_ENTRIES_PER_JOB);
+        let bytes = READ.bytes / shares.max(1);
+        let asked = jobs.filter_map(|job| {
+            let watched = self.watched.get(job)?;
+            Some((job, watched.position, watched.count(bytes, max)))
+        });
+        let asked: Vec<(&JobId, Position, usize)> = asked.collect();
+        let requests: Vec<Request> =
+            asked.iter().map(|(job, after, count)| self.store.stream_request(job, after, *count)).collect();
+        for ((job, after, count), replies) in asked.into_iter().zip(self.nodes.send(&requests).await) {
+            match self.store.parse_stream(replies, &after, count) {
+                Ok(slice) => {
+                    read.answered += 1;
+                    self.on_slice(job, &after, &slice, read);
+                }
+                Err(error) => self.on_error(job, error, read),
+            }
+        }
+    }
+
+    /// Takes the new entries of one job.
+    fn on_slice(&mut self, job: &JobId, after: &Position, slice: &StreamSlice, read: &mut ReadProgress) {
+        let positions = match after.follow(slice) {
+            Ok(positions) => positions,
+            Err(reset) => return self.end(job, JobEnd::Lost(reset), read),
+        };
+        let Some(watched) = self.watched.get_mut(job) else { return };
+        watched.entry_size = mean_size(&slice.entries).or(watched.entry_size);
+        let mut skipped = 0;
+        for (entry, position) in slice.entries.iter().zip(positions) {
+            watched.position = position;
+            match entry.event(job) {
+                Some(event) => read.batch.push(job, event, position.seal(job)),
+                None => skipped += 1,
+            }
+        }
+        telemetry::SKIPPED.counter(&[]).increment(skipped);
+        if slice.is_cut {
+            read.fully_read.remove(job);
+            return self.queue(job, false);
+        }
+        read.fully_read.insert(job.clone());
+        let position = watched.position;
+        let end = watched.final_status.or_else(|| self.store.resolve_end(None, slice.info.as_ref(), &position));
+        if let Some(status) = end {
+            self.end(job, JobEnd::Complete(status), read);
+        }
+    }
+
+    /// Holds a job whose server did not answer. An error of the job's own keys ends its watch instead: readers meet the
+    /// error themselves when they read pages again.
+    fn on_error(&mut self, job: &JobId, error: NodeError, read: &mut ReadProgress) {
+        if error.error.code() == Some("WRONGTYPE") || is_moved(&error.error) {
+            read.answered += 1;
+            return self.end(job, JobEnd::Lost(Reset::Rewound), read);
+        }
+        read.error = Some(error);
+        self.held.push(job.clone());
+    }
+
+    fn end(&mut self, job: &JobId, end: JobEnd, read: &mut ReadProgress) {
+        self.remove(job);
+        read.batch.end(job, end);
+    }
+
+    /// Turns an error of a read into an outage of the servers that did not answer, or fails where none answered.
+    fn note_outage(&mut self, read: &mut ReadProgress) -> Result<(), SourceError> {
+        let Some(error) = read.error.take() else {
+            if self.held.is_empty() {
+                self.outage = None;
+            }
+            return Ok(());
+        };
+        let error = failed("reading new events", error);
+        if read.answered == 0 {
+            // the caller waits before the next read, and then all of them are tried
+            self.outage = None;
+            self.queue_held();
+            return Err(error);
+        }
+        self.outage = Some(error);
+        Ok(())
+    }
+
+    /// Returns the published events that a joiner lacks. The job must have been read to its last entry just now.
+    async fn catch_up(&mut self, joiner: &Joiner, read: &mut ReadProgress) -> Option<Vec<(Event, Cursor)>> {
+        let job = &joiner.job;
+        let after = Position::open(job, joiner.after.as_str())?;
+        let watched = self.watched.get(job)?;
+        let published_up_to = watched.position.id;
+        let count = watched.count(READ.bytes, MAX_JOINER_ENTRIES).max(MIN_ENTRIES_PER_JOB);
+        if !read.fully_read.contains(job) {
+            return None;
+        }
+        let replies = self.nodes.send(&[self.store.stream_request(job, &after, count)]).await.pop()?;
+        let slice = self.store.parse_stream(replies, &after, count).ok()?;
+        let positions = match after.follow(&slice) {
+            Ok(positions) => positions,
+            Err(reset) => {
+                self.end(job, JobEnd::Lost(reset), read);
+                return None;
+            }
+        };
+        if slice.is_cut && slice.entries.last().is_some_and(|last| last.id < published_up_to) {
+            return None;
+        }
+        let published = slice.entries.iter().zip(positions).filter(|(entry, _)| entry.id <= published_up_to);
+        let events = published.filter_map(|(entry, position)| Some((entry.event(job)?, position.seal(job))));
+        Some(events.collect())
+    }
 }
 
 #[async_trait]
 impl Tail for RedisTail {
     fn watch(&mut self, job: JobId, after: Cursor) {
         let position = Position::open(&job, after.as_str()).unwrap_or(Position::BEGINNING);
+        self.remove(&job);
         for key in self.keys(&job).into_iter().flatten() {
             self.by_key.insert(key, job.clone());
         }
-        self.drop_queued(&job);
         let watched = Watched {
             position,
-            ended: None,
-            asks_status: true,
-            is_queued: true,
+            final_status: None,
+            needs_status: true,
+            is_queued: false,
             entry_size: None,
             nodes: [None, None],
         };
-        self.live.insert(job.clone(), watched);
-        // before those that a poll only looks after
-        self.queue.push_front(job);
+        self.watched.insert(job.clone(), watched);
+        // before the jobs of a poll, of which nothing is known to have changed
+        self.queue_first(&job);
     }
 
     fn unwatch(&mut self, job: &JobId) {
-        self.drop_watch(job);
+        self.remove(job);
     }
 
     async fn woken(&mut self) -> Wakeup {
-        self.hearing.rung().await;
+        self.invalidations.changed().await;
         Wakeup::Notify
     }
 
     async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError> {
-        self.gather();
-        for reader in joining {
-            self.queue(&reader.job, false);
-            self.queue_first(&reader.job);
+        self.queue_due();
+        for joiner in joining {
+            self.queue_first(&joiner.job);
         }
-        let mut draft = Draft::default();
-        if self.queue.is_empty() && self.held.is_empty() && self.live.is_empty() {
-            // nobody watches: still it is known whether the source answers
-            let greeted = self.store.greet(&self.links).await;
-            greeted.map_err(|fault| failed("reading new events", fault))?;
+        if self.watched.is_empty() {
+            // no job tells whether the servers answer
+            let probed = self.store.probe_access(&self.nodes).await;
+            probed.map_err(|error| failed("reading new events", error))?;
         }
-        while !draft.is_full() {
-            let batch = self.next_batch();
-            if batch.is_empty() {
+        let mut read =
+            ReadProgress { batch: TailBatch::new(READ), fully_read: HashSet::new(), answered: 0, error: None };
+        while !read.batch.is_full() {
+            let jobs = self.next_jobs();
+            if jobs.is_empty() {
                 break;
             }
-            self.read_batch(&batch, &mut draft).await;
+            self.read_jobs(&jobs, &mut read).await;
         }
-        if let Some(fault) = draft.fault.take() {
-            let error = failed("reading new events", fault);
-            if draft.answered == 0 {
-                // not to be tried again before the pause that this asks for
-                self.outage = None;
-                self.release();
-                return Err(error);
-            }
-            self.outage = Some(error);
-        } else if self.held.is_empty() {
-            self.outage = None;
-        }
+        self.note_outage(&mut read)?;
         let mut caught_up_joiners = Vec::with_capacity(joining.len());
-        for reader in joining {
-            caught_up_joiners.push(self.missing(reader, &mut draft).await);
+        for joiner in joining {
+            caught_up_joiners.push(self.catch_up(joiner, &mut read).await);
         }
-        let told = draft.jobs.into_iter().filter(|(_, told)| !told.events.is_empty() || told.end.is_some());
-        let jobs = told.map(|(job, told)| JobNews { job, events: told.events, end: told.end }).collect();
-        Ok(News { jobs, caught_up_joiners, more: !self.queue.is_empty(), outage: self.outage.clone() })
-    }
-}
-
-/// What a read is about to tell.
-#[derive(Default)]
-struct Draft {
-    jobs: BTreeMap<JobId, Told>,
-    events: usize,
-    bytes: usize,
-    /// Jobs that a server answered for.
-    answered: usize,
-    fault: Option<Fault>,
-}
-
-#[derive(Default)]
-struct Told {
-    events: Vec<(Event, Cursor)>,
-    /// Read to its end.
-    is_level: bool,
-    end: Option<JobEnd>,
-}
-
-impl Draft {
-    fn is_full(&self) -> bool {
-        self.events >= READ.events || self.bytes >= READ.bytes
-    }
-}
-
-impl RedisTail {
-    fn drop_queued(&mut self, job: &JobId) {
-        if self.live.get(job).is_some_and(|watched| watched.is_queued) {
-            self.queue.retain(|queued| queued != job);
-        }
-    }
-
-    fn queue_first(&mut self, job: &JobId) {
-        if self.live.get(job).is_some_and(|watched| watched.is_queued) {
-            self.queue.retain(|queued| queued != job);
-            self.queue.push_front(job.clone());
-        }
-    }
-
-    /// Statuses first: an end that is known by then comes after all events that are read then.
-    async fn read_batch(&mut self, batch: &[JobId], draft: &mut Draft) {
-        for job in batch {
-            let nodes = self.nodes_of(job);
-            if let Some(watched) = self.live.get_mut(job) {
-                watched.nodes = nodes;
-            }
-        }
-        let asked = |job: &&JobId| self.live.get(*job).is_some_and(|watched| watched.asks_status);
-        let (jobs, requests): (Vec<JobId>, Vec<Request>) =
-            batch.iter().filter(asked).filter_map(|job| Some((job.clone(), self.store.ask_status(job)?))).unzip();
-        let mut silent = Vec::new();
-        if !requests.is_empty() {
-            for (job, answer) in jobs.into_iter().zip(self.links.ask(&requests).await) {
-                let status = self.store.read_status(answer);
-                let Some(watched) = self.live.get_mut(&job) else { continue };
-                match status {
-                    Ok(status) => {
-                        watched.asks_status = false;
-                        watched.ended = status.and_then(|status| self.store.settings.statuses.find(&status));
-                    }
-                    Err(fault) => {
-                        silent.push(job.clone());
-                        self.hold(job, fault, draft);
-                    }
-                }
-            }
-        }
-        let spoken = batch.iter().filter(|job| !silent.contains(job));
-        let shares = batch.len().max(1);
-        let most = (READ.events / shares).clamp(LEAST_OF_ONE, MOST_OF_ONE);
-        let asked: Vec<(JobId, Position, usize)> = spoken
-            .filter_map(|job| {
-                let watched = self.live.get(job)?;
-                Some((job.clone(), watched.position, watched.count(READ.bytes / shares, most)))
-            })
-            .collect();
-        let requests: Vec<Request> =
-            asked.iter().map(|(job, after, count)| self.store.look(job, after, *count)).collect();
-        for ((job, after, count), answers) in asked.into_iter().zip(self.links.ask(&requests).await) {
-            match self.store.seen(answers, &after, count) {
-                Ok(seen) => {
-                    draft.answered += 1;
-                    self.take(job, after, seen, draft);
-                }
-                Err(fault) => self.hold(job, fault, draft),
-            }
-        }
-    }
-
-    /// A server did not answer for a job. Where that is the job's own trouble, its readers are to meet it themselves.
-    fn hold(&mut self, job: JobId, fault: Fault, draft: &mut Draft) {
-        if fault.error.code() == Some("WRONGTYPE") || is_moved(&fault.error) {
-            draft.answered += 1;
-            return self.end(job, JobEnd::Lost(Reset::Rewound), draft);
-        }
-        draft.fault = Some(fault);
-        self.held.push(job);
-    }
-
-    fn end(&mut self, job: JobId, end: JobEnd, draft: &mut Draft) {
-        self.drop_watch(&job);
-        draft.jobs.entry(job).or_default().end = Some(end);
-    }
-
-    /// Takes what was seen of one job.
-    fn take(&mut self, job: JobId, after: Position, seen: Seen, draft: &mut Draft) {
-        let positions = match after.follow(&seen) {
-            Ok(positions) => positions,
-            Err(reset) => return self.end(job, JobEnd::Lost(reset), draft),
-        };
-        let Some(watched) = self.live.get_mut(&job) else { return };
-        watched.entry_size = mean_size(&seen.entries).or(watched.entry_size);
-        let told = draft.jobs.entry(job.clone()).or_default();
-        let mut skipped = 0;
-        for (entry, position) in seen.entries.iter().zip(positions) {
-            watched.position = position;
-            match entry.event(&job) {
-                Some(event) => {
-                    draft.events += 1;
-                    draft.bytes += event.payload.as_json().len();
-                    told.events.push((event, position.seal(&job)));
-                }
-                None => skipped += 1,
-            }
-        }
-        telemetry::SKIPPED.counter(&[]).increment(skipped);
-        told.is_level = !seen.is_cut;
-        if seen.is_cut {
-            return self.queue(&job, false);
-        }
-        let ended = watched.ended.or_else(|| self.store.ending(None, seen.info.as_ref(), &watched.position));
-        if let Some(status) = ended {
-            self.end(job, JobEnd::Complete(status), draft);
-        }
-    }
-
-    /// What brings a reader level with its job, which was read just now.
-    async fn missing(&mut self, reader: &Joiner, draft: &mut Draft) -> Option<Vec<(Event, Cursor)>> {
-        let after = Position::open(&reader.job, reader.after.as_str())?;
-        let watched = self.live.get(&reader.job)?;
-        let (upto, count) = (watched.position, watched.count(READ.bytes, MOST_MISSING).max(LEAST_OF_ONE));
-        if !draft.jobs.get(&reader.job).is_some_and(|told| told.is_level) {
-            return None;
-        }
-        let request = self.store.look(&reader.job, &after, count);
-        let answers = self.links.ask(&[request]).await.pop()?;
-        let seen = self.store.seen(answers, &after, count).ok()?;
-        let Ok(positions) =
-            after.follow(&seen).map_err(|reset| self.end(reader.job.clone(), JobEnd::Lost(reset), draft))
-        else {
-            return None;
-        };
-        if seen.is_cut && seen.entries.last().is_some_and(|last| last.id < upto.id) {
-            return None;
-        }
-        let read = seen.entries.iter().zip(positions).filter(|(entry, _)| entry.id <= upto.id);
-        let told = read.filter_map(|(entry, position)| Some((entry.event(&reader.job)?, position.seal(&reader.job))));
-        Some(told.collect())
+        Ok(News {
+            jobs: read.batch.into_jobs(),
+            caught_up_joiners,
+            more: !self.queue.is_empty(),
+            outage: self.outage.clone(),
+        })
     }
 }

@@ -1,22 +1,26 @@
-//! Ingest. An id that the job has already is not appended again, and no index leads from an event's id to its entry: so
-//! the ids of jobs that were written to lately are remembered, read on from where that ended, and a script appends only if
-//! nobody else has appended meanwhile.
+//! Ingest: appends events, each id once for a job.
+//!
+//! Redis has no index from an event's id to its entry. So the ids of jobs that were written to lately are kept in memory,
+//! with the entry up to which the stream was read for them. A write first reads on from there, and then runs a script that
+//! appends only if no other process has appended meanwhile.
 
-use super::entry::{self, Entry, EntryId, number, odd, text};
+use super::entry::{Entry, EntryId};
 use super::error::failed;
-use super::nodes::{Fault, Request, said};
 use super::position::Position;
-use super::{CHUNK, Store, info_of};
+use super::reply::{number, text, unexpected_reply};
+use super::topology::NodeError;
+use super::{MAX_ENTRIES_PER_REQUEST, Store, info_command};
+use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
-use crate::event::{JobId, JobStatus, Rfc3339};
+use crate::event::{Event, JobId, JobStatus, Rfc3339};
 use crate::source::{Appended, NewEvent};
-use redis::{RedisError, Value, cmd};
+use redis::{Value, cmd};
 use std::collections::{HashMap, hash_map};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, PoisonError};
 
-/// Appends all of ARGV[2..] (each: how many, then names and values), if ARGV[1] is the last id. Returns how many entries
-/// were ever added before (-1: unknown) and the new ids; or nothing.
+/// Appends the entries in ARGV[2..] (each: a count, then so many names and values) if ARGV[1] is the last id. Returns the
+/// number of entries ever added before (-1 where the server does not count), then the new ids; or nothing.
 const APPEND: &str = "
     local last, added = '0-0', 0
     if redis.call('EXISTS', KEYS[1]) == 1 then
@@ -36,219 +40,250 @@ const APPEND: &str = "
     end
     return done";
 
-/// How often others may get in between.
-const ATTEMPTS: usize = 32;
-/// Ids remembered for all jobs together.
-const MOST_IDS: usize = 1_000_000;
+/// Attempts at one write, while others append to the same stream.
+const MAX_ATTEMPTS: usize = 32;
+/// Ids in memory, all jobs together.
+const MAX_KNOWN_IDS: usize = 1_000_000;
 
-/// The ids of jobs that this process has written to lately.
+/// Event ids of the jobs that this process has written to lately.
 #[derive(Default)]
-pub struct Known {
-    jobs: Mutex<HashMap<JobId, Ids>>,
+pub struct KnownIds {
+    jobs: Mutex<HashMap<JobId, JobIds>>,
     hasher: RandomState,
 }
 
-/// A job's ids, hashed, each with its entry, up to an entry.
+/// Event ids of one job, complete up to one entry.
 #[derive(Clone, Default)]
-struct Ids {
-    upto: EntryId,
+struct JobIds {
+    read_up_to: EntryId,
+    /// The entry of each event, by the hash of the event's id.
     entries: HashMap<u64, EntryId>,
 }
 
-impl Known {
+impl KnownIds {
     fn hash(&self, id: &str) -> u64 {
         self.hasher.hash_one(id)
     }
 
-    fn take(&self, job: &JobId) -> Ids {
+    fn take(&self, job: &JobId) -> JobIds {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(job).unwrap_or_default()
     }
 
-    fn keep(&self, job: &JobId, ids: Ids) {
+    /// Puts the ids of a job back. Where another write did so meanwhile, those that reach further stay.
+    fn put_back(&self, job: &JobId, ids: JobIds) {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        if jobs.values().map(|ids| ids.entries.len()).sum::<usize>() + ids.entries.len() > MOST_IDS {
-            // it costs those jobs a reading of their streams, once
+        if jobs.values().map(|ids| ids.entries.len()).sum::<usize>() + ids.entries.len() > MAX_KNOWN_IDS {
+            // the next write to each of them reads its stream once
             jobs.clear();
         }
         match jobs.entry(job.clone()) {
-            hash_map::Entry::Occupied(mut other) if other.get().upto < ids.upto => drop(other.insert(ids)),
-            hash_map::Entry::Occupied(_) => {}
-            hash_map::Entry::Vacant(place) => drop(place.insert(ids)),
+            hash_map::Entry::Occupied(mut other) => {
+                if other.get().read_up_to < ids.read_up_to {
+                    other.insert(ids);
+                }
+            }
+            hash_map::Entry::Vacant(place) => {
+                place.insert(ids);
+            }
         }
     }
 }
 
+/// The events of a write, by their ids.
+#[derive(Default)]
+struct Sorted<'a> {
+    /// Events that the job has already, as they are stored.
+    stored: HashMap<&'a str, Appended>,
+    /// Events to append, each id once.
+    new: Vec<&'a NewEvent>,
+    /// The place of each id in `new`.
+    places: HashMap<&'a str, usize>,
+}
+
+/// The result of the script: the number of entries ever added before, and the ids of the new ones.
+struct ScriptResult {
+    added_before: Option<u64>,
+    ids: Vec<EntryId>,
+}
+
 impl Store {
-    pub async fn append(&self, job: &JobId, events: Vec<NewEvent>) -> Result<Vec<Appended>, Fault> {
-        let mut ids = self.known.take(job);
-        for _ in 0..ATTEMPTS {
-            self.read_on(job, &mut ids).await?;
-            if let Some(stored) = self.append_after(job, &mut ids, &events).await? {
-                self.known.keep(job, ids);
-                self.begin_job(job).await?;
-                return Ok(stored);
+    pub(super) async fn append(&self, job: &JobId, events: Vec<NewEvent>) -> Result<Vec<Appended>, SourceError> {
+        match self.try_append(job, &events).await {
+            Ok(Some(appended)) => Ok(appended),
+            Ok(None) => {
+                let operation = format!("writing events ({})", self.topology.deployment());
+                let cause = format!("other writers came first {MAX_ATTEMPTS} times");
+                let help = "others write to the same job without pause";
+                Err(SourceError::new(SourceCode::Conflict, operation, cause, help))
             }
+            Err(error) => Err(failed("writing events", error)),
         }
-        let busy = std::io::Error::new(std::io::ErrorKind::TimedOut, "others append to the same stream without pause");
-        Err(self.topology.fault(RedisError::from(busy)))
     }
 
-    /// What others have appended since.
-    async fn read_on(&self, job: &JobId, ids: &mut Ids) -> Result<(), Fault> {
+    /// Returns `None` where others appended before each attempt.
+    async fn try_append(&self, job: &JobId, events: &[NewEvent]) -> Result<Option<Vec<Appended>>, NodeError> {
+        let mut ids = self.known_ids.take(job);
+        for _ in 0..MAX_ATTEMPTS {
+            self.read_new_ids(job, &mut ids).await?;
+            let sorted = self.sort(job, &ids, events).await?;
+            let Some(appended) = self.append_new(job, &mut ids, &sorted.new).await? else { continue };
+            self.known_ids.put_back(job, ids);
+            self.set_running(job).await?;
+            return Ok(Some(in_order(events, sorted, appended)));
+        }
+        Ok(None)
+    }
+
+    /// Reads the ids of events that others have appended since the last time.
+    async fn read_new_ids(&self, job: &JobId, ids: &mut JobIds) -> Result<(), NodeError> {
         loop {
-            let after = ids.upto;
-            let request = self.on_stream(job, |key| {
+            let after = ids.read_up_to;
+            let request = self.events_request(job, |key| {
                 let mut range = cmd("XRANGE");
-                range.arg(key).arg(after.to_string()).arg("+").arg("COUNT").arg(CHUNK + 1);
-                vec![info_of(key), range]
+                range.arg(key).arg(after.to_string()).arg("+").arg("COUNT").arg(MAX_ENTRIES_PER_REQUEST + 1);
+                vec![info_command(key), range]
             });
-            let mut answers = self.ask(request).await?;
-            let range = answers.pop().unwrap_or(Value::Nil);
-            let last = self.info(answers.pop())?.map_or(EntryId::ZERO, |info| info.last);
-            let fault = |error| self.topology.fault(error);
-            let found = entry::entries(said(range).map_err(fault)?).map_err(fault)?;
-            if last < after {
-                // another life of the stream
-                *ids = Ids::default();
+            let mut replies = self.send(request).await?;
+            let found = self.parse_range(replies.pop())?;
+            let last_id = self.parse_info(replies.pop())?.map_or(EntryId::ZERO, |info| info.last_id);
+            if last_id < after {
+                // the stream was deleted or rolled back
+                *ids = JobIds::default();
                 continue;
             }
-            let is_cut = found.len() > CHUNK;
+            let is_cut = found.len() > MAX_ENTRIES_PER_REQUEST;
             for entry in found {
-                ids.upto = ids.upto.max(entry.id);
-                ids.entries.insert(self.known.hash(&entry.event_id()), entry.id);
+                ids.read_up_to = ids.read_up_to.max(entry.id);
+                ids.entries.insert(self.known_ids.hash(&entry.event_id()), entry.id);
             }
             if !is_cut {
-                // the last may have been deleted
-                ids.upto = ids.upto.max(last);
+                // the entry with the last id may have been deleted
+                ids.read_up_to = ids.read_up_to.max(last_id);
                 return Ok(());
             }
         }
     }
 
-    /// `None`: somebody else has appended meanwhile.
-    async fn append_after(
-        &self,
-        job: &JobId,
-        ids: &mut Ids,
-        events: &[NewEvent],
-    ) -> Result<Option<Vec<Appended>>, Fault> {
-        // the stored event of an id that was there before; the place, among the new ones, of one that was not
-        let mut stored: HashMap<&str, Appended> = HashMap::new();
-        let mut places: HashMap<&str, usize> = HashMap::new();
-        let mut new: Vec<(&NewEvent, Vec<(&str, String)>)> = Vec::new();
+    /// Sorts events into those that the job has already and those that are new.
+    async fn sort<'a>(&self, job: &JobId, ids: &JobIds, events: &'a [NewEvent]) -> Result<Sorted<'a>, NodeError> {
+        let mut sorted = Sorted::default();
         for event in events {
-            if stored.contains_key(&*event.id) || places.contains_key(&*event.id) {
+            let id = event.id.as_str();
+            if sorted.stored.contains_key(id) || sorted.places.contains_key(id) {
                 continue;
             }
-            let known = ids.entries.get(&self.known.hash(&event.id)).copied();
-            let found = match known {
-                Some(at) => self.stored(job, at, &event.id).await?,
+            let stored = match ids.entries.get(&self.known_ids.hash(id)) {
+                Some(entry) => self.read_stored(job, *entry, id).await?,
                 None => None,
             };
-            match found {
-                Some(found) => drop(stored.insert(&event.id, found)),
-                None => {
-                    places.insert(&event.id, new.len());
-                    new.push((event, fields_of(event)));
-                }
+            if let Some(stored) = stored {
+                sorted.stored.insert(id, stored);
+            } else {
+                sorted.places.insert(id, sorted.new.len());
+                sorted.new.push(event);
             }
         }
-        let mut appended = Vec::with_capacity(new.len());
-        if !new.is_empty() {
-            let Some((before, entry_ids)) = self.run_append(job, ids.upto, &new).await? else { return Ok(None) };
-            for (ordinal, ((event, fields), id)) in (1..).zip(new.iter().zip(entry_ids)) {
-                ids.upto = id;
-                ids.entries.insert(self.known.hash(&event.id), id);
-                let position = Position::at(&Entry::new(id, fields), before.map(|before| before + ordinal));
-                appended.push(((*event).clone().into_event(job.clone()), position.seal(job)));
-            }
-        }
-        let mut is_told = vec![false; appended.len()];
-        let answer = events.iter().filter_map(|event| match places.get(&*event.id) {
-            Some(place) => {
-                let (event, cursor) = appended.get(*place)?.clone();
-                // the same id once more in this batch is a repeat
-                Some(Appended { event, cursor, is_new: !std::mem::replace(is_told.get_mut(*place)?, true) })
-            }
-            None => stored.get(&*event.id).cloned(),
-        });
-        Ok(Some(answer.collect()))
+        Ok(sorted)
     }
 
-    async fn run_append(
+    /// Appends new events, and notes their ids. `None`: somebody else has appended meanwhile.
+    async fn append_new(
+        &self,
+        job: &JobId,
+        ids: &mut JobIds,
+        new: &[&NewEvent],
+    ) -> Result<Option<Vec<(Event, Cursor)>>, NodeError> {
+        if new.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        let fields: Vec<Vec<(&str, String)>> = new.iter().map(|event| fields_of(event)).collect();
+        let Some(result) = self.run_script(job, ids.read_up_to, &fields).await? else { return Ok(None) };
+        let mut appended = Vec::with_capacity(new.len());
+        for (number, ((event, fields), id)) in (1..).zip(new.iter().zip(&fields).zip(result.ids)) {
+            ids.read_up_to = id;
+            ids.entries.insert(self.known_ids.hash(&event.id), id);
+            let ordinal = result.added_before.map(|before| before + number);
+            let position = Position::after(&Entry::new(id, fields), ordinal);
+            appended.push(((*event).clone().into_event(job.clone()), position.seal(job)));
+        }
+        Ok(Some(appended))
+    }
+
+    /// Runs [`APPEND`]. `None`: `after` is not the last id any more.
+    async fn run_script(
         &self,
         job: &JobId,
         after: EntryId,
-        new: &[(&NewEvent, Vec<(&str, String)>)],
-    ) -> Result<Option<(Option<u64>, Vec<EntryId>)>, Fault> {
-        let request = self.on_stream(job, |key| {
-            let mut eval = cmd("EVAL");
-            eval.arg(APPEND).arg(1).arg(key).arg(after.to_string());
-            for (_, fields) in new {
-                eval.arg(fields.len() * 2);
-                for (name, value) in fields {
-                    eval.arg(name).arg(value);
-                }
+        entries: &[Vec<(&str, String)>],
+    ) -> Result<Option<ScriptResult>, NodeError> {
+        let key = self.events_key.key(job);
+        let mut eval = cmd("EVAL");
+        eval.arg(APPEND).arg(1).arg(&key).arg(after.to_string());
+        for fields in entries {
+            eval.arg(fields.len() * 2);
+            for (name, value) in fields {
+                eval.arg(name).arg(value);
             }
-            vec![eval]
-        });
-        let fault = |error| self.topology.fault(error);
-        let answer = self.ask(request).await?.pop().unwrap_or(Value::Nil);
-        let Value::Array(done) = said(answer).map_err(fault)? else { return Err(fault(odd("new ids"))) };
-        let Some((before, done)) = done.split_first() else { return Ok(None) };
-        let done: Vec<EntryId> = done.iter().filter_map(|id| text(id)?.parse().ok()).collect();
-        if done.len() != new.len() {
-            return Err(fault(odd("new ids")));
         }
-        Ok(Some((number(before), done)))
+        let malformed = || self.topology.node_error(unexpected_reply("new ids"));
+        let Value::Array(parts) = self.send_command(&key, eval).await? else { return Err(malformed()) };
+        let Some((added_before, ids)) = parts.split_first() else { return Ok(None) };
+        let ids: Vec<EntryId> = ids.iter().filter_map(|id| text(id)?.parse().ok()).collect();
+        if ids.len() != entries.len() {
+            return Err(malformed());
+        }
+        Ok(Some(ScriptResult { added_before: number(added_before), ids }))
     }
 
-    /// What stands at an entry, if it is the event with this id.
-    async fn stored(&self, job: &JobId, at: EntryId, id: &str) -> Result<Option<Appended>, Fault> {
-        let request = self.on_stream(job, |key| {
+    /// Returns the event at an entry, if it has this id: two ids may have one hash.
+    async fn read_stored(&self, job: &JobId, at: EntryId, id: &str) -> Result<Option<Appended>, NodeError> {
+        let request = self.events_request(job, |key| {
             let mut range = cmd("XRANGE");
             range.arg(key).arg(at.to_string()).arg(at.to_string());
             vec![range]
         });
-        let fault = |error| self.topology.fault(error);
-        let answer = self.ask(request).await?.pop().unwrap_or(Value::Nil);
-        let found = entry::entries(said(answer).map_err(fault)?).map_err(fault)?.pop();
+        let found = self.parse_range(self.send(request).await?.pop())?.pop();
         let Some(entry) = found.filter(|entry| entry.event_id() == id) else { return Ok(None) };
         let Some(event) = entry.event(job) else { return Ok(None) };
-        // as one who shows events by their ids would mean it
-        let cursor = self.find(job, id).await?.unwrap_or_else(|| Position::at(&entry, None).seal(job));
+        // the cursor that a reader gets who resumes by this event id
+        let cursor = self.find(job, id).await?.unwrap_or_else(|| Position::after(&entry, None).seal(job));
         Ok(Some(Appended { event, cursor, is_new: false }))
     }
 
-    /// A job that was sent events is running, unless something else is said of it.
-    async fn begin_job(&self, job: &JobId) -> Result<(), Fault> {
-        let Some(template) = &self.job else { return Ok(()) };
-        let key = template.key(job);
+    /// Sets the status of a job that has none: it has events, so it is running.
+    async fn set_running(&self, job: &JobId) -> Result<(), NodeError> {
+        let Some(job_key) = &self.job_key else { return Ok(()) };
+        let key = job_key.key(job);
         let mut set = cmd("HSETNX");
         set.arg(&key).arg("status").arg(JobStatus::Running.as_str());
-        let answer = self.ask(Request::of(&key, vec![set])).await?.pop().unwrap_or(Value::Nil);
-        said(answer).map(drop).map_err(|error| self.topology.fault(error))
+        self.send_command(&key, set).await.map(drop)
     }
 
-    pub async fn set_status(&self, job: &JobId, status: JobStatus) -> Result<(), SourceError> {
-        let Some(template) = &self.job else {
+    pub(super) async fn set_status(&self, job: &JobId, status: JobStatus) -> Result<(), SourceError> {
+        const OPERATION: &str = "writing a status";
+        let Some(job_key) = &self.job_key else {
             let help = "name the key of the job's hash, or end jobs by an event of source.redis.final_types";
-            return Err(SourceError::new(
-                SourceCode::Schema,
-                "writing a status",
-                "source.redis.job_key is empty",
-                help,
-            ));
+            return Err(SourceError::new(SourceCode::Schema, OPERATION, "source.redis.job_key is empty", help));
         };
-        let key = template.key(job);
+        let key = job_key.key(job);
         let mut set = cmd("HSET");
         set.arg(&key).arg("status").arg(self.settings.statuses.spelling(status));
-        let written = async {
-            let answer = self.ask(Request::of(&key, vec![set])).await?.pop().unwrap_or(Value::Nil);
-            said(answer).map(drop).map_err(|error| self.topology.fault(error))
-        };
-        written.await.map_err(|fault| failed("writing a status", fault))
+        self.send_command(&key, set).await.map(drop).map_err(|error| failed(OPERATION, error))
     }
+}
+
+/// Returns one result for each event of a write, in their order. Of several with one new id, the first was appended.
+fn in_order(events: &[NewEvent], sorted: Sorted<'_>, appended: Vec<(Event, Cursor)>) -> Vec<Appended> {
+    let mut is_first = vec![true; appended.len()];
+    let results = events.iter().filter_map(|event| {
+        let Some(place) = sorted.places.get(event.id.as_str()) else {
+            return sorted.stored.get(event.id.as_str()).cloned();
+        };
+        let (event, cursor) = appended.get(*place)?.clone();
+        let is_new = std::mem::take(is_first.get_mut(*place)?);
+        Some(Appended { event, cursor, is_new })
+    });
+    results.collect()
 }
 
 fn fields_of(event: &NewEvent) -> Vec<(&'static str, String)> {

@@ -1,0 +1,98 @@
+//! The list of jobs. Nothing indexes them, so SCAN goes through the keys, within bounds: a server may hold millions of
+//! others.
+
+use super::address::Address;
+use super::connections::Request;
+use super::entry::{Entry, EntryId, parse_entries};
+use super::keys::KeyTemplate;
+use super::reply::text;
+use super::topology::NodeError;
+use super::{MAX_ENTRIES_PER_REQUEST, Store};
+use crate::event::{JobId, JobStatus, Rfc3339};
+use crate::source::JobSummary;
+use futures_util::future::join_all;
+use redis::{Cmd, Value, cmd};
+use std::collections::BTreeSet;
+
+/// Keys of each server that SCAN goes through, ...
+const MAX_SCANNED_KEYS: usize = 50_000;
+/// ... in steps of so many.
+const KEYS_PER_SCAN: usize = 1_000;
+/// Jobs that are asked for their status and newest event.
+const MAX_LISTED_JOBS: usize = 2_000;
+
+impl Store {
+    pub(super) async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, NodeError> {
+        let (template, key_type) = match &self.job_key {
+            Some(template) => (template, "hash"),
+            None => (&self.events_key, "stream"),
+        };
+        let nodes = self.topology.nodes()?;
+        let scans = join_all(nodes.iter().map(|node| self.scan(node, template, key_type))).await;
+        let found = scans.into_iter().collect::<Result<Vec<BTreeSet<JobId>>, NodeError>>()?;
+        let jobs: Vec<JobId> = found.into_iter().flatten().take(MAX_LISTED_JOBS).collect();
+        let mut listed = Vec::new();
+        for jobs in jobs.chunks(MAX_ENTRIES_PER_REQUEST) {
+            listed.extend(self.summaries(jobs).await?);
+        }
+        listed.sort_by(|(a, _), (b, _)| b.cmp(a));
+        let summaries = listed.into_iter().map(|(_, summary)| summary);
+        Ok(summaries.filter(|job| status.is_none() || job.status == status).take(limit).collect())
+    }
+
+    /// Returns the jobs whose keys one server has.
+    async fn scan(&self, node: &Address, template: &KeyTemplate, key_type: &str) -> Result<BTreeSet<JobId>, NodeError> {
+        let mut found = BTreeSet::new();
+        let mut cursor = "0".to_string();
+        for _ in 0..MAX_SCANNED_KEYS / KEYS_PER_SCAN {
+            let mut scan = cmd("SCAN");
+            scan.arg(&cursor).arg("MATCH").arg(template.pattern()).arg("COUNT").arg(KEYS_PER_SCAN);
+            scan.arg("TYPE").arg(key_type);
+            let Value::Array(parts) = self.nodes.send_to(node, scan).await? else { break };
+            let [next, Value::Array(keys)] = &parts[..] else { break };
+            found.extend(keys.iter().filter_map(|key| template.job(text(key)?)));
+            cursor = text(next).unwrap_or("0").to_string();
+            if cursor == "0" || found.len() >= MAX_LISTED_JOBS {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads the status and the newest event of each job. The id of the newest entry is there to sort by.
+    async fn summaries(&self, jobs: &[JobId]) -> Result<Vec<(EntryId, JobSummary)>, NodeError> {
+        let statuses: Vec<Request> = jobs.iter().filter_map(|job| self.status_request(job)).collect();
+        let newest: Vec<Request> =
+            jobs.iter().map(|job| self.events_request(job, |key| vec![newest_entry_command(key)])).collect();
+        let mut statuses = self.nodes.send(&statuses).await.into_iter();
+        let newest = self.nodes.send(&newest).await;
+        let mut summaries = Vec::with_capacity(jobs.len());
+        for (job, newest) in jobs.iter().zip(newest) {
+            let status = statuses.next().map(|replies| self.parse_status(replies)).transpose()?.flatten();
+            // a key of another type is no stream of ours
+            let newest = newest?.pop().and_then(|reply| parse_entries(reply).ok()?.pop());
+            summaries.extend(self.summary(job, status.as_deref(), newest));
+        }
+        Ok(summaries)
+    }
+
+    /// Returns `None` for a key that only looks like one of a job: it has neither a status nor an entry.
+    fn summary(&self, job: &JobId, status: Option<&str>, newest: Option<Entry>) -> Option<(EntryId, JobSummary)> {
+        let last = newest.as_ref().and_then(|entry| entry.event(job));
+        let end = status.and_then(|status| self.settings.statuses.find(status));
+        let end = end.or_else(|| self.settings.final_types.find(&last.as_ref()?.kind));
+        let summary = JobSummary {
+            job_id: job.clone(),
+            status: self.resolve_status(end, status),
+            last_event_at: last.map(|event| Rfc3339(event.timestamp).to_string()),
+        };
+        let is_job = summary.status.is_some() || newest.is_some();
+        is_job.then(|| (newest.map_or(EntryId::ZERO, |entry| entry.id), summary))
+    }
+}
+
+fn newest_entry_command(key: &str) -> Cmd {
+    let mut range = cmd("XREVRANGE");
+    range.arg(key).arg("+").arg("-").arg("COUNT").arg(1);
+    range
+}
