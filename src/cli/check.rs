@@ -1,4 +1,4 @@
-//! `jobcast check`: settings and source, every problem at once, each with what to do about it.
+//! `jobcast check`: checks settings and source, and prints every problem at once, each with its mend.
 
 use super::{ConfigFile, misused};
 use crate::source;

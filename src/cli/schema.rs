@@ -1,4 +1,4 @@
-//! `jobcast schema`: the recommended tables as SQL.
+//! `jobcast schema`: prints the recommended tables as SQL.
 
 use super::{ConfigFile, misused};
 use crate::config::SourceKind;
@@ -7,13 +7,13 @@ use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// For which kind of source
+    /// Kind of the source
     #[arg(value_enum, default_value = "sqlite")]
     kind: Kind,
     /// PostgreSQL: without the triggers that wake Jobcast up; it polls
     #[arg(long)]
     no_trigger: bool,
-    /// PostgreSQL: what an event table that is there lacks, with the names of the settings, without a rewrite
+    /// PostgreSQL: what an existing event table lacks, with the names of the settings, without a rewrite
     #[arg(long)]
     migrate: bool,
     #[command(flatten)]
@@ -31,18 +31,17 @@ pub fn run(args: Args) -> ExitCode {
         Kind::Sqlite => SourceKind::Sqlite,
         Kind::Postgres => SourceKind::Postgres,
     };
-    let sql = match args.migrate {
-        false => source::schema(kind, !args.no_trigger).join("\n"),
-        true => {
-            let settings = match args.config.load() {
-                Ok(settings) => settings,
-                Err(errors) => return misused(errors),
-            };
-            match source::migration(kind, &settings.source, !args.no_trigger) {
-                Some(sql) => sql,
-                None => return misused("--migrate is for postgres: no other kind of table lacks anything"),
-            }
+    let sql = if args.migrate {
+        let settings = match args.config.load() {
+            Ok(settings) => settings,
+            Err(errors) => return misused(errors),
+        };
+        match source::migration(kind, &settings.source, !args.no_trigger) {
+            Some(sql) => sql,
+            None => return misused("--migrate is for postgres: no other kind of table lacks anything"),
         }
+    } else {
+        source::schema(kind, !args.no_trigger).join("\n")
     };
     println!("{}", sql.trim_end());
     ExitCode::SUCCESS
