@@ -1,38 +1,66 @@
-//! Every metric, declared once with its unit and help, and the set-up of logs. A label's values are always ours: no
-//! job ids, no paths.
+//! Every metric, declared once with its unit, its help and its labels; and the set-up of logs.
+//!
+//! The values of a label are always a closed list of ours, never job ids, paths or anything else that outsiders choose:
+//! each value is a time series in Prometheus.
 
 use metrics::{Counter, Gauge, Histogram, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
 
-/// One metric: what it is called, what it counts, and in what unit.
+/// One metric, as the table declares it.
 pub struct Metric {
     name: &'static str,
     help: &'static str,
     unit: Unit,
     kind: Kind,
+    /// Labels that every value of it has, in this order.
+    labels: &'static [Label],
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Counter,
     Gauge,
+    /// With the upper bounds of its buckets.
     Histogram(&'static [f64]),
 }
 
+/// A label of a metric.
+struct Label {
+    name: &'static str,
+    values: Values,
+}
+
+/// Values that a label may have.
+enum Values {
+    /// These.
+    OneOf(&'static [&'static str]),
+    /// Those of a closed list in another module, which this one cannot name.
+    ListedIn(&'static str),
+}
+
+const fn one_of(name: &'static str, values: &'static [&'static str]) -> Label {
+    Label { name, values: Values::OneOf(values) }
+}
+
+const fn listed_in(name: &'static str, list: &'static str) -> Label {
+    Label { name, values: Values::ListedIn(list) }
+}
+
 const fn counter(name: &'static str, help: &'static str) -> Metric {
-    Metric { name, help, unit: Unit::Count, kind: Kind::Counter }
+    Metric { name, help, unit: Unit::Count, kind: Kind::Counter, labels: &[] }
 }
 
 const fn gauge(name: &'static str, help: &'static str) -> Metric {
-    Metric { name, help, unit: Unit::Count, kind: Kind::Gauge }
+    Metric { name, help, unit: Unit::Count, kind: Kind::Gauge, labels: &[] }
 }
 
 const fn seconds(name: &'static str, help: &'static str, buckets: &'static [f64]) -> Metric {
-    Metric { name, help, unit: Unit::Seconds, kind: Kind::Histogram(buckets) }
+    Metric { name, help, unit: Unit::Seconds, kind: Kind::Histogram(buckets), labels: &[] }
 }
 
-type Labels = [(&'static str, &'static str)];
+/// Names of labels with their values.
+type Pairs = [(&'static str, &'static str)];
 
 impl Metric {
     const fn of(mut self, unit: Unit) -> Self {
@@ -40,23 +68,48 @@ impl Metric {
         self
     }
 
-    pub fn counter(&'static self, labels: &'static Labels) -> Counter {
+    const fn by(mut self, labels: &'static [Label]) -> Self {
+        self.labels = labels;
+        self
+    }
+
+    pub fn counter(&'static self, labels: &'static Pairs) -> Counter {
+        self.check(labels);
         metrics::counter!(self.name, labels)
     }
 
-    pub fn gauge(&'static self, labels: &'static Labels) -> Gauge {
+    pub fn gauge(&'static self, labels: &'static Pairs) -> Gauge {
+        self.check(labels);
         metrics::gauge!(self.name, labels)
     }
 
     pub fn histogram(&'static self) -> Histogram {
+        self.check(&[]);
         metrics::histogram!(self.name)
     }
 
-    /// Counts with labels whose values are known only now, each out of a closed list.
-    pub fn increment(&'static self, labels: &[(&'static str, &'static str)], count: u64) {
+    /// Adds to a counter with labels whose values are known only now.
+    pub fn increment(&'static self, labels: &Pairs, count: u64) {
+        self.check(labels);
         let labels: Vec<metrics::Label> =
             labels.iter().map(|(key, value)| metrics::Label::from_static_parts(key, value)).collect();
         metrics::counter!(self.name, labels).increment(count);
+    }
+
+    /// Asserts, in tests, that labels are those of the table.
+    fn check(&self, labels: &Pairs) {
+        debug_assert!(self.allows(labels), "{} has no labels {labels:?}: see the table in telemetry.rs", self.name);
+    }
+
+    fn allows(&self, labels: &Pairs) -> bool {
+        let is_allowed = |(label, (name, value)): (&Label, &(&str, &str))| {
+            let is_value = match &label.values {
+                Values::OneOf(values) => values.contains(value),
+                Values::ListedIn(_) => true,
+            };
+            label.name == *name && is_value
+        };
+        self.labels.len() == labels.len() && self.labels.iter().zip(labels).all(is_allowed)
     }
 
     fn describe(&'static self) {
@@ -68,8 +121,10 @@ impl Metric {
     }
 }
 
+/// Buckets for reads and deliveries.
 const QUICK: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Buckets for the lives of streams.
 const LONG: &[f64] = &[0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0];
 
 macro_rules! metrics_table {
@@ -82,12 +137,16 @@ macro_rules! metrics_table {
 metrics_table! {
     SUBSCRIBERS = gauge("jobcast_subscribers", "Open streams");
     CHANNELS = gauge("jobcast_channels", "Live jobs: watched, or watched until a moment ago");
-    CONNECTIONS = counter("jobcast_connections_total", "Requests for a stream, by outcome");
-    DISCONNECTS = counter("jobcast_disconnects_total", "Streams that ended, by reason");
+    CONNECTIONS = counter("jobcast_connections_total", "Requests for a stream, by outcome")
+        .by(&[one_of("outcome", &["accepted", "complete", "not_found", "draining", "full", "full_address", "source_failed"])]);
+    DISCONNECTS = counter("jobcast_disconnects_total", "Streams that ended, by reason")
+        .by(&[one_of("reason", &["gone", "complete", "slow", "memory", "drain", "age", "failed"])]);
     STREAM_DURATION = seconds("jobcast_stream_duration_seconds", "How long streams were open", LONG);
-    RESUMES = counter("jobcast_resumes_total", "Streams begun, by where their past came from");
-    REPLAYED = counter("jobcast_replayed_events_total", "Events sent before a stream was live, by where they came from");
-    EVENTS = counter("jobcast_events_total", "Events read by the tail, by source");
+    RESUMES = counter("jobcast_resumes_total", "Streams begun, by where their past came from")
+        .by(&[one_of("from", &["ring", "source", "none", "reset"])]);
+    REPLAYED = counter("jobcast_replayed_events_total", "Events sent before a stream was live, by where they came from")
+        .by(&[one_of("from", &["ring", "source"])]);
+    EVENTS = counter("jobcast_events_total", "Events read by the tail, by source").by(&[listed_in("source", "Source::kind")]);
     DELIVERIES = counter("jobcast_deliveries_total", "Events written to subscribers");
     DELIVERED_BYTES = counter("jobcast_delivered_bytes_total", "Bytes of events written to subscribers").of(Unit::Bytes);
     EVENT_AGE = seconds("jobcast_event_age_seconds", "An event's timestamp to its handing to subscribers", QUICK);
@@ -98,18 +157,22 @@ metrics_table! {
     OVERTAKEN = counter("jobcast_subscriber_overtaken_total", "Times that a subscriber fell behind its ring and was fed from the source");
     SOURCE_UP = gauge("jobcast_source_up", "1 while the source answers, else 0");
     SOURCE_READ = seconds("jobcast_source_read_seconds", "One read of the tail, first to last row", QUICK);
-    SOURCE_ERRORS = counter("jobcast_source_errors_total", "Failed reads and writes of the source, by code");
+    SOURCE_ERRORS = counter("jobcast_source_errors_total", "Failed reads and writes of the source, by code")
+        .by(&[listed_in("code", "SourceCode::as_str"), one_of("retryable", &["true", "false"])]);
     SOURCE_RETRIES = counter("jobcast_source_retries_total", "Reads of the tail that were tried again");
     SOURCE_LAG = gauge("jobcast_source_lag_seconds", "Age of the oldest work that the tail has not finished").of(Unit::Seconds);
     CURSORS_SHORTENED = counter("jobcast_cursors_shortened_total", "Cursors too long for an id: a resume from one may repeat events");
     SKIPPED = counter("jobcast_skipped_entries_total", "Entries of the source that are no events, each time one is read");
-    SOURCE_WAKEUPS = counter("jobcast_source_wakeups_total", "Reads of the tail, by what caused them");
-    INGEST = counter("jobcast_ingest_total", "Events and statuses sent in, by outcome");
-    AUTH = counter("jobcast_auth_total", "Callers asked who they are, by outcome");
-    BUILD_INFO = gauge("jobcast_build_info", "1; the version is in the label");
+    SOURCE_WAKEUPS = counter("jobcast_source_wakeups_total", "Reads of the tail, by what caused them")
+        .by(&[one_of("by", &["ingest", "file", "notify", "poll", "watch", "more"])]);
+    INGEST = counter("jobcast_ingest_total", "Events and statuses sent in, by outcome")
+        .by(&[one_of("outcome", &["appended", "repeated", "status", "refused"])]);
+    AUTH = counter("jobcast_auth_total", "Callers asked who they are, by outcome")
+        .by(&[one_of("outcome", &["allowed", "denied"])]);
+    BUILD_INFO = gauge("jobcast_build_info", "1; the version is in the label").by(&[listed_in("version", "Cargo.toml")]);
 }
 
-/// Renders what was measured, in Prometheus' text format.
+/// Renders all metrics of this process in the text format of Prometheus.
 #[derive(Clone)]
 pub struct MetricsExporter {
     handle: PrometheusHandle,
@@ -117,7 +180,7 @@ pub struct MetricsExporter {
 }
 
 impl MetricsExporter {
-    /// Makes this process' metrics countable; once per process, before anything is counted.
+    /// Installs the recorder that all metrics go to: once in a process, before anything is counted.
     pub fn install() -> Result<Self, metrics_exporter_prometheus::BuildError> {
         let mut builder = PrometheusBuilder::new();
         for metric in ALL {
@@ -143,12 +206,13 @@ impl MetricsExporter {
         self.handle.render()
     }
 
-    /// Folds what histograms gathered since the last call; to be called every few seconds.
+    /// Folds what the histograms gathered since the last call; must be called every few seconds.
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
     }
 }
 
+/// Form of the log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -157,14 +221,30 @@ pub enum LogFormat {
     Json,
 }
 
-/// Logs go to standard error, so that standard output stays the command's own.
+/// Sends logs to standard error, because standard output belongs to the command.
 pub fn log_to_stderr(level: &str, format: LogFormat) {
-    // what the server library says of its workers, and of peers who talk validate, is of no use to operators
+    // The server library's words on its workers, and on peers that do not talk HTTP, are of no use to operators.
     let filter = format!("{level},actix_server=warn,actix_http=off");
     let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| "info".into());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     match format {
         LogFormat::Pretty => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_labels_and_values_of_the_table_are_allowed() {
+        assert!(INGEST.allows(&[("outcome", "appended")]));
+        assert!(SOURCE_ERRORS.allows(&[("code", "source.busy"), ("retryable", "true")]));
+        assert!(CHANNELS.allows(&[]));
+        assert!(!INGEST.allows(&[("outcome", "job-7")]));
+        assert!(!INGEST.allows(&[("status", "appended")]));
+        assert!(!INGEST.allows(&[]));
+        assert!(!CHANNELS.allows(&[("job", "job-7")]));
     }
 }

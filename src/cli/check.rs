@@ -1,4 +1,4 @@
-//! `jobcast check`: every problem of the settings and of the source at once, each with its remedy.
+//! `jobcast check`: checks settings and source, and prints every problem at once, each with its mend.
 
 use super::{ConfigFile, misused};
 use crate::source;

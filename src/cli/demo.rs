@@ -1,22 +1,24 @@
-//! `jobcast demo`: the daemon on a throw-away file, and a runner that only writes rows to it.
+//! `jobcast demo`: the daemon on a throw-away SQLite file, and a simulated runner that only writes rows to it.
 
 mod runner;
 
+use super::serve::{self, ServeError};
 use super::{failed, misused};
 use crate::config::Settings;
+use crate::http::Listener;
 use crate::shutdown::Phase;
 use crate::telemetry;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where the page is to be; port 0 takes a free one
+    /// Address of the page; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// Where health and metrics are to be
+    /// Address of health and metrics
     #[arg(long, default_value = "127.0.0.1:9464")]
     admin_listen: SocketAddr,
 }
@@ -25,7 +27,8 @@ pub async fn run(args: Args) -> ExitCode {
     if !args.listen.ip().is_loopback() {
         return misused(format!("--listen {}: the demo lets anybody write, so it stays on loopback", args.listen));
     }
-    let folder = match Folder::new() {
+    // Removed when it is dropped.
+    let folder = match tempfile::Builder::new().prefix("jobcast-demo-").tempdir() {
         Ok(folder) => folder,
         Err(error) => {
             return failed(format!(
@@ -33,17 +36,11 @@ pub async fn run(args: Args) -> ExitCode {
             ));
         }
     };
-    let database = folder.0.join("demo.db");
-    let mut settings = Settings::default();
-    settings.http.listen = args.listen;
-    settings.admin.listen = args.admin_listen;
-    settings.source.sqlite.path = database.clone();
-    // Nobody balances load over a demo: Ctrl-C is to end it.
-    settings.shutdown.grace = Duration::ZERO;
-    settings.shutdown.drain = Duration::from_millis(500);
+    let database = folder.path().join("demo.db");
+    let settings = settings(&args, &database);
     telemetry::log_to_stderr("warn", settings.log.format);
     let mut runner = None;
-    let served = super::serve::serve(settings, |address, shutdown| {
+    let served = serve::serve(settings, |address, shutdown| {
         println!("Jobs are running: open http://{address}/ (Ctrl-C ends the demo)");
         runner = Some(tokio::spawn(async move { runner::run(&database, shutdown.reached(Phase::Unready)).await }));
     })
@@ -54,27 +51,27 @@ pub async fn run(args: Args) -> ExitCode {
     };
     match (served, ran) {
         (Ok(()), Ok(())) => ExitCode::SUCCESS,
-        // what is a setting elsewhere is an option here
-        (Err(why), _) => {
-            failed(why.to_string().replace("admin.listen", "--admin-listen").replace("http.listen", "--listen"))
-        }
+        (Err(ServeError::Listen(error)), _) => failed(error.describe(option(error.listener))),
+        (Err(error), _) => failed(error),
         (_, Err(error)) => failed(format!("the demo's runner cannot write: {error}")),
     }
 }
 
-/// A directory that goes with its owner.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> std::io::Result<Self> {
-        let folder = std::env::temp_dir().join(format!("jobcast-demo-{}", uuid::Uuid::now_v7()));
-        std::fs::create_dir(&folder)?;
-        Ok(Self(folder))
-    }
+fn settings(args: &Args, database: &Path) -> Settings {
+    let mut settings = Settings::default();
+    settings.http.listen = args.listen;
+    settings.admin.listen = args.admin_listen;
+    settings.source.sqlite.path = database.to_path_buf();
+    // No balancer has to notice that a demo leaves, so Ctrl-C ends it at once.
+    settings.shutdown.grace = Duration::ZERO;
+    settings.shutdown.drain = Duration::from_millis(500);
+    settings
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+/// Option of the command line that gives a listener its address.
+fn option(listener: Listener) -> &'static str {
+    match listener {
+        Listener::Public => "--listen",
+        Listener::Admin => "--admin-listen",
     }
 }

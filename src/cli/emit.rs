@@ -1,4 +1,4 @@
-//! `jobcast emit`: one event into the configured source, for scripts and for trying things out.
+//! `jobcast emit`: appends one event to the configured source, for scripts and for trying things out.
 
 use super::{ConfigFile, failed, misused};
 use crate::event::{JobId, Payload};
@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub struct Args {
+    /// The job that the event belongs to
     job: String,
     /// The event's type, such as step.output
     r#type: String,

@@ -1,9 +1,13 @@
 //! `jobcast healthcheck`: asks `/readyz`, for containers that have no curl.
 
+use super::client::{Failure, cause, http_client};
 use super::{ConfigFile, failed, misused};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
+
+/// Time for the whole question and answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -20,19 +24,24 @@ pub async fn run(args: Args) -> ExitCode {
         (None, Ok(settings)) => format!("http://{}", reachable(settings.admin.listen)),
         (None, Err(errors)) => return misused(errors),
     };
-    let url = format!("{}/readyz", base.trim_end_matches('/'));
-    let client = awc::Client::builder().timeout(Duration::from_secs(5)).finish();
-    match client.get(&url).send().await {
-        Ok(mut answer) if !answer.status().is_success() => {
-            let body = answer.body().await.unwrap_or_default();
-            failed(format!("{url} answered {}: {}", answer.status(), String::from_utf8_lossy(&body)))
-        }
-        Ok(_) => ExitCode::SUCCESS,
-        Err(error) => failed(format!("{url} does not answer: {error}")),
+    match ask(&format!("{}/readyz", base.trim_end_matches('/'))).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failed(failure),
     }
 }
 
-/// Where a listener on all addresses is reached from the same machine.
+async fn ask(url: &str) -> Result<(), Failure> {
+    let unreachable = |error: reqwest::Error| Failure::Unreachable { url: url.into(), cause: cause(&error) };
+    let answer = http_client()?.get(url).timeout(TIMEOUT).send().await.map_err(unreachable)?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let said = answer.text().await.unwrap_or_default();
+    Err(Failure::Refused { url: url.into(), status, said, is_ours: true, retry_after: None })
+}
+
+/// Address at which a listener is reached from the same machine, also if it listens on all addresses.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

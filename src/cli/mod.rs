@@ -1,4 +1,4 @@
-//! The commands, one file each. They put the parts together: they know everybody, and nobody knows them.
+//! The commands, one file each. They put the modules together: they may use all of them, and none uses them.
 
 mod bench;
 mod check;
@@ -8,6 +8,7 @@ mod emit;
 mod healthcheck;
 mod schema;
 pub mod serve;
+mod sse_parser;
 mod tail;
 
 use crate::config::{ConfigErrors, Settings};
@@ -38,7 +39,7 @@ struct ConfigFile {
 
 impl ConfigFile {
     fn load(&self) -> Result<Settings, ConfigErrors> {
-        // a variable that is no text cannot be one of ours with a value that makes sense
+        // No setting has a value that is not UTF-8.
         let variables =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         Settings::load(self.config.as_deref(), variables)
@@ -81,31 +82,40 @@ enum Command {
     Healthcheck(healthcheck::Args),
 }
 
-/// Runs what the command line says.
+/// Parses the command line and runs the command.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let command = cli.command.unwrap_or(Command::Serve(cli.config));
-    actix_rt::System::new().block_on(async move {
-        match command {
-            Command::Serve(config) => serve::run(config).await,
-            Command::Demo(args) => demo::run(args).await,
-            Command::Check(config) => check::run(config).await,
-            Command::Schema(args) => schema::run(args),
-            Command::Emit(args) => emit::run(args).await,
-            Command::Tail(args) => tail::run(args).await,
-            Command::Bench(args) => bench::run(args).await,
-            Command::Healthcheck(args) => healthcheck::run(args).await,
-        }
-    })
+    if !matches!(command, Command::Bench(_)) {
+        return actix_rt::System::new().block_on(execute(command));
+    }
+    // Thousands of subscribers keep every core busy; the other commands need one thread.
+    match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime.block_on(execute(command)),
+        Err(error) => failed(format!("cannot start threads: {error}")),
+    }
 }
 
-/// Failed: exit code 1, with a line that says what to do.
+async fn execute(command: Command) -> ExitCode {
+    match command {
+        Command::Serve(config) => serve::run(config).await,
+        Command::Demo(args) => demo::run(args).await,
+        Command::Check(config) => check::run(config).await,
+        Command::Schema(args) => schema::run(args),
+        Command::Emit(args) => emit::run(args).await,
+        Command::Tail(args) => tail::run(args).await,
+        Command::Bench(args) => bench::run(args).await,
+        Command::Healthcheck(args) => healthcheck::run(args).await,
+    }
+}
+
+/// Prints why a command failed and returns exit code 1.
 fn failed(why: impl std::fmt::Display) -> ExitCode {
     eprintln!("jobcast: {why}");
     ExitCode::FAILURE
 }
 
-/// Wrong use or settings: exit code 2.
+/// Prints what is wrong with the command line or the settings and returns exit code 2.
 fn misused(why: impl std::fmt::Display) -> ExitCode {
     for line in why.to_string().lines() {
         eprintln!("jobcast: {line}");

@@ -1,4 +1,4 @@
-//! `jobcast schema`: the recommended tables as SQL.
+//! `jobcast schema`: prints the recommended tables as SQL.
 
 use super::{ConfigFile, misused};
 use crate::source;
@@ -13,7 +13,7 @@ pub struct Args {
     /// PostgreSQL: without the triggers that wake Jobcast up; it polls
     #[arg(long)]
     no_trigger: bool,
-    /// PostgreSQL: what an event table that is there lacks, with the names of the settings, without a rewrite
+    /// PostgreSQL: what an existing event table lacks, with the names of the settings, without a rewrite
     #[arg(long)]
     migrate: bool,
     #[command(flatten)]

@@ -1,22 +1,32 @@
-//! `jobcast serve`: source → hub → http, and the order in which they come and go.
+//! `jobcast serve`: puts source, hub, delivery and http together, and takes them apart again in the right order.
 
 use super::{ConfigFile, failed, misused};
 use crate::config::Settings;
 use crate::delivery::admission::Admission;
 use crate::delivery::threads::Threads;
 use crate::delivery::{StreamContext, StreamRules};
-use crate::http::{self, App, Health};
+use crate::error::SourceError;
+use crate::http::{self, App, Health, ListenError, Listener};
 use crate::hub::Hub;
 use crate::replay::Pages;
 use crate::shutdown::{Phase, Shutdown, ShutdownWatch};
-use crate::source::Source;
+use crate::source::{self, Source};
+use crate::tail;
 use crate::telemetry::{self, MetricsExporter};
-use crate::{source, tail};
+use actix_server::ServerHandle;
 use actix_web::web;
+use metrics_exporter_prometheus::BuildError;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
+use tokio::task::JoinHandle as Task;
+
+/// Interval at which histograms fold what they gathered.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+/// Files that the process needs besides one for each stream.
+const OTHER_FILES: u64 = 1024;
 
 pub(super) async fn run(config: ConfigFile) -> ExitCode {
     let settings = match config.load() {
@@ -26,94 +36,139 @@ pub(super) async fn run(config: ConfigFile) -> ExitCode {
     telemetry::log_to_stderr(&settings.log.level, settings.log.format);
     match serve(settings, |_, _| {}).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(why) => failed(why),
+        Err(error) => failed(error),
     }
 }
 
-/// Serves until told to leave. `serving` is called with the public address once it is open.
-pub async fn serve(
-    settings: Settings,
-    serving: impl FnOnce(SocketAddr, ShutdownWatch),
-) -> Result<(), Box<dyn std::error::Error>> {
-    let exposition = MetricsExporter::install()?;
+/// Reason why the daemon could not start, or not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("metrics cannot be set up: {0}")]
+    Metrics(#[from] BuildError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+/// Opens the configured source and serves it until a signal says to leave. `on_serving` is called with the public address
+/// once it is open.
+pub async fn serve(settings: Settings, on_serving: impl FnOnce(SocketAddr, ShutdownWatch)) -> Result<(), ServeError> {
+    let metrics = MetricsExporter::install()?;
     let source = source::open(&settings.source).await?;
-    serve_source(settings, source, exposition, serving).await
+    serve_source(settings, source, metrics, on_serving).await
 }
 
 /// Serves a source that is open. Tests bring sources of their own.
 pub async fn serve_source(
     settings: Settings,
     source: Arc<dyn Source>,
-    exposition: MetricsExporter,
-    serving: impl FnOnce(SocketAddr, ShutdownWatch),
-) -> Result<(), Box<dyn std::error::Error>> {
+    metrics: MetricsExporter,
+    on_serving: impl FnOnce(SocketAddr, ShutdownWatch),
+) -> Result<(), ServeError> {
     raise_open_files(settings.http.max_connections);
-    let public = http::listen("http.listen", settings.http.listen)?;
-    let admin = http::listen("admin.listen", settings.admin.listen)?;
+    let public = http::listen(Listener::Public, settings.http.listen)?;
+    let admin = http::listen(Listener::Admin, settings.admin.listen)?;
     let (public_address, admin_address) = (public.local_addr()?, admin.local_addr()?);
 
     let shutdown = Shutdown::default();
-    let hub = Hub::new(settings.hub.clone());
     let admission = Admission::new(settings.http.max_connections, settings.http.max_connections_per_ip);
-    let shape = settings.stream.data;
-    let streams = StreamContext {
-        hub: hub.clone(),
-        pages: Pages::new(source.clone(), shape, settings.source.pace()),
-        rules: StreamRules::new(&settings.stream, &settings.shutdown),
+    let delivery = Delivery::start(&settings, source.clone(), admission.clone(), &shutdown)?;
+    let upkeep = tokio::spawn(keep_metrics(metrics.clone(), shutdown.watch()));
+    let health = Health {
+        hub: delivery.streams.hub.clone(),
         admission: admission.clone(),
         shutdown: shutdown.watch(),
+        metrics,
+        ready_grace: settings.source.ready_grace,
     };
-    let runtime = tokio::runtime::Handle::current();
-    let lag_bytes = settings.hub.total_bytes.as_u64() as usize;
-    let (threads, thread_handles) = Threads::start(settings.http.worker_count(), &streams, lag_bytes, &runtime)?;
-    let tail = tokio::spawn(tail::run(source.clone(), hub.clone(), settings.source.pace(), shape, shutdown.watch()));
-    let messenger = tokio::spawn(tell_threads(threads.clone(), hub.clone(), shutdown.watch()));
-    let upkeep = tokio::spawn(keep_up(exposition.clone(), shutdown.watch()));
-
     let app = web::Data::new(App {
         source: source.clone(),
-        streams,
+        streams: delivery.streams.clone(),
         ingest_enabled: settings.ingest_enabled(),
         ingest: settings.ingest.clone(),
         settings: settings.http.clone(),
     });
-    let public = http::serve(public, app, threads.clone())?;
-    let health = Health {
-        hub,
-        admission: admission.clone(),
-        shutdown: shutdown.watch(),
-        exposition,
-        ready_grace: settings.source.ready_grace,
-    };
-    let admin = http::serve_admin(admin, health)?;
-    let (public_handle, admin_handle) = (public.handle(), admin.handle());
-    let servers = [tokio::spawn(public), tokio::spawn(admin)];
+    let public = Server::start(http::serve(public, app, delivery.threads.clone())?);
+    let admin = Server::start(http::serve_admin(admin, health)?);
 
     tracing::info!(http = %public_address, admin = %admin_address, source = source.kind(), "serving");
-    serving(public_address, shutdown.watch());
+    on_serving(public_address, shutdown.watch());
     shutdown.on_signal(settings.shutdown.grace, settings.shutdown.drain, admission.empty()).await?;
 
-    // from the outside in: no new requests, then the streams, then the tail, then who looks on
-    threads.stop();
-    public_handle.stop(false).await;
-    for handle in thread_handles {
-        let _ = handle.join();
-    }
-    let _ = tail.await;
-    let _ = messenger.await;
+    // From the outside in: new requests, streams, the tail, and last the listener that shows how it goes.
+    delivery.threads.stop();
+    public.handle.stop(false).await;
+    delivery.join().await;
     let _ = upkeep.await;
-    admin_handle.stop(false).await;
-    for server in servers {
-        let _ = server.await;
-    }
+    admin.handle.stop(false).await;
+    let _ = public.task.await;
+    let _ = admin.task.await;
     tracing::info!("left");
     Ok(())
 }
 
-/// Passes on to the delivery threads what concerns all of their streams.
-async fn tell_threads(threads: Threads, hub: Hub, shutdown: ShutdownWatch) {
+/// The way of events from the source to the sockets: the tail, the hub, and the delivery threads.
+struct Delivery {
+    streams: StreamContext,
+    threads: Threads,
+    thread_handles: Vec<JoinHandle<()>>,
+    tail: Task<()>,
+    /// Passes outages and the drain on to the threads.
+    messenger: Task<()>,
+}
+
+impl Delivery {
+    fn start(
+        settings: &Settings,
+        source: Arc<dyn Source>,
+        admission: Admission,
+        shutdown: &Shutdown,
+    ) -> std::io::Result<Self> {
+        let (hub, shape, pace) = (Hub::new(settings.hub.clone()), settings.stream.data, settings.source.pace());
+        let streams = StreamContext {
+            hub: hub.clone(),
+            pages: Pages::new(source.clone(), shape, pace),
+            rules: StreamRules::new(&settings.stream, &settings.shutdown),
+            admission,
+            shutdown: shutdown.watch(),
+        };
+        let lag_bytes = settings.hub.total_bytes.as_u64() as usize;
+        let runtime = tokio::runtime::Handle::current();
+        let (threads, thread_handles) = Threads::start(settings.http.worker_count(), &streams, lag_bytes, &runtime)?;
+        let tail = tokio::spawn(tail::run(source, hub.clone(), pace, shape, shutdown.watch()));
+        let messenger = tokio::spawn(notify_threads(threads.clone(), hub, shutdown.watch()));
+        Ok(Self { streams, threads, thread_handles, tail, messenger })
+    }
+
+    /// Waits for the threads, which were told to stop, and for the tasks, which the shutdown ends.
+    async fn join(self) {
+        for handle in self.thread_handles {
+            let _ = handle.join();
+        }
+        let _ = self.tail.await;
+        let _ = self.messenger.await;
+    }
+}
+
+/// A running server.
+struct Server {
+    handle: ServerHandle,
+    task: Task<std::io::Result<()>>,
+}
+
+impl Server {
+    fn start(server: actix_server::Server) -> Self {
+        Self { handle: server.handle(), task: tokio::spawn(server) }
+    }
+}
+
+/// Passes the outages of the source and the drain on to the delivery threads.
+async fn notify_threads(threads: Threads, hub: Hub, shutdown: ShutdownWatch) {
     let mut outages = hub.outages();
-    let mut draining = false;
+    let mut is_draining = false;
     loop {
         tokio::select! {
             changed = outages.changed() => {
@@ -124,8 +179,8 @@ async fn tell_threads(threads: Threads, hub: Hub, shutdown: ShutdownWatch) {
                     (Err(_), _) => return,
                 }
             }
-            () = shutdown.reached(Phase::Draining), if !draining => {
-                draining = true;
+            () = shutdown.reached(Phase::Draining), if !is_draining => {
+                is_draining = true;
                 threads.drain();
             }
             () = shutdown.reached(Phase::Stopped) => return,
@@ -133,18 +188,19 @@ async fn tell_threads(threads: Threads, hub: Hub, shutdown: ShutdownWatch) {
     }
 }
 
-async fn keep_up(exposition: MetricsExporter, shutdown: ShutdownWatch) {
+/// Folds what the histograms gathered, every few seconds.
+async fn keep_metrics(metrics: MetricsExporter, shutdown: ShutdownWatch) {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(5)) => exposition.upkeep(),
+            () = tokio::time::sleep(METRICS_UPKEEP) => metrics.upkeep(),
             () = shutdown.reached(Phase::Stopped) => return,
         }
     }
 }
 
-/// Each stream is an open file; the soft limit of many systems is 1,024.
+/// Raises the soft limit of open files, 1,024 on many systems: each stream is an open file.
 fn raise_open_files(streams: usize) {
-    let wanted = streams as u64 + 1024;
+    let wanted = streams as u64 + OTHER_FILES;
     match rlimit::increase_nofile_limit(wanted) {
         Ok(limit) if limit < wanted => tracing::warn!(
             limit,

@@ -1,11 +1,14 @@
-//! `jobcast tail`: a subscriber for terminals. It comes back by itself, and ends as the job ends.
+//! `jobcast tail`: a subscriber for terminals. It reconnects by itself, and its exit code says how the job ended.
 
-use super::client::{Failure, Jobcast, Message};
+use super::client::{Failure, Jobcast};
+use super::sse_parser::Message;
 use super::{failed, misused};
 use crate::backoff::Backoff;
-use crate::event::{JobId, JobStatus};
+use crate::cursor::Start;
+use crate::event::{BadStatus, JobId, JobStatus};
+use crate::sse;
 use anstyle::{AnsiColor, Style};
-use awc::http::Method;
+use reqwest::Method;
 use serde_json::Value;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -13,11 +16,12 @@ use std::time::Duration;
 
 #[derive(clap::Args)]
 pub struct Args {
+    /// The job to follow
     job: String,
     /// The Jobcast to ask
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     url: String,
-    /// Where to begin: start, now, a cursor, or an event's id
+    /// First position: start, now, a cursor, or an event's id
     #[arg(long, default_value = "start", value_name = "CURSOR")]
     from: String,
     /// Each event as one line of JSON
@@ -33,12 +37,16 @@ pub async fn run(args: Args) -> ExitCode {
         Ok(job) => job,
         Err(error) => return misused(error),
     };
-    let (last, from_now) = match args.from.as_str() {
-        "start" => (None, false),
-        "now" => (None, true),
-        cursor => (Some(cursor.to_string()), false),
+    let start = match args.from.as_str() {
+        "start" => Start::Beginning,
+        "now" => Start::Now,
+        cursor => Start::After(cursor.to_string()),
     };
-    let mut tail = Tail { jobcast: Jobcast::new(&args.url, args.token), job, last, from_now, as_json: args.json };
+    let jobcast = match Jobcast::new(&args.url, args.token) {
+        Ok(jobcast) => jobcast,
+        Err(failure) => return failed(failure),
+    };
+    let mut tail = Tail { jobcast, job, start, was_connected: false, as_json: args.json };
     let ended = tokio::select! {
         ended = tail.follow() => ended,
         _ = tokio::signal::ctrl_c() => return ExitCode::from(130),
@@ -46,71 +54,89 @@ pub async fn run(args: Args) -> ExitCode {
     match ended {
         Ok(JobStatus::Failed) => ExitCode::from(3),
         Ok(JobStatus::Cancelled) => ExitCode::from(4),
-        Ok(_) | Err(Stopped::Unheard) => ExitCode::SUCCESS,
-        Err(Stopped::Failed(why)) => failed(why),
+        Ok(_) | Err(Stopped::OutputClosed) => ExitCode::SUCCESS,
+        Err(Stopped::Failed(error)) => failed(error),
     }
 }
 
 struct Tail {
     jobcast: Jobcast,
     job: JobId,
-    /// The position after everything that was shown.
-    last: Option<String>,
-    from_now: bool,
+    /// Position after everything that was shown.
+    start: Start,
+    /// Set once a stream was open: from then on, a connection that fails is tried again.
+    was_connected: bool,
     as_json: bool,
 }
 
-/// Why it stopped before the job did.
+/// Reason why the command stops before the job ends.
 enum Stopped {
-    /// Nobody reads what it prints.
-    Unheard,
-    Failed(String),
+    /// Standard output was closed: nobody reads it any more.
+    OutputClosed,
+    Failed(TailError),
+}
+
+#[derive(Debug, thiserror::Error)]
+enum TailError {
+    #[error(transparent)]
+    Connection(#[from] Failure),
+    #[error("cannot print: {0}")]
+    Output(io::Error),
+    #[error("the job ended, but {0}")]
+    UnknownStatus(#[from] BadStatus),
+    #[error("{message} ({code})")]
+    Source { message: String, code: String },
 }
 
 impl From<io::Error> for Stopped {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::BrokenPipe => Self::Unheard,
-            _ => Self::Failed(format!("cannot print: {error}")),
+            io::ErrorKind::BrokenPipe => Self::OutputClosed,
+            _ => Self::Failed(TailError::Output(error)),
         }
     }
 }
 
-impl From<Failure> for Stopped {
-    fn from(failure: Failure) -> Self {
-        Self::Failed(failure.to_string())
+impl From<TailError> for Stopped {
+    fn from(error: TailError) -> Self {
+        Self::Failed(error)
     }
 }
 
-/// What one connection came to.
-enum Left {
-    Ended(JobStatus),
-    /// Come back, not before so long.
-    ComeBack(Option<Duration>),
+/// End of one connection.
+enum Disconnect {
+    JobEnded(JobStatus),
+    /// Reconnect, after this wait or longer.
+    Reconnect(Option<Duration>),
+}
+
+/// Meaning of one of Jobcast's own messages.
+enum Control {
+    JobEnded(JobStatus),
+    /// The stream goes on, or is about to close and asks for this wait.
+    GoOn(Option<Duration>),
 }
 
 impl Tail {
-    /// Until the job ends; comes back after whatever happens to the connection.
+    /// Follows the job until it ends; reconnects after whatever happens to a connection.
     async fn follow(&mut self) -> Result<JobStatus, Stopped> {
         let fresh = || Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
         let mut backoff = fresh();
-        let mut was_connected = false;
         loop {
-            let before = self.last.clone();
-            let not_before = match self.connect(&mut was_connected).await {
-                Ok(Left::Ended(status)) => return Ok(status),
-                Ok(Left::ComeBack(not_before)) => not_before,
-                Err(Trouble::Stopped(stopped)) => return Err(stopped),
-                // a first connection that fails is most often a wrong address
-                Err(Trouble::Connection(failure)) if !failure.is_retryable() || !was_connected => {
-                    return Err(failure.into());
-                }
-                Err(Trouble::Connection(failure)) => {
+            let before = self.start.clone();
+            let not_before = match self.connect().await {
+                Ok(Disconnect::JobEnded(status)) => return Ok(status),
+                Ok(Disconnect::Reconnect(not_before)) => not_before,
+                // A first connection that fails is most often a wrong address.
+                Err(Stopped::Failed(TailError::Connection(failure)))
+                    if failure.is_retryable() && self.was_connected =>
+                {
                     say(&failure.to_string());
                     failure.retry_after()
                 }
+                Err(stopped) => return Err(stopped),
             };
-            if self.last != before {
+            if self.start != before {
                 backoff = fresh();
             }
             let wait = backoff.failed().max(not_before.unwrap_or_default());
@@ -119,78 +145,71 @@ impl Tail {
         }
     }
 
-    async fn connect(&mut self, was_connected: &mut bool) -> Result<Left, Trouble> {
-        let from_now = self.from_now && self.last.is_none();
-        let Some(mut stream) = self.jobcast.stream(&self.job, self.last.as_deref(), from_now).await? else {
-            return Ok(Left::Ended(self.status().await?));
-        };
-        if std::mem::replace(was_connected, true) {
+    /// Opens a stream and shows its events until it closes.
+    async fn connect(&mut self) -> Result<Disconnect, Stopped> {
+        let opened = self.jobcast.stream(&self.job, &self.start).await.map_err(TailError::from)?;
+        let Some(mut stream) = opened else { return Ok(Disconnect::JobEnded(self.final_status().await?)) };
+        if self.was_connected {
             say("connected again");
         }
+        self.was_connected = true;
         let mut not_before = None;
-        while let Some(message) = stream.next().await? {
-            if let Some(left) = self.take(&message, &mut not_before)? {
-                return Ok(left);
+        while let Some(message) = stream.next().await.map_err(TailError::from)? {
+            match &message.data {
+                Some(data) if sse::is_reserved(&message.kind) => match self.control(&message.kind, data)? {
+                    Control::JobEnded(status) => return Ok(Disconnect::JobEnded(status)),
+                    Control::GoOn(wait) => not_before = wait.or(not_before),
+                },
+                Some(data) => self.show(&message, data)?,
+                None => {}
             }
             if !message.id.is_empty() {
-                self.last = Some(message.id);
+                self.start = Start::After(message.id);
             }
         }
-        Ok(Left::ComeBack(not_before.or(stream.retry())))
+        Ok(Disconnect::Reconnect(not_before.or(stream.retry())))
     }
 
-    fn take(&self, message: &Message, not_before: &mut Option<Duration>) -> Result<Option<Left>, Stopped> {
-        let Some(data) = &message.data else { return Ok(None) };
-        if !crate::sse::is_reserved(&message.kind) {
-            self.show(message, data)?;
-            return Ok(None);
-        }
-        let said: Value = serde_json::from_str(data).unwrap_or_default();
-        let text = |name: &str| said[name].as_str().unwrap_or_default();
-        if let Some(ms) = said["retryInMs"].as_u64() {
-            *not_before = Some(Duration::from_millis(ms));
-        }
-        match message.kind.as_str() {
-            "stream.complete" => {
-                return match text("status").parse() {
-                    Ok(status) => Ok(Some(Left::Ended(status))),
-                    Err(error) => Err(Stopped::Failed(format!("the job ended, but {error}"))),
-                };
-            }
+    /// Says what one of Jobcast's own messages means. Unknown ones are ignored: a newer Jobcast may send more.
+    fn control(&self, kind: &str, data: &str) -> Result<Control, TailError> {
+        let fields: Value = serde_json::from_str(data).unwrap_or_default();
+        let text = |name: &str| fields[name].as_str().unwrap_or_default();
+        match kind {
+            "stream.complete" => return Ok(Control::JobEnded(text("status").parse()?)),
             "stream.reset" => say(&format!("what follows is all there is, from the beginning ({})", text("reason"))),
-            "stream.error" if said["retryable"] == Value::Bool(false) => {
-                return Err(Stopped::Failed(format!("{} ({})", text("message"), text("code"))));
+            "stream.error" if fields["retryable"] == Value::Bool(false) => {
+                return Err(TailError::Source { message: text("message").into(), code: text("code").into() });
             }
             "stream.error" => say(&format!("{} ({})", text("message"), text("code"))),
             "stream.bye" => say(&format!("the stream was closed ({})", text("reason"))),
             _ => {}
         }
-        Ok(None)
+        Ok(Control::GoOn(fields["retryInMs"].as_u64().map(Duration::from_millis)))
     }
 
-    /// How a job ended that has nothing more to tell.
-    async fn status(&self) -> Result<JobStatus, Trouble> {
+    /// Fetches how the job ended, when its stream has nothing more to send.
+    async fn final_status(&self) -> Result<JobStatus, TailError> {
         let url = format!("{}?limit=1", self.jobcast.events_url(&self.job));
-        let polled = self.jobcast.json(Method::GET, &url, None).await?;
-        let status = polled["status"].as_str().unwrap_or_default();
-        status.parse().map_err(|error: crate::event::BadStatus| Stopped::Failed(error.to_string()).into())
+        let page = self.jobcast.json(Method::GET, &url, None).await?;
+        Ok(page["status"].as_str().unwrap_or_default().parse()?)
     }
 
+    /// Prints one event.
     fn show(&self, message: &Message, data: &str) -> io::Result<()> {
         let mut out = anstream::stdout().lock();
         if self.as_json {
             return writeln!(out, "{data}");
         }
         let event: Value = serde_json::from_str(data).unwrap_or_default();
-        let text = |name: &str| harmless(event[name].as_str().unwrap_or_default());
-        // `stream.data = "payload"` sends no more than that
+        let text = |name: &str| printable(event[name].as_str().unwrap_or_default());
+        // With `stream.data = "payload"`, the data is the payload.
         let payload = event.get("payload").unwrap_or(&event);
         let time = text("timestamp").get(11..23).unwrap_or_default().to_string();
-        let kind = harmless(event["type"].as_str().unwrap_or(&message.kind));
+        let kind = printable(event["type"].as_str().unwrap_or(&message.kind));
         let shown = match payload["line"].as_str() {
-            Some(line) => harmless(line.trim_end_matches(['\r', '\n'])),
+            Some(line) => printable(line.trim_end_matches(['\r', '\n'])),
             None if payload == &Value::Object(Default::default()) => String::new(),
-            None => harmless(&payload.to_string()),
+            None => printable(&payload.to_string()),
         };
         let (dim, step) = (Style::new().dimmed(), AnsiColor::Cyan.on_default());
         let tone = match &*kind {
@@ -202,31 +221,14 @@ impl Tail {
     }
 }
 
-enum Trouble {
-    Connection(Failure),
-    Stopped(Stopped),
-}
-
-impl From<Failure> for Trouble {
-    fn from(failure: Failure) -> Self {
-        Self::Connection(failure)
-    }
-}
-
-impl From<Stopped> for Trouble {
-    fn from(stopped: Stopped) -> Self {
-        Self::Stopped(stopped)
-    }
-}
-
-/// What concerns the connection, beside what the job says.
+/// Prints a word on the connection to standard error, so that standard output holds only events.
 fn say(what: &str) {
     let tone = AnsiColor::Yellow.on_default();
-    let _ = writeln!(anstream::stderr(), "{tone}jobcast: {}{tone:#}", harmless(what));
+    let _ = writeln!(anstream::stderr(), "{tone}jobcast: {}{tone:#}", printable(what));
 }
 
-/// Control characters as their pictures: a job may not drive the terminal.
-fn harmless(text: &str) -> String {
+/// Replaces control characters by their pictures, so that a job cannot drive the terminal.
+fn printable(text: &str) -> String {
     let picture = |c: char| match c {
         '\t' => ' ',
         '\0'..='\x1f' => char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}'),

@@ -112,7 +112,7 @@ mod tests {
     use crate::sse::Reset;
 
     fn error(code: SourceCode) -> SourceError {
-        SourceError { code, operation: "reading".into(), cause: "gone".into(), help: "wait" }
+        SourceError::new(code, "reading", "gone", "wait")
     }
 
     /// The bytes of a notice, and the reason for which it closes the stream.

@@ -1,28 +1,34 @@
-//! The admin listener: health, readiness, metrics, and a look at the live jobs. Not for the public.
+//! The admin listener: health, readiness, metrics, and a view of the live jobs. It must not be reachable for the public.
 
 use crate::delivery::admission::Admission;
 use crate::hub::Hub;
 use crate::shutdown::{Phase, ShutdownWatch};
 use crate::telemetry::MetricsExporter;
 use actix_web::{App, HttpResponse, HttpServer, web};
+use actix_web_lab::middleware::CatchPanic;
 use serde_json::json;
 use std::io;
 use std::net::TcpListener;
 use std::time::Duration;
 
-/// What the admin listener tells about.
+/// Parts of the process that the admin listener reports on.
 #[derive(Clone)]
 pub struct Health {
+    /// Live jobs, and the outage of the source, if there is one.
     pub hub: Hub,
+    /// Count of open streams.
     pub admission: Admission,
     pub shutdown: ShutdownWatch,
-    pub exposition: MetricsExporter,
+    pub metrics: MetricsExporter,
+    /// Length of an outage after which `/readyz` says no.
     pub ready_grace: Duration,
 }
 
+/// Starts the admin server, on one thread of its own.
 pub fn serve(listener: TcpListener, health: Health) -> io::Result<actix_web::dev::Server> {
     let server = HttpServer::new(move || {
         App::new()
+            .wrap(CatchPanic::default())
             .app_data(web::Data::new(health.clone()))
             .route("/healthz", web::get().to(|| async { HttpResponse::Ok().json(json!({ "status": "ok" })) }))
             .route("/readyz", web::get().to(ready))
@@ -48,8 +54,8 @@ async fn ready(health: web::Data<Health>) -> HttpResponse {
 }
 
 async fn metrics(health: web::Data<Health>) -> HttpResponse {
-    // the format's own type (Prometheus, "MetricsExporter formats")
-    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(health.exposition.render())
+    // The media type of the text format (Prometheus, "Exposition formats").
+    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(health.metrics.render())
 }
 
 async fn channels(health: web::Data<Health>) -> HttpResponse {

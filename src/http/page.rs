@@ -1,13 +1,15 @@
-//! The live page, the client for any page (built from `client/`), and the description of the addresses. All of it is in
-//! the binary; nothing is loaded from elsewhere.
+//! The live page, the client for any page (built from `client/`), and the description of the addresses. All of it is part
+//! of the binary; nothing is loaded from elsewhere.
 
 use super::App;
 use actix_web::http::header;
+use actix_web::middleware::DefaultHeaders;
 use actix_web::{HttpResponse, web};
 
-/// A file of the page.
+/// A file of the page, compiled into the binary.
 pub struct Asset {
     pub path: &'static str,
+    /// Media type.
     kind: &'static str,
     text: &'static str,
 }
@@ -43,27 +45,30 @@ const POLICY: &str =
 const OPENAPI: &str = include_str!("openapi.json");
 
 impl Asset {
-    /// Pages of others load it, too: it is there without the live page.
+    /// Returns true for the client, which pages of others load too: it is served without the live page.
     pub fn is_client(&self) -> bool {
         self.path == CLIENT
     }
 
     pub fn answer(&self, app: &App) -> HttpResponse {
-        HttpResponse::Ok()
-            .insert_header((header::CONTENT_TYPE, self.kind))
-            .insert_header((header::CACHE_CONTROL, "no-cache"))
-            .insert_header((header::CONTENT_SECURITY_POLICY, POLICY))
-            .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
-            .insert_header((header::REFERRER_POLICY, "no-referrer"))
-            .body(with_paths(self.text, app))
+        HttpResponse::Ok().insert_header((header::CONTENT_TYPE, self.kind)).body(with_paths(self.text, app))
     }
+}
+
+/// Headers of every file: it is asked for again before it is used again, and may load nothing from elsewhere.
+pub fn headers() -> DefaultHeaders {
+    DefaultHeaders::new()
+        .add((header::CACHE_CONTROL, "no-cache"))
+        .add((header::CONTENT_SECURITY_POLICY, POLICY))
+        .add((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .add((header::REFERRER_POLICY, "no-referrer"))
 }
 
 pub async fn openapi(app: web::Data<App>) -> HttpResponse {
     HttpResponse::Ok().insert_header((header::CONTENT_TYPE, "application/json")).body(with_paths(OPENAPI, &app))
 }
 
-/// The files are written with the default paths; `http.stream_path` and `http.events_path` take their place.
+/// Replaces the default paths, which the files are written with, by `http.stream_path` and `http.events_path`.
 fn with_paths(text: &str, app: &App) -> String {
     let defaults = crate::config::Http::default();
     let quoted = |path: &str| format!("\"{path}\"");

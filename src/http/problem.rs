@@ -1,5 +1,5 @@
-//! Errors as RFC 9457 problem details, each with a stable code. One table has every code that we make up here; those of
-//! the source are its own.
+//! Errors as RFC 9457 problem details, each with a stable code. The table here has every code but those of the source,
+//! which stand in `error.rs`.
 
 use crate::error::{SourceCode, SourceError};
 use crate::tail;
@@ -8,12 +8,15 @@ use actix_web::{HttpResponse, ResponseError};
 use serde_json::json;
 use std::fmt;
 
-/// What went wrong with a request.
+/// Error of a request, as the caller gets it.
 #[derive(Debug)]
 pub struct Problem {
+    /// Stable name, for programs.
     code: &'static str,
     status: StatusCode,
+    /// Sentence for people, which says what to do.
     detail: String,
+    /// Seconds of `Retry-After`, if trying again can help.
     retry_after_s: Option<u64>,
 }
 
@@ -31,7 +34,7 @@ problems! {
     bad_job_id = BAD_REQUEST, "request.job_id";
     bad_query = BAD_REQUEST, "request.query";
     bad_json = BAD_REQUEST, "request.json";
-    /// JSON, but no event.
+    /// The body is JSON, but no event.
     bad_event = UNPROCESSABLE_ENTITY, "ingest.event";
     bad_status = UNPROCESSABLE_ENTITY, "ingest.status";
     too_large = PAYLOAD_TOO_LARGE, "request.too_large";
@@ -42,6 +45,7 @@ problems! {
     no_such_job = NOT_FOUND, "job.not_found";
     not_allowed = METHOD_NOT_ALLOWED, "request.method";
     draining = SERVICE_UNAVAILABLE, "server.draining";
+    internal = INTERNAL_SERVER_ERROR, "server.internal";
     too_many_streams = SERVICE_UNAVAILABLE, "server.too_many_streams";
     too_many_from_address = TOO_MANY_REQUESTS, "server.too_many_from_address";
 }

@@ -1,7 +1,8 @@
-//! `GET /runner-jobs/{job_id}/events/stream`: the stream.
+//! `GET /runner-jobs/{job_id}/events/stream`: answers a request for a stream.
 
+use super::App;
+use super::extract::{ClientAddress, JobPath, accepts_stream};
 use super::problem::Problem;
-use super::{App, JobPath, client_address, query};
 use crate::cursor::{Cursor, Start};
 use crate::delivery::admission::{LimitReached, StreamPermit};
 use crate::delivery::body::Body;
@@ -18,17 +19,17 @@ use actix_web::http::{Method, StatusCode, Version, header};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError, web};
 use bytes::Bytes;
 use futures_util::stream;
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Longer text cannot be an id of ours, nor one that a source knows; it is not even looked up.
-const MAX_ID_BYTES: usize = 256;
-
-pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<App>) -> Result<HttpResponse, Problem> {
-    let job = path.job()?;
-    let start = start(&request)?;
+pub async fn get(
+    JobPath(job): JobPath,
+    start: Start,
+    ClientAddress(client): ClientAddress,
+    request: HttpRequest,
+    app: web::Data<App>,
+) -> Result<HttpResponse, Problem> {
     if app.streams.shutdown.phase() >= Phase::Draining {
         telemetry::CONNECTIONS.increment(&[("outcome", "draining")], 1);
         let wait = app.streams.reconnect_delay();
@@ -39,7 +40,7 @@ pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<
             wait,
         ));
     }
-    let permit = match app.streams.admission.admit(client_address(&request, &app)) {
+    let permit = match app.streams.admission.admit(client) {
         Ok(permit) => permit,
         Err(full) => return Ok(full_up(&request, &app, full)),
     };
@@ -53,7 +54,7 @@ pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<
             outcome("not_found");
             Err(Problem::no_such_job(format!("there is no job {job}")))
         }
-        // at the end of a job that has ended: EventSource stops at a 204
+        // The client stands at the end of a job that has ended; a 204 makes EventSource stop.
         (Step::Complete(..), true) => {
             outcome("complete");
             Ok(HttpResponse::NoContent().insert_header((header::CACHE_CONTROL, "no-store")).finish())
@@ -66,17 +67,17 @@ pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<
     }
 }
 
-/// What a stream begins with, found before its answer so that the answer can say so.
+/// Beginning of a stream, found before the answer so that the answer's head can name it.
 struct Opened {
-    /// The source does not answer just now.
+    /// Set while the source does not answer.
     outage: Option<Arc<Outage>>,
-    /// What was asked for means nothing, or is gone; all there is follows.
+    /// Set if the position that was asked for is unknown or gone: the whole history follows.
     reset: Option<(Reset, Cursor)>,
-    /// Tells the client where it stands before the first event.
+    /// Position to send before the first event, so that a client that drops before it loses nothing.
     position: Option<Cursor>,
     replay: Replay,
     first: Step,
-    /// It came with a cursor that still counts.
+    /// Set if the client came with a cursor that is still good.
     is_resume: bool,
     from: &'static str,
 }
@@ -90,7 +91,7 @@ impl Opened {
         let mut is_resume = matches!(start, Start::After(_));
         let mut replay = match start {
             Start::Beginning => new(beginning),
-            Start::After(text) => match find(app, job, &text).await? {
+            Start::After(text) => match app.resolve(job, &text).await? {
                 Some(cursor) => new(cursor),
                 None => {
                     is_resume = false;
@@ -98,12 +99,13 @@ impl Opened {
                     new(beginning)
                 }
             },
-            Start::Now => match newest(app, job).await? {
+            Start::Now => match app.newest(job).await? {
                 Some(cursor) => {
                     position = Some(cursor.clone());
                     Replay::from_newest(app.streams.pages.clone(), app.streams.hub.clone(), job.clone(), cursor)
                 }
-                None => new(beginning), // which says that there is no such job
+                // There is no such job, which the first page will say.
+                None => new(beginning),
             },
         };
         let mut first = replay.next().await;
@@ -112,7 +114,7 @@ impl Opened {
             reset = Some((reason, beginning));
             first = replay.next().await;
         }
-        // the ring alone cannot say how the source is
+        // A replay that only read the ring has not noticed an outage.
         let outage = app.streams.hub.outage().filter(|_| !replay.has_read());
         if let Some(outage) = outage.as_ref().filter(|outage| !outage.error.is_retryable()) {
             return Err(outage.error.clone());
@@ -128,7 +130,7 @@ impl Opened {
 
     fn answer(self, request: &HttpRequest, app: &App, mut permit: StreamPermit) -> HttpResponse {
         telemetry::RESUMES.increment(&[("from", self.from)], 1);
-        // a reset is replayed from the source, too
+        // After a reset, too, the events come from the source.
         let replayed = if self.from == "reset" { "source" } else { self.from };
         let id = permit.id();
         tracing::debug!(connection = id, job = %self.replay.job(), replay = self.from, "stream begins");
@@ -140,63 +142,23 @@ impl Opened {
         let mut response = head();
         response.insert_header(("X-Jobcast-Connection", id)).insert_header(("X-Jobcast-Replay", replayed));
         if let Some(position) = &self.position {
-            // for clients whose parser does not tell an id without an event
+            // For clients whose parser does not report an id without an event.
             response.insert_header(("X-Jobcast-Cursor", position.as_str()));
         }
         if request.method() == Method::HEAD {
             return response.finish();
         }
         permit.begins();
-        // Without chunks (HTTP/1.0), encrypted, or HTTP/2: actix keeps it.
+        // actix keeps the sockets of HTTP/1.0, which has no chunks.
         let slot = request.conn_data::<HandoffSlot>().filter(|_| request.version() == Version::HTTP_11).cloned();
         let body = Body::new(app.streams.clone(), permit, slot, opening, self.replay, self.first);
         let mut response = response.streaming(stream::unfold(body, |mut body| async move {
             let bytes = body.next().await?;
             Some((Ok::<Bytes, Infallible>(bytes), body))
         }));
-        // before 1.1 there are no chunks: the end of the connection is the end of the body
+        // Without chunks, the end of the connection is the end of the body.
         response.head_mut().no_chunking(request.version() < Version::HTTP_11);
         response
-    }
-}
-
-/// A cursor that the ring knows, or what the source makes of the text.
-pub async fn find(app: &App, job: &JobId, text: &str) -> Result<Option<Cursor>, SourceError> {
-    if text.is_empty() || text.len() > MAX_ID_BYTES || text.chars().any(char::is_control) {
-        return Ok(None);
-    }
-    app.source.resolve(job, text).await
-}
-
-pub async fn newest(app: &App, job: &JobId) -> Result<Option<Cursor>, SourceError> {
-    if let Some(cursor) = app.streams.hub.newest(job) {
-        return Ok(Some(cursor));
-    }
-    Ok(app.source.newest(job).await?.map(|standing| standing.cursor))
-}
-
-/// Where the caller wants to begin. The header is the newer: a browser sends it when it comes back to the same URL.
-fn start(request: &HttpRequest) -> Result<Start, Problem> {
-    if let Some(last) = request.headers().get("Last-Event-ID").filter(|last| !last.is_empty()) {
-        // what is no text can mean nothing
-        return Ok(Start::After(last.to_str().unwrap_or("\0").to_string()));
-    }
-    let asked = query(request)?;
-    match asked.get("lastEventId").filter(|last| !last.is_empty()) {
-        Some(last) => Ok(Start::After(last.clone())),
-        None if is_from_now(&asked)? => Ok(Start::Now),
-        None => Ok(Start::Beginning),
-    }
-}
-
-/// Of a query without a position.
-pub fn is_from_now(asked: &HashMap<String, String>) -> Result<bool, Problem> {
-    match asked.get("from").map(String::as_str) {
-        Some("now") => Ok(true),
-        None | Some("start") => Ok(false),
-        Some(other) => Err(Problem::bad_query(format!(
-            "from={other:?} is neither \"start\" nor \"now\"; a cursor goes into lastEventId or after"
-        ))),
     }
 }
 
@@ -209,8 +171,8 @@ fn head() -> HttpResponseBuilder {
     response
 }
 
-/// A browser gives up for good on anything but a 200 (WHATWG HTML, EventSource); it is told to come back in one. Other
-/// callers get the plain status.
+/// Refuses a stream. A browser gives up for good on anything but a 200 (WHATWG HTML, EventSource), so it is told in one
+/// to reconnect; other callers get the plain status.
 fn turned_away(request: &HttpRequest, event: ControlEvent, problem: Problem, wait: Duration) -> HttpResponse {
     if !accepts_stream(request) {
         return problem.retry_after(wait.as_secs().max(1)).error_response();
@@ -232,7 +194,7 @@ fn full_up(request: &HttpRequest, app: &App, full: LimitReached) -> HttpResponse
         ),
     };
     telemetry::CONNECTIONS.increment(&[("outcome", outcome)], 1);
-    // longer than any other wait, and spread out
+    // Longer than any other wait, and spread out.
     let wait = app.streams.reconnect_delay() + app.streams.rules.retry * 3;
     let message = problem.detail().to_string();
     let error = ControlEvent::Error { code: problem.code(), message, retry_in: Some(wait) };
@@ -246,13 +208,4 @@ fn source_failed(request: &HttpRequest, app: &App, error: SourceError) -> Result
     }
     let wait = app.streams.reconnect_delay().max(app.streams.rules.retry);
     Ok(turned_away(request, source_error(&error, wait), error.into(), wait))
-}
-
-/// `Accept` is missing for many tools; only one that names other types and not this one does not want a stream.
-fn accepts_stream(request: &HttpRequest) -> bool {
-    let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or("*/*");
-    accept.split(',').any(|one| {
-        let kind = one.split(';').next().unwrap_or_default().trim();
-        matches!(kind, "text/event-stream" | "text/*" | "*/*")
-    })
 }

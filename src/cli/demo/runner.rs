@@ -1,4 +1,4 @@
-//! A simulated CI: it queues jobs, three runners work on them, and all that it does is to write rows to the file.
+//! A simulated CI: it queues jobs, and three runners work on them. All that it does is to write rows to the file.
 
 mod scripts;
 mod store;
@@ -17,12 +17,15 @@ use tokio::time::{Instant, sleep};
 use words::Words;
 
 const RUNNERS: [&str; 3] = ["runner-1", "runner-2", "runner-3"];
-const FAILS: f64 = 0.2;
-const IS_CANCELLED: f64 = 0.04;
+/// Share of the jobs that fail.
+const FAILING: f64 = 0.2;
+/// Share of the jobs that are cancelled.
+const CANCELLED: f64 = 0.04;
+/// Lines that a burst writes at once.
 const BURST_LINES: usize = 200;
 const PEOPLE: &[&str] = &["ada", "grace", "linus", "margaret"];
 
-/// Runs until told to leave. Returns early only when the file cannot be written.
+/// Runs until `leaving` resolves. Returns early only when the file cannot be written.
 pub async fn run(database: &Path, leaving: impl Future<Output = ()>) -> Result<(), sqlx::Error> {
     let store = Store::open(database).await?;
     let (queue, queued) = mpsc::channel(1);
@@ -37,7 +40,7 @@ pub async fn run(database: &Path, leaving: impl Future<Output = ()>) -> Result<(
     }
 }
 
-/// There is always somebody waiting for a runner. Every kind of job comes once before one comes again.
+/// Keeps one job waiting for a runner at all times. Every kind of job comes once before one comes again.
 async fn keep_queueing(queue: mpsc::Sender<Job>, store: &Store) -> Result<(), sqlx::Error> {
     let mut numbers = SCRIPTS.map(|_| rand::random_range(120..2400));
     let mut kinds = words::Deck::default();
@@ -62,11 +65,13 @@ async fn work(runner: &'static str, queued: &Mutex<mpsc::Receiver<Job>>, store: 
     }
 }
 
-/// How a job is going to end, decided before it begins.
+/// End of a job, decided before it begins.
 #[derive(Clone, Copy)]
 enum Fate {
     Completes,
+    /// Fails in the step with this index.
     FailsIn(usize),
+    /// Is cancelled in the step with this index.
     IsCancelledIn(usize),
 }
 
@@ -83,8 +88,8 @@ impl Job {
         let mut rng = StdRng::from_rng(&mut rand::rng());
         let step = rng.random_range(0..script.steps.len());
         let fate = match rng.random_range(0.0..1.0) {
-            roll if roll < FAILS => Fate::FailsIn(step),
-            roll if roll < FAILS + IS_CANCELLED => Fate::IsCancelledIn(step),
+            roll if roll < FAILING => Fate::FailsIn(step),
+            roll if roll < FAILING + CANCELLED => Fate::IsCancelledIn(step),
             _ => Fate::Completes,
         };
         Self { id: format!("{}-{number}", script.prefix), script, fate, rng, words: Words::default() }
@@ -170,10 +175,10 @@ impl Run<'_> {
         self.write(last, None).await
     }
 
-    /// The step from its start through `share` of its time.
+    /// Runs the step from its start through `share` of its time.
     async fn begin(&mut self, step: &'static Step, share: f64) -> Result<Instant, sqlx::Error> {
         let (begun, whole) = (Instant::now(), self.job.seconds(step.seconds));
-        // a share beyond the end of the step: no burst in this one
+        // A share above 1 lies beyond the end of the step: this one has no burst.
         let mut burst_at = step.bursts.then(|| self.job.rng.random_range(0.1..2.0));
         let mut first = vec![Happening::of_step(step.id, "step.started", json!({ "name": step.name }))];
         first.extend(self.job.lines(step.id, step.first));
@@ -204,7 +209,7 @@ impl Run<'_> {
         }
     }
 
-    /// What was still to be done is skipped.
+    /// Skips the remaining steps and ends the job.
     async fn fail(self, begun: Instant, failed: &Step, number: usize) -> Result<(), sqlx::Error> {
         let reason = json!({ "reason": format!("{} failed", failed.id) });
         let skipped = self.job.script.steps.iter().skip(number + 1);
@@ -215,7 +220,7 @@ impl Run<'_> {
         self.end("FAILED", last).await
     }
 
-    /// The last event and the final status are one commit: nobody can see the one without the other.
+    /// Writes the last events and the final status in one commit, so that nobody can see the one without the other.
     async fn end(self, status: &'static str, last: Vec<Happening>) -> Result<(), sqlx::Error> {
         self.write(last, Some(status)).await
     }

@@ -1,7 +1,7 @@
-//! What the simulated jobs do and say. Data only; `words.rs` fills the blanks in braces.
+//! Scripts of the simulated jobs: their steps and their output. Data only; `words.rs` fills the blanks in braces.
 
 pub struct Script {
-    /// Job ids begin with it.
+    /// Beginning of the job's id.
     pub prefix: &'static str,
     pub name: &'static str,
     pub branches: &'static [&'static str],
@@ -12,22 +12,22 @@ pub struct Script {
 pub struct Step {
     pub id: &'static str,
     pub name: &'static str,
-    /// It takes between so many and so many.
+    /// Shortest and longest time that the step takes.
     pub seconds: (f64, f64),
-    /// Said once, in this order.
+    /// Lines at the beginning, in this order.
     pub first: &'static [&'static str],
-    /// Said at random for as long as it takes.
+    /// Lines at random for as long as the step takes.
     pub lines: &'static [&'static str],
-    /// Said once, when it went well.
+    /// Lines at the end, if the step succeeds.
     pub last: &'static [&'static str],
-    /// Tells how far it has come, with this message.
+    /// Message of its progress events, if it reports progress.
     pub progress: Option<&'static str>,
-    /// Says much at once now and then.
+    /// Set if it writes many lines at once now and then.
     pub bursts: bool,
     pub failure: Failure,
 }
 
-/// How a step fails when it does.
+/// Output of a step that fails.
 pub struct Failure {
     pub lines: &'static [&'static str],
     pub error: &'static str,
@@ -512,7 +512,7 @@ const IMPORT: Script = Script {
     ],
 };
 
-/// The list that a blank is filled from; empty for a name that is none.
+/// Returns the list that a blank is filled from; empty for an unknown name.
 pub fn words(name: &str) -> &'static [&'static str] {
     match name {
         "crate" => &[

@@ -1,4 +1,4 @@
-//! The rows, written as any runner would write them that knows nothing of Jobcast but its two tables.
+//! Writer of the rows. It works as any runner would that knows only the two tables of Jobcast.
 
 use serde_json::{Value, json};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 use uuid::Uuid;
 
+/// Ended jobs that are kept; a demo may run for days.
 const KEPT_JOBS: i64 = 200;
 
-/// An event to be.
+/// An event to be written.
 pub struct Happening {
     step: Option<&'static str>,
     kind: &'static str,
@@ -35,11 +36,11 @@ pub struct Store(SqlitePool);
 impl Store {
     pub async fn open(database: &Path) -> Result<Self, sqlx::Error> {
         let options = SqliteConnectOptions::new().filename(database).busy_timeout(Duration::from_secs(5));
-        // one connection: the runners of one process need not wait for each other inside of SQLite
+        // With one connection, the runners wait for each other here and not for locks of SQLite.
         Ok(Self(SqlitePoolOptions::new().max_connections(1).connect_with(options).await?))
     }
 
-    /// Events and the status that they lead to, in one commit.
+    /// Writes events and the status that they lead to in one commit.
     pub async fn write(
         &self,
         job: &str,
@@ -73,7 +74,7 @@ impl Store {
         transaction.commit().await
     }
 
-    /// A demo may run for days.
+    /// Deletes the oldest ended jobs.
     pub async fn forget_old_jobs(&self) -> Result<(), sqlx::Error> {
         let mut transaction = self.0.begin_with("BEGIN IMMEDIATE").await?;
         let old: Vec<String> = sqlx::query_scalar(

@@ -1,5 +1,5 @@
 //! Fills the blanks of a script: `{crate}` is a word of that list, `{3..40}` and `{0.02..1.90}` are numbers, `{hex}` is
-//! a short commit; `{=crate}` is what `{crate}` was the last time.
+//! a short commit; `{=crate}` repeats the last word for `{crate}`.
 
 use super::scripts::words;
 use rand::Rng;
@@ -7,7 +7,7 @@ use rand::RngExt;
 use rand::seq::SliceRandom;
 use std::collections::HashMap;
 
-/// Gives each card once before one comes again.
+/// Cards in random order; each comes once before one comes again.
 pub struct Deck<T>(Vec<T>);
 
 impl<T> Default for Deck<T> {
@@ -17,7 +17,7 @@ impl<T> Default for Deck<T> {
 }
 
 impl<T> Deck<T> {
-    /// `None` only when there are no cards at all.
+    /// Draws a card; `None` only if there are no cards at all.
     pub fn draw(&mut self, rng: &mut impl Rng, all: impl FnOnce() -> Vec<T>) -> Option<T> {
         if self.0.is_empty() {
             self.0 = all();
@@ -27,16 +27,18 @@ impl<T> Deck<T> {
     }
 }
 
-/// The words of one job.
+/// Words of one job, so that its lines agree with each other.
 #[derive(Default)]
 pub struct Words {
+    /// Words that are fixed for the whole job.
     held: HashMap<&'static str, String>,
+    /// Last word for each blank, for `{=name}`.
     last: HashMap<String, String>,
     decks: HashMap<String, Deck<&'static str>>,
 }
 
 impl Words {
-    /// From now on `{name}` is always this.
+    /// Fixes the word for `{name}` from now on.
     pub fn hold(&mut self, name: &'static str, word: String) {
         self.held.insert(name, word);
     }
@@ -80,7 +82,7 @@ impl Words {
     }
 }
 
-/// With as many decimals as the bound is written with.
+/// Picks a number with as many decimals as the upper bound has.
 fn number(low: &str, high: &str, rng: &mut impl Rng) -> String {
     let (Ok(from), Ok(to)) = (low.parse::<f64>(), high.parse::<f64>()) else { return high.to_string() };
     let decimals = high.split_once('.').map_or(0, |(_, decimals)| decimals.len());

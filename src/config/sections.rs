@@ -1,0 +1,258 @@
+//! The sections of the settings but for the source's: each with its fields, its defaults and its checks.
+//!
+//! The doc comment on a field is also its line in `config/jobcast.toml` and `docs/settings.md`, so it is written for
+//! operators.
+
+use super::validate::{Problems, is_job_path, is_origin};
+use super::values::{AutoBool, Network, Secret, duration, size};
+use crate::sse::Shape;
+use crate::telemetry::LogFormat;
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Http {
+    /// Address of the public listener.
+    pub listen: SocketAddr,
+    /// Threads that answer requests, and as many that deliver events. 0: one for each core.
+    pub workers: usize,
+    /// Path of a job's stream.
+    pub stream_path: String,
+    /// Path of JSON polling (GET) and of ingest (POST).
+    pub events_path: String,
+    /// Open streams, at most; further ones are told to come back later.
+    pub max_connections: usize,
+    /// Open streams from one address, at most. 0: no limit.
+    pub max_connections_per_ip: usize,
+    /// Time in which the head of a request must arrive.
+    #[serde(with = "duration")]
+    pub header_timeout: Duration,
+    /// Size of a request that sends events in, at most.
+    #[serde(with = "size")]
+    pub max_body: ByteSize,
+    /// Addresses and networks of proxies that are trusted to say where a request comes from (X-Forwarded-For, or else
+    /// Forwarded), as "10.0.0.0/8". Only max_connections_per_ip uses it.
+    pub trusted_proxies: Vec<Network>,
+    /// The live page at /.
+    pub live_page: bool,
+    /// Pages of other origins.
+    pub cors: Cors,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Cors {
+    /// Origins whose pages may watch, as "https://app.example.org"; "*": any.
+    pub origins: Vec<String>,
+    /// Lets these pages send cookies.
+    pub credentials: bool,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            workers: 0,
+            stream_path: "/runner-jobs/{job_id}/events/stream".into(),
+            events_path: "/runner-jobs/{job_id}/events".into(),
+            max_connections: 10_000,
+            max_connections_per_ip: 0,
+            header_timeout: Duration::from_secs(5),
+            max_body: ByteSize::kib(256),
+            trusted_proxies: Vec::new(),
+            live_page: true,
+            cors: Cors::default(),
+        }
+    }
+}
+
+impl Http {
+    /// Number of worker threads, and of delivery threads: as set, or one for each core.
+    pub fn worker_count(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        }
+    }
+
+    pub(super) fn validate(&self, problems: &mut Problems) {
+        problems.require(self.workers <= 1024, "http.workers", "at most 1024");
+        problems.require(self.max_connections > 0, "http.max_connections", "must be at least 1");
+        problems.require_longer_than_zero(self.header_timeout, "http.header_timeout");
+        problems.require_larger_than_zero(self.max_body, "http.max_body");
+        problems.require(self.max_body <= ByteSize::gib(1), "http.max_body", "at most 1GiB");
+        for (path, key) in [(&self.stream_path, "http.stream_path"), (&self.events_path, "http.events_path")] {
+            problems.require(is_job_path(path), key, "must begin with / and hold {job_id} once, as a segment");
+        }
+        problems.require(self.stream_path != self.events_path, "http.events_path", "must not be http.stream_path");
+        let Cors { origins, credentials } = &self.cors;
+        problems.require(
+            !(*credentials && origins.iter().any(|origin| origin == "*")),
+            "http.cors.origins",
+            "\"*\" cannot be used with http.cors.credentials: browsers refuse it; name the origins",
+        );
+        problems.require(
+            origins.iter().all(|origin| origin == "*" || is_origin(origin)),
+            "http.cors.origins",
+            "each must be \"*\" or a scheme and host such as https://example.org, without a path",
+        );
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Admin {
+    /// Address of /healthz, /readyz, /metrics and /debug/channels.
+    pub listen: SocketAddr,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9464)) }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Stream {
+    /// Time that a browser waits before it reconnects.
+    #[serde(with = "duration")]
+    pub retry: Duration,
+    /// Silence after which a comment is sent. Set it below the idle time-out of your proxies.
+    #[serde(with = "duration")]
+    pub heartbeat: Duration,
+    /// Time after which a socket that takes nothing is closed.
+    #[serde(with = "duration")]
+    pub write_timeout: Duration,
+    /// Age at which a stream is closed, to reconnect elsewhere. 0s: never.
+    #[serde(with = "duration")]
+    pub max_age: Duration,
+    /// Content of `data:`. envelope: the whole event; payload: only its payload, with stepId merged in.
+    pub data: Shape,
+}
+
+impl Default for Stream {
+    fn default() -> Self {
+        Self {
+            retry: Duration::from_secs(3),
+            heartbeat: Duration::from_secs(15),
+            write_timeout: Duration::from_secs(30),
+            max_age: Duration::ZERO,
+            data: Shape::Envelope,
+        }
+    }
+}
+
+impl Stream {
+    pub(super) fn validate(&self, problems: &mut Problems) {
+        problems.require(
+            !self.retry.is_zero(),
+            "stream.retry",
+            "must be longer than 0: clients would reconnect without pause",
+        );
+        problems.require_longer_than_zero(self.heartbeat, "stream.heartbeat");
+        problems.require_longer_than_zero(self.write_timeout, "stream.write_timeout");
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Hub {
+    /// Newest events of each live job that are kept in memory, at most.
+    pub ring_events: usize,
+    /// Size of the events that are kept for each live job, at most.
+    #[serde(with = "size")]
+    pub ring_bytes: ByteSize,
+    /// Size for all live jobs together, at most; and as much again for subscribers that lag.
+    #[serde(with = "size")]
+    pub total_bytes: ByteSize,
+    /// Time that a job stays live after its last subscriber left.
+    #[serde(with = "duration")]
+    pub linger: Duration,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self {
+            ring_events: 1024,
+            ring_bytes: ByteSize::mib(1),
+            total_bytes: ByteSize::mib(256),
+            linger: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Hub {
+    pub(super) fn validate(&self, problems: &mut Problems) {
+        problems.require(self.ring_events > 0, "hub.ring_events", "must be at least 1");
+        problems.require_larger_than_zero(self.ring_bytes, "hub.ring_bytes");
+        problems.require(self.total_bytes >= self.ring_bytes, "hub.total_bytes", "must be at least hub.ring_bytes");
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Auth {
+    /// none: everybody who reaches http.listen may watch every job.
+    pub mode: AuthMode,
+    /// Must be true for mode "none" on an address that is not loopback.
+    pub allow_anonymous: bool,
+}
+
+/// Check of a caller's permission to watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AuthMode {
+    None,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self { mode: AuthMode::None, allow_anonymous: false }
+    }
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Ingest {
+    /// true, false, or auto: where the source is sqlite and http.listen is loopback.
+    pub enabled: AutoBool,
+    /// Token that senders must give as `Authorization: Bearer`; "": none. Also by JOBCAST_INGEST__TOKEN_FILE.
+    pub token: Secret,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Shutdown {
+    /// Time after SIGTERM in which /readyz says no and everything is still served.
+    #[serde(with = "duration")]
+    pub grace: Duration,
+    /// Time after that over which the open streams are closed, at most.
+    #[serde(with = "duration")]
+    pub drain: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { grace: Duration::from_secs(5), drain: Duration::from_secs(20) }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Log {
+    /// error, warn, info, debug or trace.
+    pub level: String,
+    /// pretty or json.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Pretty }
+    }
+}
+
+impl Log {
+    pub(super) fn validate(&self, problems: &mut Problems) {
+        problems.require(
+            matches!(&*self.level, "error" | "warn" | "info" | "debug" | "trace"),
+            "log.level",
+            "must be error, warn, info, debug or trace",
+        );
+    }
+}

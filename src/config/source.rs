@@ -1,0 +1,323 @@
+//! The section of the source, with one part for each kind of store.
+//!
+//! The doc comment on a field is also its line in `config/jobcast.toml` and `docs/settings.md`, so it is written for
+//! operators.
+
+use super::validate::Problems;
+use super::values::{Secret, duration};
+use crate::event::JobStatus;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Source {
+    /// Kind of the event store: sqlite (embedded), postgres or redis.
+    pub kind: SourceKind,
+    /// Longest time between two reads of the tail. Wake-ups make it fast; this makes it certain.
+    #[serde(with = "duration")]
+    pub poll_interval: Duration,
+    /// Wait after a first failed read. It doubles with each further one, with jitter.
+    #[serde(with = "duration")]
+    pub retry_initial: Duration,
+    /// Longest wait after a failed read.
+    #[serde(with = "duration")]
+    pub retry_max: Duration,
+    /// Time that the end of a job waits for transactions that were open when its status became final.
+    #[serde(with = "duration")]
+    pub settle: Duration,
+    /// Time without an answer of the source after which /readyz says no.
+    #[serde(with = "duration")]
+    pub ready_grace: Duration,
+    /// The embedded store, for kind "sqlite".
+    pub sqlite: Sqlite,
+    /// The tables of a database, for kind "postgres".
+    pub postgres: Postgres,
+    /// The streams of a server, a Cluster or a Sentinel group, for kind "redis".
+    pub redis: Redis,
+}
+
+/// Kind of the event store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    Sqlite,
+    Postgres,
+    Redis,
+}
+
+/// Intervals of the loops that read a source: the part of its section that they are given, without any address in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Longest time between two reads of the tail.
+    pub poll_interval: Duration,
+    /// First wait after a failed read; it doubles with each further one.
+    pub retry_initial: Duration,
+    /// Longest wait after a failed read.
+    pub retry_max: Duration,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self {
+            kind: SourceKind::Sqlite,
+            poll_interval: Duration::from_millis(500),
+            retry_initial: Duration::from_millis(200),
+            retry_max: Duration::from_secs(10),
+            settle: Duration::from_secs(2),
+            ready_grace: Duration::from_secs(10),
+            sqlite: Sqlite::default(),
+            postgres: Postgres::default(),
+            redis: Redis::default(),
+        }
+    }
+}
+
+impl Source {
+    pub fn pace(&self) -> Pace {
+        Pace { poll_interval: self.poll_interval, retry_initial: self.retry_initial, retry_max: self.retry_max }
+    }
+
+    pub(super) fn validate(&self, problems: &mut Problems) {
+        problems.require_longer_than_zero(self.poll_interval, "source.poll_interval");
+        problems.require_longer_than_zero(self.retry_initial, "source.retry_initial");
+        problems.require(
+            self.retry_max >= self.retry_initial,
+            "source.retry_max",
+            "must be at least source.retry_initial",
+        );
+        self.sqlite.validate(problems);
+        self.postgres.validate(self.kind == SourceKind::Postgres, problems);
+        self.redis.validate(self.kind == SourceKind::Redis, problems);
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Sqlite {
+    /// The database file; it is created on the first start.
+    pub path: PathBuf,
+}
+
+impl Default for Sqlite {
+    fn default() -> Self {
+        Self { path: "jobcast.db".into() }
+    }
+}
+
+impl Sqlite {
+    fn validate(&self, problems: &mut Problems) {
+        problems.require(!self.path.as_os_str().is_empty(), "source.sqlite.path", "must name a file");
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Postgres {
+    /// postgres://user:password@host:5432/database?sslmode=verify-full, with a user that may SELECT. Also by
+    /// JOBCAST_SOURCE__POSTGRES__URL_FILE.
+    pub url: Secret,
+    /// PEM file with the authority that sslmode=verify-ca and verify-full trust; "": the public ones.
+    pub root_cert: PathBuf,
+    /// Connections for history and ingest. The tail and the wake-ups have one more each.
+    pub pool: u32,
+    /// Table of the events, or "schema.table".
+    pub events_table: String,
+    /// Table of the jobs; "": there is none.
+    pub jobs_table: String,
+    /// Channel that a trigger notifies; "": Jobcast only polls.
+    pub listen: String,
+    /// Age that the timestamp of a new event may have. Only for a table without a column xid.
+    #[serde(with = "duration")]
+    pub look_back: Duration,
+    /// Interval at which all of a job is read, to find events that are older than look_back. Only without a column xid.
+    #[serde(with = "duration")]
+    pub sweep: Duration,
+    /// Columns of the event table. step_id, actor, seq and xid may be missing; without seq and xid, events are found by
+    /// their timestamp.
+    pub columns: Columns,
+    /// Columns of the job table.
+    pub job_columns: JobColumns,
+    /// Texts in the job table that say that a job has ended.
+    pub statuses: FinalStatuses,
+    /// Types of events that end a job, for stores without a job table.
+    pub final_types: FinalStatuses,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Columns {
+    /// Id of the event.
+    pub id: String,
+    /// Id of the job that the event belongs to.
+    pub job_id: String,
+    /// Id of the step.
+    pub step_id: String,
+    /// Type of the event.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Time of the event.
+    pub timestamp: String,
+    /// Writer of the event.
+    pub actor: String,
+    /// Content of the event.
+    pub payload: String,
+    /// Ascending number of the row.
+    pub seq: String,
+    /// Transaction that wrote the row (xid8).
+    pub xid: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobColumns {
+    /// Id of the job.
+    pub id: String,
+    /// Status of the job.
+    pub status: String,
+}
+
+impl Default for Postgres {
+    fn default() -> Self {
+        Self {
+            url: Secret::default(),
+            root_cert: PathBuf::new(),
+            pool: 4,
+            events_table: "job_events".into(),
+            jobs_table: "runner_jobs".into(),
+            listen: "jobcast".into(),
+            look_back: Duration::from_secs(60),
+            sweep: Duration::from_secs(30),
+            columns: Columns {
+                id: "id".into(),
+                job_id: "job_id".into(),
+                step_id: "step_id".into(),
+                kind: "type".into(),
+                timestamp: "timestamp".into(),
+                actor: "actor".into(),
+                payload: "payload".into(),
+                seq: "seq".into(),
+                xid: "xid".into(),
+            },
+            job_columns: JobColumns { id: "id".into(), status: "status".into() },
+            statuses: FinalStatuses::usual_statuses(),
+            final_types: FinalStatuses::default(),
+        }
+    }
+}
+
+impl Postgres {
+    fn validate(&self, is_used: bool, problems: &mut Problems) {
+        problems.require(
+            !is_used || self.url.get().is_some(),
+            "source.postgres.url",
+            "must be given for source.kind = \"postgres\", such as postgres://user:password@host:5432/database",
+        );
+        problems.require(self.pool > 0, "source.postgres.pool", "must be at least 1");
+        problems.require(!self.events_table.is_empty(), "source.postgres.events_table", "must name a table");
+        problems.require_longer_than_zero(self.look_back, "source.postgres.look_back");
+        problems.require_longer_than_zero(self.sweep, "source.postgres.sweep");
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Redis {
+    /// redis://user:password@host:6379/0, rediss:// for TLS; several, comma-separated: a Cluster;
+    /// redis+sentinel://host:26379,host:26379/service: the primary that Sentinel names. Also by
+    /// JOBCAST_SOURCE__REDIS__URL_FILE.
+    pub url: Secret,
+    /// PEM file with the authority that rediss:// trusts; "": the public ones.
+    pub root_cert: PathBuf,
+    /// Key of a job's stream, whose entries have the fields type, id, timestamp, actor, stepId and payload.
+    pub events_key: String,
+    /// Key of a job's hash, whose field status is the job's status; "": there is none.
+    pub job_key: String,
+    /// Texts in the hash that say that a job has ended.
+    pub statuses: FinalStatuses,
+    /// Types of events that end a job, for stores without such a hash.
+    pub final_types: FinalStatuses,
+}
+
+impl Default for Redis {
+    fn default() -> Self {
+        Self {
+            url: Secret::default(),
+            root_cert: PathBuf::new(),
+            events_key: "runner-jobs:$job_id:events".into(),
+            job_key: "runner-jobs:$job_id".into(),
+            statuses: FinalStatuses::usual_statuses(),
+            final_types: FinalStatuses::default(),
+        }
+    }
+}
+
+impl Redis {
+    /// Placeholder for the job's id in a key.
+    pub const JOB_ID: &str = "$job_id";
+
+    fn validate(&self, is_used: bool, problems: &mut Problems) {
+        let names_job = |key: &str| key.matches(Self::JOB_ID).count() == 1;
+        problems.require(
+            !is_used || self.url.get().is_some(),
+            "source.redis.url",
+            "must be given for source.kind = \"redis\", such as redis://user:password@host:6379/0",
+        );
+        problems.require(names_job(&self.events_key), "source.redis.events_key", "must hold $job_id once");
+        problems.require(
+            self.job_key.is_empty() || names_job(&self.job_key),
+            "source.redis.job_key",
+            "must hold $job_id once, or be \"\" where there is none",
+        );
+        problems.require(
+            self.job_key != self.events_key,
+            "source.redis.job_key",
+            "must not be source.redis.events_key",
+        );
+    }
+}
+
+/// Texts of a store that say how a job ended.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct FinalStatuses {
+    /// Texts that mean COMPLETED.
+    pub completed: Vec<String>,
+    /// Texts that mean FAILED.
+    pub failed: Vec<String>,
+    /// Texts that mean CANCELLED.
+    pub cancelled: Vec<String>,
+}
+
+impl FinalStatuses {
+    fn usual_statuses() -> Self {
+        Self { completed: vec!["COMPLETED".into()], failed: vec!["FAILED".into()], cancelled: vec!["CANCELLED".into()] }
+    }
+
+    /// Returns the status that `text` stands for, if it is one of these.
+    pub fn find(&self, text: &str) -> Option<JobStatus> {
+        let is_in = |texts: &[String]| texts.iter().any(|one| one == text);
+        if is_in(&self.completed) {
+            Some(JobStatus::Completed)
+        } else if is_in(&self.failed) {
+            Some(JobStatus::Failed)
+        } else if is_in(&self.cancelled) {
+            Some(JobStatus::Cancelled)
+        } else {
+            None
+        }
+    }
+    /// Returns the status that `text` means: one of these, else one of the usual words.
+    pub fn resolve(&self, text: &str) -> Option<JobStatus> {
+        self.find(text).or_else(|| text.parse().ok())
+    }
+
+    /// Returns the text to write for `status`: the first of these, else the usual word.
+    pub fn spelling(&self, status: JobStatus) -> &str {
+        let own = match status {
+            JobStatus::Completed => self.completed.first(),
+            JobStatus::Failed => self.failed.first(),
+            JobStatus::Cancelled => self.cancelled.first(),
+            JobStatus::Pending | JobStatus::Queued | JobStatus::Running => None,
+        };
+        own.map_or(status.as_str(), String::as_str)
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &str> {
+        [&self.completed, &self.failed, &self.cancelled].into_iter().flatten().map(String::as_str)
+    }
+}

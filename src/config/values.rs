@@ -1,0 +1,190 @@
+//! Types of single values, and how they are written: durations, sizes, networks, secrets.
+
+use bytesize::ByteSize;
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// On, off, or as the rest of the settings suggest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AutoBool {
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+impl Serialize for AutoBool {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => to.serialize_str("auto"),
+            Self::On => to.serialize_bool(true),
+            Self::Off => to.serialize_bool(false),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for AutoBool {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        match String::deserialize(from)?.as_str() {
+            "auto" => Ok(Self::Auto),
+            "true" => Ok(Self::On),
+            "false" => Ok(Self::Off),
+            other => Err(serde::de::Error::custom(format!("{other:?} is neither true, false nor \"auto\""))),
+        }
+    }
+}
+
+/// A string that is never printed or logged; empty if it is not set.
+#[derive(Clone, Default, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn get(&self) -> Option<&str> {
+        (!self.0.is_empty()).then_some(&*self.0)
+    }
+
+    fn masked(&self) -> &'static str {
+        self.get().map_or("", |_| "********")
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.masked())
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.masked())
+    }
+}
+
+/// A network such as `10.0.0.0/8`, or a single address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network(IpNet);
+
+impl Network {
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        self.0.contains(&ip)
+    }
+}
+
+/// A text is neither an address nor a network.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no address or network such as 10.0.0.1 or 10.0.0.0/8")]
+pub struct BadNetwork(String);
+
+impl FromStr for Network {
+    type Err = BadNetwork;
+
+    fn from_str(text: &str) -> Result<Self, BadNetwork> {
+        let network = text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse());
+        network.map(Self).map_err(|_| BadNetwork(text.to_string()))
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.prefix_len() == self.0.max_prefix_len() { self.0.addr().fmt(f) } else { self.0.fmt(f) }
+    }
+}
+
+impl Serialize for Network {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Network {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Durations as `500ms`, `15s`, `5m`; `0` or `0s` for none.
+pub mod duration {
+    use super::*;
+    use jiff::fmt::friendly::{SpanParser, SpanPrinter};
+
+    pub fn serialize<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&SpanPrinter::new().unsigned_duration_to_string(duration))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(from)?;
+        parse(&text).map_err(|error| {
+            serde::de::Error::custom(format!("{text:?} is no duration such as 500ms, 15s or 5m ({error})"))
+        })
+    }
+
+    fn parse(text: &str) -> Result<Duration, jiff::Error> {
+        if text == "0" {
+            return Ok(Duration::ZERO);
+        }
+        // By way of a span, because a plain duration takes no days and no weeks.
+        SpanParser::new().parse_span(text)?.to_duration(jiff::SpanRelativeTo::days_are_24_hours())?.try_into()
+    }
+}
+
+/// Sizes as `64KiB`, `1MiB`; a bare number is bytes.
+pub mod size {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(size: &ByteSize, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&size.display().iec())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ByteSize, D::Error> {
+        let text = String::deserialize(from)?;
+        text.parse().map_err(|_| serde::de::Error::custom(format!("{text:?} is no size such as 64KiB or 1MiB")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_printed_as_they_are_written() {
+        #[derive(Deserialize, Serialize)]
+        struct Held(#[serde(with = "duration")] Duration);
+        let read = |text: &str| serde_json::from_value::<Held>(text.into()).map(|held| held.0);
+        for (text, duration, printed) in [
+            ("500ms", Duration::from_millis(500), "500ms"),
+            ("15s", Duration::from_secs(15), "15s"),
+            ("5m", Duration::from_secs(300), "5m"),
+            ("5min", Duration::from_secs(300), "5m"),
+            ("1m 30s", Duration::from_secs(90), "1m 30s"),
+            ("1h30m", Duration::from_secs(5400), "1h 30m"),
+            ("1d", Duration::from_secs(86_400), "24h"),
+            ("0", Duration::ZERO, "0s"),
+            ("0s", Duration::ZERO, "0s"),
+        ] {
+            let value = read(text).expect(text);
+            assert_eq!(value, duration, "{text}");
+            assert_eq!(serde_json::to_value(Held(value)).expect("JSON"), printed);
+        }
+        for text in ["", "5", "soon", "-1s", "1s ago", "1 month"] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_network_is_an_address_or_a_prefix() {
+        let network = |text: &str| text.parse::<Network>();
+        let ten: Network = network("10.0.0.0/8").expect("a network");
+        assert!(ten.contains(IpAddr::from([10, 1, 2, 3])) && !ten.contains(IpAddr::from([11, 1, 2, 3])));
+        let one = network("10.0.0.1").expect("an address");
+        assert!(one.contains(IpAddr::from([10, 0, 0, 1])) && !one.contains(IpAddr::from([10, 0, 0, 2])));
+        for text in ["10.0.0.0/8", "10.0.0.1", "2001:db8::/32", "::1"] {
+            assert_eq!(network(text).expect(text).to_string(), text);
+        }
+        assert!(network("10.0.0.0/33").is_err() && network("example.org").is_err());
+    }
+}
