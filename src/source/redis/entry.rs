@@ -25,9 +25,9 @@ impl fmt::Display for EntryId {
     }
 }
 
-/// A text that is not the id of an entry, such as `7-0`.
+/// The error for a text that does not have the form `milliseconds-number`.
 #[derive(Debug, thiserror::Error)]
-#[error("not the id of an entry")]
+#[error("an entry id has the form milliseconds-number")]
 pub struct InvalidEntryId;
 
 impl FromStr for EntryId {
@@ -43,6 +43,7 @@ impl FromStr for EntryId {
 /// A hash of an entry's fields. A stream that was deleted and written anew may have another entry under the same id.
 pub type Fingerprint = [u8; CHECK_BYTES];
 
+/// An entry of a stream; an event where it has a field `type`.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub id: EntryId,
@@ -167,4 +168,31 @@ pub fn parse_info(reply: Value) -> Result<Option<StreamInfo>, RedisError> {
         }
     }
     Ok(Some(info))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Value {
+        Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn an_entry_is_read_from_a_list_and_from_a_map_and_is_an_event_where_it_has_a_type() {
+        let flat = Value::Array(vec![text("type"), text("x"), text("payload"), text("{\"n\":1}")]);
+        let map = Value::Map(vec![(text("note"), Value::Int(1))]);
+        let entry = |id, fields| Value::Array(vec![text(id), fields]);
+        let reply = Value::Array(vec![entry("1500-2", flat), entry("1500-3", map)]);
+        let entries = parse_entries(reply).expect("two entries");
+        let job: JobId = "job".parse().expect("an id");
+        let event = entries[0].event(&job).expect("an event");
+        assert_eq!((event.id.as_str(), event.kind.as_str()), ("1500-2", "x"));
+        assert_eq!(event.timestamp.as_millisecond(), 1500, "without a field, its time is that of the entry");
+        assert_eq!(event.payload.as_json(), "{\"n\":1}");
+        assert!(entries[1].event(&job).is_none());
+        for malformed in [Value::Nil, Value::Array(vec![text("1-0")]), Value::Array(vec![entry("1", Value::Nil)])] {
+            assert!(parse_entries(malformed).is_err());
+        }
+    }
 }

@@ -93,3 +93,27 @@ impl Invalidations {
         self.changed.notified().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn changed_keys_are_taken_once_and_a_flush_or_a_lost_connection_makes_them_incomplete() {
+        let invalidations = Arc::new(Invalidations::default());
+        let handle = invalidations.clone().push_handler();
+        let push = |kind, data| handle(PushInfo { kind, data }).expect("it never refuses a push");
+        let key = |name: &str| Value::BulkString(name.as_bytes().to_vec());
+        push(PushKind::Invalidate, vec![Value::Array(vec![key("a"), key("b")])]);
+        push(PushKind::Invalidate, vec![Value::Array(vec![key("a")])]);
+        invalidations.changed().await;
+        let changes = invalidations.take();
+        assert_eq!((changes.changed_keys.len(), changes.is_incomplete), (2, false));
+        let changes = invalidations.take();
+        assert_eq!((changes.changed_keys.len(), changes.is_incomplete), (0, false));
+        for (kind, data) in [(PushKind::Invalidate, vec![Value::Nil]), (PushKind::Disconnection, Vec::new())] {
+            push(kind, data);
+            assert!(invalidations.take().is_incomplete);
+        }
+    }
+}

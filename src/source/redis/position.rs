@@ -3,11 +3,10 @@
 //! Ids only grow, so the id of an entry is a position. Three more values go with it, to notice a stream that is no longer
 //! what it was:
 //!
-//! | value | meaning | use |
-//! |---|---|---|
-//! | `ordinal` | number of entries ever added, up to this one | `entries_added − length` entries are gone; where that is more than `ordinal`, an entry after the position is among them |
-//! | `fingerprint` | hash of the entry | the stream was deleted and written anew, and has another entry under the same id |
-//! | `ignore_deleted_up_to` | highest id that XDEL had deleted when the reader began | those entries are not lost to this reader |
+//! - `ordinal`: the number of entries ever added, up to this one. `entries_added − length` entries are gone; where those are
+//!   more than `ordinal`, an entry after the position is among them.
+//! - `fingerprint`: a hash of the entry. A stream that was deleted and written anew has another entry under the same id.
+//! - `ignore_deleted_up_to`: the highest id that XDEL had deleted when the reader began. Those entries are not lost to it.
 //!
 //! A server before 7.0 does not count. There the ordinal is unknown, and a position whose own entry is gone is taken for a
 //! loss; an entry that was gone before the first event of a reader is not noticed.

@@ -10,15 +10,16 @@
 //!
 //! - While a slot moves, its ASKING counts for one command, and it sends one before a whole pipeline. The entries and the
 //!   state of a stream are read in one pipeline, so the second command is refused: `ASK` came back as an error within 2 ms.
-//! - A request to a dead node is retried inside until a time-out is over: 5 s, and then "timed out" for a server that was
-//!   killed and refuses connections. Here the first failure is reported at once and by its cause, for that node's jobs only.
+//! - A request to a dead node is retried inside until its time-out, 5 s in the trial, and then "timed out" stands for a
+//!   server that was killed and refuses connections. Here the first failure is reported at once, by its cause, and for
+//!   that node's jobs only.
 //! - One pipeline goes to one slot. A read of 64 jobs is one pipeline for each node here; there it would be 64 requests,
 //!   because the slot map is private.
 //! - A push arrives without its server's address, and there is no place where CLIENT TRACKING could be turned on for a new
 //!   connection, short of a connection type of one's own.
-//! - Its Sentinel client takes the first Sentinel that names a server whose ROLE says primary. A Sentinel and an old primary
-//!   that were cut off together are taken for good; here all Sentinels are asked and the highest epoch counts. It
-//!   also needs the right to ROLE or INFO, and does not notice a failover while the old primary stays connected.
+//! - Its Sentinel client believes the first Sentinel that names a server whose ROLE says primary, so one Sentinel and an
+//!   old primary that were cut off together are believed. Here all Sentinels are asked, and the highest epoch counts. It
+//!   also needs the right to ROLE or INFO, and it does not notice a failover while the old primary stays connected.
 
 use super::address::{Address, Deployment, Login};
 use super::keys::SLOTS;
