@@ -23,7 +23,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Longer text cannot be an id of ours, nor one that a source knows; it is not even looked up.
+/// The longest cursor or event id that is looked up; no source has longer ones.
 const MAX_ID_BYTES: usize = 256;
 
 pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<App>) -> Result<HttpResponse, Problem> {
@@ -53,7 +53,7 @@ pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<
             outcome("not_found");
             Err(Problem::no_such_job(format!("there is no job {job}")))
         }
-        // at the end of a job that has ended: EventSource stops at a 204
+        // At the end of a job that has ended: EventSource stops at a 204.
         (Step::Complete(..), true) => {
             outcome("complete");
             Ok(HttpResponse::NoContent().insert_header((header::CACHE_CONTROL, "no-store")).finish())
@@ -66,18 +66,19 @@ pub async fn get(request: HttpRequest, path: web::Path<JobPath>, app: web::Data<
     }
 }
 
-/// What a stream begins with, found before its answer so that the answer can say so.
+/// The beginning of a stream. It is found before the request is answered, since the answer's head depends on it.
 struct Opened {
-    /// The source does not answer just now.
+    /// The source does not answer just now, so that events may come late.
     outage: Option<Arc<Outage>>,
-    /// What was asked for means nothing, or is gone; all there is follows.
+    /// The requested position is unknown or lost: all events after this cursor follow instead.
     reset: Option<(Reset, Cursor)>,
-    /// Tells the client where it stands before the first event.
+    /// The client's position before the first event, for one that asked for nothing but new events.
     position: Option<Cursor>,
     replay: Replay,
     first: Step,
-    /// It came with a cursor that still counts.
+    /// The client came with a cursor, and it is valid.
     is_resume: bool,
+    /// The origin of the replay, as the metric names it.
     from: &'static str,
 }
 
@@ -103,7 +104,7 @@ impl Opened {
                     position = Some(cursor.clone());
                     Replay::from_newest(app.streams.pages.clone(), app.streams.hub.clone(), job.clone(), cursor)
                 }
-                None => new(beginning), // which says that there is no such job
+                None => new(beginning), // Its first page finds out that there is no such job.
             },
         };
         let mut first = replay.next().await;
@@ -112,7 +113,7 @@ impl Opened {
             reset = Some((reason, beginning));
             first = replay.next().await;
         }
-        // the ring alone cannot say how the source is
+        // A reader that was served by the ring alone has not noticed an outage.
         let outage = app.streams.hub.outage().filter(|_| !replay.has_read());
         if let Some(outage) = outage.as_ref().filter(|outage| !outage.error.is_retryable()) {
             return Err(outage.error.clone());
@@ -128,7 +129,7 @@ impl Opened {
 
     fn answer(self, request: &HttpRequest, app: &App, mut permit: StreamPermit) -> HttpResponse {
         telemetry::RESUMES.increment(&[("from", self.from)], 1);
-        // a reset is replayed from the source, too
+        // A reset is replayed from the source, too.
         let replayed = if self.from == "reset" { "source" } else { self.from };
         let id = permit.id();
         tracing::debug!(connection = id, job = %self.replay.job(), replay = self.from, "stream begins");
@@ -140,27 +141,27 @@ impl Opened {
         let mut response = head();
         response.insert_header(("X-Jobcast-Connection", id)).insert_header(("X-Jobcast-Replay", replayed));
         if let Some(position) = &self.position {
-            // for clients whose parser does not tell an id without an event
+            // For clients whose parser does not report an id without an event.
             response.insert_header(("X-Jobcast-Cursor", position.as_str()));
         }
         if request.method() == Method::HEAD {
             return response.finish();
         }
         permit.begins();
-        // Without chunks (HTTP/1.0), encrypted, or HTTP/2: actix keeps it.
+        // Only a plain HTTP/1.1 connection, whose body is chunked, can leave actix.
         let slot = request.conn_data::<HandoffSlot>().filter(|_| request.version() == Version::HTTP_11).cloned();
         let body = Body::new(app.streams.clone(), permit, slot, opening, self.replay, self.first);
         let mut response = response.streaming(stream::unfold(body, |mut body| async move {
             let bytes = body.next().await?;
             Some((Ok::<Bytes, Infallible>(bytes), body))
         }));
-        // before 1.1 there are no chunks: the end of the connection is the end of the body
+        // HTTP/1.0 has no chunks: the end of the connection is the end of the body.
         response.head_mut().no_chunking(request.version() < Version::HTTP_11);
         response
     }
 }
 
-/// A cursor that the ring knows, or what the source makes of the text.
+/// Returns the cursor that foreign text stands for: a cursor, or an event's id. None if it is unknown.
 pub async fn find(app: &App, job: &JobId, text: &str) -> Result<Option<Cursor>, SourceError> {
     if text.is_empty() || text.len() > MAX_ID_BYTES || text.chars().any(char::is_control) {
         return Ok(None);
@@ -168,6 +169,7 @@ pub async fn find(app: &App, job: &JobId, text: &str) -> Result<Option<Cursor>, 
     app.source.resolve(job, text).await
 }
 
+/// Returns the position after a job's newest event: its ring's, or else the source's. None if there is no such job.
 pub async fn newest(app: &App, job: &JobId) -> Result<Option<Cursor>, SourceError> {
     if let Some(cursor) = app.streams.hub.newest(job) {
         return Ok(Some(cursor));
@@ -175,10 +177,11 @@ pub async fn newest(app: &App, job: &JobId) -> Result<Option<Cursor>, SourceErro
     Ok(app.source.newest(job).await?.map(|standing| standing.cursor))
 }
 
-/// Where the caller wants to begin. The header is the newer: a browser sends it when it comes back to the same URL.
+/// Returns the position at which the client wants to begin. The header goes before the query, because a browser that
+/// reconnects to the same URL has its newer position there.
 fn start(request: &HttpRequest) -> Result<Start, Problem> {
     if let Some(last) = request.headers().get("Last-Event-ID").filter(|last| !last.is_empty()) {
-        // what is no text can mean nothing
+        // A value that is no text becomes one that no cursor or id can be.
         return Ok(Start::After(last.to_str().unwrap_or("\0").to_string()));
     }
     let asked = query(request)?;
@@ -189,7 +192,7 @@ fn start(request: &HttpRequest) -> Result<Start, Problem> {
     }
 }
 
-/// Of a query without a position.
+/// Reads `from` of a query that has no position.
 pub fn is_from_now(asked: &HashMap<String, String>) -> Result<bool, Problem> {
     match asked.get("from").map(String::as_str) {
         Some("now") => Ok(true),
@@ -209,8 +212,8 @@ fn head() -> HttpResponseBuilder {
     response
 }
 
-/// A browser gives up for good on anything but a 200 (WHATWG HTML, EventSource); it is told to come back in one. Other
-/// callers get the plain status.
+/// Answers a client that cannot be served now. `EventSource` gives up for good on anything but a 200 (WHATWG HTML), so it
+/// gets a stream of one event that says when to come back. Other clients get the plain status.
 fn turned_away(request: &HttpRequest, event: ControlEvent, problem: Problem, wait: Duration) -> HttpResponse {
     if !accepts_stream(request) {
         return problem.retry_after(wait.as_secs().max(1)).error_response();
@@ -232,7 +235,7 @@ fn full_up(request: &HttpRequest, app: &App, full: LimitReached) -> HttpResponse
         ),
     };
     telemetry::CONNECTIONS.increment(&[("outcome", outcome)], 1);
-    // longer than any other wait, and spread out
+    // Longer than any other wait, and spread out.
     let wait = app.streams.reconnect_delay() + app.streams.rules.retry * 3;
     let message = problem.detail().to_string();
     let error = ControlEvent::Error { code: problem.code(), message, retry_in: Some(wait) };
@@ -248,7 +251,7 @@ fn source_failed(request: &HttpRequest, app: &App, error: SourceError) -> Result
     Ok(turned_away(request, source_error(&error, wait), error.into(), wait))
 }
 
-/// `Accept` is missing for many tools; only one that names other types and not this one does not want a stream.
+/// Tells whether the client takes a stream. Many tools send no `Accept`; only one that names other types does not.
 fn accepts_stream(request: &HttpRequest) -> bool {
     let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or("*/*");
     accept.split(',').any(|one| {
