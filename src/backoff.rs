@@ -1,9 +1,9 @@
-//! The wait between attempts at something that keeps failing. No I/O.
+//! Waits between the attempts at something that keeps failing. No I/O.
 
 use rand::RngExt;
 use std::time::Duration;
 
-/// Waits after failures in a row: exponential, with jitter, so that many callers do not come back at once.
+/// Exponential waits after failures in a row, with jitter, so that many callers do not try again at once.
 pub struct Backoff {
     initial: Duration,
     max: Duration,
@@ -11,7 +11,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Doubles from `initial` up to `max`.
+    /// Waits that double from `initial` up to `max`.
     pub fn new(initial: Duration, max: Duration) -> Self {
         Self { initial, max, failures: 0 }
     }

@@ -1,12 +1,12 @@
-//! What a subscriber gets before it is live: history in pages from the source until its ring reaches back, one read
-//! for all who ask alike.
+//! The past of a job for one subscriber: pages from the source, until the ring of the job's channel reaches back to the
+//! subscriber's cursor. Subscribers that need the same page at the same time share one read.
 
 use crate::backoff::Backoff;
 use crate::config;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{JobId, JobStatus};
-use crate::hub::{Hub, Join, Place, Seed, Subscription};
+use crate::hub::{CaughtUp, Hub, Join, Place, Seed, Subscription};
 use crate::source::{Limit, PageResult, Source};
 use crate::sse::{Reset, Segment, Shape};
 use crate::tail;
@@ -16,21 +16,30 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// One page. What a subscriber who reads nothing holds of it is one of these, so it is small.
+/// The size of a page. It is small, since a subscriber that reads nothing holds one of them.
 const PAGE: Limit = Limit { events: 512, bytes: 64 * 1024 };
 
-/// Reads pages, encoded; whoever asks for a page that is being read waits for the same read.
+/// Reads and encodes pages. A request for a page that is being read waits for that read.
 pub struct Pages {
     source: Arc<dyn Source>,
     shape: Shape,
+    /// Gives the waits after failed reads.
     pace: config::Pace,
+    /// The reads that have not ended, by the job and the cursor before the page. Weak, so that a read ends when nobody waits
+    /// for it any more.
     in_flight: Mutex<HashMap<(JobId, Cursor), WeakShared<PageRead>>>,
 }
 
 type PageRead = BoxFuture<'static, Result<Arc<EncodedPage>, SourceError>>;
 
 enum EncodedPage {
-    Page { segments: Vec<Arc<Segment>>, end: Cursor, is_last: bool, complete: Option<JobStatus> },
+    /// Some of a job's history, up to `end`. `complete` has the job's status where nothing more will come.
+    Page {
+        segments: Vec<Arc<Segment>>,
+        end: Cursor,
+        is_last: bool,
+        complete: Option<JobStatus>,
+    },
     NoSuchJob,
     Lost(Reset),
 }
@@ -40,28 +49,29 @@ impl Pages {
         Arc::new(Self { source, shape, pace, in_flight: Mutex::default() })
     }
 
+    /// Reads the page after `after`, or joins a read of the same page.
     fn read(self: &Arc<Self>, job: &JobId, after: &Cursor) -> Shared<PageRead> {
         let key = (job.clone(), after.clone());
         let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = in_flight.get(&key).and_then(WeakShared::upgrade) {
-            return flight;
+        if let Some(read) = in_flight.get(&key).and_then(WeakShared::upgrade) {
+            return read;
         }
         let pages = self.clone();
-        let flight = async move {
-            let answer = pages.source.page(&key.0, &key.1, PAGE).await;
-            // Landed: whoever asks from now on may want what was written meanwhile.
+        let read = async move {
+            let result = pages.source.page(&key.0, &key.1, PAGE).await;
+            // Forgotten before it is given out, since who asks from now on may need events written meanwhile.
             pages.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-            answer.map(|answer| Arc::new(pages.encode(answer))).inspect_err(tail::report)
+            result.map(|result| Arc::new(pages.encode(result))).inspect_err(tail::count_error)
         };
-        let flight = flight.boxed().shared();
-        if let Some(weak) = flight.downgrade() {
+        let read = read.boxed().shared();
+        if let Some(weak) = read.downgrade() {
             in_flight.insert((job.clone(), after.clone()), weak);
         }
-        flight
+        read
     }
 
-    fn encode(&self, answer: PageResult) -> EncodedPage {
-        match answer {
+    fn encode(&self, result: PageResult) -> EncodedPage {
+        match result {
             PageResult::Page(page) => EncodedPage::Page {
                 segments: tail::encode(&page.events, self.shape),
                 end: page.end,
@@ -79,124 +89,347 @@ pub struct Replay {
     pages: Arc<Pages>,
     hub: Hub,
     job: JobId,
-    /// After everything that was given so far.
+    /// The position after everything that the reader got so far.
     cursor: Cursor,
-    /// The last page was the last there was.
-    is_caught_up: bool,
-    /// What a channel that begins with this reader begins with.
+    phase: Phase,
+    /// The last page that held events. If this reader creates the job's channel, the ring begins with it.
     seed: Option<Seed>,
-    complete: Option<JobStatus>,
-    backoff: Option<(Backoff, Duration)>,
+    /// The source was asked, since the ring did not reach back to the reader.
     has_read: bool,
 }
 
-/// What comes next.
+/// The progress of a replay.
+enum Phase {
+    /// There may be more in the source.
+    Reading,
+    /// The source does not answer. The next attempt comes after this wait.
+    Waiting { backoff: Backoff, wait: Duration },
+    /// The source had nothing after the cursor, a moment ago: the reader goes live.
+    CaughtUp,
+    /// The job has ended, and the reader got all of its events.
+    Complete(JobStatus),
+}
+
+/// One step of a replay.
 pub enum Step {
-    /// Older events.
+    /// Events of the past.
     Events(Vec<Arc<Segment>>),
-    /// Nothing is between the reader and the ring any more, once `missing` is given.
+    /// The last step: after `missing`, everything is in the ring from `place` on. `cursor` is the position there.
     Live {
         missing: Vec<Arc<Segment>>,
         subscription: Subscription,
         place: Place,
         cursor: Cursor,
     },
-    /// The job has ended and everything was given.
+    /// The job has ended, and the reader got all of its events.
     Complete(JobStatus, Cursor),
-    /// What the reader stood on is gone. Going on gives all there is, from the beginning.
+    /// The source cannot go on from the reader's cursor. The next steps give all there is, from the beginning.
     Reset(Reset, Cursor),
     NoSuchJob,
-    /// The source does not answer; told once. Going on waits and tries again.
+    /// The source does not answer. Given once for each outage; the next step comes when it answers again.
     Outage(SourceError, Duration),
 }
 
 impl Replay {
-    /// Everything after `cursor`.
+    /// A replay of everything after `cursor`.
     pub fn after(pages: Arc<Pages>, hub: Hub, job: JobId, cursor: Cursor) -> Self {
-        let is_caught_up = false;
-        Self { pages, hub, job, cursor, is_caught_up, seed: None, complete: None, backoff: None, has_read: false }
+        Self { pages, hub, job, cursor, phase: Phase::Reading, seed: None, has_read: false }
     }
 
-    /// Only what comes from now on; `cursor` is the newest position that the source told just now.
+    /// A replay of nothing but what comes from now on. `cursor` is the job's newest position, as the source gave it just
+    /// now.
     pub fn from_newest(pages: Arc<Pages>, hub: Hub, job: JobId, cursor: Cursor) -> Self {
-        Self { is_caught_up: true, ..Self::after(pages, hub, job, cursor) }
+        Self { phase: Phase::CaughtUp, ..Self::after(pages, hub, job, cursor) }
     }
 
     pub fn job(&self) -> &JobId {
         &self.job
     }
 
-    /// After everything that was given so far.
+    /// The position after everything that the reader got so far.
     pub fn cursor(&self) -> &Cursor {
         &self.cursor
     }
 
-    /// Whether the source had to be asked.
+    /// True if the source was asked; false if the ring reached back to the reader from the start.
     pub fn has_read(&self) -> bool {
         self.has_read
     }
 
-    /// May be dropped at any time, and called again, without losing or repeating anything.
+    /// Returns the next step. It may be dropped at any time, and called again, without losing or repeating anything.
     pub async fn next(&mut self) -> Step {
         loop {
-            if let Some(status) = self.complete {
+            if let Phase::Complete(status) = self.phase {
                 return Step::Complete(status, self.cursor.clone());
             }
             if let Some((subscription, place)) = self.hub.join(&self.job, &self.cursor) {
-                return self.live(Vec::new(), subscription, place);
+                return self.live(CaughtUp { missing: Vec::new(), subscription, place });
             }
-            if self.is_caught_up {
-                match self.hub.join_or_create(&self.job, &self.cursor, self.seed.take()) {
-                    Join::CaughtUp(level) => return self.live(level.missing, level.subscription, level.place),
-                    Join::Wait(answer) => match answer.await {
-                        Ok(level) => return self.live(level.missing, level.subscription, level.place),
-                        Err(_) => self.is_caught_up = false,
-                    },
+            match &self.phase {
+                Phase::CaughtUp => {
+                    if let Some(caught_up) = self.join_or_create().await {
+                        return self.live(caught_up);
+                    }
+                    self.phase = Phase::Reading;
                 }
-            }
-            if let Some((_, wait)) = &self.backoff {
-                tokio::time::sleep(*wait).await;
+                Phase::Waiting { wait, .. } => tokio::time::sleep(*wait).await,
+                Phase::Reading | Phase::Complete(_) => {}
             }
             self.has_read = true;
-            let answer = self.pages.read(&self.job, &self.cursor).await;
-            match answer.as_deref() {
-                Ok(EncodedPage::Page { segments, end, is_last, complete }) => {
-                    self.backoff = None;
-                    let base = std::mem::replace(&mut self.cursor, end.clone());
-                    self.is_caught_up = *is_last;
-                    self.complete = *complete;
-                    if !segments.is_empty() {
-                        self.seed = Some(Seed { base, segments: segments.clone() });
-                        return Step::Events(segments.clone());
-                    }
-                }
-                Ok(EncodedPage::NoSuchJob) => return Step::NoSuchJob,
-                Ok(EncodedPage::Lost(reset)) => {
-                    self.backoff = None;
-                    self.seed = None;
-                    self.cursor = self.pages.source.beginning(&self.job);
-                    return Step::Reset(*reset, self.cursor.clone());
-                }
-                Err(error) => {
-                    let is_first = self.backoff.is_none();
-                    let mut backoff = self.backoff.take().map_or_else(
-                        || Backoff::new(self.pages.pace.retry_initial, self.pages.pace.retry_max),
-                        |(backoff, _)| backoff,
-                    );
-                    let wait = backoff.failed();
-                    self.backoff = Some((backoff, wait));
-                    if is_first {
-                        return Step::Outage(error.clone(), wait);
-                    }
-                }
+            let read = self.pages.read(&self.job, &self.cursor).await;
+            if let Some(step) = self.take_page(read) {
+                return step;
             }
         }
     }
 
-    fn live(&mut self, missing: Vec<Arc<Segment>>, subscription: Subscription, place: Place) -> Step {
+    /// Makes a reader live that has caught up with the source. None if the channel ended, or the tail gave up, before the
+    /// reader was caught up with the channel: then it must read on.
+    async fn join_or_create(&mut self) -> Option<CaughtUp> {
+        match self.hub.join_or_create(&self.job, &self.cursor, self.seed.take()) {
+            Join::CaughtUp(caught_up) => Some(caught_up),
+            Join::Wait(answer) => answer.await.ok(),
+        }
+    }
+
+    /// Moves on by a page; None if that gives the reader nothing.
+    fn take_page(&mut self, read: Result<Arc<EncodedPage>, SourceError>) -> Option<Step> {
+        match read.as_deref() {
+            Ok(EncodedPage::Page { segments, end, is_last, complete }) => {
+                self.phase = match complete {
+                    Some(status) => Phase::Complete(*status),
+                    None if *is_last => Phase::CaughtUp,
+                    None => Phase::Reading,
+                };
+                let base = std::mem::replace(&mut self.cursor, end.clone());
+                if segments.is_empty() {
+                    return None;
+                }
+                self.seed = Some(Seed { base, segments: segments.clone() });
+                Some(Step::Events(segments.clone()))
+            }
+            Ok(EncodedPage::NoSuchJob) => Some(Step::NoSuchJob),
+            Ok(EncodedPage::Lost(reset)) => {
+                self.phase = Phase::Reading;
+                self.seed = None;
+                self.cursor = self.pages.source.beginning(&self.job);
+                Some(Step::Reset(*reset, self.cursor.clone()))
+            }
+            Err(error) => {
+                let (is_first, mut backoff) = match std::mem::replace(&mut self.phase, Phase::Reading) {
+                    Phase::Waiting { backoff, .. } => (false, backoff),
+                    _ => (true, Backoff::new(self.pages.pace.retry_initial, self.pages.pace.retry_max)),
+                };
+                let wait = backoff.failed();
+                self.phase = Phase::Waiting { backoff, wait };
+                is_first.then(|| Step::Outage(error.clone(), wait))
+            }
+        }
+    }
+
+    fn live(&mut self, caught_up: CaughtUp) -> Step {
+        let CaughtUp { missing, subscription, place } = caught_up;
         if let Some(last) = missing.last() {
             self.cursor = last.end();
         }
         Step::Live { missing, subscription, place, cursor: self.cursor.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::SourceCode;
+    use crate::event::{Event, Payload};
+    use crate::hub::model::{self, cursor, job, number, numbers};
+    use crate::source::{Appended, JobSummary, NewEvent, Page, Standing, Tail};
+    use async_trait::async_trait;
+    use bytesize::ByteSize;
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use tokio::task::yield_now;
+
+    const EVENTS: u32 = 120;
+    const READERS: u64 = 3;
+
+    /// A source in memory. Its pages come late, fail, or are lost, as the seed wills.
+    struct Memory {
+        written: model::Source,
+        has_ended: AtomicBool,
+        random: Mutex<StdRng>,
+    }
+
+    impl Memory {
+        fn random(&self, range: std::ops::RangeInclusive<u32>) -> u32 {
+            self.random.lock().expect("lock").random_range(range)
+        }
+
+        fn event(number: u32) -> (Event, Cursor) {
+            let event = Event {
+                id: number.to_string(),
+                job_id: job(),
+                step_id: None,
+                kind: "x".into(),
+                timestamp: jiff::Timestamp::UNIX_EPOCH,
+                actor: None,
+                payload: Payload::null(),
+            };
+            (event, cursor(number))
+        }
+    }
+
+    #[async_trait]
+    impl Source for Memory {
+        fn kind(&self) -> &'static str {
+            "memory"
+        }
+
+        fn beginning(&self, _: &JobId) -> Cursor {
+            cursor(0)
+        }
+
+        async fn page(&self, _: &JobId, after: &Cursor, _: Limit) -> Result<PageResult, SourceError> {
+            let after = number(after.as_str());
+            for _ in 0..self.random(0..=2) {
+                yield_now().await;
+            }
+            match self.random(0..=29) {
+                0 => {
+                    let (code, help) = (SourceCode::Busy, "wait");
+                    return Err(SourceError { code, operation: "reading".into(), cause: "a seed".into(), help });
+                }
+                1 => return Ok(PageResult::Lost(Reset::Rewound)),
+                _ => {}
+            }
+            let (has_ended, written) = (self.has_ended.load(Ordering::SeqCst), self.written.written());
+            let end = (after + self.random(1..=40)).min(written);
+            for _ in 0..self.random(0..=2) {
+                yield_now().await;
+            }
+            Ok(PageResult::Page(Page {
+                events: (after + 1..=end).map(Self::event).collect(),
+                end: cursor(end),
+                is_last: end == written,
+                status: Some(if has_ended { JobStatus::Completed } else { JobStatus::Running }),
+                is_complete: has_ended && end == written,
+            }))
+        }
+
+        async fn resolve(&self, _: &JobId, _: &str) -> Result<Option<Cursor>, SourceError> {
+            unimplemented!("not used by a replay")
+        }
+
+        async fn newest(&self, _: &JobId) -> Result<Option<Standing>, SourceError> {
+            unimplemented!("not used by a replay")
+        }
+
+        fn tail(&self) -> Box<dyn Tail> {
+            unimplemented!("not used by a replay")
+        }
+
+        async fn append(&self, _: &JobId, _: Vec<NewEvent>) -> Result<Vec<Appended>, SourceError> {
+            unimplemented!("not used by a replay")
+        }
+
+        async fn set_status(&self, _: &JobId, _: JobStatus) -> Result<(), SourceError> {
+            unimplemented!("not used by a replay")
+        }
+
+        async fn jobs(&self, _: Option<JobStatus>, _: usize) -> Result<Vec<JobSummary>, SourceError> {
+            unimplemented!("not used by a replay")
+        }
+    }
+
+    /// Polls a future so many times more, and gives up on it then.
+    async fn polled<T>(times: u32, future: impl Future<Output = T>) -> Option<T> {
+        let patience = async {
+            for _ in 0..times {
+                yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            output = future => Some(output),
+            () = patience => None,
+        }
+    }
+
+    /// Follows the job to its end, through lost connections, and checks each event.
+    async fn read_to_the_end(pages: Arc<Pages>, hub: Hub, mut random: StdRng) {
+        let mut received = 0;
+        let receive = |events: &[u32], received: &mut u32| {
+            for number in events {
+                assert_eq!(*number, *received + 1, "an event is lost or repeated");
+                *received = *number;
+            }
+        };
+        let mut replay = Replay::after(pages.clone(), hub.clone(), job(), cursor(0));
+        loop {
+            // A step that is not waited for may neither lose nor repeat anything.
+            let Some(step) = polled(random.random_range(0..=6), replay.next()).await else { continue };
+            let is_live = matches!(step, Step::Live { .. });
+            match step {
+                Step::Events(segments) => receive(&numbers(&segments), &mut received),
+                Step::Reset(_, beginning) => received = number(beginning.as_str()),
+                Step::Outage(..) => {}
+                Step::NoSuchJob => panic!("there is a job"),
+                Step::Complete(status, end) => {
+                    assert_eq!((status, received, end), (JobStatus::Completed, EVENTS, cursor(EVENTS)));
+                    return;
+                }
+                Step::Live { missing, subscription, mut place, cursor: reached } => {
+                    receive(&numbers(&missing), &mut received);
+                    assert_eq!(reached, cursor(received));
+                    for _ in 0..random.random_range(0..20) {
+                        let Ok(unread) = subscription.channel().read_from(place) else { break };
+                        receive(&numbers(&unread.run.segments)[unread.run.skip..], &mut received);
+                        place = unread.end;
+                        yield_now().await;
+                    }
+                }
+            }
+            // Its connection is lost, or the ring has overtaken it: it comes back with its cursor.
+            if is_live || random.random_bool(0.1) {
+                replay = Replay::after(pages.clone(), hub.clone(), job(), cursor(received));
+            }
+        }
+    }
+
+    #[test]
+    fn a_reader_gets_every_event_once_through_pages_rings_outages_and_lost_connections() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        for seed in 0..60 {
+            let bytes = ByteSize::mib(1);
+            let limits = config::Hub { ring_events: 9, ring_bytes: bytes, total_bytes: bytes, linger: Duration::ZERO };
+            let (hub, mut random) = (Hub::new(limits), StdRng::seed_from_u64(seed));
+            let source = Arc::new(Memory {
+                written: model::Source::default(),
+                has_ended: AtomicBool::new(false),
+                random: Mutex::new(StdRng::seed_from_u64(seed + 1)),
+            });
+            let wait = Duration::from_micros(10);
+            let pace = config::Pace { poll_interval: wait, retry_initial: wait, retry_max: wait };
+            let pages = Pages::new(source.clone(), Shape::Payload, pace);
+            let readers = futures_util::future::join_all((0..READERS).map(|number| {
+                read_to_the_end(pages.clone(), hub.clone(), StdRng::seed_from_u64(seed * READERS + number))
+            }));
+            let everybody_else = async {
+                let mut tail = model::Tail::default();
+                loop {
+                    source.written.write(random.random_range(0..=2).min(EVENTS - source.written.written()));
+                    source.has_ended.store(source.written.written() == EVENTS, Ordering::SeqCst);
+                    tail.step(&hub, &source.written, &mut random);
+                    yield_now().await;
+                }
+            };
+            let finished = runtime.block_on(tokio::time::timeout(Duration::from_secs(20), async {
+                tokio::select! {
+                    _ = readers => {}
+                    () = everybody_else => {}
+                }
+            }));
+            assert!(finished.is_ok(), "seed {seed}: a reader waits for an event that does not come");
+        }
     }
 }

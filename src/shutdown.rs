@@ -1,21 +1,21 @@
-//! The phases of leaving, and the one place where the system's signals are heard.
+//! The phases of a shutdown, and the one place where the system's signals are received.
 
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// What the process is about. Phases only grow.
+/// The progress of a shutdown. A process goes through the phases in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     Serving,
-    /// `/readyz` says no, so that a load balancer looks elsewhere; everything is still served.
+    /// `/readyz` answers 503, so that a load balancer sends new requests elsewhere. Everything is still served.
     Unready,
-    /// No new streams; the open ones are told to come back, spread over the drain.
+    /// No new streams are opened. The open ones are closed, spread over the drain; their clients reconnect elsewhere.
     Draining,
-    /// Whatever is still open is closed.
+    /// Everything that is still open is closed.
     Stopped,
 }
 
-/// What anybody may know of leaving.
+/// A view of the present phase; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ShutdownWatch(watch::Receiver<Phase>);
 
@@ -24,7 +24,7 @@ impl ShutdownWatch {
         *self.0.borrow()
     }
 
-    /// Returns when `phase`, or a later one, is there; also when the process forgot about leaving.
+    /// Returns when `phase` or a later one is reached. Also returns if the sender was dropped.
     pub async fn reached(&self, phase: Phase) {
         let mut phases = self.0.clone();
         let _ = phases.wait_for(|now| *now >= phase).await;
@@ -46,6 +46,7 @@ impl Shutdown {
         ShutdownWatch(self.0.subscribe())
     }
 
+    /// Enters a phase, unless a later one is reached already.
     pub fn enter(&self, phase: Phase) {
         self.0.send_if_modified(|now| {
             let later = phase > *now;
@@ -54,8 +55,8 @@ impl Shutdown {
         });
     }
 
-    /// Waits for the first SIGTERM or SIGINT, then goes through the phases; a second signal ends it at once. `empty`
-    /// resolves when no stream is left, which ends the drain early.
+    /// Waits for SIGTERM or SIGINT, then goes through the phases. A second signal skips to the last. The drain ends early
+    /// when `empty` resolves, which means that no stream is left.
     pub async fn on_signal(
         &self,
         grace: Duration,
@@ -66,17 +67,18 @@ impl Shutdown {
         let first = signals.next().await;
         tracing::info!(signal = first, ?grace, ?drain, "leaving: saying not ready, still serving");
         self.enter(Phase::Unready);
-        let leave = async {
-            tokio::time::sleep(grace).await;
-            self.enter(Phase::Draining);
-            let _ = tokio::time::timeout(drain, empty).await;
-        };
         tokio::select! {
-            () = leave => {}
+            () = self.drain(grace, drain, empty) => {}
             second = signals.next() => tracing::warn!(signal = second, "leaving at once"),
         }
         self.enter(Phase::Stopped);
         Ok(())
+    }
+
+    async fn drain(&self, grace: Duration, drain: Duration, empty: impl Future<Output = ()>) {
+        tokio::time::sleep(grace).await;
+        self.enter(Phase::Draining);
+        let _ = tokio::time::timeout(drain, empty).await;
     }
 }
 

@@ -291,6 +291,31 @@ impl ControlEvent {
     }
 }
 
+/// Segments for tests.
+#[cfg(test)]
+pub mod samples {
+    use super::*;
+    use crate::event::Payload;
+    use std::sync::Arc;
+
+    /// One segment of events with these numbers. The cursor after event n is `c{n}`.
+    pub fn segment(numbers: std::ops::Range<u32>) -> Arc<Segment> {
+        let event = Event {
+            id: "e".into(),
+            job_id: "j".parse().expect("id"),
+            step_id: None,
+            kind: "x".into(),
+            timestamp: jiff::Timestamp::UNIX_EPOCH,
+            actor: None,
+            payload: Payload::null(),
+        };
+        let cursors: Vec<Cursor> = numbers.map(|number| Cursor::trusted(&format!("c{number}"))).collect();
+        let mut segments = encode(cursors.iter().map(|cursor| (&event, cursor)), Shape::Payload);
+        assert_eq!(segments.len(), 1);
+        Arc::new(segments.remove(0))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,144 +1,208 @@
-//! The one loop that reads the source for all watched jobs: woken, or because its poll is due.
+//! The one loop that reads the source for all watched jobs, whenever it is woken or its poll is due.
 
 use crate::backoff::Backoff;
 use crate::config;
+use crate::cursor::Cursor;
 use crate::error::SourceError;
-use crate::event::Event;
+use crate::event::{Event, JobId};
 use crate::hub::{Hub, JoinRequest, Outage, TailRequest};
 use crate::shutdown::{Phase, ShutdownWatch};
-use crate::source::{Joiner, News, Source, Wakeup};
-use crate::sse::{self, Segment, Shape};
+use crate::source::{JobNews, Joiner, News, Source, Tail, Wakeup};
+use crate::sse::{self, JobEnd, Segment, Shape};
 use crate::telemetry;
 use jiff::Timestamp;
+use metrics::Gauge;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Latecomers that one read brings level.
+/// Readers that one read catches up, at most.
 const MAX_JOINS_PER_READ: usize = 256;
-/// Reads that need not bring a join_request level.
+/// Reads that may fail to catch one reader up. After the last, it must replay again.
 const MAX_JOIN_ATTEMPTS: u8 = 3;
 
-/// Runs until the process leaves. Where the source fails in a way that trying again cannot mend, it still asks now and
-/// then: an operator may mend it meanwhile.
+/// Runs until the process stops. It goes on also after an error that trying again cannot help, since an operator may mend
+/// the cause meanwhile.
 pub async fn run(source: Arc<dyn Source>, hub: Hub, pace: config::Pace, shape: Shape, shutdown: ShutdownWatch) {
-    let kind = source.kind();
-    let mut tail = source.tail();
-    let mut join_requests = Vec::new();
-    let mut backoff = Backoff::new(pace.retry_initial, pace.retry_max);
-    let mut more = false;
-    telemetry::SOURCE_UP.gauge(&[]).set(1.0);
-    let lag = telemetry::SOURCE_LAG.gauge(&[]);
-    let mut behind_since: Option<Instant> = None;
-    loop {
-        let wakeup = tokio::select! {
+    TailLoop::new(source, hub, pace, shape, shutdown).run().await;
+}
+
+/// The loop's state between two reads.
+struct TailLoop {
+    /// The source's name in metrics and logs.
+    kind: &'static str,
+    tail: Box<dyn Tail>,
+    hub: Hub,
+    pace: config::Pace,
+    shape: Shape,
+    shutdown: ShutdownWatch,
+    /// Readers that wait to be caught up, oldest first.
+    join_requests: Vec<JoinRequest>,
+    /// The wait after the next failed read.
+    backoff: Backoff,
+    /// There is work that the last read did not get to: read again at once.
+    has_more: bool,
+    /// The beginning of the first read that left work over, since the last that did not.
+    behind_since: Option<Instant>,
+    lag: Gauge,
+}
+
+impl TailLoop {
+    fn new(source: Arc<dyn Source>, hub: Hub, pace: config::Pace, shape: Shape, shutdown: ShutdownWatch) -> Self {
+        telemetry::SOURCE_UP.gauge(&[]).set(1.0);
+        Self {
+            kind: source.kind(),
+            tail: source.tail(),
+            hub,
+            shape,
+            shutdown,
+            join_requests: Vec::new(),
+            backoff: Backoff::new(pace.retry_initial, pace.retry_max),
+            pace,
+            has_more: false,
+            behind_since: None,
+            lag: telemetry::SOURCE_LAG.gauge(&[]),
+        }
+    }
+
+    async fn run(mut self) {
+        while let Some(wakeup) = self.next_wakeup().await {
+            telemetry::SOURCE_WAKEUPS.increment(&[("by", wakeup.as_str())], 1);
+            self.apply_requests();
+            let joiners = self.joiners();
+            let began = Instant::now();
+            match self.tail.read(&joiners).await {
+                Ok(news) => self.on_news(news, joiners.len(), began),
+                Err(error) => self.on_error(error).await,
+            }
+        }
+    }
+
+    /// Returns when a read is due; `None` when the process stops.
+    async fn next_wakeup(&mut self) -> Option<Wakeup> {
+        tokio::select! {
             biased;
-            () = shutdown.reached(Phase::Stopped) => return,
-            () = std::future::ready(()), if more => Wakeup::More,
-            () = hub.requested() => Wakeup::Watch,
-            wakeup = tail.woken() => wakeup,
-            () = tokio::time::sleep(pace.poll_interval) => Wakeup::Poll,
-        };
-        telemetry::SOURCE_WAKEUPS.increment(&[("by", wakeup.as_str())], 1);
-        for request in hub.take_requests() {
+            () = self.shutdown.reached(Phase::Stopped) => None,
+            () = std::future::ready(()), if self.has_more => Some(Wakeup::More),
+            () = self.hub.requested() => Some(Wakeup::Watch),
+            wakeup = self.tail.woken() => Some(wakeup),
+            () = tokio::time::sleep(self.pace.poll_interval) => Some(Wakeup::Poll),
+        }
+    }
+
+    /// Starts the watches that were requested, and stops those that nobody needs any more.
+    fn apply_requests(&mut self) {
+        for request in self.hub.take_requests() {
             match request {
-                TailRequest::Watch { job, after } => tail.watch(job, after),
-                TailRequest::Join(join_request) => join_requests.push(join_request),
+                TailRequest::Watch { job, after } => self.tail.watch(job, after),
+                TailRequest::Join(request) => self.join_requests.push(request),
             }
         }
-        // after the requests: a channel may be over before its watch began, and what that read would go into the next one
-        for job in hub.sweep(Instant::now()) {
-            tail.unwatch(&job);
+        // Sweep only after taking the requests. A channel may be swept whose watch is still among them: started after the
+        // sweep, that watch would go on without a channel, and publish to the job's next one.
+        for job in self.hub.sweep(Instant::now()) {
+            self.tail.unwatch(&job);
         }
-        // one whose channel is gone learns it by the drop, and reads a page again
-        join_requests.retain(|join_request: &JoinRequest| hub.is_live(&join_request.job));
-        let joining: Vec<Joiner> = join_requests
-            .iter()
-            .take(MAX_JOINS_PER_READ)
-            .map(|one| Joiner { job: one.job.clone(), after: one.after.clone() })
-            .collect();
-        let began = Instant::now();
-        match tail.read(&joining).await {
-            Ok(news) => {
-                telemetry::SOURCE_READ.histogram().record(began.elapsed());
-                more = news.more || join_requests.len() > joining.len();
-                behind_since = more.then(|| behind_since.unwrap_or(began));
-                lag.set(behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64()));
-                backoff = Backoff::new(pace.retry_initial, pace.retry_max);
-                // first, so that nobody who comes because of the news is told of what is over
-                match news.outage.clone() {
-                    Some(error) => went_away(&hub, error, pace.poll_interval, kind),
-                    None if hub.outage().is_some() => {
-                        tracing::info!(source = kind, "source is back");
-                        telemetry::SOURCE_UP.gauge(&[]).set(1.0);
-                        hub.set_outage(None);
-                    }
-                    None => {}
+        // A reader whose channel is gone sees its request dropped, and replays again.
+        self.join_requests.retain(|request| self.hub.is_live(&request.job));
+    }
+
+    /// Returns the readers that the next read is to catch up.
+    fn joiners(&self) -> Vec<Joiner> {
+        let next = self.join_requests.iter().take(MAX_JOINS_PER_READ);
+        next.map(|request| Joiner { job: request.job.clone(), after: request.after.clone() }).collect()
+    }
+
+    /// Publishes what a read found that began at `began` and was asked to catch up so many readers.
+    fn on_news(&mut self, news: News, joiners: usize, began: Instant) {
+        telemetry::SOURCE_READ.histogram().record(began.elapsed());
+        self.has_more = news.more || self.join_requests.len() > joiners;
+        self.behind_since = self.has_more.then(|| self.behind_since.unwrap_or(began));
+        self.lag.set(self.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64()));
+        self.backoff = Backoff::new(self.pace.retry_initial, self.pace.retry_max);
+        // Clear the outage before publishing, so that a subscriber woken by these events does not see a stale outage.
+        match news.outage {
+            Some(error) => self.announce_outage(error, self.pace.poll_interval),
+            None if self.hub.outage().is_some() => {
+                tracing::info!(source = self.kind, "source is back");
+                telemetry::SOURCE_UP.gauge(&[]).set(1.0);
+                self.hub.set_outage(None);
+            }
+            None => {}
+        }
+        // The order matters: a reader that is caught up stands after the events just published, and a channel ends after
+        // its last event and after its last reader has joined.
+        let ends = self.publish(news.jobs);
+        self.complete_joins(news.caught_up_joiners);
+        for (job, end) in ends {
+            self.hub.finish(&job, end);
+        }
+    }
+
+    /// Announces the failure of a read, and waits until the next attempt.
+    async fn on_error(&mut self, error: SourceError) {
+        let retry_in = if error.is_retryable() { self.backoff.failed() } else { self.pace.retry_max };
+        self.announce_outage(error, retry_in);
+        telemetry::SOURCE_RETRIES.counter(&[]).increment(1);
+        tokio::select! {
+            () = tokio::time::sleep(retry_in) => {}
+            () = self.shutdown.reached(Phase::Stopped) => {}
+        }
+        self.has_more = true;
+    }
+
+    /// Announces an outage once, and once more if it turns out that waiting does not help.
+    fn announce_outage(&self, error: SourceError, retry_in: Duration) {
+        telemetry::SOURCE_UP.gauge(&[]).set(0.0);
+        count_error(&error);
+        if self.hub.outage().is_none_or(|known| known.error.is_retryable() && !error.is_retryable()) {
+            tracing::warn!(source = self.kind, code = error.code.as_str(), %error, ?retry_in, "source went away");
+            self.hub.set_outage(Some(Outage { error, since: Instant::now(), retry_in }));
+        }
+    }
+
+    /// Publishes the events of each job, and returns the ends of watches.
+    fn publish(&self, jobs: Vec<JobNews>) -> Vec<(JobId, JobEnd)> {
+        let (read_at, now) = (Instant::now(), Timestamp::now());
+        let age = telemetry::EVENT_AGE.histogram();
+        let mut ends = Vec::new();
+        let mut published = 0;
+        for job in jobs {
+            if !job.events.is_empty() {
+                published += job.events.len() as u64;
+                for (event, _) in &job.events {
+                    age.record(age_of(event, now));
                 }
-                tell(&hub, news, &mut join_requests, shape, kind);
+                self.hub.publish(&job.job, encode(&job.events, self.shape), read_at);
             }
-            Err(error) => {
-                let retry_in = if error.is_retryable() { backoff.failed() } else { pace.retry_max };
-                went_away(&hub, error, retry_in, kind);
-                telemetry::SOURCE_RETRIES.counter(&[]).increment(1);
-                tokio::select! {
-                    () = tokio::time::sleep(retry_in) => more = true,
-                    () = shutdown.reached(Phase::Stopped) => return,
+            ends.extend(job.end.map(|end| (job.job, end)));
+        }
+        if published > 0 {
+            telemetry::EVENTS.increment(&[("source", self.kind)], published);
+        }
+        ends
+    }
+
+    /// Answers the oldest join requests, of which the read has caught up those that are `Some`.
+    fn complete_joins(&mut self, caught_up: Vec<Option<Vec<(Event, Cursor)>>>) {
+        let answered = self.join_requests.len().min(caught_up.len());
+        let mut waiting = Vec::new();
+        for (mut request, missing) in self.join_requests.drain(..answered).zip(caught_up) {
+            match missing {
+                Some(missing) => self.hub.complete_join(request, encode(&missing, self.shape)),
+                None if request.attempts < MAX_JOIN_ATTEMPTS => {
+                    request.attempts += 1;
+                    waiting.push(request);
                 }
+                // Too much was written since. The reader sees its request dropped, and replays again.
+                None => drop(request),
             }
         }
+        self.join_requests.extend(waiting);
     }
 }
 
-/// Told once for each outage, and once more where it turns out that waiting does not mend it.
-fn went_away(hub: &Hub, error: SourceError, retry_in: Duration, kind: &'static str) {
-    telemetry::SOURCE_UP.gauge(&[]).set(0.0);
-    report(&error);
-    if hub.outage().is_none_or(|known| known.error.is_retryable() && !error.is_retryable()) {
-        tracing::warn!(source = kind, code = error.code.as_str(), %error, ?retry_in, "source went away");
-        hub.set_outage(Some(Outage { error, since: Instant::now(), retry_in }));
-    }
-}
-
-/// Hands on what one read found: events into rings, then ends, then join_requests, who are level as of now.
-fn tell(hub: &Hub, news: News, join_requests: &mut Vec<JoinRequest>, shape: Shape, kind: &'static str) {
-    let read_at = Instant::now();
-    let now = Timestamp::now();
-    let age = telemetry::EVENT_AGE.histogram();
-    let mut ends = Vec::new();
-    let mut events = 0;
-    for job in news.jobs {
-        if !job.events.is_empty() {
-            events += job.events.len();
-            for (event, _) in &job.events {
-                age.record(age_of(event, now));
-            }
-            hub.publish(&job.job, encode(&job.events, shape), read_at);
-        }
-        ends.extend(job.end.map(|end| (job.job, end)));
-    }
-    if events > 0 {
-        telemetry::EVENTS.increment(&[("source", kind)], events as u64);
-    }
-    let asked = join_requests.len().min(news.caught_up_joiners.len());
-    let mut waiting = Vec::new();
-    for (mut join_request, caught_up_joiners) in join_requests.drain(..asked).zip(news.caught_up_joiners) {
-        match caught_up_joiners {
-            Some(missing) => hub.complete_join(join_request, encode(&missing, shape)),
-            None if join_request.attempts < MAX_JOIN_ATTEMPTS => {
-                join_request.attempts += 1;
-                waiting.push(join_request);
-            }
-            // too much was written since: it learns by the drop that it is to read pages again
-            None => drop(join_request),
-        }
-    }
-    join_requests.extend(waiting);
-    for (job, end) in ends {
-        hub.finish(&job, end);
-    }
-}
-
-pub fn encode(events: &[(Event, crate::cursor::Cursor)], shape: Shape) -> Vec<Arc<Segment>> {
+/// Encodes events into segments that subscribers share.
+pub fn encode(events: &[(Event, Cursor)], shape: Shape) -> Vec<Arc<Segment>> {
     sse::encode(events.iter().map(|(event, cursor)| (event, cursor)), shape).into_iter().map(Arc::new).collect()
 }
 
@@ -146,8 +210,8 @@ fn age_of(event: &Event, now: Timestamp) -> f64 {
     now.duration_since(event.timestamp).as_secs_f64().max(0.0)
 }
 
-/// Counts a failure of the source.
-pub fn report(error: &SourceError) {
+/// Counts a failure of the source in the metrics.
+pub fn count_error(error: &SourceError) {
     let retryable = if error.is_retryable() { "true" } else { "false" };
     telemetry::SOURCE_ERRORS.increment(&[("code", error.code.as_str()), ("retryable", retryable)], 1);
 }

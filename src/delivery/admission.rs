@@ -1,5 +1,5 @@
-//! Who may hold a connection, and the account of every open stream. Sockets that left actix do not count there, so the
-//! limits are kept here.
+//! The limits on open streams, and the account of every open stream. actix does not count the sockets that have left it,
+//! so the limits are kept here.
 
 use crate::telemetry;
 use metrics::{Gauge, Histogram};
@@ -10,24 +10,27 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::sync::watch;
 
-/// Counts open streams; cheap to clone.
+/// The count of open streams, against its limits; cheap to clone.
 #[derive(Clone)]
 pub struct Admission(Arc<Inner>);
 
 struct Inner {
     max_streams: usize,
-    /// 0: no limit.
+    /// The most streams of one address; 0 for no limit.
     max_per_ip: usize,
+    /// The number of open streams. A drain waits until it is 0.
     open: watch::Sender<usize>,
+    /// The number of open streams by address; empty where there is no limit on them.
     per_ip: Mutex<HashMap<IpAddr, usize>>,
-    numbers: AtomicU64,
+    /// The next permit's number.
+    next_number: AtomicU64,
     /// Random for each process, so that connection ids of two processes differ.
     prefix: u32,
     subscribers: Gauge,
     durations: Histogram,
 }
 
-/// Why a stream was not admitted; the outcome in metrics.
+/// The limit because of which a stream was not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitReached {
     /// `http.max_connections`
@@ -36,20 +39,22 @@ pub enum LimitReached {
     Address,
 }
 
-/// Why a stream ended; the label of a metric.
+/// The reason for which a stream ended; the label of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// The peer left, or its network did.
     Gone,
-    /// The job ended.
+    /// The job ended, and all of its events were sent.
     Complete,
     /// Its socket took nothing for `stream.write_timeout`.
     Slow,
-    /// Slow subscribers held all the memory that they may.
+    /// It was slow when slow subscribers held all the memory that they may.
     Memory,
+    /// The process is shutting down.
     Drain,
+    /// It reached `stream.max_age`.
     Age,
-    /// The source failed in a way that trying again cannot mend.
+    /// The source failed in a way that trying again does not help.
     Failed,
 }
 
@@ -74,7 +79,7 @@ impl Admission {
             max_per_ip,
             open: watch::Sender::new(0),
             per_ip: Mutex::default(),
-            numbers: AtomicU64::new(0),
+            next_number: AtomicU64::new(0),
             prefix: rand::random(),
             subscribers: telemetry::SUBSCRIBERS.gauge(&[]),
             durations: telemetry::STREAM_DURATION.histogram(),
@@ -102,10 +107,11 @@ impl Admission {
             self.leave_ip(ip);
             return Err(LimitReached::Process);
         }
-        let number = inner.numbers.fetch_add(1, Ordering::Relaxed);
+        let number = inner.next_number.fetch_add(1, Ordering::Relaxed);
         Ok(StreamPermit { admission: self.clone(), number, since: Instant::now(), ip, reason: None })
     }
 
+    /// Returns the number of open streams.
     pub fn open(&self) -> usize {
         *self.0.open.borrow()
     }
@@ -133,7 +139,7 @@ pub struct StreamPermit {
     number: u64,
     since: Instant,
     ip: Option<IpAddr>,
-    /// None until it is answered with a stream.
+    /// The reason to be counted when it ends. None until the request is answered with a stream.
     reason: Option<Reason>,
 }
 
@@ -143,17 +149,18 @@ impl StreamPermit {
         format!("{:08x}-{:x}", self.admission.0.prefix, self.number)
     }
 
+    /// Returns when the stream was admitted.
     pub fn since(&self) -> Instant {
         self.since
     }
 
-    /// It is answered with a stream: from now on it is a subscriber.
+    /// Counts a subscriber, since the request is now answered with a stream.
     pub fn begins(&mut self) {
         self.reason = Some(Reason::Gone);
         self.admission.0.subscribers.increment(1.0);
     }
 
-    /// Says why it is about to end; the first to say so is right.
+    /// Sets the reason for which it is about to end. The first reason stays.
     pub fn ends(&mut self, reason: Reason) {
         if self.reason == Some(Reason::Gone) {
             self.reason = Some(reason);

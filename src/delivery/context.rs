@@ -2,11 +2,12 @@
 
 use super::admission::Admission;
 use crate::config;
+use crate::cursor::Cursor;
+use crate::event::JobId;
 use crate::hub::Hub;
 use crate::replay::{Pages, Replay};
 use crate::shutdown::ShutdownWatch;
 use crate::sse::Bye;
-use crate::{cursor::Cursor, event::JobId};
 use rand::RngExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -67,7 +67,7 @@ impl Problem {
 
 impl From<SourceError> for Problem {
     fn from(error: SourceError) -> Self {
-        tail::report(&error);
+        tail::count_error(&error);
         tracing::warn!(code = error.code.as_str(), %error, "a request failed at the source");
         let (status, retry_after_s) = match (error.is_retryable(), error.code) {
             (_, SourceCode::Refused) => (StatusCode::UNPROCESSABLE_ENTITY, None),

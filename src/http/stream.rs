@@ -79,6 +79,7 @@ struct Opened {
     first: Step,
     /// Set if the client came with a cursor that is still good.
     is_resume: bool,
+    /// The origin of the replay, as the metric names it.
     from: &'static str,
 }
 

@@ -9,6 +9,10 @@
 //! state and `requests` are never held together, and no lock is held across an await.
 
 mod channel;
+#[cfg(test)]
+mod interleavings;
+#[cfg(test)]
+pub mod model;
 mod ring;
 mod subscriber;
 

@@ -128,24 +128,7 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Event, Payload};
-    use crate::sse::{Shape, encode};
-
-    fn segment(numbers: std::ops::Range<u32>) -> Arc<Segment> {
-        let event = Event {
-            id: "e".into(),
-            job_id: "j".parse().expect("id"),
-            step_id: None,
-            kind: "x".into(),
-            timestamp: jiff::Timestamp::UNIX_EPOCH,
-            actor: None,
-            payload: Payload::null(),
-        };
-        let cursors: Vec<Cursor> = numbers.map(|n| Cursor::trusted(&format!("c{n}"))).collect();
-        let mut segments = encode(cursors.iter().map(|cursor| (&event, cursor)), Shape::Envelope);
-        assert_eq!(segments.len(), 1);
-        Arc::new(segments.remove(0))
-    }
+    use crate::sse::samples::segment;
 
     #[test]
     fn every_position_that_the_ring_reaches_back_to_gives_exactly_the_rest() {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 /// The subscribers of one channel on this thread.
 pub struct Group {
     pub channel: Arc<Channel>,
+    /// Under which the thread's inbox is woken by the channel.
     pub listener: ListenerId,
     /// The keys of those who take each run together.
     pub members: Vec<usize>,
@@ -36,9 +37,11 @@ pub enum GroupState {
 
 /// One run of events on its way to all members of a group.
 pub struct Delivery {
+    /// The run, and the place after it.
     unread: Unread,
-    /// The place and the cursor before the run, and the cursor after it.
+    /// The group's place before the run.
     start: Place,
+    /// The cursor after the run.
     end_cursor: Cursor,
     /// The members below this index are still to be served. It counts down, so that the one who takes the place of a
     /// member that leaves has been served already.

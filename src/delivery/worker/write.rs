@@ -148,30 +148,17 @@ fn write_once(socket: &mut impl Write, at: &RunCursor<'_>) -> io::Result<usize> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Event, Payload};
-    use crate::sse::{Shape, encode};
+    use crate::sse::samples::segment;
 
     /// Segments of so many events each; the events' cursors are c1, c2, …
-    fn segments(lengths: &[usize]) -> Vec<Arc<Segment>> {
-        let event = Event {
-            id: "e".into(),
-            job_id: "j".parse().expect("id"),
-            step_id: None,
-            kind: "x".into(),
-            timestamp: jiff::Timestamp::UNIX_EPOCH,
-            actor: None,
-            payload: Payload::null(),
+    fn segments(lengths: &[u32]) -> Vec<Arc<Segment>> {
+        let mut next = 1;
+        let mut segment_of = |length| {
+            let first = next;
+            next += length;
+            segment(first..next)
         };
-        let mut number = 0;
-        let mut segment = |length: usize| {
-            let cursors: Vec<Cursor> =
-                (number + 1..=number + length).map(|number| Cursor::trusted(&format!("c{number}"))).collect();
-            number += length;
-            let mut encoded = encode(cursors.iter().map(|cursor| (&event, cursor)), Shape::Payload);
-            assert_eq!(encoded.len(), 1);
-            Arc::new(encoded.remove(0))
-        };
-        lengths.iter().map(|length| segment(*length)).collect()
+        lengths.iter().map(|length| segment_of(*length)).collect()
     }
 
     /// The offsets of all events' ends in the whole run.
