@@ -150,15 +150,21 @@ impl Stream {
         }
     }
 
-    /// The next block that has data.
-    pub async fn event(&mut self) -> Message {
-        loop {
-            match self.next().await {
-                Some(message) if message.data.is_some() => return message,
-                Some(_) => {}
-                None => panic!("the stream ended"),
+    /// The next block that has data; `None` at the end. Heartbeats are no reason to wait for longer.
+    async fn next_event(&mut self) -> Option<Message> {
+        let next = async {
+            loop {
+                let next = self.next().await;
+                if next.as_ref().is_none_or(|message| message.data.is_some()) {
+                    return next;
+                }
             }
-        }
+        };
+        timeout(PATIENCE, next).await.unwrap_or_else(|_| panic!("no event came for {PATIENCE:?}"))
+    }
+
+    pub async fn event(&mut self) -> Message {
+        self.next_event().await.expect("an event before the end of the stream")
     }
 
     pub async fn take(&mut self, count: usize) -> Vec<Message> {
@@ -172,10 +178,8 @@ impl Stream {
     /// Everything with data, to the proper end of the stream.
     pub async fn rest(&mut self) -> Vec<Message> {
         let mut rest = Vec::new();
-        while let Some(message) = self.next().await {
-            if message.data.is_some() {
-                rest.push(message);
-            }
+        while let Some(message) = self.next_event().await {
+            rest.push(message);
         }
         rest
     }

@@ -12,6 +12,9 @@ use tempfile::TempDir;
 /// An event store of the test's own, empty, with the recommended tables. Its methods do what runners do, each on a
 /// connection of its own and after the first daemon has started.
 pub trait Store: Sized {
+    /// False where two cursors may mean the same set of events.
+    const ONE_CURSOR_PER_PLACE: bool = true;
+
     async fn start() -> Self;
 
     /// Settings of a daemon that reads from it and takes events in for it.
@@ -85,6 +88,9 @@ impl Store for Sqlite {
 }
 
 impl Store for Postgres {
+    /// The mark of a later snapshot is a later one.
+    const ONE_CURSOR_PER_PLACE: bool = false;
+
     async fn start() -> Self {
         let server = Postgres::start().await;
         let schema = run(&["schema", "postgres"], &[]).await;

@@ -95,7 +95,9 @@ pub async fn rows_that_others_write_arrive_without_waiting_for_the_poll<S: Store
 
 pub async fn subscribers_that_the_ring_overtakes_are_fed_from_the_source_and_lose_nothing<S: Store>() {
     let store = S::start().await;
-    let daemon = store.daemon(&[("hub.ring_events", "50"), ("stream.heartbeat", "50ms")]).await;
+    // nobody is closed for reading slowly, however slowly the store takes the events in
+    let settings = [("hub.ring_events", "50"), ("stream.heartbeat", "50ms"), ("stream.write_timeout", "10m")];
+    let daemon = store.daemon(&settings).await;
     let events = 3000;
     daemon.send("POST", "/runner-jobs/job/events", &numbered(0)).await;
     let mut slow = Vec::new();
