@@ -1,8 +1,9 @@
-// What a page pays: minified and gzipped, with eventsource-parser. Sharing between tabs is loaded by those who ask for it.
+// Size limits of what a page loads: minified, gzipped, with eventsource-parser. Tabs load share.js only for `share: true`,
+// so the core is measured without it.
 const modifyEsbuildConfig = (config) => ({ ...config, format: "esm" });
 
 export default [
-  { name: "core", path: "dist/index.js", limit: "6 kB", gzip: true, ignore: ["./share.js"], modifyEsbuildConfig },
+  { name: "core", path: "dist/index.js", limit: "8 kB", gzip: true, ignore: ["./share.js"], modifyEsbuildConfig },
   {
     name: "react",
     path: "dist/react.js",
@@ -14,7 +15,7 @@ export default [
   {
     name: "/jobcast.js, with sharing",
     path: "../src/http/page/jobcast.js",
-    limit: "7 kB",
+    limit: "9 kB",
     gzip: true,
     modifyEsbuildConfig,
   },

@@ -1,10 +1,9 @@
-// Builds the package (dist/) and the module that Jobcast serves as /jobcast.js (../src/http/page/jobcast.js, committed,
-// so that cargo needs no Node). `--check` writes nothing there and fails where the committed one is not what its source
-// makes.
+// Builds the package (dist/) and the module that Jobcast serves as /jobcast.js. That module is committed as
+// ../src/http/page/jobcast.js, so that cargo needs no Node. `--check` does not write it; it fails if the committed
+// module differs from the one built from client/src.
 import { execFileSync } from "node:child_process";
 import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import { build } from "esbuild";
-import { OWN_NAMES } from "./own-names.mjs";
 
 const SERVED = new URL("../src/http/page/jobcast.js", import.meta.url);
 const { version } = JSON.parse(readFileSync(new URL("package.json", import.meta.url), "utf8"));
@@ -14,7 +13,6 @@ const common = {
   minify: true,
   format: "esm",
   target: "es2022",
-  mangleProps: OWN_NAMES,
   legalComments: "none",
   absWorkingDir: import.meta.dirname,
   logLevel: "warning",
@@ -40,6 +38,8 @@ const served = await build({ ...common, entryPoints: ["src/index.ts"], write: fa
 const [{ text }] = served.outputFiles;
 if (!process.argv.includes("--check")) writeFileSync(SERVED, text);
 else if (readFileSync(SERVED, "utf8") !== text) {
-  console.error("src/http/page/jobcast.js is not what client/src makes: run `npm run build` in client/ and commit it");
+  console.error(
+    "src/http/page/jobcast.js differs from the build of client/src: run `npm run build` in client/ and commit it",
+  );
   process.exit(1);
 }

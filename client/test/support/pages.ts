@@ -2,7 +2,6 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { build } from "esbuild";
-import { OWN_NAMES } from "../../own-names.mjs";
 import { PAGES } from "./gateway.ts";
 
 export default async function setup(): Promise<void> {
@@ -16,7 +15,6 @@ export default async function setup(): Promise<void> {
     format: "esm",
     target: "es2022",
     jsx: "automatic",
-    mangleProps: OWN_NAMES,
     sourcemap: "inline",
     // the pages are not a package without side effects
     ignoreAnnotations: true,
