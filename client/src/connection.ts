@@ -1,135 +1,187 @@
-// One try to read: a stream until its end, or one answer of the JSON address. Says what it hears, decides nothing.
+// One connection: a stream until its end, or one answer of the JSON address. It reports to its handlers and decides
+// nothing; the decisions are made in state.ts.
 
-import { createParser } from "eventsource-parser";
-import { type Lost, lost, refusal, told } from "./error.js";
-import { type Fields, fields, type JobEvent, type JobStatus, jobEvent, parsed, type Reset, text } from "./event.js";
+import { createParser, type EventSourceMessage } from "eventsource-parser";
+import { clientFailure, type Failure, failureFromControlEvent, failureFromResponse } from "./error.js";
+import {
+  asRecord,
+  asString,
+  type JobEvent,
+  type JobStatus,
+  parseJson,
+  type Reset,
+  toJobEvent,
+  type UnknownRecord,
+} from "./event.js";
 
-/** What a connection tells. */
-export interface Heard {
-  /** Where it stands before its first event. */
-  position(cursor: string): void;
-  retry(ms: number): void;
-  reset(reset: Reset): void;
-  /** What arrived together, in order. */
-  events(events: JobEvent[]): void;
-  warned(why: Lost): void;
-  /** Something came, be it only a comment. */
-  bytes(): void;
-  complete(status: JobStatus | null): void;
+/** The handlers of everything that arrives on a connection, called in the order of arrival. */
+export interface StreamHandlers {
+  /** The stream now stands at `cursor`; the empty cursor is the beginning. */
+  onCursor(cursor: string): void;
+  onRetry(ms: number): void;
+  onReset(reset: Reset): void;
+  /** All events of one chunk. */
+  onEvents(events: JobEvent[]): void;
+  /** A `stream.error`: Jobcast has a fault, and the stream stays open. */
+  onWarning(failure: Failure): void;
+  /** A chunk has arrived and was handled. It may have held no more than a comment. */
+  onBytes(): void;
+  onComplete(status: JobStatus | null): void;
 }
 
-export interface Polled {
+/** A request of one connection. */
+export interface ConnectionRequest {
+  /** Fetches with the credentials of the stream. */
+  readonly fetch: (url: string, accept: string) => Promise<Response>;
+  /** The address, with its query. */
+  readonly url: string;
+  readonly jobId: string;
+  /** Nothing is reported any more once it is aborted. */
+  readonly signal: AbortSignal;
+}
+
+export interface PollResult {
   readonly isEmpty: boolean;
-  /** The answer had all there is. */
-  readonly isLevel: boolean;
+  /** The answer held all events that there were. */
+  readonly isCaughtUp: boolean;
   readonly jobStatus: JobStatus | null;
 }
 
-export type Ask = (url: string, accept: string) => Promise<Response>;
+/** The most events in one answer of the JSON address; Jobcast gives no more. */
+export const MAX_EVENTS_PER_POLL = 1000;
 
-/** Events of one answer: as many as Jobcast gives. */
-export const PAGE = 1000;
+const notJobcast = () => clientFailure("client.content_type", "no answer of Jobcast", { isBlocked: true });
 
-/** Resolves with why it ended; never while it lives. */
-export async function stream(
-  ask: Ask,
-  url: string,
-  jobId: string,
-  signal: AbortSignal,
-  heard: Heard,
-): Promise<Lost | 204> {
-  const response = await ask(url, "text/event-stream");
-  if (response.status === 204) return 204;
-  if (!response.ok) return refusal(response);
-  const type = response.headers.get("Content-Type") ?? "";
-  if (!/^text\/event-stream\s*(;|$)/i.test(type) || !response.body?.getReader) {
-    return lost("client.content_type", "no answer of Jobcast", { isBlocked: true });
-  }
-  const position = response.headers.get("X-Jobcast-Cursor");
-  if (position) heard.position(position);
+/**
+ * Reads a stream until it ends, and returns why it ended. `"noContent"` is the answer 204: the job has ended, and the
+ * cursor is at its end.
+ */
+export async function readStream(
+  { fetch, url, jobId, signal }: ConnectionRequest,
+  handlers: StreamHandlers,
+): Promise<Failure | "noContent"> {
+  const response = await fetch(url, "text/event-stream");
+  if (response.status === 204) return "noContent";
+  if (!response.ok) return failureFromResponse(response);
+  const contentType = response.headers.get("Content-Type") ?? "";
+  if (!/^text\/event-stream\s*(;|$)/i.test(contentType) || !response.body?.getReader) return notJobcast();
+  const cursor = response.headers.get("X-Jobcast-Cursor");
+  if (cursor) handlers.onCursor(cursor);
 
-  let ended: Lost | null = null;
-  let isOver = false;
-  let events: JobEvent[] = [];
-  let cursor = "";
-  const flush = () => {
-    if (events.length > 0) heard.events(events);
-    events = [];
-  };
-  const own = (type: string, data: Fields, id?: string) => {
-    // in order: what came before goes first
-    flush();
-    if (id) heard.position(id);
-    if (type === "stream.complete") {
-      isOver = true;
-      heard.complete(text(data.status));
-    } else if (type === "stream.reset") heard.reset(resetBy(data));
-    else if (type === "stream.bye") ended = told(type, data);
-    else if (type === "stream.error") heard.warned(told(type, data));
-  };
-  const parser = createParser({
-    onEvent({ id, event: type = "message", data }) {
-      if (isOver || signal.aborted) return;
-      const value = parsed(data);
-      if (id !== undefined) cursor = id;
-      // an empty id says: forget where you stood
-      if (id === "") {
-        flush();
-        heard.position("");
-      }
-      if (type.startsWith("stream.")) own(type, fields(value), id);
-      // without an id of its own it cannot be told from a repeat
-      else events.push(jobEvent(jobId, type, value, cursor, id ?? ""));
-    },
-    onRetry: (ms) => heard.retry(ms),
-  });
-  const decoder = new TextDecoder();
-  // The parser holds a CR at the end back, which may be half a CRLF. It is a line's end already: an LF is lent to it, and
-  // taken off what comes next.
-  let isLent = false;
+  const parser = new StreamParser(jobId, signal, handlers);
   const reader = response.body.getReader();
   for (;;) {
     const { done, value } = await reader.read();
     if (signal.aborted || done) break;
-    let text = decoder.decode(value, { stream: true });
-    if (isLent && text.startsWith("\n")) text = text.slice(1);
-    isLent = text === "" ? isLent : text.endsWith("\r");
-    parser.feed(isLent ? `${text}\n` : text);
+    parser.feed(value);
     if (signal.aborted) break;
-    flush();
-    heard.bytes();
-    if (ended) break;
+    handlers.onBytes();
+    if (parser.bye) return parser.bye;
   }
-  return ended ?? lost("client.ended", "the stream ended before the job");
+  return clientFailure("client.ended", "the stream ended before the job");
 }
 
-const resetBy = ({ reason, cursor }: Fields): Reset => ({ reason: text(reason) ?? "unknown", cursor: text(cursor) });
+/** The parser of one stream: bytes in, calls of the handlers out. */
+class StreamParser {
+  /** The `stream.bye` after which the stream is left. */
+  bye: Failure | null = null;
+  readonly #jobId: string;
+  readonly #signal: AbortSignal;
+  readonly #handlers: StreamHandlers;
+  readonly #decoder = new TextDecoder();
+  readonly #parser = createParser({
+    onEvent: (message) => this.#onMessage(message),
+    onRetry: (ms) => this.#handlers.onRetry(ms),
+  });
+  /** Events of the current chunk that were not handed on yet. */
+  #events: JobEvent[] = [];
+  #cursor = "";
+  #isComplete = false;
+  #isLfLent = false;
 
-/** `url` with its query. */
-export async function poll(
-  ask: Ask,
-  url: string,
-  jobId: string,
-  signal: AbortSignal,
-  heard: Heard,
-): Promise<Lost | Polled> {
-  const response = await ask(url, "application/json");
-  if (!response.ok) return refusal(response);
-  const answer = fields(parsed(await response.text()));
-  if (!Array.isArray(answer.events) || typeof answer.cursor !== "string") {
-    return lost("client.content_type", "no answer of Jobcast", { isBlocked: true });
+  constructor(jobId: string, signal: AbortSignal, handlers: StreamHandlers) {
+    this.#jobId = jobId;
+    this.#signal = signal;
+    this.#handlers = handlers;
   }
+
+  /**
+   * Parses a chunk and hands its events on.
+   *
+   * The library holds a CR at the end of a chunk back, since it may be half a CRLF. It ends a line already, so an LF is
+   * lent to it, and an LF at the start of the next chunk is taken off again.
+   */
+  feed(bytes: Uint8Array): void {
+    let text = this.#decoder.decode(bytes, { stream: true });
+    if (this.#isLfLent && text.startsWith("\n")) text = text.slice(1);
+    if (text !== "") this.#isLfLent = text.endsWith("\r");
+    this.#parser.feed(this.#isLfLent ? `${text}\n` : text);
+    if (!this.#signal.aborted) this.#flush();
+  }
+
+  #flush(): void {
+    if (this.#events.length > 0) this.#handlers.onEvents(this.#events);
+    this.#events = [];
+  }
+
+  #onMessage({ id, event: type = "message", data }: EventSourceMessage): void {
+    if (this.#isComplete || this.#signal.aborted) return;
+    const value = parseJson(data);
+    if (id !== undefined) this.#cursor = id;
+    // By the standard an empty id clears the place: the next connection starts from the beginning.
+    if (id === "") {
+      this.#flush();
+      this.#handlers.onCursor("");
+    }
+    if (type.startsWith("stream.")) this.#onControlEvent(type, asRecord(value), id);
+    // An event without an id of its own gets an empty one: it cannot be told from a repeat.
+    else this.#events.push(toJobEvent(this.#jobId, type, value, this.#cursor, id ?? ""));
+  }
+
+  /** Handles an event of Jobcast itself, after all events that came before it. Unknown ones are ignored. */
+  #onControlEvent(type: string, data: UnknownRecord, id: string | undefined): void {
+    this.#flush();
+    if (id) this.#handlers.onCursor(id);
+    switch (type) {
+      case "stream.complete":
+        this.#isComplete = true;
+        return this.#handlers.onComplete(asString(data.status));
+      case "stream.reset":
+        return this.#handlers.onReset(toReset(data));
+      case "stream.bye":
+        this.bye = failureFromControlEvent(type, data);
+        return;
+      case "stream.error":
+        return this.#handlers.onWarning(failureFromControlEvent(type, data));
+    }
+  }
+}
+
+const toReset = ({ reason, cursor }: UnknownRecord): Reset => ({
+  reason: asString(reason) ?? "unknown",
+  cursor: asString(cursor),
+});
+
+/** Asks the JSON address once. */
+export async function poll(
+  { fetch, url, jobId, signal }: ConnectionRequest,
+  handlers: StreamHandlers,
+): Promise<Failure | PollResult> {
+  const response = await fetch(url, "application/json");
+  if (!response.ok) return failureFromResponse(response);
+  const answer = asRecord(parseJson(await response.text()));
+  if (!Array.isArray(answer.events) || typeof answer.cursor !== "string") return notJobcast();
   const { cursor, retryMs } = answer;
-  const status = text(answer.status);
-  const events = answer.events.map((one: unknown) =>
-    jobEvent(jobId, "message", one, text(fields(one).cursor) ?? cursor),
+  const jobStatus = asString(answer.status);
+  const events = answer.events.map((data: unknown) =>
+    toJobEvent(jobId, "message", data, asString(asRecord(data).cursor) ?? cursor),
   );
   if (!signal.aborted) {
-    if (typeof retryMs === "number") heard.retry(retryMs);
-    if (answer.reset) heard.reset(resetBy(fields(answer.reset)));
-    if (events.length > 0) heard.events(events);
-    heard.position(cursor);
-    if (answer.complete === true) heard.complete(status);
+    if (typeof retryMs === "number") handlers.onRetry(retryMs);
+    if (answer.reset) handlers.onReset(toReset(asRecord(answer.reset)));
+    if (events.length > 0) handlers.onEvents(events);
+    handlers.onCursor(cursor);
+    if (answer.complete === true) handlers.onComplete(jobStatus);
   }
-  return { isEmpty: events.length === 0, isLevel: events.length < PAGE, jobStatus: status };
+  return { isEmpty: events.length === 0, isCaughtUp: events.length < MAX_EVENTS_PER_POLL, jobStatus };
 }

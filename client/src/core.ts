@@ -1,43 +1,54 @@
-// The shell around the state (state.ts): it runs the connection that the state asks for, has the one timer, remembers
-// where it stands, and tells its listeners.
+// The shell around the state (state.ts). It runs the task that the state asks for, has the one timer, keeps the cursor
+// and the ids of delivered events, and calls the listeners.
 
-import { type Heard, PAGE, poll, stream } from "./connection.js";
-import { type Lost, lost } from "./error.js";
+import {
+  type ConnectionRequest,
+  MAX_EVENTS_PER_POLL,
+  type PollResult,
+  poll,
+  readStream,
+  type StreamHandlers,
+} from "./connection.js";
+import { clientFailure, type Failure } from "./error.js";
 import type { JobEvent, Reset } from "./event.js";
-import { addresses, type JobStreamOptions, rules } from "./options.js";
-import { store, stored } from "./persist.js";
+import { type JobStreamOptions, jobUrls, rulesFrom } from "./options.js";
+import { loadCursor, saveCursor } from "./persist.js";
 import type { Share } from "./share.js";
-import { type Input, initial, isOver, type Machine, next, type View } from "./state.js";
+import { type Action, initialState, isOver, reduce, type State, type View } from "./state.js";
 import { onWake } from "./wake.js";
 
-/** What a stream is doing, and where it stands. */
+/** The state of a stream and the place that it has reached. */
 export type JobStreamState = View & {
-  /** Where it would go on: after the last event that was delivered. */
+  /** The place after the last delivered event, from which the stream would go on. */
   readonly cursor: string | null;
 };
 
-type Listener<T> = (said: T) => void;
+type Listener<T> = (value: T) => void;
 
-/** Ids of the newest events, to know a repeat by. */
-const REMEMBERED = 20_000;
-const timedOut = (isBlocked: boolean): Lost => lost("client.timeout", "nothing came for too long", { isBlocked });
-/** An event of such a type is heard as `event` only. */
-const OURS = new Set(["event", "state", "reset"]);
-/** A poll is held open so long, below the idle time-outs of proxies. */
+/** The number of delivered ids that are kept to recognise repeats. */
+const MAX_SEEN_IDS = 20_000;
+/** Names of the stream's own notifications. An event whose type is one of them reaches the `event` listeners only. */
+const RESERVED_NAMES = new Set(["event", "state", "reset"]);
+/** The time for which a poll is held open. It is below the idle time-outs of proxies. */
 const POLL_WAIT_S = 25;
+const MIN_TIMER_MS = 9;
+/** A timer for more than 2 ** 31 ms would fire at once. */
+const MAX_TIMER_MS = 2e9;
 
-/** Watches one job from construction on, each event once and in order, until the job ends or `close()`. */
+/** Watches one job from construction on. Delivers each event once and in order, until the job ends or `close()`. */
 export class JobStream {
   readonly jobId: string;
   readonly #options: JobStreamOptions;
   readonly #urls: { stream: string; events: string };
   readonly #listeners = new Map<string, Set<Listener<never>>>();
-  readonly #seen = new Set<string>();
-  #machine: Machine;
+  readonly #seenIds = new Set<string>();
+  #state: State;
   #cursor: string | null;
+  /** The id of the newest event. Other tabs compare it with theirs. */
   #lastId: string | null = null;
   #token: string | null = null;
   #timer: ReturnType<typeof setTimeout> | undefined;
+  /** Aborts the connection of the current task. */
   #connection = new AbortController();
   #share: Share | null = null;
   #stopWaking: (() => void) | null = null;
@@ -46,200 +57,226 @@ export class JobStream {
     const { from = "start", persist } = options;
     this.jobId = jobId;
     this.#options = options;
-    this.#urls = addresses(jobId, options);
-    this.#machine = initial(rules(options));
-    const asked = from === "start" || from === "now" ? null : from;
-    this.#cursor = (persist === "session" && stored(this.#key)) || asked;
-    this.#begin();
+    this.#urls = jobUrls(jobId, options);
+    this.#state = initialState(rulesFrom(options));
+    const given = from === "start" || from === "now" ? null : from;
+    this.#cursor = (persist === "session" && loadCursor(this.#key)) || given;
+    this.#start();
   }
 
   get state(): JobStreamState {
-    return { ...this.#machine.view, cursor: this.#cursor };
+    return { ...this.#state.view, cursor: this.#cursor };
   }
 
-  /** Hears `event`, `state`, `reset`, or the events of one type, such as `step.output`. Returns how to stop hearing. */
+  /** Listens for `event`, `state`, `reset`, or events of one type such as `step.output`. Returns how to stop listening. */
   on(name: "event", listener: Listener<JobEvent>): () => void;
   on(name: "state", listener: Listener<JobStreamState>): () => void;
   on(name: "reset", listener: Listener<Reset>): () => void;
   on(type: string, listener: Listener<JobEvent>): () => void;
   on(name: string, listener: Listener<never>): () => void {
-    let heard = this.#listeners.get(name);
-    if (!heard) this.#listeners.set(name, (heard = new Set()));
-    heard.add(listener);
-    return () => heard.delete(listener);
+    let listeners = this.#listeners.get(name);
+    if (!listeners) this.#listeners.set(name, (listeners = new Set()));
+    listeners.add(listener);
+    return () => listeners.delete(listener);
   }
 
-  /** Leaves no timer, listener or connection behind. */
+  /** Closes the stream and leaves no timer, listener or connection behind. */
   close(): void {
-    this.#hear({ type: "close" });
+    this.#dispatch({ type: "close" });
   }
 
-  /** Tries anew at once, also after `failed` or `close()`; goes on where it was. */
+  /** Connects anew at once, also after `failed` or `close()`, and goes on where the stream was. */
   reconnect(): void {
     if (this.#share) this.#share.reconnect();
-    else this.#begin();
+    else this.#start();
   }
 
-  /** Ends with the job or `close()`; throws a `JobStreamError` when the stream fails. Leaving the loop closes the stream. */
+  /**
+   * Yields each event until the job ends or `close()`, and throws a `JobStreamError` when the stream fails. Leaving the
+   * loop closes the stream.
+   */
   async *[Symbol.asyncIterator](): AsyncGenerator<JobEvent, void, undefined> {
-    let events: JobEvent[] = [];
-    let news = () => {};
-    const stops = [
+    let waiting: JobEvent[] = [];
+    let resume = () => {};
+    const unsubscribes = [
       this.on("event", (event) => {
-        events.push(event);
-        news();
+        waiting.push(event);
+        resume();
       }),
-      this.on("state", () => news()),
+      this.on("state", () => resume()),
     ];
     try {
       for (;;) {
-        const taken = events;
-        events = [];
-        yield* taken;
-        if (events.length > 0) continue;
-        const { view } = this.#machine;
+        const batch = waiting;
+        waiting = [];
+        yield* batch;
+        if (waiting.length > 0) continue;
+        const { view } = this.#state;
         if (view.status === "failed") throw view.error;
         if (isOver(view)) return;
         await new Promise<void>((resolve) => {
-          news = resolve;
+          resume = resolve;
         });
       }
     } finally {
-      for (const stop of stops) stop();
+      for (const unsubscribe of unsubscribes) unsubscribe();
       this.close();
     }
   }
 
+  /** The name of this job's cursor in the session, and of its lock and channel among the tabs. */
   get #key(): string {
     return `jobcast:${this.#urls.stream}`;
   }
 
-  readonly #abort = (): void => this.close();
+  readonly #onAbort = (): void => this.close();
 
-  #begin(): void {
+  #start(): void {
     const { share, signal } = this.#options;
     if (signal?.aborted) return this.close();
-    signal?.addEventListener("abort", this.#abort);
-    if (share) void this.#join();
-    else this.#hear({ type: "start" });
+    signal?.addEventListener("abort", this.#onAbort);
+    if (share) void this.#startShared();
+    else this.#dispatch({ type: "start" });
   }
 
-  /** Loaded by those who want it; whoever cannot share has a connection of its own. */
-  async #join(): Promise<void> {
-    const { run } = this.#machine;
+  /** Starts with the connection shared among tabs, or with one of its own where sharing is impossible. */
+  async #startShared(): Promise<void> {
+    const { taskId } = this.#state;
     const share = await import("./share.js").then(
       ({ Share }) => Share,
       () => null,
     );
-    // closed, or joined by another call, meanwhile
-    if (this.#share || this.#machine.run !== run) return;
-    if (!share?.isPossible()) return this.#hear({ type: "start" });
+    // Meanwhile the stream may have been closed, or started by another call.
+    if (this.#share || this.#state.taskId !== taskId) return;
+    if (!share?.isPossible()) return this.#dispatch({ type: "start" });
     this.#share = new share(this.#key, {
-      machine: () => this.#machine,
+      state: () => this.#state,
       lastId: () => this.#lastId,
-      has: (id) => this.#seen.has(id),
-      hear: (input) => this.#hear(input),
-      take: (events) => this.#take(events, true),
+      hasSeen: (id) => this.#seenIds.has(id),
+      dispatch: (action) => this.#dispatch(action),
+      deliver: (events) => this.#deliver(events, true),
       reset: (reset) => this.#reset(reset),
     });
   }
 
   // ---- the state, and what follows from it
 
-  #hear(input: Input): void {
-    const before = this.#machine;
-    const after = next(before, input, Date.now());
-    this.#machine = after;
-    if (after.run !== before.run) {
+  #dispatch(action: Action): void {
+    const before = this.#state;
+    const after = reduce(before, action, Date.now());
+    this.#state = after;
+    if (after.taskId !== before.taskId) {
       this.#connection.abort();
       this.#connection = new AbortController();
-      if (after.task !== "none") void this.#run(after, this.#connection.signal);
+      if (after.task !== "none") void this.#runTask(after, this.#connection.signal);
     }
-    if (after.dueMs !== before.dueMs) this.#arm();
+    if (after.timerAtMs !== before.timerAtMs) this.#setTimer();
+    // Object identity means "changed": the reducer keeps the `view` object as long as nothing in it changes.
     if (after.view === before.view) return;
-    this.#share?.view();
-    if (isOver(after.view)) this.#rest(after.view);
-    else this.#stopWaking ??= onWake((isCut) => this.#wake(isCut));
+    this.#share?.broadcastView();
+    if (isOver(after.view)) this.#cleanUp(after.view);
+    else this.#stopWaking ??= onWake((isCut) => this.#onWake(isCut));
     this.#emit("state", this.state);
   }
 
-  #arm(): void {
-    const { dueMs } = this.#machine;
+  #setTimer(): void {
+    const { timerAtMs } = this.#state;
     clearTimeout(this.#timer);
-    // more than a timer can hold would fire at once; one that fires early must not spin
-    if (dueMs < Infinity) this.#timer = setTimeout(() => this.#tick(), Math.min(Math.max(dueMs - Date.now(), 9), 2e9));
+    if (timerAtMs === Infinity) return;
+    // A timer may fire early. The least wait keeps it from firing again and again until its time.
+    const waitMs = Math.min(Math.max(timerAtMs - Date.now(), MIN_TIMER_MS), MAX_TIMER_MS);
+    this.#timer = setTimeout(() => this.#onTimer(), waitMs);
   }
 
-  #tick(): void {
-    this.#hear({ type: "time", random: Math.random(), timedOut });
-    this.#arm();
+  #onTimer(): void {
+    this.#dispatch({ type: "timer", random: Math.random() });
+    this.#setTimer();
   }
 
-  #wake(isCut: boolean): void {
-    // a timer may have slept with the page
-    this.#tick();
-    this.#hear({ type: "wake", isCut });
+  #onWake(isCut: boolean): void {
+    // The timer may have slept with the page.
+    this.#onTimer();
+    this.#dispatch({ type: "wake", isCut });
   }
 
-  #rest({ status }: View): void {
+  #cleanUp({ status }: View): void {
     this.#stopWaking?.();
     this.#stopWaking = null;
-    // one that failed keeps its lock: the next tab would only fail, too
+    // A failed stream keeps its lock: the next tab would only fail, too.
     if (status === "failed") return;
-    this.#options.signal?.removeEventListener("abort", this.#abort);
+    this.#options.signal?.removeEventListener("abort", this.#onAbort);
     this.#share?.close();
     this.#share = null;
   }
 
   // ---- connections
 
-  async #run({ task, view, rules }: Machine, signal: AbortSignal): Promise<void> {
-    if (task === "lead") return this.#share?.takeOver();
-    const ask = (url: string, accept: string) => this.#ask(url, accept, signal);
-    const at = (url: string, cursorName: string, query: Record<string, string> = {}) => {
-      // The cursor goes in the query: as a header it would cost a preflight at every try of another origin.
-      if (this.#cursor) query[cursorName] = this.#cursor;
-      else if (this.#options.from === "now") query.from = "now";
-      return `${url}${url.includes("?") ? "&" : "?"}${new URLSearchParams(query)}`;
-    };
-    const page = (wait: number) =>
-      poll(ask, at(this.#urls.events, "after", { limit: `${PAGE}`, wait: `${wait}` }), this.jobId, signal, this.#heard);
+  async #runTask(state: State, signal: AbortSignal): Promise<void> {
     try {
-      if (task !== "stream") {
-        const waitS =
-          task === "poll" && view.status === "polling"
-            ? Math.min(POLL_WAIT_S, (rules.heartbeatTimeoutMs / 2000) | 0)
-            : 0;
-        const answer = await page(waitS);
-        if (signal.aborted) return;
-        if ("error" in answer) return this.#lose(answer);
-        this.#hear({ type: "polled", ...answer });
-        if (answer.isEmpty) this.#share?.beat();
-        if (task === "level") this.#share?.catchUp();
-        return;
+      switch (state.task) {
+        case "stream":
+          return await this.#runStream(state.rules.canPoll, signal);
+        case "poll":
+        case "catchUp":
+          return await this.#runPoll(state, signal);
+        case "takeOver":
+          return this.#share?.takeOver();
       }
-      const end = await stream(ask, at(this.#urls.stream, "lastEventId"), this.jobId, signal, this.#heard);
-      if (signal.aborted) return;
-      if (end !== 204) return this.#lose(end);
-      // the end, and nothing new: only how it ended is not said, which the other address knows
-      const answer = rules.canPoll ? await page(0).catch(() => null) : null;
-      if (!signal.aborted)
-        this.#hear({ type: "complete", jobStatus: answer && "jobStatus" in answer ? answer.jobStatus : null });
     } catch (error) {
-      if (signal.aborted) return;
-      // no answer, or no token
-      this.#lose(lost("client.network", String(error)));
+      // There was no answer, or the token function failed.
+      if (!signal.aborted) this.#onLost(clientFailure("client.network", String(error)));
     }
   }
 
-  #lose(why: Lost): void {
-    // what no Jobcast ever answered from is no Jobcast; after that it is something between, which may pass
-    const isWrong = why.error.code === "client.content_type" && !this.#machine.wasOpen;
-    const { error } = isWrong ? lost(why.error.code, why.error.message, {}, false) : why;
-    this.#hear({ type: "lost", random: Math.random(), ...why, error });
+  async #runStream(canPoll: boolean, signal: AbortSignal): Promise<void> {
+    const end = await readStream(this.#request(this.#urls.stream, "lastEventId", {}, signal), this.#handlers);
+    if (signal.aborted) return;
+    if (end !== "noContent") return this.#onLost(end);
+    // The job has ended and nothing is new. Only the JSON address says how it ended.
+    const result = canPoll ? await this.#poll(0, signal).catch(() => null) : null;
+    if (signal.aborted) return;
+    this.#dispatch({ type: "complete", jobStatus: result && "jobStatus" in result ? result.jobStatus : null });
   }
 
-  async #ask(url: string, accept: string, signal: AbortSignal): Promise<Response> {
+  async #runPoll({ task, view, rules }: State, signal: AbortSignal): Promise<void> {
+    // Only a poll that is known to get through is held open, and never so long that it would pass for dead.
+    const isHeld = task === "poll" && view.status === "polling";
+    const waitS = isHeld ? Math.floor(Math.min(POLL_WAIT_S, rules.heartbeatTimeoutMs / 2000)) : 0;
+    const result = await this.#poll(waitS, signal);
+    if (signal.aborted) return;
+    if ("error" in result) return this.#onLost(result);
+    this.#dispatch({ type: "polled", ...result });
+    if (result.isEmpty) this.#share?.broadcastAlive();
+    if (task === "catchUp") this.#share?.applyHeldBack();
+  }
+
+  #poll(waitS: number, signal: AbortSignal): Promise<Failure | PollResult> {
+    const query = { limit: `${MAX_EVENTS_PER_POLL}`, wait: `${waitS}` };
+    return poll(this.#request(this.#urls.events, "after", query, signal), this.#handlers);
+  }
+
+  /** Makes a request from where the stream stands. As a header the cursor would cost a preflight at each other origin. */
+  #request(address: string, cursorName: string, query: Record<string, string>, signal: AbortSignal): ConnectionRequest {
+    if (this.#cursor) query[cursorName] = this.#cursor;
+    else if (this.#options.from === "now") query.from = "now";
+    return {
+      fetch: (url, accept) => this.#fetch(url, accept, signal),
+      url: `${address}${address.includes("?") ? "&" : "?"}${new URLSearchParams(query)}`,
+      jobId: this.jobId,
+      signal,
+    };
+  }
+
+  #onLost(failure: Failure): void {
+    const { code, message } = failure.error;
+    // An address that never answered as Jobcast does is a wrong one. After that, something in between answers for a time.
+    const isWrongAddress = code === "client.content_type" && !this.#state.hasAnswered;
+    const { error } = isWrongAddress ? clientFailure(code, message, {}, false) : failure;
+    this.#dispatch({ type: "lost", random: Math.random(), ...failure, error });
+  }
+
+  /** Fetches with the token. After a 401 the token function is called once more. */
+  async #fetch(url: string, accept: string, signal: AbortSignal): Promise<Response> {
     const { credentials = "same-origin", token } = this.#options;
     const send = async () => {
       const headers: Record<string, string> = { Accept: accept };
@@ -254,67 +291,72 @@ export class JobStream {
     return send();
   }
 
-  readonly #heard: Heard = {
-    position: (cursor) => this.#stand(cursor),
-    retry: (ms) => this.#hear({ type: "retry", ms }),
-    reset: (reset) => this.#reset(reset),
-    events: (events) => {
-      this.#hear({ type: "bytes", isNews: true });
-      this.#take(events);
+  readonly #handlers: StreamHandlers = {
+    onCursor: (cursor) => this.#setCursor(cursor),
+    onRetry: (ms) => this.#dispatch({ type: "retry", ms }),
+    onReset: (reset) => this.#reset(reset),
+    onEvents: (events) => {
+      this.#dispatch({ type: "bytes", hasEvents: true });
+      this.#deliver(events);
     },
-    warned: (why) => this.#hear({ type: "warned", ...why }),
-    bytes: () => {
-      this.#hear({ type: "bytes", isNews: false });
-      this.#share?.beat();
+    onWarning: (failure) => this.#dispatch({ type: "warned", ...failure }),
+    onBytes: () => {
+      this.#dispatch({ type: "bytes", hasEvents: false });
+      this.#share?.broadcastAlive();
     },
-    complete: (jobStatus) => this.#hear({ type: "complete", jobStatus }),
+    onComplete: (jobStatus) => this.#dispatch({ type: "complete", jobStatus }),
   };
 
   // ---- events
 
-  /** `isOld`: a repeat among them was told before what we have read since, and says nothing of where we stand. */
-  #take(events: readonly JobEvent[], isOld = false): void {
-    const after = this.#lastId;
+  /**
+   * Delivers the events that were not delivered yet.
+   *
+   * `areFromLeader`: a repeat among them may lie before events that this tab has read itself, so it must not move the
+   * cursor back.
+   */
+  #deliver(events: readonly JobEvent[], areFromLeader = false): void {
+    const previousId = this.#lastId;
     const fresh: JobEvent[] = [];
     for (const event of events) {
-      const isRepeat = this.#seen.has(event.id);
-      if (event.cursor && !(isRepeat && isOld)) this.#cursor = event.cursor;
+      const isRepeat = this.#seenIds.has(event.id);
+      if (event.cursor && !(isRepeat && areFromLeader)) this.#cursor = event.cursor;
       if (isRepeat) continue;
       if (event.id) this.#remember(event.id);
       fresh.push(event);
       this.#emit("event", event);
-      if (!OURS.has(event.type)) this.#emit(event.type, event);
-      // closed by a listener: what follows is for whoever goes on from here
-      if (isOver(this.#machine.view)) break;
+      if (!RESERVED_NAMES.has(event.type)) this.#emit(event.type, event);
+      // A listener has closed the stream. The rest is read again if it goes on from here.
+      if (isOver(this.#state.view)) break;
     }
-    if (this.#cursor) this.#stand(this.#cursor);
-    if (fresh.length > 0) this.#share?.events(after, fresh);
+    if (this.#cursor) this.#setCursor(this.#cursor);
+    if (fresh.length > 0) this.#share?.broadcastEvents(previousId, fresh);
   }
 
   #remember(id: string): void {
     this.#lastId = id;
-    this.#seen.add(id);
-    if (this.#seen.size > REMEMBERED) for (const oldest of this.#seen) return void this.#seen.delete(oldest);
+    this.#seenIds.add(id);
+    if (this.#seenIds.size > MAX_SEEN_IDS) for (const oldest of this.#seenIds) return void this.#seenIds.delete(oldest);
   }
 
-  #stand(cursor: string): void {
+  #setCursor(cursor: string): void {
     this.#cursor = cursor || null;
-    if (this.#options.persist === "session") store(this.#key, cursor);
+    if (this.#options.persist === "session") saveCursor(this.#key, cursor);
   }
 
   #reset(reset: Reset): void {
-    this.#seen.clear();
+    this.#seenIds.clear();
     this.#lastId = null;
     this.#cursor = reset.cursor;
-    this.#share?.reset(reset);
+    this.#share?.broadcastReset(reset);
     this.#emit("reset", reset);
   }
 
-  /** A listener's own fault is told as an event target's is, and keeps nothing from the others. */
-  #emit<T>(name: string, said: T): void {
+  /** Calls the listeners. An error that one throws is reported as uncaught, and does not stop the others. */
+  #emit<T>(name: string, value: T): void {
     for (const listener of [...(this.#listeners.get(name) ?? [])]) {
       try {
-        (listener as Listener<T>)(said);
+        (listener as Listener<T>)(value);
       } catch (error) {
         queueMicrotask(() => {
           throw error;

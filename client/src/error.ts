@@ -1,12 +1,14 @@
-// An error says whether trying again can mend it.
+// Errors of a stream, and what a failed connection tells about the next try.
 
-import { type Fields, fields, parsed, text } from "./event.js";
+import { asRecord, asString, parseJson, type UnknownRecord } from "./event.js";
 
-/** What was wrong with a stream: Jobcast's own code (`job.not_found`, `source.unavailable`, …), `http.<status>` of
- * something between, or `client.*` for what only the client can notice. */
+/**
+ * An error of a stream. Its code is Jobcast's own (`job.not_found`, `source.unavailable`, …), `http.<status>` for an
+ * answer of something in between, or `client.*` for what only the client can notice.
+ */
 export class JobStreamError extends Error {
   override readonly name = "JobStreamError";
-  /** The HTTP status, where there was an answer that told one. */
+  /** The HTTP status of the answer, if there was an answer. */
   readonly status: number | null;
 
   constructor(
@@ -20,54 +22,57 @@ export class JobStreamError extends Error {
   }
 }
 
-/** Why a connection ended. */
-export interface Lost {
+/** A failure of a connection: the error for the caller, and hints for the next try. */
+export interface Failure {
   readonly error: JobStreamError;
-  /** Not sooner than in so long. */
+  /** The next try must not come sooner than this. */
   readonly waitMs?: number;
-  /** Many were told the same number: they come back spread behind it. */
+  /** Many clients were told the same `waitMs`: each adds a random wait, so that they do not all come at once. */
   readonly isShared?: boolean;
-  /** The server may be well: streams do not get through to us. */
+  /** The server may be well: something in between does not let streams through. */
   readonly isBlocked?: boolean;
 }
 
-export const lost = (code: string, message: string, more: Omit<Lost, "error"> = {}, retryable = true): Lost => ({
-  error: new JobStreamError(code, message, retryable),
-  ...more,
-});
+/** Makes a failure that the client noticed by itself. */
+export const clientFailure = (
+  code: `client.${string}`,
+  message: string,
+  hints: Omit<Failure, "error"> = {},
+  retryable = true,
+): Failure => ({ error: new JobStreamError(code, message, retryable), ...hints });
 
-/** What an answer without success means. */
-export async function refusal(response: Response): Promise<Lost> {
+/** Makes a failure from an answer that was no success. */
+export async function failureFromResponse(response: Response): Promise<Failure> {
   const { status, statusText, headers } = response;
-  const problem = fields(parsed(await response.text().catch(() => "")));
-  const code = text(problem.code);
+  const problem = asRecord(parseJson(await response.text().catch(() => "")));
+  const code = asString(problem.code);
   const error = new JobStreamError(
     code ?? `http.${status}`,
-    text(problem.detail) ?? `${status} ${statusText}`,
-    mayPass(status, code !== null),
+    asString(problem.detail) ?? `${status} ${statusText}`,
+    isRetryable(status, code !== null),
     status,
   );
   const waitMs = retryAfterMs(headers.get("Retry-After"));
   return waitMs === undefined ? { error } : { error, waitMs, isShared: true };
 }
 
-/** A 502 with Jobcast's own code is a fault that stays; without one it is a proxy whose Jobcast is just restarting. */
-function mayPass(status: number, isOurs: boolean): boolean {
-  return status >= 500 ? status !== 502 || !isOurs : status === 408 || status === 425 || status === 429;
+/** Makes a failure from the data of `stream.error` or `stream.bye`. */
+export function failureFromControlEvent(type: string, data: UnknownRecord): Failure {
+  const isBye = type === "stream.bye";
+  const error = new JobStreamError(
+    asString(data.code) ?? type,
+    asString(data.message) ?? (isBye ? `Jobcast closes the stream: ${asString(data.reason)}` : "the stream failed"),
+    isBye || data.retryable !== false,
+  );
+  return typeof data.retryInMs === "number" ? { error, waitMs: data.retryInMs } : { error };
+}
+
+/** A 502 with a code of Jobcast's is a lasting fault. One without comes from a proxy while Jobcast restarts. */
+function isRetryable(status: number, isFromJobcast: boolean): boolean {
+  return status >= 500 ? status !== 502 || !isFromJobcast : status === 408 || status === 425 || status === 429;
 }
 
 function retryAfterMs(header: string | null): number | undefined {
   const ms = header === null ? NaN : /^\d+$/.test(header) ? Number(header) * 1000 : Date.parse(header) - Date.now();
   return ms > 0 ? ms : undefined;
-}
-
-/** What `stream.error` and `stream.bye` tell. */
-export function told(type: string, data: Fields): Lost {
-  const isBye = type === "stream.bye";
-  const error = new JobStreamError(
-    text(data.code) ?? type,
-    text(data.message) ?? (isBye ? `Jobcast closes the stream: ${text(data.reason)}` : "the stream failed"),
-    isBye || data.retryable !== false,
-  );
-  return typeof data.retryInMs === "number" ? { error, waitMs: data.retryInMs } : { error };
 }

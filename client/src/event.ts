@@ -1,16 +1,16 @@
-// What a job says, and how it comes over the wire. Events are foreign input: any type, any payload.
+// Events of a job, and how they are read from the wire. Their content is foreign input: any type, any payload.
 
 /** One event of a job. */
 export interface JobEvent {
-  /** The event's own id; each is delivered once. */
+  /** The event's own id. Each id is delivered once. */
   readonly id: string;
-  /** Where to go on after this event: for `from`, `Last-Event-ID`, `?lastEventId=`. */
+  /** The place after this event: for `from`, `Last-Event-ID` and `?lastEventId=`. */
   readonly cursor: string;
   readonly jobId: string;
   readonly stepId: string | null;
-  /** As its writer named it: `step.output`, `job.started`, … */
+  /** The type that the writer chose: `step.output`, `job.started`, … */
   readonly type: string;
-  /** When it happened, RFC 3339. */
+  /** The time of the event, in RFC 3339. */
   readonly timestamp: string;
   readonly actor: string | null;
   readonly payload: unknown;
@@ -18,16 +18,17 @@ export interface JobEvent {
 
 export type JobStatus = "PENDING" | "QUEUED" | "RUNNING" | "COMPLETED" | "FAILED" | "CANCELLED" | (string & {});
 
-/** History was lost: what was shown cannot be continued, and what follows is all there is. */
+/** A notice that history was lost: what was shown cannot be continued, and the events that follow are all there are. */
 export interface Reset {
   /** `unknown`, `trimmed` or `rewound`. */
   readonly reason: string;
   readonly cursor: string | null;
 }
 
-export type Fields = Readonly<Record<string, unknown>>;
+export type UnknownRecord = Readonly<Record<string, unknown>>;
 
-export function parsed(text: string): unknown {
+/** Parses `text` as JSON. Returns the text itself if it is not JSON. */
+export function parseJson(text: string): unknown {
   try {
     return JSON.parse(text);
   } catch {
@@ -35,27 +36,34 @@ export function parsed(text: string): unknown {
   }
 }
 
-export function fields(value: unknown): Fields {
-  return value !== null && typeof value === "object" ? (value as Fields) : {};
+/** Returns `value` if it is an object, else an empty one. */
+export function asRecord(value: unknown): UnknownRecord {
+  return value !== null && typeof value === "object" ? (value as UnknownRecord) : {};
 }
 
-export function text(value: unknown): string | null {
+/** Returns `value` if it is a string, else `null`. */
+export function asString(value: unknown): string | null {
   return typeof value === "string" ? value : null;
 }
 
-/** With `stream.data = "payload"` an event comes without its envelope: then its cursor is its id, and its time is now. */
-export function jobEvent(jobId: string, type: string, data: unknown, cursor: string, ownId = cursor): JobEvent {
-  const given = fields(data);
-  const id = text(given.id);
-  const isWhole = id !== null && text(given.type) !== null && "payload" in given;
+/**
+ * Makes an event of its parsed `data`.
+ *
+ * With `stream.data = "payload"` events come without their envelope. Such an event has `bareId` for its id and the
+ * current time for its timestamp.
+ */
+export function toJobEvent(jobId: string, type: string, data: unknown, cursor: string, bareId = cursor): JobEvent {
+  const record = asRecord(data);
+  const id = asString(record.id);
+  const hasEnvelope = id !== null && asString(record.type) !== null && "payload" in record;
   return {
-    id: isWhole ? id : ownId,
+    id: hasEnvelope ? id : bareId,
     cursor,
-    jobId: (isWhole && text(given.jobId)) || jobId,
-    stepId: text(given.stepId),
-    type: (isWhole && text(given.type)) || type,
-    timestamp: (isWhole && text(given.timestamp)) || new Date().toISOString(),
-    actor: isWhole ? text(given.actor) : null,
-    payload: isWhole ? given.payload : data,
+    jobId: (hasEnvelope && asString(record.jobId)) || jobId,
+    stepId: asString(record.stepId),
+    type: (hasEnvelope && asString(record.type)) || type,
+    timestamp: (hasEnvelope && asString(record.timestamp)) || new Date().toISOString(),
+    actor: hasEnvelope ? asString(record.actor) : null,
+    payload: hasEnvelope ? record.payload : data,
   };
 }

@@ -1,4 +1,4 @@
-// jobcast-client: watch a job live. See README.md.
+// jobcast-client: watches a job live. See README.md.
 
 export { JobStream, type JobStreamState } from "./core.js";
 export { JobStreamError } from "./error.js";

@@ -1,55 +1,55 @@
-// What may be chosen, and what is meant when nothing is.
+// Options of a stream and their defaults.
 
 import type { Rules } from "./state.js";
 
 export interface RetryOptions {
   /** The first wait, until the stream names another by `retry:`. Default 1000. */
   initialMs?: number;
-  /** Default 30000. */
+  /** The longest wait. Default 30000. */
   maxMs?: number;
-  /** Default 2. */
+  /** The factor from one wait to the next. Default 2. */
   factor?: number;
-  /** How much of a wait is left to chance: 1 all of it, 0 nothing. Default 1. */
+  /** The random part of each wait: 1 is all of it, 0 nothing. Default 1. */
   jitter?: number;
-  /** Tries in a row after which it gives up. Default Infinity. */
+  /** The number of failed tries in a row after which the stream gives up. Default Infinity. */
   maxAttempts?: number;
 }
 
 export interface JobStreamOptions {
-  /** Where Jobcast is; default: this page's origin. In Node it must be given. */
+  /** The address of Jobcast. Default: this page's origin. In Node it must be given. */
   baseUrl?: string;
-  /** `"start"` (default): the whole history; `"now"`: only what comes; else a cursor or an event's id to go on after. */
+  /** `"start"` (default): the whole history; `"now"`: only new events; else a cursor or an event's id to go on after. */
   from?: string;
-  /** Sent as `Authorization: Bearer`. A function is asked once, and again after a 401. */
+  /** The token that is sent as `Authorization: Bearer`. A function is called once, and again after a 401. */
   token?: string | (() => string | Promise<string>);
   /** As for `fetch`; `"include"` sends cookies to another origin. Default `"same-origin"`. */
   credentials?: RequestCredentials;
   retry?: RetryOptions;
-  /** Nothing at all for so long: the connection is dead. Jobcast says something every 15 s. Default 40000. */
+  /** Silence for so long means that the connection is dead. Jobcast sends something every 15 s. Default 40000. */
   heartbeatTimeoutMs?: number;
-  /** What to do where streams do not get through. Default `"poll"`. */
+  /** The way out where streams do not get through. Default `"poll"`. */
   fallback?: "poll" | "none";
   /** A stream that shows nothing for so long does not get through. Default 8000. */
   fallbackAfterMs?: number;
-  /** `"session"`: go on after a reload of the page, where it had come to. Default `"none"`. */
+  /** `"session"`: after a reload of the page the stream goes on where it was. Default `"none"`. */
   persist?: "session" | "none";
   /** One connection for all tabs of this origin that watch the same job. Default false. */
   share?: boolean;
   /** Closes the stream when aborted. */
   signal?: AbortSignal;
-  /** As `http.stream_path` of Jobcast. */
+  /** The `http.stream_path` of Jobcast, if it was changed. */
   streamPath?: string;
-  /** As `http.events_path` of Jobcast. */
+  /** The `http.events_path` of Jobcast, if it was changed. */
   eventsPath?: string;
 }
 
-// Jobcast puts its own settings in the place of these two as it serves /jobcast.js.
+// Jobcast replaces these two strings with its own settings when it serves /jobcast.js.
 const STREAM_PATH = "/runner-jobs/{job_id}/events/stream";
 const EVENTS_PATH = "/runner-jobs/{job_id}/events";
 
-/** Throws at once for an address that can be none, rather than trying it for ever. */
-export function addresses(jobId: string, options: JobStreamOptions): { stream: string; events: string } {
-  const address = (path: string) => {
+/** Returns the two addresses of a job. Throws for an impossible address, which would be tried for ever otherwise. */
+export function jobUrls(jobId: string, options: JobStreamOptions): { stream: string; events: string } {
+  const toUrl = (path: string) => {
     const url = (options.baseUrl ?? "").replace(/\/$/, "") + path.replace("{job_id}", encodeURIComponent(jobId));
     try {
       return new URL(url, globalThis.location?.href).href;
@@ -57,10 +57,11 @@ export function addresses(jobId: string, options: JobStreamOptions): { stream: s
       throw new TypeError(`${url} is no address: give baseUrl`);
     }
   };
-  return { stream: address(options.streamPath ?? STREAM_PATH), events: address(options.eventsPath ?? EVENTS_PATH) };
+  return { stream: toUrl(options.streamPath ?? STREAM_PATH), events: toUrl(options.eventsPath ?? EVENTS_PATH) };
 }
 
-export function rules({
+/** Returns the rules of the state for these options. */
+export function rulesFrom({
   retry,
   fallback,
   heartbeatTimeoutMs = 40_000,

@@ -1,6 +1,7 @@
-// Where a page goes on after a reload: sessionStorage, which a browser may refuse.
+// The cursor of a page across reloads, in sessionStorage. A browser may refuse that storage; then the stream starts
+// from the beginning after a reload.
 
-export function stored(key: string): string | null {
+export function loadCursor(key: string): string | null {
   try {
     return sessionStorage.getItem(key);
   } catch {
@@ -8,10 +9,10 @@ export function stored(key: string): string | null {
   }
 }
 
-export function store(key: string, cursor: string): void {
+export function saveCursor(key: string, cursor: string): void {
   try {
     sessionStorage.setItem(key, cursor);
   } catch {
-    // full or forbidden: it only starts from the beginning after a reload
+    // The storage is full or forbidden.
   }
 }

@@ -1,169 +1,183 @@
-// One connection for all tabs: whoever holds the lock leads and tells the others. Every message names the event before
-// it, so that a follower who missed one notices, and reads what is missing itself.
+// One connection for all tabs. The tab that holds the lock leads and tells the others. Each message names the event
+// before it, so that a follower that missed one notices, and reads the missing events itself.
 
 import { JobStreamError } from "./error.js";
 import type { JobEvent, Reset } from "./event.js";
-import { type Input, isReadingUp, type Machine, type View } from "./state.js";
+import { type Action, isCatchingUp, type State, type View } from "./state.js";
 
-/** What a tab says to the others. `after` is the id of the event before. */
+/**
+ * A message from one tab to the others. `after` is the id of the event before it. Tabs may run different versions of
+ * this client, so the names in here do not change.
+ */
 type Message =
   | { readonly kind: "events"; readonly after: string | null; readonly events: readonly JobEvent[] }
   | { readonly kind: "view"; readonly after: string | null; readonly view: View }
   | { readonly kind: "reset"; readonly reset: Reset }
   | { readonly kind: "beat" | "hello" | "reconnect" };
 
-/** The stream of this tab, as the others need it. */
-export interface Tab {
-  machine(): Machine;
-  /** The id of its newest event. */
+/** The part of this tab's stream that sharing needs. */
+export interface SharedStream {
+  state(): State;
+  /** Returns the id of the newest event. */
   lastId(): string | null;
-  has(id: string): boolean;
-  hear(input: Input): void;
-  take(events: readonly JobEvent[]): void;
+  hasSeen(id: string): boolean;
+  dispatch(action: Action): void;
+  deliver(events: readonly JobEvent[]): void;
   reset(reset: Reset): void;
 }
 
 export class Share {
   readonly #key: string;
-  readonly #tab: Tab;
+  readonly #stream: SharedStream;
   readonly #channel: BroadcastChannel;
-  readonly #waiting = new AbortController();
-  /** Lets the lock go. */
+  /** Aborts the wait for the lock. Once it is aborted, this share is closed. */
+  readonly #closing = new AbortController();
+  /** Releases the lock; `null` while this tab does not hold it. */
   #release: (() => void) | null = null;
-  /** What the leading tab told while this one was reading up. */
-  #kept: Message[] = [];
+  /** Messages of the leader that arrived while this tab was catching up. */
+  #heldBack: Message[] = [];
 
   static isPossible(): boolean {
     return !!globalThis.BroadcastChannel && !!globalThis.navigator?.locks;
   }
 
-  constructor(key: string, tab: Tab) {
+  constructor(key: string, stream: SharedStream) {
     this.#key = key;
-    this.#tab = tab;
-    // before the lock: from here on nothing that is told goes unheard
+    this.#stream = stream;
+    // The channel is opened before the lock is requested, so that no message of a leader is missed.
     this.#channel = new BroadcastChannel(key);
     this.#channel.onmessage = ({ data }: MessageEvent<Message>) => {
-      if (!this.#waiting.signal.aborted) this.#obey(data);
+      if (!this.#closing.signal.aborted) this.#onMessage(data);
     };
-    this.#request({ ifAvailable: true }, async (lock) => (lock ? this.#hold() : this.#queue()));
+    this.#requestLock({ ifAvailable: true }, async (lock) => (lock ? this.#lead() : this.#follow()));
   }
 
-  // ---- a leader tells; what a follower has to say, its leader has said
+  // ---- messages to the other tabs, sent by the leader only
 
-  events(after: string | null, events: readonly JobEvent[]): void {
-    this.#lead({ kind: "events", after, events });
+  broadcastEvents(after: string | null, events: readonly JobEvent[]): void {
+    this.#sendAsLeader({ kind: "events", after, events });
   }
 
-  reset(reset: Reset): void {
-    this.#lead({ kind: "reset", reset });
+  broadcastReset(reset: Reset): void {
+    this.#sendAsLeader({ kind: "reset", reset });
   }
 
-  beat(): void {
-    this.#lead({ kind: "beat" });
+  /** Tells the followers that their leader is alive. */
+  broadcastAlive(): void {
+    this.#sendAsLeader({ kind: "beat" });
   }
 
-  view(): void {
-    const { view } = this.#tab.machine();
-    // only what can be cloned
+  broadcastView(): void {
+    const { view } = this.#stream.state();
+    // A channel clones what is sent, and an error would lose its own fields.
     const plain = { ...view, error: view.error && { ...view.error, message: view.error.message } } as View;
-    this.#lead({ kind: "view", after: this.#tab.lastId(), view: plain });
+    this.#sendAsLeader({ kind: "view", after: this.#stream.lastId(), view: plain });
   }
 
   reconnect(): void {
-    if (this.#isFollower) this.#tell({ kind: "reconnect" });
-    else this.#tab.hear({ type: "start" });
+    if (this.#isFollower) this.#send({ kind: "reconnect" });
+    else this.#stream.dispatch({ type: "start" });
   }
 
   get #isFollower(): boolean {
-    return this.#tab.machine().isFollower;
+    return this.#stream.state().isFollower;
   }
 
-  #lead(message: Message): void {
-    if (!this.#isFollower) this.#tell(message);
+  #sendAsLeader(message: Message): void {
+    if (!this.#isFollower) this.#send(message);
   }
 
-  #tell(message: Message): void {
+  #send(message: Message): void {
     this.#channel.postMessage(message);
   }
 
-  // ---- what is told
+  // ---- messages from the other tabs
 
-  #obey(message: Message): void {
+  #onMessage(message: Message): void {
     if (!this.#isFollower) {
-      if (message.kind === "hello") this.view();
-      if (message.kind === "reconnect") this.#tab.hear({ type: "start" });
-    } else if (isReadingUp(this.#tab.machine())) this.#kept.push(message);
-    else if (!("after" in message) || this.#has(message.after)) this.#apply(message);
+      if (message.kind === "hello") this.broadcastView();
+      if (message.kind === "reconnect") this.#stream.dispatch({ type: "start" });
+    } else if (isCatchingUp(this.#stream.state())) this.#heldBack.push(message);
+    else if (!("after" in message) || this.#hasReached(message.after)) this.#apply(message);
     else {
-      // something before it has not reached us
-      this.#kept.push(message);
-      this.#tab.hear({ type: "level" });
+      // An event before this message is missing here.
+      this.#heldBack.push(message);
+      this.#stream.dispatch({ type: "catchUp" });
     }
   }
 
-  #has(id: string | null): boolean {
-    return id === null ? this.#tab.lastId() === null : this.#tab.has(id);
+  #hasReached(id: string | null): boolean {
+    return id === null ? this.#stream.lastId() === null : this.#stream.hasSeen(id);
   }
 
   #apply(message: Message): void {
-    if (message.kind === "events") this.#tab.take(message.events);
-    else if (message.kind === "reset") this.#tab.reset(message.reset);
-    else if (message.kind === "view") {
-      // an error loses its class on the way
-      const { error: e } = message.view;
-      const error = e && new JobStreamError(e.code, e.message, e.retryable, e.status);
-      const view = { ...message.view, error } as View;
-      return this.#tab.hear(
-        view.status === "complete" ? { type: "complete", jobStatus: view.jobStatus } : { type: "leader", view },
-      );
+    switch (message.kind) {
+      case "view":
+        return this.#applyView(message.view);
+      case "events":
+        this.#stream.deliver(message.events);
+        break;
+      case "reset":
+        this.#stream.reset(message.reset);
+        break;
     }
-    this.#tab.hear({ type: "beat" });
+    this.#stream.dispatch({ type: "leaderAlive" });
   }
 
-  /** What was told while reading up: by now either a repeat, or new. */
-  catchUp(): void {
-    if (isReadingUp(this.#tab.machine())) return;
-    const kept = this.#kept;
-    this.#kept = [];
-    for (const message of kept) this.#apply(message);
+  #applyView({ error: plain, ...rest }: View): void {
+    const error = plain && new JobStreamError(plain.code, plain.message, plain.retryable, plain.status);
+    const view = { ...rest, error } as View;
+    this.#stream.dispatch(
+      view.status === "complete" ? { type: "complete", jobStatus: view.jobStatus } : { type: "leader", view },
+    );
+  }
+
+  /** Applies the messages that were held back while this tab was catching up. By now each is a repeat, or new. */
+  applyHeldBack(): void {
+    if (isCatchingUp(this.#stream.state())) return;
+    const messages = this.#heldBack;
+    this.#heldBack = [];
+    for (const message of messages) this.#apply(message);
   }
 
   // ---- the lock
 
-  /** From a leader who says nothing any more, such as a frozen tab. */
+  /** Takes the lock from a leader that is silent, such as a frozen tab. */
   takeOver(): void {
-    this.#request({ steal: true }, () => this.#hold());
+    this.#requestLock({ steal: true }, () => this.#lead());
   }
 
   close(): void {
-    this.#waiting.abort();
+    this.#closing.abort();
     this.#release?.();
     this.#channel.close();
   }
 
-  #request(options: LockOptions, granted: (lock: Lock | null) => Promise<void>): void {
-    navigator.locks.request(this.#key, options, granted).catch(() => {
-      // another tab took over while this one slept
-      if (this.#release) this.#queue();
+  #requestLock(options: LockOptions, onGranted: (lock: Lock | null) => Promise<void>): void {
+    navigator.locks.request(this.#key, options, onGranted).catch(() => {
+      // Another tab took the lock from this one, which was asleep.
+      if (this.#release) this.#follow();
     });
   }
 
-  async #queue(): Promise<void> {
-    if (this.#waiting.signal.aborted) return;
+  /** Follows the leader, and waits for its lock. */
+  async #follow(): Promise<void> {
+    if (this.#closing.signal.aborted) return;
     this.#release = null;
-    this.#tab.hear({ type: "follow" });
-    this.#tell({ kind: "hello" });
-    this.#request({ signal: this.#waiting.signal }, () => this.#hold());
+    this.#stream.dispatch({ type: "follow" });
+    this.#send({ kind: "hello" });
+    this.#requestLock({ signal: this.#closing.signal }, () => this.#lead());
   }
 
-  #hold(): Promise<void> {
-    // one that took over may have its old place in the queue, too
-    if (this.#waiting.signal.aborted || this.#release) return Promise.resolve();
+  /** Leads, and holds the lock until the returned promise is resolved. */
+  #lead(): Promise<void> {
+    // A tab that took over may get the lock a second time, by the request that it had made as a follower.
+    if (this.#closing.signal.aborted || this.#release) return Promise.resolve();
     const held = new Promise<void>((release) => {
       this.#release = release;
     });
-    this.#tab.hear({ type: "start" });
-    this.view();
+    this.#stream.dispatch({ type: "start" });
+    this.broadcastView();
     return held;
   }
 }

@@ -1,23 +1,24 @@
-// What a stream does next: one pure function. No timer, no fetch, no clock in here; the shell (core.ts) does what the
-// new state asks for: it runs `task` whenever `run` is a new number, and says `time` when `dueMs` has come.
+// The state of a stream and the one pure function that changes it. There is no timer, no fetch and no clock in here.
+// The shell (core.ts) does what the new state asks for: it runs `task` whenever `taskId` has changed, and dispatches
+// `timer` when `timerAtMs` has come.
 
-import type { JobStreamError, Lost } from "./error.js";
+import { clientFailure, type Failure, type JobStreamError } from "./error.js";
 import type { JobStatus } from "./event.js";
 
 interface Common {
-  /** Failed tries in a row; 0 again after a stream that stayed open. */
+  /** The number of failed tries in a row. It is 0 again after a stream that stayed open. */
   readonly attempt: number;
-  /** As far as it is known. */
+  /** The job's status, as far as it is known. */
   readonly jobStatus: JobStatus | null;
 }
 
-/** The state of a stream, without its cursor. */
+/** The public state of a stream, without its cursor. */
 export type View = Common &
   (
     | {
         readonly status: "connecting" | "open" | "polling";
         readonly retryInMs: null;
-        /** Of the try before, or what Jobcast tells of its source while the stream stays open. */
+        /** The error of the last try, or a fault that Jobcast reports while the stream stays open. */
         readonly error: JobStreamError | null;
       }
     | { readonly status: "retrying"; readonly retryInMs: number; readonly error: JobStreamError }
@@ -25,6 +26,7 @@ export type View = Common &
     | { readonly status: "complete" | "closed"; readonly retryInMs: null; readonly error: null }
   );
 
+/** Limits and possibilities of a stream, from its options. */
 export interface Rules {
   readonly initialMs: number;
   readonly maxMs: number;
@@ -32,311 +34,347 @@ export interface Rules {
   readonly jitter: number;
   readonly maxAttempts: number;
   readonly heartbeatTimeoutMs: number;
-  /** A stream that shows nothing for so long is taken for blocked. */
+  /** A stream that shows nothing for so long counts as blocked. */
   readonly fallbackAfterMs: number;
   readonly canStream: boolean;
   readonly canPoll: boolean;
 }
 
-/** `level` reads what there is and then rests: another tab has the connection. `lead` takes it from that tab. */
-export type Task = "none" | "stream" | "poll" | "level" | "lead";
+/**
+ * The work that the shell is to do. `catchUp` reads all events that there are and then rests, because another tab has
+ * the connection. `takeOver` takes the connection from that tab.
+ */
+export type Task = "none" | "stream" | "poll" | "catchUp" | "takeOver";
 
-export interface Machine {
+/**
+ * The faults that the current stream has reported by `stream.error`. `reported`: the rest of the chunk that held the
+ * report has still to come, and says nothing about the stream. `settled`: the next bytes show that it is open.
+ */
+type Warning = "none" | "reported" | "settled";
+
+export interface State {
   readonly rules: Rules;
   readonly view: View;
   readonly task: Task;
-  /** A new number: the old task is to be ended, the new one begun. */
-  readonly run: number;
-  /** When to say `time`. */
-  readonly dueMs: number;
-  /** Silence until then is death. */
+  /** The number of the task. When it changes, the shell ends the old task and begins the new one. */
+  readonly taskId: number;
+  /** The time at which the shell dispatches `timer`. */
+  readonly timerAtMs: number;
+  /** The time until which silence is allowed. After that the connection is lost. */
   readonly deadlineMs: number;
+  /** The time at which the task began. */
   readonly startedMs: number;
-  /** The `retry:` of the stream; takes the place of `initialMs`. */
+  /** The `retry:` of the stream, which replaces `initialMs`. */
   readonly retryMs: number | null;
-  /** The server asked for peace until then. */
+  /** The time before which the server does not want another try. */
   readonly notBeforeMs: number;
-  /** The wait before this try. A stream that stays open as long, and at least `initialMs`, has stayed open. */
-  readonly waitedMs: number;
+  /** The wait before the current try. A stream must stay open as long, and at least `initialMs`, to count as stable. */
+  readonly lastWaitMs: number;
   readonly openedMs: number;
-  /** 1: this stream has told an error; 2: and what came with it is read. It counts as open with what comes next. */
-  readonly warning: 0 | 1 | 2;
-  /** The address is right: it has answered as a Jobcast does. */
-  readonly wasOpen: boolean;
-  /** How often streaming was tried again while polling. */
+  readonly warning: Warning;
+  /** The address has answered as a Jobcast does, so it is the right one. */
+  readonly hasAnswered: boolean;
+  /** The number of times that streaming was tried again while polling. */
   readonly probes: number;
-  readonly probeMs: number;
-  /** What the leading tab says; we follow. */
-  readonly leader: View | null;
+  /** The time of the next such try. */
+  readonly probeAtMs: number;
+  /** The view of the leading tab, as far as it was told to this follower. */
+  readonly leaderView: View | null;
   readonly isFollower: boolean;
 }
 
-export type Input =
-  | { readonly type: "start" | "follow" | "level" | "close" }
-  | { readonly type: "time"; readonly random: number; readonly timedOut: (isBlocked: boolean) => Lost }
-  /** Something came; with news it was an event, not only a sign of life. */
-  | { readonly type: "bytes"; readonly isNews: boolean }
+export type Action =
+  | { readonly type: "start" | "follow" | "catchUp" | "close" }
+  /** The time `timerAtMs` has come. */
+  | { readonly type: "timer"; readonly random: number }
+  /** Bytes have arrived. With `hasEvents` they held events, and not only a sign of life. */
+  | { readonly type: "bytes"; readonly hasEvents: boolean }
   | {
       readonly type: "polled";
       readonly isEmpty: boolean;
-      readonly isLevel: boolean;
+      readonly isCaughtUp: boolean;
       readonly jobStatus: JobStatus | null;
     }
   | { readonly type: "retry"; readonly ms: number }
-  | ({ readonly type: "warned" } & Lost)
-  | ({ readonly type: "lost"; readonly random: number } & Lost)
+  | ({ readonly type: "warned" } & Failure)
+  | ({ readonly type: "lost"; readonly random: number } & Failure)
   | { readonly type: "complete"; readonly jobStatus: JobStatus | null }
-  /** `isCut`: whatever was open cannot be trusted any more. */
+  /** The browser woke the page. With `isCut` no open connection can be trusted. */
   | { readonly type: "wake"; readonly isCut: boolean }
+  /** The leading tab has a new view. */
   | { readonly type: "leader"; readonly view: View }
-  | { readonly type: "beat" };
+  /** The leading tab is alive. */
+  | { readonly type: "leaderAlive" };
 
-/** Streaming is tried again after so many times `fallbackAfterMs`, then after twice as many, … */
-const PROBE_FIRST = 2;
-const PROBE_MOST = 40;
+/** The first try to stream again comes after so many times `fallbackAfterMs`, the next after twice as many, … */
+const FIRST_PROBE_FACTOR = 2;
+const MAX_PROBE_FACTOR = 40;
 
-export function initial(rules: Rules): Machine {
+export function initialState(rules: Rules): State {
   return {
     rules,
     view: { status: "connecting", attempt: 0, jobStatus: null, retryInMs: null, error: null },
     task: "none",
-    run: 0,
-    dueMs: Infinity,
+    taskId: 0,
+    timerAtMs: Infinity,
     deadlineMs: Infinity,
     startedMs: 0,
     retryMs: null,
     notBeforeMs: 0,
-    waitedMs: 0,
+    lastWaitMs: 0,
     openedMs: 0,
-    warning: 0,
-    wasOpen: false,
+    warning: "none",
+    hasAnswered: false,
     probes: 0,
-    probeMs: Infinity,
-    leader: null,
+    probeAtMs: Infinity,
+    leaderView: null,
     isFollower: false,
   };
 }
 
+/** True once a stream has ended. Only a new start, or a leader that goes on, leads out of it. */
 export const isOver = ({ status }: View): boolean =>
   status === "complete" || status === "failed" || status === "closed";
 
-/** It is not level with its leader, and does not rest until it is. */
-export const isReadingUp = ({ isFollower, task, view, dueMs }: Machine): boolean =>
-  isFollower && (task === "level" || (view.status === "retrying" && dueMs < Infinity));
+/** True while a follower reads the events that its leader has and it has not, or waits to try that again. */
+export const isCatchingUp = ({ isFollower, task, view, timerAtMs }: State): boolean =>
+  isFollower && (task === "catchUp" || (view.status === "retrying" && timerAtMs < Infinity));
 
-export function next(before: Machine, input: Input, nowMs: number): Machine {
-  const m: Draft = { ...before };
-  const { type } = input;
-  const counts =
-    !isOver(m.view) ||
-    type === "start" ||
-    type === "follow" ||
-    type === "close" ||
-    (type === "leader" && m.view.status === "failed");
-  if (counts) step(m, input, nowMs);
-  return m;
+/** Returns the state after `action`. */
+export function reduce(state: State, action: Action, nowMs: number): State {
+  if (isOver(state.view) && !isHeardAfterEnd(state, action)) return state;
+  const draft: Draft = { ...state };
+  apply(draft, action, nowMs);
+  return draft;
 }
 
-/** How long to wait before try number `attempt` (from 1), `random` of 0 to 1 deciding within the jitter. */
+/** Returns the wait before try number `attempt` (from 1). `random`, from 0 to 1, chooses within the jitter. */
 export function backoffMs(rules: Rules, retryMs: number | null, attempt: number, random: number): number {
-  const first = retryMs ?? rules.initialMs;
-  const most = Math.min(first * rules.factor ** (attempt - 1), Math.max(rules.maxMs, first));
-  return most * (1 - rules.jitter + rules.jitter * random);
+  const firstMs = retryMs ?? rules.initialMs;
+  const longestMs = Math.min(firstMs * rules.factor ** (attempt - 1), Math.max(rules.maxMs, firstMs));
+  return longestMs * (1 - rules.jitter + rules.jitter * random);
 }
 
-/** A copy that `next` fills in. */
-type Draft = { -readonly [Field in keyof Machine]: Machine[Field] };
+/** A copy of the state that `reduce` changes before anybody sees it. */
+type Draft = { -readonly [Field in keyof State]: State[Field] };
 
-function step(m: Draft, input: Input, nowMs: number): void {
-  const { view, task } = m;
-  switch (input.type) {
+function isHeardAfterEnd({ view }: State, { type }: Action): boolean {
+  return type === "start" || type === "follow" || type === "close" || (type === "leader" && view.status === "failed");
+}
+
+function apply(d: Draft, action: Action, nowMs: number): void {
+  switch (action.type) {
     case "start":
+      return start(d, false, nowMs);
     case "follow":
-      m.isFollower = input.type === "follow";
-      m.leader = null;
-      m.notBeforeMs = m.waitedMs = 0;
-      show(m, "connecting", { attempt: 0 });
-      return connect(m, nowMs);
-    case "level":
-      return connect(m, nowMs);
+      return start(d, true, nowMs);
+    case "catchUp":
+      return connect(d, nowMs);
     case "close":
-      return rest(m, "closed");
+      return end(d, "closed");
     case "complete":
-      return rest(m, "complete", { attempt: 0, jobStatus: input.jobStatus ?? view.jobStatus });
+      return end(d, "complete", { attempt: 0, jobStatus: action.jobStatus ?? d.view.jobStatus });
     case "retry":
-      m.retryMs = input.ms;
+      d.retryMs = action.ms;
       return;
     case "bytes":
-      return heard(m, input.isNews, nowMs);
+      return onBytes(d, action.hasEvents, nowMs);
     case "polled":
-      return polled(m, input, nowMs);
+      return onPolled(d, action, nowMs);
     case "warned":
-      if (!input.error.retryable) return rest(m, "failed", { error: input.error });
-      m.warning = 1;
-      m.notBeforeMs = nowMs + (input.waitMs ?? 0);
-      return show(m, view.status, { error: input.error });
+      return onWarned(d, action, nowMs);
     case "lost":
-      return lose(m, input, input.random, nowMs);
+      return onLost(d, action, action.random, nowMs);
     case "wake":
-      return wake(m, input.isCut, nowMs);
+      return onWake(d, action.isCut, nowMs);
     case "leader":
-      m.leader = input.view;
-      return mirror(m, nowMs);
-    case "beat":
-      return mirror(m, nowMs);
-    case "time":
-      if (nowMs >= m.deadlineMs && task !== "lead") {
-        return lose(m, input.timedOut(task === "stream" && view.status !== "open"), input.random, nowMs);
-      }
-      if (nowMs < m.dueMs) return;
-      if (view.status === "open" && !m.isFollower) {
-        forgive(m, nowMs);
-        return schedule(m);
-      }
-      // a wait is over, or a leader has been silent for too long
-      return connect(m, nowMs, view.status === "retrying" ? undefined : m.isFollower ? "lead" : "poll");
+      d.leaderView = action.view;
+      return followLeader(d, nowMs);
+    case "leaderAlive":
+      return followLeader(d, nowMs);
+    case "timer":
+      return onTimer(d, action.random, nowMs);
   }
 }
 
-/** Shows a status; what it does not say of itself is nothing, or as before. */
-function show(m: Draft, status: View["status"], more?: Partial<View>): void {
-  m.view = { ...m.view, retryInMs: null, error: null, ...more, status } as View;
+// ---- steps that the cases share
+
+/** Sets the view. Fields that `changes` leaves out stay, but for the error and the wait, which are cleared. */
+function setView(d: Draft, status: View["status"], changes?: Partial<View>): void {
+  d.view = { ...d.view, retryInMs: null, error: null, ...changes, status } as View;
 }
 
-function rest(m: Draft, status: View["status"], more?: Partial<View>): void {
-  show(m, status, more);
-  pause(m, Infinity);
+function end(d: Draft, status: View["status"], changes?: Partial<View>): void {
+  setView(d, status, changes);
+  endTask(d, Infinity);
 }
 
-function pause(m: Draft, dueMs: number): void {
-  m.task = "none";
-  m.run += 1;
-  m.dueMs = dueMs;
-  m.deadlineMs = Infinity;
+function endTask(d: Draft, timerAtMs: number): void {
+  d.task = "none";
+  d.taskId += 1;
+  d.timerAtMs = timerAtMs;
+  d.deadlineMs = Infinity;
 }
 
-function connect(m: Draft, nowMs: number, task = home(m)): void {
-  const { rules, view } = m;
-  const isPolling = view.status === "polling" && task !== "level";
-  // while it polls, a try whether streams get through again shows nowhere
-  if (!isPolling && task !== "lead") show(m, "connecting", { error: view.error });
-  const isLong = task === "lead" || !rules.canPoll || (task === "poll" && isPolling);
-  const patienceMs = isLong ? Infinity : rules.fallbackAfterMs * (task === "stream" ? 1 : 2);
-  pause(m, 0);
-  m.task = task;
-  m.startedMs = nowMs;
-  m.warning = 0;
-  m.deadlineMs = nowMs + Math.min(patienceMs, rules.heartbeatTimeoutMs);
-  schedule(m);
+function start(d: Draft, isFollower: boolean, nowMs: number): void {
+  d.isFollower = isFollower;
+  d.leaderView = null;
+  d.notBeforeMs = d.lastWaitMs = 0;
+  setView(d, "connecting", { attempt: 0 });
+  connect(d, nowMs);
 }
 
-const home = ({ isFollower, rules }: Machine): Task => (isFollower ? "level" : rules.canStream ? "stream" : "poll");
+const defaultTask = ({ isFollower, rules }: State): Task =>
+  isFollower ? "catchUp" : rules.canStream ? "stream" : "poll";
 
-/** The one timer is for whatever comes first. */
-function schedule(m: Draft): void {
-  m.dueMs = Math.min(m.deadlineMs, stayedMs(m));
+/** Begins a task that connects, with a deadline for its first sign of life. */
+function connect(d: Draft, nowMs: number, task = defaultTask(d)): void {
+  const { rules, view } = d;
+  const isPolling = view.status === "polling" && task !== "catchUp";
+  // A try to stream again while polling does not show in the view.
+  if (!isPolling && task !== "takeOver") setView(d, "connecting", { error: view.error });
+  const mayBeSilent = task === "takeOver" || !rules.canPoll || (task === "poll" && isPolling);
+  const patienceMs = mayBeSilent ? Infinity : rules.fallbackAfterMs * (task === "stream" ? 1 : 2);
+  endTask(d, 0);
+  d.task = task;
+  d.startedMs = nowMs;
+  d.warning = "none";
+  d.deadlineMs = nowMs + Math.min(patienceMs, rules.heartbeatTimeoutMs);
+  setTimer(d);
 }
 
-/** When an open stream has stayed open; never, where there is no failed try to forget. */
-const stayedMs = ({ openedMs, rules, view, waitedMs }: Machine): number =>
-  view.status === "open" && view.attempt > 0 ? openedMs + Math.max(rules.initialMs, waitedMs) : Infinity;
-
-/** Tries in a row are counted anew once a stream has stayed open. */
-function forgive(m: Draft, nowMs: number): void {
-  if (nowMs >= stayedMs(m)) show(m, "open", { attempt: 0, error: m.view.error });
+/** Sets the one timer to whatever comes first. */
+function setTimer(d: Draft): void {
+  d.timerAtMs = Math.min(d.deadlineMs, stableAtMs(d));
 }
 
-function heard(m: Draft, isNews: boolean, nowMs: number): void {
-  if (m.task !== "stream") return;
-  const { status, error } = m.view;
-  m.deadlineMs = nowMs + m.rules.heartbeatTimeoutMs;
-  // what Jobcast told of its source is over with the next event
+/** Returns the time at which an open stream counts as stable. It is infinite if there is no failed try to forget. */
+const stableAtMs = ({ openedMs, rules, view, lastWaitMs }: State): number =>
+  view.status === "open" && view.attempt > 0 ? openedMs + Math.max(rules.initialMs, lastWaitMs) : Infinity;
+
+/** Counts the tries in a row anew once the stream is stable. */
+function resetAttempts(d: Draft, nowMs: number): void {
+  if (nowMs >= stableAtMs(d)) setView(d, "open", { attempt: 0, error: d.view.error });
+}
+
+// ---- the cases
+
+function onBytes(d: Draft, hasEvents: boolean, nowMs: number): void {
+  if (d.task !== "stream") return;
+  const { status, error } = d.view;
+  d.deadlineMs = nowMs + d.rules.heartbeatTimeoutMs;
   if (status === "open") {
-    if (isNews && error) show(m, "open");
-  } else if (m.warning === 1 && !isNews) m.warning = 2;
-  else {
-    m.openedMs = nowMs;
-    m.wasOpen = true;
-    m.probes = 0;
-    m.probeMs = Infinity;
-    show(m, "open", { error: m.warning && !isNews ? error : null });
+    // A fault that Jobcast has reported is over with the next event.
+    if (hasEvents && error) setView(d, "open");
+  } else if (d.warning === "reported" && !hasEvents) {
+    d.warning = "settled";
+  } else {
+    d.openedMs = nowMs;
+    d.hasAnswered = true;
+    d.probes = 0;
+    d.probeAtMs = Infinity;
+    setView(d, "open", { error: d.warning !== "none" && !hasEvents ? error : null });
   }
-  schedule(m);
+  setTimer(d);
 }
 
-function polled(m: Draft, input: Extract<Input, { type: "polled" }>, nowMs: number): void {
-  const { view, rules, task } = m;
-  const jobStatus = input.jobStatus ?? view.jobStatus;
-  if (task === "level") {
-    if (!input.isLevel) return connect(m, nowMs);
-    rest(m, "connecting", { attempt: 0, jobStatus });
-    return mirror(m, nowMs);
+function onPolled(d: Draft, result: Extract<Action, { type: "polled" }>, nowMs: number): void {
+  const { view, rules, task } = d;
+  const jobStatus = result.jobStatus ?? view.jobStatus;
+  if (task === "catchUp") {
+    if (!result.isCaughtUp) return connect(d, nowMs);
+    end(d, "connecting", { attempt: 0, jobStatus });
+    return followLeader(d, nowMs);
   }
-  m.wasOpen = true;
-  if (view.status !== "polling" && rules.canStream) m.probeMs = nowMs + probeAfterMs(m);
+  d.hasAnswered = true;
+  if (view.status !== "polling" && rules.canStream) d.probeAtMs = nowMs + probeDelayMs(d);
   if (view.status !== "polling" || view.jobStatus !== jobStatus || view.attempt > 0)
-    show(m, "polling", { attempt: 0, jobStatus });
-  if (nowMs >= m.probeMs) return probe(m, nowMs);
-  // a server that does not hold the request must not be asked without a pause
-  const paceMs = input.isEmpty ? m.startedMs + (m.retryMs ?? rules.initialMs) : nowMs;
-  if (paceMs > nowMs) pause(m, paceMs);
-  else connect(m, nowMs, "poll");
+    setView(d, "polling", { attempt: 0, jobStatus });
+  if (nowMs >= d.probeAtMs) return probe(d, nowMs);
+  // A server that does not hold the request would otherwise be asked without a pause.
+  const nextMs = result.isEmpty ? d.startedMs + (d.retryMs ?? rules.initialMs) : nowMs;
+  if (nextMs > nowMs) endTask(d, nextMs);
+  else connect(d, nowMs, "poll");
 }
 
-function probe(m: Draft, nowMs: number): void {
-  m.probes += 1;
-  m.probeMs = nowMs + probeAfterMs(m);
-  connect(m, nowMs, "stream");
+/** Tries while polling whether streams get through again. */
+function probe(d: Draft, nowMs: number): void {
+  d.probes += 1;
+  d.probeAtMs = nowMs + probeDelayMs(d);
+  connect(d, nowMs, "stream");
 }
 
-const probeAfterMs = ({ rules, probes }: Machine): number =>
-  rules.fallbackAfterMs * Math.min(PROBE_FIRST * 2 ** probes, PROBE_MOST);
+const probeDelayMs = ({ rules, probes }: State): number =>
+  rules.fallbackAfterMs * Math.min(FIRST_PROBE_FACTOR * 2 ** probes, MAX_PROBE_FACTOR);
 
-function lose(m: Draft, why: Lost, random: number, nowMs: number): void {
-  const { rules, task, view } = m;
-  const isBlocked = task === "stream" && (view.status === "polling" || (why.isBlocked && rules.canPoll));
+function onWarned(d: Draft, { error, waitMs = 0 }: Failure, nowMs: number): void {
+  if (!error.retryable) return end(d, "failed", { error });
+  d.warning = "reported";
+  d.notBeforeMs = nowMs + waitMs;
+  setView(d, d.view.status, { error });
+}
+
+function onLost(d: Draft, failure: Failure, random: number, nowMs: number): void {
+  const { rules, task, view } = d;
+  const isBlocked = task === "stream" && (view.status === "polling" || (failure.isBlocked && rules.canPoll));
   if (isBlocked) {
-    if (view.status !== "polling") show(m, "connecting", { error: why.error });
-    return connect(m, nowMs, "poll");
+    if (view.status !== "polling") setView(d, "connecting", { error: failure.error });
+    return connect(d, nowMs, "poll");
   }
-  // what the stream itself has said tells more than that it ended
-  const error = ((m.warning > 0 || view.status === "open") && view.error) || why.error;
-  forgive(m, nowMs);
-  const attempt = m.view.attempt + 1;
-  if (!error.retryable || attempt > rules.maxAttempts) return rest(m, "failed", { error });
-  const byItself = backoffMs(rules, m.retryMs, attempt, random);
-  const askedMs = Math.max(why.waitMs ?? 0, m.notBeforeMs - nowMs);
-  const retryInMs = Math.round(why.isShared ? askedMs + byItself : Math.max(askedMs, byItself));
-  show(m, "retrying", { attempt, retryInMs, error });
-  pause(m, nowMs + retryInMs);
-  m.waitedMs = retryInMs;
-  m.notBeforeMs = nowMs + askedMs;
+  // The stream's own report says more than the loss that followed it.
+  const error = ((d.warning !== "none" || view.status === "open") && view.error) || failure.error;
+  resetAttempts(d, nowMs);
+  const attempt = d.view.attempt + 1;
+  if (!error.retryable || attempt > rules.maxAttempts) return end(d, "failed", { error });
+  const ownMs = backoffMs(rules, d.retryMs, attempt, random);
+  const serverMs = Math.max(failure.waitMs ?? 0, d.notBeforeMs - nowMs);
+  const retryInMs = Math.round(failure.isShared ? serverMs + ownMs : Math.max(serverMs, ownMs));
+  setView(d, "retrying", { attempt, retryInMs, error });
+  endTask(d, nowMs + retryInMs);
+  d.lastWaitMs = retryInMs;
+  d.notBeforeMs = nowMs + serverMs;
 }
 
-function wake(m: Draft, isCut: boolean, nowMs: number): void {
-  const { view, rules, task, isFollower } = m;
-  if (isFollower && !isReadingUp(m)) return;
+function onWake(d: Draft, isCut: boolean, nowMs: number): void {
+  const { view, rules, task, isFollower } = d;
+  if (isFollower && !isCatchingUp(d)) return;
   if (view.status === "retrying") {
-    m.view = { ...view, attempt: 0 };
-    // what the server asked for holds even now
-    if (m.notBeforeMs > nowMs) m.dueMs = Math.min(m.dueMs, m.notBeforeMs);
-    else connect(m, nowMs);
+    d.view = { ...view, attempt: 0 };
+    // The wait that the server asked for holds even now.
+    if (d.notBeforeMs > nowMs) d.timerAtMs = Math.min(d.timerAtMs, d.notBeforeMs);
+    else connect(d, nowMs);
   } else if (view.status === "polling") {
-    if (isCut && rules.canStream) probe(m, nowMs);
-    else if (task === "none") connect(m, nowMs, "poll");
-  } else if (isCut) connect(m, nowMs);
+    if (isCut && rules.canStream) probe(d, nowMs);
+    else if (task === "none") connect(d, nowMs, "poll");
+  } else if (isCut) connect(d, nowMs);
   else if (view.status === "open") {
-    // It may have died unheard: of a stream that lives there is a heartbeat well within half the time.
-    m.deadlineMs = Math.min(m.deadlineMs, Math.max(nowMs, m.deadlineMs - rules.heartbeatTimeoutMs / 2));
-    schedule(m);
+    // The stream may have died while the page slept. A living one has a heartbeat well within half the time-out.
+    d.deadlineMs = Math.min(d.deadlineMs, Math.max(nowMs, d.deadlineMs - rules.heartbeatTimeoutMs / 2));
+    setTimer(d);
   }
 }
 
-/** A follower shows what its leader shows, and doubts it after a long silence. */
-function mirror(m: Draft, nowMs: number): void {
-  const { leader, rules } = m;
-  if (!m.isFollower || isReadingUp(m)) return;
-  m.dueMs =
-    leader?.status === "retrying" || leader?.status === "failed" ? Infinity : nowMs + rules.heartbeatTimeoutMs * 1.5;
-  if (leader && leader.status !== "closed") m.view = leader;
+function onTimer(d: Draft, random: number, nowMs: number): void {
+  const { view, task } = d;
+  if (nowMs >= d.deadlineMs && task !== "takeOver") {
+    const isBlocked = task === "stream" && view.status !== "open";
+    return onLost(d, clientFailure("client.timeout", "nothing came for too long", { isBlocked }), random, nowMs);
+  }
+  if (nowMs < d.timerAtMs) return;
+  if (view.status === "open" && !d.isFollower) {
+    resetAttempts(d, nowMs);
+    return setTimer(d);
+  }
+  if (view.status === "retrying") return connect(d, nowMs);
+  // A follower's leader has been silent for too long, or the pause between two polls is over.
+  connect(d, nowMs, d.isFollower ? "takeOver" : "poll");
+}
+
+/** Shows the view of the leading tab, and sets the time after which its silence is doubted. */
+function followLeader(d: Draft, nowMs: number): void {
+  const { leaderView, rules } = d;
+  if (!d.isFollower || isCatchingUp(d)) return;
+  const isLeaderIdle = leaderView?.status === "retrying" || leaderView?.status === "failed";
+  d.timerAtMs = isLeaderIdle ? Infinity : nowMs + rules.heartbeatTimeoutMs * 1.5;
+  if (leaderView && leaderView.status !== "closed") d.view = leaderView;
 }

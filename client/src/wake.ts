@@ -1,6 +1,7 @@
-// The moments at which a browser knows better than a timer: it is online again, looked at again, back from the cache.
+// The moments at which a browser knows more than a timer: the page is online again, is looked at again, or is back
+// from the back/forward cache.
 
-/** `isCut` says that whatever was open before cannot be trusted. Returns how to stop listening. */
+/** Calls `wake` at each such moment. With `isCut`, no open connection can be trusted. Returns how to stop listening. */
 export function onWake(wake: (isCut: boolean) => void): () => void {
   if (!globalThis.document) return () => {};
   const stop = new AbortController();
