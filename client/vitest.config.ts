@@ -2,7 +2,7 @@ import { defineConfig } from "vitest/config";
 
 const src = (name: string) => new URL(`src/${name}`, import.meta.url).pathname;
 
-// The tests wait for conditions, for as long as a slow machine may take.
+// The tests wait for conditions. Their time-outs allow for a slow machine.
 export default defineConfig({
   resolve: { alias: { "jobcast-client/react": src("react.ts"), "jobcast-client": src("index.ts") } },
   test: {

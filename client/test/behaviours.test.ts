@@ -1,4 +1,4 @@
-// One list of behaviours, in Node and in a real Chromium, against the real daemon behind a proxy that misbehaves.
+// Runs the one list of behaviours in Node and in a real Chromium, against a real daemon behind a proxy that misbehaves.
 import { afterAll, afterEach, beforeAll, describe, it } from "vitest";
 import { connection, daemons, trouble } from "./behaviours.ts";
 import { type Client, inChromium, inNode } from "./support/client.ts";
@@ -10,7 +10,7 @@ const BEHAVIOURS = [...connection, ...trouble, ...daemons];
 const PLACES: Record<string, (origin: () => string) => Promise<Client>> = {
   Node: async () => inNode(),
   Chromium: (origin) => inChromium(origin),
-  // there are browsers without it, and nothing of it is used
+  // Some browsers have no EventSource. The client does not use it.
   "Chromium without EventSource": (origin) => inChromium(origin, "delete globalThis.EventSource"),
 };
 let jobs = 0;

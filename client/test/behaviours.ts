@@ -1,4 +1,4 @@
-// What the client promises wherever it runs: tried by behaviours.test.ts in Node and in Chromium.
+// Promises of the client that hold wherever it runs. behaviours.test.ts tries them in Node and in Chromium.
 
 import { expect } from "vitest";
 import { eventually } from "./support/eventually.ts";
@@ -6,7 +6,7 @@ import { type Behaviour, numbers, until, untilCount, untilStatus, upTo } from ".
 
 export const connection: Behaviour[] = [
   {
-    name: "connects, tells each event once and in order, and ends with the job",
+    name: "connects, delivers each event once and in order, and completes with the job",
     async run(w) {
       await w.number(0, 5);
       const watch = await w.watch();
@@ -25,35 +25,35 @@ export const connection: Behaviour[] = [
     },
   },
   {
-    name: "hears events by their own type",
+    name: "calls the listeners of an event's own type",
     async run(w) {
       await w.write([
         { type: "step.progress", payload: 1 },
         { type: "state", payload: 2 },
         { type: "my.own", payload: 3 },
       ]);
-      const watch = await w.watch({ hear: "my.own" });
+      const watch = await w.watch({ listenFor: "my.own" });
       const now = await untilCount(watch, 3);
       expect(now.heard).toEqual(["my.own"]);
-      // a writer's "state" is an event like others, and not the stream's
+      // An event of the type "state" is an event like any other, and no state of the stream.
       expect(now.events.map(({ type }) => type)).toEqual(["step.progress", "state", "my.own"]);
       expect(now.statuses.every((status) => typeof status === "string")).toBe(true);
     },
   },
   {
-    name: "leaves no subscriber and asks nothing more after close()",
+    name: "leaves no subscriber and sends no request after close()",
     async run(w) {
       await w.number(0, 1);
-      await eventually("nobody is there", async () => (await w.daemon.subscribers()) === 0);
+      await eventually("there is no subscriber", async () => (await w.daemon.subscribers()) === 0);
       const watch = await w.watch();
       await untilCount(watch, 1);
-      await eventually("it is counted", async () => (await w.daemon.subscribers()) === 1);
+      await eventually("there is a subscriber", async () => (await w.daemon.subscribers()) === 1);
       await watch.do("close");
-      await eventually("nobody is left", async () => (await w.daemon.subscribers()) === 0);
-      const asked = w.proxy.seen.length;
+      await eventually("no subscriber is left", async () => (await w.daemon.subscribers()) === 0);
+      const requests = w.proxy.seen.length;
       await w.number(1, 1);
       await new Promise((resolve) => setTimeout(resolve, 400));
-      expect(w.proxy.seen.filter(({ method }) => method === "GET")).toHaveLength(asked);
+      expect(w.proxy.seen.filter(({ method }) => method === "GET")).toHaveLength(requests);
       const now = await watch.now();
       expect([now.status, now.events.length]).toEqual(["closed", 1]);
       await watch.do("reconnect");
@@ -61,21 +61,20 @@ export const connection: Behaviour[] = [
     },
   },
   {
-    name: "closes by its AbortSignal",
+    name: "closes when its AbortSignal is aborted, and stays closed",
     async run(w) {
       await w.number(0, 1);
       const watch = await w.watch();
       await untilCount(watch, 1);
       await watch.do("abort");
       expect((await watch.now()).status).toBe("closed");
-      await eventually("nobody is left", async () => w.proxy.openStreams === 0);
-      // once aborted it stays closed
+      await eventually("no subscriber is left", async () => w.proxy.openStreams === 0);
       await watch.do("reconnect");
       expect((await watch.now()).status).toBe("closed");
     },
   },
   {
-    name: "begins where it is told to: now, after a cursor, after an event's id",
+    name: "begins where `from` says: now, after a cursor, after an event's id",
     async run(w) {
       await w.write([
         { id: `${w.job}-0`, payload: { n: 0 } },
@@ -87,7 +86,7 @@ export const connection: Behaviour[] = [
       expect(numbers(await untilCount(await w.watch({ from: `${w.job}-1` }), 1))).toEqual([2]);
       const now = await w.watch({ from: "now" });
       const { cursor } = await untilStatus(now, "open");
-      // it knows where it stands before its first event, so a break loses nothing
+      // The cursor is known before the first event, so that a lost connection loses nothing.
       expect(cursor).not.toBeNull();
       w.proxy.plan = () => ({ kind: "refuse" });
       w.proxy.cut();
@@ -98,7 +97,7 @@ export const connection: Behaviour[] = [
     },
   },
   {
-    name: "says that history was lost, and shows all there is",
+    name: "resets when history was lost, and delivers all events that there are",
     async run(w) {
       await w.number(0, 3);
       const watch = await w.watch({ from: "of-nobody" });
@@ -108,7 +107,7 @@ export const connection: Behaviour[] = [
     },
   },
   {
-    name: "comes back to a job that has ended, and knows how",
+    name: "completes with the job's status when it comes back to a job that has ended",
     async run(w) {
       await w.number(0, 2);
       await w.daemon.end(w.job, "FAILED");
@@ -121,7 +120,7 @@ export const connection: Behaviour[] = [
     },
   },
   {
-    name: "reads a stream of bare payloads",
+    name: "reads events without their envelope",
     daemon: { "stream.data": "payload" },
     async run(w) {
       await w.write([
@@ -138,7 +137,7 @@ export const connection: Behaviour[] = [
 
 export const trouble: Behaviour[] = [
   {
-    name: "loses and repeats nothing through cuts within events and within UTF-8",
+    name: "loses and repeats nothing when connections are cut within events and within UTF-8",
     async run(w) {
       await w.number(0, 60, "äöü €uro 𝄞 ".repeat(6));
       let bytes = 300;
@@ -154,7 +153,7 @@ export const trouble: Behaviour[] = [
     },
   },
   {
-    name: "reads what comes byte by byte",
+    name: "reads a stream that arrives byte by byte",
     async run(w) {
       await w.number(0, 8, "€𝄞");
       w.proxy.plan = () => ({ kind: "chop" });
@@ -164,7 +163,7 @@ export const trouble: Behaviour[] = [
     },
   },
   {
-    name: "waits for what is slow, and does not take it for blocked",
+    name: "waits for a slow answer, and does not take it for a blocked stream",
     async run(w) {
       await w.number(0, 2);
       w.proxy.plan = () => ({ kind: "delay", ms: 700 });
@@ -176,7 +175,7 @@ export const trouble: Behaviour[] = [
     },
   },
   {
-    name: "tries again after 500, 429 and a refused connection, and not sooner than Retry-After",
+    name: "tries again after 500, 429 and a refused connection, not sooner than Retry-After",
     async run(w) {
       await w.number(0, 1);
       const at: number[] = [];
@@ -196,12 +195,12 @@ export const trouble: Behaviour[] = [
       );
       expect(now.attempts.slice(0, 3)).toEqual([1, 2, 3]);
       expect(at[2]! - at[1]!).toBeGreaterThanOrEqual(990);
-      const calm = await until(watch, "tries are forgotten", ({ attempt }) => attempt === 0);
+      const calm = await until(watch, "tries are counted anew", ({ attempt }) => attempt === 0);
       expect(calm.status).toBe("open");
     },
   },
   {
-    name: "waits twice as long after each try, within its jitter, up to the most",
+    name: "waits twice as long after each try, within its jitter, up to maxMs",
     async run(w) {
       await w.number(0, 1);
       w.proxy.plan = () => ({ kind: "answer", status: 500 });
@@ -226,7 +225,7 @@ export const trouble: Behaviour[] = [
     },
   },
   {
-    name: "does not try again what cannot be mended by it",
+    name: "does not try again after a 403, until it is asked to",
     async run(w) {
       await w.number(0, 1);
       w.proxy.plan = () => ({ kind: "answer", status: 403 });
@@ -241,7 +240,7 @@ export const trouble: Behaviour[] = [
     },
   },
   {
-    name: "tells Jobcast's own code: no such job, until there is one",
+    name: "fails with Jobcast's own code for an unknown job, and reconnects once there is one",
     async run(w) {
       const watch = await w.watch();
       expect((await untilStatus(watch, "failed")).errors.at(-1)).toMatchObject({ code: "job.not_found", status: 404 });
@@ -251,7 +250,7 @@ export const trouble: Behaviour[] = [
     },
   },
   {
-    name: "asks the token function again after a 401, once",
+    name: "calls the token function once more after a 401, and fails after a second",
     async run(w) {
       await w.number(0, 1);
       w.proxy.plan = ({ headers }) => (headers.authorization === "Bearer new" ? null : { kind: "answer", status: 401 });
@@ -262,7 +261,7 @@ export const trouble: Behaviour[] = [
     },
   },
   {
-    name: "gives up after maxAttempts with the error, and starts anew when asked",
+    name: "fails with the error after maxAttempts, and starts anew by reconnect()",
     async run(w) {
       await w.number(0, 1);
       w.proxy.plan = () => ({ kind: "answer", status: 503 });
@@ -277,7 +276,7 @@ export const trouble: Behaviour[] = [
     },
   },
   {
-    name: "polls where a proxy buffers, and streams again when it does not",
+    name: "polls while a proxy buffers streams, and streams again afterwards",
     async run(w) {
       await w.number(0, 2);
       w.proxy.plan = () => ({ kind: "buffer", head: false });
@@ -294,7 +293,7 @@ export const trouble: Behaviour[] = [
     },
   },
   {
-    name: "polls where a proxy keeps even the head of a stream, and to the job's end",
+    name: "polls up to the job's end where a proxy buffers even the head of a stream",
     async run(w) {
       await w.number(0, 1200);
       w.proxy.plan = () => ({ kind: "buffer", head: true });
@@ -320,7 +319,7 @@ export const trouble: Behaviour[] = [
     },
   },
   {
-    name: "polls from now where streams are blocked by an HTML page",
+    name: "polls from now on where a proxy answers streams with an HTML page",
     async run(w) {
       await w.number(0, 3);
       w.proxy.plan = ({ url }) => (url.pathname.endsWith("/stream") ? { kind: "answer", status: 200 } : null);
@@ -332,7 +331,7 @@ export const trouble: Behaviour[] = [
     },
   },
   {
-    name: "fails where nothing is a Jobcast, and waits where one was",
+    name: "fails where no Jobcast ever answered, and tries again where one did",
     async run(w) {
       await w.number(0, 2);
       w.proxy.plan = () => ({ kind: "answer", status: 200 });
@@ -352,14 +351,14 @@ export const trouble: Behaviour[] = [
     },
   },
   {
-    name: "notices a connection that is open and dead",
+    name: "leaves a connection that is open and silent, and misses nothing",
     async run(w) {
       await w.number(0, 1);
       const watch = await w.watch({ heartbeatTimeoutMs: 1500 });
       await untilCount(watch, 1);
       w.proxy.isFrozen = true;
       await w.number(1, 2);
-      await until(watch, "the silence is noticed", ({ errors }) =>
+      await until(watch, "the time-out is noticed", ({ errors }) =>
         errors.some(({ code }) => code === "client.timeout"),
       );
       w.proxy.isFrozen = false;
@@ -370,7 +369,7 @@ export const trouble: Behaviour[] = [
 
 export const daemons: Behaviour[] = [
   {
-    name: "notices a daemon that is stopped (SIGSTOP), and goes on with it",
+    name: "leaves a daemon that is stopped (SIGSTOP), and goes on once it runs again",
     daemon: {},
     async run(w) {
       await w.number(0, 2);
@@ -384,12 +383,12 @@ export const daemons: Behaviour[] = [
     },
   },
   {
-    name: "each event once and in order through four kill -9 while events are written",
+    name: "delivers each event once and in order through four kill -9 while events are written",
     daemon: {},
     async run(w) {
       let written = 0;
       let isWriting = true;
-      // as a runner does it: again, with the same id, until it is answered
+      // A runner writes an event again, with the same id, until it is answered.
       const writing = (async () => {
         for (; isWriting; written += 1)
           await eventually(`event ${written} is taken`, () =>
@@ -413,7 +412,7 @@ export const daemons: Behaviour[] = [
     },
   },
   {
-    name: "tells what Jobcast says of its source, and goes on when asked once it is mended",
+    name: "fails with Jobcast's error about its source, and goes on by reconnect() once that is mended",
     daemon: {},
     async run(w) {
       await w.number(0, 2);
@@ -431,7 +430,7 @@ export const daemons: Behaviour[] = [
     },
   },
   {
-    name: "waits where there are too many, as it is told to, and comes in when there is room",
+    name: "waits while there are too many connections, and connects when there is room",
     daemon: { "http.max_connections_per_ip": "1" },
     async run(w) {
       await w.number(0, 1);
@@ -445,7 +444,7 @@ export const daemons: Behaviour[] = [
     },
   },
   {
-    name: "leaves with a daemon that drains, and comes back when told",
+    name: "leaves a daemon that drains, and comes back after the time that it was told",
     daemon: {},
     async run(w) {
       await w.number(0, 2);

@@ -1,4 +1,4 @@
-// What only a browser has: tabs, reloads, other origins, going online.
+// Behaviour that only a browser has: tabs, reloads, other origins, going online.
 import type { Browser, BrowserContext, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { closeAll, inPage, launch, newPage, type Watch } from "./support/client.ts";
@@ -47,7 +47,7 @@ async function watchIn(page: Page, options: ObserveOptions = {}): Promise<Watch>
 }
 
 describe("share: one connection for all tabs", () => {
-  it("of three tabs one connects, and when it closes nothing is lost or repeated", async () => {
+  it("one of three tabs connects, and nothing is lost or repeated when it closes", async () => {
     await daemon.number(job, 0, 20);
     const pages = [await tab(), await tab(), await tab()];
     const watches: Watch[] = [];
@@ -59,7 +59,7 @@ describe("share: one connection for all tabs", () => {
     expect(gateway.streams(job)).toHaveLength(1);
     expect(gateway.openStreams).toBe(1);
 
-    // the leader's tab closes in the middle of a burst, then the next leader's
+    // The tab of the leader closes in the middle of a burst, then the tab of the next leader.
     let written = 40;
     for (const page of pages.slice(0, 2)) {
       watches.shift();
@@ -76,7 +76,7 @@ describe("share: one connection for all tabs", () => {
     expect([now.jobStatus, now.events.length]).toEqual(["COMPLETED", written]);
   });
 
-  it("tells the others of the end, of failures and of coming back", async () => {
+  it("the leader passes failures, reconnects and the end on to the followers", async () => {
     await daemon.number(job, 0, 5);
     const watches = [await watchIn(await tab(), { share: true }), await watchIn(await tab(), { share: true })];
     for (const watch of watches) await untilCount(watch, 5);
@@ -97,7 +97,7 @@ describe("share: one connection for all tabs", () => {
     }
   });
 
-  it("a tab that only wants what comes now gets just that", async () => {
+  it("a follower with from: now gets new events only, also when it leads", async () => {
     await daemon.number(job, 0, 5);
     const first = await watchIn(await tab(), { share: true });
     await untilCount(first, 5);
@@ -110,7 +110,7 @@ describe("share: one connection for all tabs", () => {
     expect(numbers(await untilCount(second, 5))).toEqual(upTo(5, 5));
   });
 
-  it("a leader that is frozen is relieved, and follows when it wakes", async () => {
+  it("another tab takes over from a frozen leader, which follows when it wakes", async () => {
     await daemon.number(job, 0, 3);
     const page = await tab();
     const first = await watchIn(page, { share: true, heartbeatTimeoutMs: 1500 });
@@ -130,7 +130,7 @@ describe("share: one connection for all tabs", () => {
     await eventually("one connection is left", () => gateway.openStreams === 1);
   });
 
-  it("comes back after close(), as leader or as follower", async () => {
+  it("leader and follower come back after close()", async () => {
     await daemon.number(job, 0, 2);
     const watches = [await watchIn(await tab(), { share: true }), await watchIn(await tab(), { share: true })];
     for (const watch of watches) await untilCount(watch, 2);
@@ -144,7 +144,7 @@ describe("share: one connection for all tabs", () => {
     await eventually("one connection is left", () => gateway.openStreams === 1);
   });
 
-  it("is one connection each where tabs cannot be led", async () => {
+  it("each tab has its own connection where there is no BroadcastChannel", async () => {
     await daemon.number(job, 0, 2);
     await context.addInitScript("delete globalThis.BroadcastChannel");
     const watches = [await watchIn(await tab(), { share: true }), await watchIn(await tab(), { share: true })];
@@ -153,7 +153,7 @@ describe("share: one connection for all tabs", () => {
   });
 });
 
-it("close() leaves no timer and no listener", async () => {
+it("close() leaves no timer and no listener of the browser", async () => {
   await daemon.number(job, 0, 1);
   const page = await tab();
   const left = () => page.evaluate(() => window.leftovers());
@@ -168,7 +168,7 @@ it("close() leaves no timer and no listener", async () => {
 });
 
 describe("persist", () => {
-  it("goes on after a reload where it had come to", async () => {
+  it("goes on after a reload where the stream was", async () => {
     await daemon.number(job, 0, 5);
     const page = await tab();
     await untilCount(await watchIn(page, { persist: "session" }), 5);
@@ -184,7 +184,7 @@ describe("persist", () => {
     expect([over.jobStatus, over.events]).toEqual(["COMPLETED", []]);
   });
 
-  it("starts from the beginning where the browser keeps nothing", async () => {
+  it("starts from the beginning where the browser refuses sessionStorage", async () => {
     await daemon.number(job, 0, 2);
     await context.addInitScript(
       "Object.defineProperty(globalThis, 'sessionStorage', { get() { throw new Error('SecurityError'); } })",
@@ -193,14 +193,14 @@ describe("persist", () => {
   });
 });
 
-describe("waking", () => {
+describe("a page that wakes", () => {
   const long = { retry: { initialMs: 600_000, maxMs: 600_000, jitter: 0 } };
 
   it.each([
     ["online", "dispatchEvent(new Event('online'))"],
-    ["looked at again", "document.dispatchEvent(new Event('visibilitychange'))"],
+    ["visible again", "document.dispatchEvent(new Event('visibilitychange'))"],
     ["back from the cache", "dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))"],
-  ])("%s: it tries at once", async (_, script) => {
+  ])("%s: connects at once", async (_, script) => {
     await daemon.number(job, 0, 2);
     gateway.plan = () => ({ kind: "refuse" });
     const page = await tab();
@@ -211,7 +211,7 @@ describe("waking", () => {
     expect(numbers(await untilCount(watch, 2))).toEqual([0, 1]);
   });
 
-  it("really offline, and online again", async () => {
+  it("offline and online again: connects at once and misses nothing", async () => {
     await daemon.number(job, 0, 2);
     const page = await tab();
     const watch = await watchIn(page, { ...long, heartbeatTimeoutMs: 600_000 });
@@ -224,7 +224,7 @@ describe("waking", () => {
     expect(numbers(await untilCount(watch, 4))).toEqual(upTo(4));
   });
 
-  it("back from the cache while open: a new connection, nothing lost; only looked at: the same one", async () => {
+  it("connects anew when it is back from the cache, and keeps its connection when it is only visible again", async () => {
     await daemon.number(job, 0, 2);
     const page = await tab();
     const watch = await watchIn(page);
@@ -254,7 +254,7 @@ describe("another origin", () => {
   });
   const preflights = () => between.seen.filter(({ method }) => method === "OPTIONS").length;
 
-  it("costs no preflight, not even at reconnects", async () => {
+  it("costs no preflight, also not for a reconnect", async () => {
     await open("false");
     const watch = await watchIn(await tab(), { baseUrl: between.origin });
     await untilCount(watch, 3);
@@ -268,7 +268,7 @@ describe("another origin", () => {
     expect(preflights()).toBe(0);
   });
 
-  it("costs EventSource none either: our ids are safe in its header", async () => {
+  it("costs EventSource no preflight, since a cursor is a safe value of its header", async () => {
     await open("false");
     const page = await tab();
     await page.evaluate(
@@ -280,7 +280,7 @@ describe("another origin", () => {
       [`${between.origin}/runner-jobs/${job}/events/stream`],
     );
     const count = () => page.evaluate(() => (window as unknown as { seen: string[] }).seen.length);
-    await eventually("it hears", async () => (await count()) === 3);
+    await eventually("it receives", async () => (await count()) === 3);
     between.cut();
     await other.number(job, 3, 1);
     await eventually("it comes back", async () => (await count()) === 4);
@@ -289,26 +289,26 @@ describe("another origin", () => {
   });
 
   it.each([
-    ["sends cookies where it is to", "include" as const, "who=me"],
-    ["sends none else", "same-origin" as const, undefined],
+    ["receives cookies with credentials: include", "include" as const, "who=me"],
+    ["receives no cookies with credentials: same-origin", "same-origin" as const, undefined],
   ])("%s", async (_, credentials, cookie) => {
     await open("true");
     const page = await tab();
-    // a cookie of that origin: browsers may tell ports apart
+    // The cookie is set by a page of that origin, since browsers may keep cookies apart by port.
     await (await tab(between)).evaluate("document.cookie = 'who=me; path=/'");
     await untilCount(await watchIn(page, { baseUrl: between.origin, credentials }), 3);
     expect(between.streams(job)[0]?.headers.cookie).toBe(cookie);
     expect(preflights()).toBe(0);
   });
 
-  it("asks with a token, which the browser asks about first", async () => {
+  it("receives the token, for the price of one preflight", async () => {
     await open("false");
     await untilCount(await watchIn(await tab(), { baseUrl: between.origin, tokens: ["t"] }), 3);
     expect(between.streams(job)[0]?.headers.authorization).toBe("Bearer t");
     expect(preflights()).toBe(1);
   });
 
-  it("goes on trying where it is not allowed, and says so", async () => {
+  it("fails with client.network after maxAttempts where CORS does not allow it", async () => {
     await open("false");
     const stranger = await Gateway.before(() => daemon.origin);
     const watch = await watchIn(await tab(stranger), { baseUrl: between.origin, retry: { maxAttempts: 1 } });

@@ -1,4 +1,4 @@
-// How much of src/ the tests run, in Node and in Chromium together: node test/coverage.mjs
+// Measures the share of src/ that the tests run, in Node and in Chromium together: node test/coverage.mjs
 import { spawnSync } from "node:child_process";
 import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join, relative } from "node:path";

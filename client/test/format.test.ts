@@ -1,5 +1,5 @@
-// How a stream is to be read (WHATWG HTML, "Server-sent events"): what the public web-platform tests in eventsource/ ask
-// for, asked of our client in Node and in Chromium.
+// The format of event streams by the standard (WHATWG HTML, "Server-sent events"). The cases cover the public
+// web-platform tests in eventsource/, for the client in Node and in Chromium.
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { type Client, inChromium, inNode } from "./support/client.ts";
 import { Gateway } from "./support/gateway.ts";
@@ -8,11 +8,11 @@ import { untilStatus } from "./support/world.ts";
 
 interface Case {
   name: string;
-  says: Script;
-  hears: unknown[];
+  sends: Script;
+  payloads: unknown[];
   types?: string[];
   cursors?: string[];
-  /** What the next connection asks to go on after. */
+  /** The cursor of the next connection. */
   resumes?: string | null;
   waits?: number;
   contentType?: string;
@@ -22,110 +22,140 @@ const BOM = "\uFEFF";
 const WAIT = 7;
 const CASES: Case[] = [
   {
-    name: "a BOM at the start is no part of it",
-    says: [`${BOM}data:a\n\n${BOM}data:b\n\ndata:c\n\n`],
-    hears: ["a", "c"],
-  },
-  { name: "of two BOMs one is", says: [`${BOM}${BOM}data:a\n\ndata:b\n\n`], hears: ["b"] },
-  {
-    name: "a BOM in pieces",
-    says: [Uint8Array.of(0xef), Uint8Array.of(0xbb), Uint8Array.of(0xbf), "data:a\n\n"],
-    hears: ["a"],
+    name: "a BOM at the start is skipped, and any other is not",
+    sends: [`${BOM}data:a\n\n${BOM}data:b\n\ndata:c\n\n`],
+    payloads: ["a", "c"],
   },
   {
-    name: "comments",
-    says: [`data:a\r:\0\n:\r\ndata:b\n:${"x".repeat(2000)}\rdata:c\n:data:fail\r:\r\ndata:d\n\n`],
-    hears: ["a\nb\nc\nd"],
-  },
-  { name: "what no empty line ends is dropped", says: ["data:a\n\nid:t\ndata:b"], hears: ["a"], resumes: null },
-  { name: "even with its line whole", says: ["data:a\n\ndata:b\n"], hears: ["a"] },
-  {
-    name: "data may be empty, or without a colon",
-    says: ["data:\n\ndata\ndata\n\ndata:a\n\n"],
-    hears: ["", "\n", "a"],
+    name: "the second of two BOMs at the start is not skipped",
+    sends: [`${BOM}${BOM}data:a\n\ndata:b\n\n`],
+    payloads: ["b"],
   },
   {
-    name: "types",
-    says: ["event:t\ndata:x\n\ndata:x\n\nevent: \ndata:x\n\n"],
-    hears: ["x", "x", "x"],
+    name: "a BOM that arrives in pieces is skipped",
+    sends: [Uint8Array.of(0xef), Uint8Array.of(0xbb), Uint8Array.of(0xbf), "data:a\n\n"],
+    payloads: ["a"],
+  },
+  {
+    name: "comments are skipped",
+    sends: [`data:a\r:\0\n:\r\ndata:b\n:${"x".repeat(2000)}\rdata:c\n:data:fail\r:\r\ndata:d\n\n`],
+    payloads: ["a\nb\nc\nd"],
+  },
+  {
+    name: "an event that no empty line ends is dropped",
+    sends: ["data:a\n\nid:t\ndata:b"],
+    payloads: ["a"],
+    resumes: null,
+  },
+  {
+    name: "an event that ends with a whole line, and no empty one, is dropped",
+    sends: ["data:a\n\ndata:b\n"],
+    payloads: ["a"],
+  },
+  {
+    name: "data may be empty or without a colon",
+    sends: ["data:\n\ndata\ndata\n\ndata:a\n\n"],
+    payloads: ["", "\n", "a"],
+  },
+  {
+    name: "a type holds for one event, and an empty one is none",
+    sends: ["event:t\ndata:x\n\ndata:x\n\nevent: \ndata:x\n\n"],
+    payloads: ["x", "x", "x"],
     types: ["t", "message", "message"],
   },
   {
-    name: "an id stays until another comes",
-    says: ["id:1\ndata:a\n\ndata:b\n\n"],
-    hears: ["a", "b"],
+    name: "an id holds until another one comes",
+    sends: ["id:1\ndata:a\n\ndata:b\n\n"],
+    payloads: ["a", "b"],
     cursors: ["1", "1"],
     resumes: "1",
   },
   {
-    name: "an empty id clears it",
-    says: ["id:1\ndata:a\n\nid:\ndata:b\n\n"],
-    hears: ["a", "b"],
+    name: "an empty id clears the id",
+    sends: ["id:1\ndata:a\n\nid:\ndata:b\n\n"],
+    payloads: ["a", "b"],
     cursors: ["1", ""],
     resumes: null,
   },
-  { name: "an id with U+0000 is none", says: ["id:1\ndata:a\n\nid:a\0b\ndata:b\n\n"], hears: ["a", "b"], resumes: "1" },
   {
-    name: "fields as they are written",
-    says: [
+    name: "an id with U+0000 is ignored",
+    sends: ["id:1\ndata:a\n\nid:a\0b\ndata:b\n\n"],
+    payloads: ["a", "b"],
+    resumes: "1",
+  },
+  {
+    name: "names of fields count exactly as they are written",
+    sends: [
       "data:\0\ndata:  2\rData:1\ndata\0:2\ndata:1\r\0data:4\nda-ta:3\rdata_5\ndata:3\rdata:\r\n data:32\ndata:4\n\n",
     ],
-    hears: ["\0\n 2\n1\n3\n\n4"],
-  },
-  { name: "unknown fields", says: ["data:a\n data\ndata\nfoobar:xxx\njusttext\n:comment\n\n"], hears: ["a\n"] },
-  { name: "one space is taken away, no more", says: ["data:\ttest\rdata: \ndata:  x\n\n"], hears: ["\ttest\n\n x"] },
-  { name: "CR, LF and CRLF", says: ["data:a\r\ndata\ndata:b\r\n\r"], hears: ["a\n\nb"] },
-  { name: "CR alone", says: ["data:a\r\rdata:b\r\r"], hears: ["a", "b"] },
-  {
-    name: "a piece ends between CR and LF",
-    says: ["data:a\r", "\ndata:b\r", "\n\r", "\n", "data:c\n\n"],
-    hears: ["a\nb", "c"],
+    payloads: ["\0\n 2\n1\n3\n\n4"],
   },
   {
-    name: "a piece ends after CR, and another line follows",
-    says: ["data:a\r", "data:b\r", "\r", "data:c\r\r"],
-    hears: ["a\nb", "c"],
+    name: "unknown fields are ignored",
+    sends: ["data:a\n data\ndata\nfoobar:xxx\njusttext\n:comment\n\n"],
+    payloads: ["a\n"],
   },
-  { name: "U+0000 is data like any other", says: ["data:\0\n\n\n\n"], hears: ["\0"] },
   {
-    name: "always UTF-8",
-    says: ["data:ok…\n\n"],
-    hears: ["ok…"],
+    name: "only one space after the colon is removed",
+    sends: ["data:\ttest\rdata: \ndata:  x\n\n"],
+    payloads: ["\ttest\n\n x"],
+  },
+  { name: "CR, LF and CRLF end a line", sends: ["data:a\r\ndata\ndata:b\r\n\r"], payloads: ["a\n\nb"] },
+  { name: "CR alone ends a line", sends: ["data:a\r\rdata:b\r\r"], payloads: ["a", "b"] },
+  {
+    name: "a CRLF may arrive in two pieces",
+    sends: ["data:a\r", "\ndata:b\r", "\n\r", "\n", "data:c\n\n"],
+    payloads: ["a\nb", "c"],
+  },
+  {
+    name: "a CR at the end of a piece ends a line",
+    sends: ["data:a\r", "data:b\r", "\r", "data:c\r\r"],
+    payloads: ["a\nb", "c"],
+  },
+  { name: "U+0000 is data like any other", sends: ["data:\0\n\n\n\n"], payloads: ["\0"] },
+  {
+    name: "a stream is UTF-8, whatever its charset parameter says",
+    sends: ["data:ok…\n\n"],
+    payloads: ["ok…"],
     contentType: "text/event-stream;charset=windows-1251",
   },
   {
-    name: "a type in capitals, with a parameter",
-    says: ["data:a\n\n"],
-    hears: ["a"],
+    name: "a content type may be in capitals and have a parameter",
+    sends: ["data:a\n\n"],
+    payloads: ["a"],
     contentType: "TEXT/Event-Stream ; x=y",
   },
   {
-    name: "what is no UTF-8 is replaced",
-    says: [Uint8Array.of(0x64, 0x61, 0x74, 0x61, 0x3a, 0xff, 0x0a, 0x0a)],
-    hears: ["\uFFFD"],
+    name: "invalid UTF-8 is replaced by U+FFFD",
+    sends: [Uint8Array.of(0x64, 0x61, 0x74, 0x61, 0x3a, 0xff, 0x0a, 0x0a)],
+    payloads: ["\uFFFD"],
   },
   {
-    name: "a piece ends within UTF-8",
-    says: [
+    name: "a character may arrive in two pieces",
+    sends: [
       Buffer.from("data:€𝄞\n\n").subarray(0, 7),
       Buffer.from("data:€𝄞\n\n").subarray(7, 10),
       Buffer.from("data:€𝄞\n\n").subarray(10),
     ],
-    hears: ["€𝄞"],
+    payloads: ["€𝄞"],
   },
-  { name: "many lines", says: [`${"data:x\n".repeat(2000)}\n`], hears: [Array(2000).fill("x").join("\n")] },
-  { name: "retry", says: ["retry:30\ndata:a\n\n"], hears: ["a"], waits: 30 },
-  { name: "retry with leading zeros", says: ["retry:0030\ndata:a\n\n"], hears: ["a"], waits: 30 },
   {
-    name: "a retry that is no number",
-    says: ["retry:3000x\nretry:-1\nretry:\nretry\ndata:a\n\n"],
-    hears: ["a"],
+    name: "an event may have thousands of lines",
+    sends: [`${"data:x\n".repeat(2000)}\n`],
+    payloads: [Array(2000).fill("x").join("\n")],
+  },
+  { name: "retry sets the wait", sends: ["retry:30\ndata:a\n\n"], payloads: ["a"], waits: 30 },
+  { name: "retry may have leading zeros", sends: ["retry:0030\ndata:a\n\n"], payloads: ["a"], waits: 30 },
+  {
+    name: "a retry that is no number is ignored",
+    sends: ["retry:3000x\nretry:-1\nretry:\nretry\ndata:a\n\n"],
+    payloads: ["a"],
     waits: WAIT,
   },
   {
-    name: "JSON is read, and what is none is text",
-    says: ['data:{"a":[1]}\n\ndata:{"a"\n\n'],
-    hears: [{ a: [1] }, '{"a"'],
+    name: "data is parsed as JSON, and is a text if it is none",
+    sends: ['data:{"a":[1]}\n\ndata:{"a"\n\n'],
+    payloads: [{ a: [1] }, '{"a"'],
   },
 ];
 
@@ -150,13 +180,13 @@ for (const place of ["Node", "Chromium"]) {
       await proxy?.stop();
       raw?.stop();
     });
-    it.each(CASES)("$name", async ({ says, hears, types, cursors, resumes, waits, contentType }) => {
+    it.each(CASES)("$name", async ({ sends, payloads, types, cursors, resumes, waits, contentType }) => {
       const id = `raw-${(job += 1)}`;
       raw.type = contentType ?? raw.type;
-      raw.say(id, says);
+      raw.send(id, sends);
       const options = { baseUrl: proxy.origin, fallback: "none", retry: { initialMs: WAIT, jitter: 0 } } as const;
       const now = await untilStatus(await client.watch(id, options), "complete");
-      expect(now.events.map(({ payload }) => payload)).toEqual(hears);
+      expect(now.events.map(({ payload }) => payload)).toEqual(payloads);
       if (types) expect(now.events.map(({ type }) => type)).toEqual(types);
       if (cursors) expect(now.events.map(({ cursor }) => cursor)).toEqual(cursors);
       const [first, second] = proxy.streams(id);
@@ -164,10 +194,10 @@ for (const place of ["Node", "Chromium"]) {
       if (resumes !== undefined) expect(second?.url.searchParams.get("lastEventId")).toBe(resumes);
       if (waits !== undefined) expect(now.waits[0]).toBe(waits);
     });
-    it("is no event stream by a type that only begins like one", async () => {
+    it("a content type that only begins like text/event-stream is refused", async () => {
       const id = `raw-${(job += 1)}`;
       raw.type = "text/event-stream-not";
-      raw.say(id, ["data:a\n\n"]);
+      raw.send(id, ["data:a\n\n"]);
       const now = await untilStatus(await client.watch(id, { baseUrl: proxy.origin, fallback: "none" }), "failed");
       expect(now.events).toEqual([]);
     });

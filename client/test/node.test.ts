@@ -1,4 +1,4 @@
-// What only Node shows: the async iterator, one that closes early, and mistakes that are told at once.
+// Behaviour that is easiest to see in Node: the async iterator, closing early, and mistakes that are reported at once.
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { type JobEvent, JobStream, JobStreamError } from "../src/index.js";
 import { Daemon } from "./support/daemon.ts";
@@ -11,7 +11,7 @@ beforeAll(async () => {
 afterAll(() => daemon.stop());
 const at = () => ({ baseUrl: daemon.origin });
 
-it("a loop over a stream has every event, and ends with the job", async () => {
+it("a loop over a stream yields every event, and ends with the job", async () => {
   await daemon.number("loop", 0, 300);
   const seen: unknown[] = [];
   const reading = (async () => {
@@ -29,10 +29,10 @@ it("leaving the loop closes the stream", async () => {
   const stream = new JobStream("left", at());
   for await (const _ of stream) break;
   expect(stream.state.status).toBe("closed");
-  await eventually("nobody is left", async () => (await daemon.subscribers()) === 0);
+  await eventually("no subscriber is left", async () => (await daemon.subscribers()) === 0);
 });
 
-it("the loop throws what the stream fails with", async () => {
+it("a loop throws the error of a stream that fails", async () => {
   const loop = async () => {
     for await (const _ of new JobStream("of-nobody", at())) expect.unreachable();
   };
@@ -41,7 +41,7 @@ it("the loop throws what the stream fails with", async () => {
   expect(error).toMatchObject({ name: "JobStreamError", code: "job.not_found", status: 404, retryable: false });
 });
 
-it("a loop over a stream that is closed ends", async () => {
+it("a loop ends when its stream is closed", async () => {
   const stream = new JobStream("left", at());
   const loop = (async () => {
     for await (const _ of stream);
@@ -50,12 +50,12 @@ it("a loop over a stream that is closed ends", async () => {
   await loop;
 });
 
-it("an address that can be none is told at once, an aborted signal connects nothing", () => {
+it("an impossible address throws at once, and an aborted signal connects nothing", () => {
   expect(() => new JobStream("x")).toThrow("give baseUrl");
   expect(new JobStream("x", { ...at(), signal: AbortSignal.abort() }).state.status).toBe("closed");
 });
 
-it("a listener that throws keeps nothing from the others, and one that has left hears nothing", async () => {
+it("a listener that throws does not stop the others, and one that was removed is not called", async () => {
   await daemon.number("thrower", 0, 3);
   const stream = new JobStream("thrower", at());
   const [heard, left]: [JobEvent[], JobEvent[]] = [[], []];
@@ -68,14 +68,14 @@ it("a listener that throws keeps nothing from the others, and one that has left 
   });
   stream.on("event", (event) => heard.push(event));
   stream.on("event", (event) => left.push(event))();
-  await eventually("the others hear", () => heard.length === 3 && thrown.length === 3);
+  await eventually("the others are called", () => heard.length === 3 && thrown.length === 3);
   process.removeAllListeners("uncaughtException");
   for (const listener of before) process.on("uncaughtException", listener);
   expect(left).toEqual([]);
   stream.close();
 });
 
-it("closing within a batch delivers no more of it, and reconnecting goes on just there", async () => {
+it("closing within a batch delivers no more of it, and reconnect() goes on there", async () => {
   await daemon.number("batch", 0, 10);
   const stream = new JobStream("batch", at());
   const seen: unknown[] = [];
@@ -91,12 +91,12 @@ it("closing within a batch delivers no more of it, and reconnecting goes on just
   stream.close();
 });
 
-it("a token that is a string is sent, and one that cannot be had is tried again", async () => {
+it("a token function that throws is called again, and its token is sent", async () => {
   await daemon.number("token", 0, 1);
-  let asked = 0;
+  let calls = 0;
   const token = async () => {
-    asked += 1;
-    if (asked < 3) throw new Error("the API is down");
+    calls += 1;
+    if (calls < 3) throw new Error("the API is down");
     return "t";
   };
   const stream = new JobStream("token", { ...at(), token, retry: { initialMs: 5 } });

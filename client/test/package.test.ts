@@ -1,4 +1,4 @@
-// What others get: the package as it is packed, in a project of its own, and the module that Jobcast serves.
+// The package as others get it: packed, in a project of its own, and as the module that Jobcast serves.
 import { execFile } from "node:child_process";
 import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -22,7 +22,7 @@ beforeAll(async () => {
   const filter = (path: string) => !/(node_modules|dist)$/.test(path);
   cpSync(join(root, "examples/react"), app, { recursive: true, filter });
   mkdirSync(join(app, "node_modules/jobcast-client"), { recursive: true });
-  // what npm would install beside it
+  // Packages that npm would install beside it.
   for (const name of ["@types", "eventsource-parser", "react", "react-dom", "vite", "vitest"])
     symlinkSync(join(root, "node_modules", name), join(app, "node_modules", name));
   const { stdout } = await run("npm", ["pack", "--json", "--pack-destination", app], { cwd: root });
@@ -35,19 +35,19 @@ afterAll(async () => {
   rmSync(join(app, ".."), { recursive: true, force: true });
 });
 
-it("the module that Jobcast serves is what its source makes", async () => {
+it("the module that Jobcast serves is the build of client/src", async () => {
   const served = await (await fetch(`${daemon.origin}/jobcast.js`)).text();
   expect(served).toBe(readFileSync(join(root, "../src/http/page/jobcast.js"), "utf8"));
   await run("node", ["build.mjs", "--check"], { cwd: root });
 });
 
-it("the package holds what is needed, and nothing else", () => {
+it("the package holds dist, src, its licences and its README, and nothing else", () => {
   const rest = packed.filter((path) => !/^(dist|src)\/[\w.]+$/.test(path)).sort();
   expect(rest).toEqual(["LICENSE-APACHE", "LICENSE-MIT", "README.md", "package.json"]);
   for (const name of ["index", "react"]) expect(packed).toContain(`dist/${name}.d.ts`);
 });
 
-it("a program reads a job in a loop, and ends by itself: nothing is left behind", async () => {
+it("a program that reads a job in a loop ends by itself", async () => {
   await daemon.number("packed", 0, 3);
   writeFileSync(
     join(app, "read.mjs"),
@@ -64,11 +64,11 @@ it("a program reads a job in a loop, and ends by itself: nothing is left behind"
   expect(stdout).toBe("0\n1\n2\n");
 });
 
-it("the types hold in a strict project of others, and so does what the README shows", async () => {
+it("the types and the examples of the README compile in a strict project", async () => {
   const readme = readFileSync(join(root, "README.md"), "utf8");
   const examples = [...readme.matchAll(/^```tsx?\n(.*?)^```/gms)].map(([, code]) => code!);
   expect(examples.length).toBeGreaterThan(8);
-  // the one that is a test is run as such
+  // The example that is a test runs with the other tests.
   const test = readFileSync(join(root, "examples/react/src/JobScreen.test.tsx"), "utf8");
   expect(examples).toContain(test);
   for (const [at, code] of examples.entries())

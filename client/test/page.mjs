@@ -1,4 +1,4 @@
-// The live page in a real browser, on the real demo: node page.mjs <jobcast binary> [folder for pictures of it]
+// Tries the live page in a real browser, on the real demo: node page.mjs <jobcast binary> [folder for screenshots]
 // CHROMIUM names the browser (default /usr/bin/chromium).
 
 import assert from "node:assert/strict";
@@ -9,15 +9,14 @@ import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
 import { longestTaskMs } from "./support/longest-task.mjs";
 
-const PATIENCE_MS = 30_000;
-/** The longest job of the demo, with room for a slow machine. */
+const TIMEOUT_MS = 30_000;
+/** The time for the longest job of the demo, with room for a slow machine. */
 const JOB_MS = 180_000;
-
-/** Longer than this and somebody notices. */
-const BLOCKED_MS = 200;
+/** The longest time for which the page may stand still without being noticed. */
+const MAX_BLOCKED_MS = 200;
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 
-const [binary, pictures] = process.argv.slice(2);
+const [binary, screenshots] = process.argv.slice(2);
 if (!binary) {
   console.error("usage: node page.mjs <jobcast binary> [folder]");
   process.exit(2);
@@ -62,30 +61,30 @@ async function addressOfDemo() {
     }
     throw new Error("the demo ended without printing its address");
   })();
-  return within(printed, PATIENCE_MS, "the demo prints its address");
+  return within(printed, TIMEOUT_MS, "the demo prints its address");
 }
 
 async function check(origin) {
-  const seen = { errors: [], crashes: [], strangers: [] };
+  const seen = { errors: [], crashes: [], foreignRequests: [] };
   const page = await open(origin, seen, { width: 1440, height: 900 });
-  await jobsOfTheDemo(page);
-  await accessible(page, "a running job");
-  await picture(page, "wide-light");
-  await dark(page, "wide-dark");
-  await jobOfOurOwn(page, origin);
-  await accessible(page, "a cancelled job");
-  await byKeyboard(page, origin);
+  await watchDemoJobs(page);
+  await checkAccessibility(page, "a running job");
+  await screenshot(page, "wide-light");
+  await checkDark(page, "wide-dark");
+  await watchOwnJob(page, origin);
+  await checkAccessibility(page, "a cancelled job");
+  await useKeyboard(page, origin);
   const phone = await open(origin, seen, { width: 390, height: 844 });
-  await onAPhone(phone);
-  await accessible(phone, "a phone");
-  await picture(phone, "phone-light");
-  await dark(phone, "phone-dark");
-  await manyEvents(page, origin);
-  await anEndedJob(page);
-  await picture(page, "ended");
+  await checkPhone(phone);
+  await checkAccessibility(phone, "a phone");
+  await screenshot(phone, "phone-light");
+  await checkDark(phone, "phone-dark");
+  await showManyEvents(page, origin);
+  await showEndedJob(page);
+  await screenshot(page, "ended");
   assert.deepEqual(seen.errors, [], "the console shows errors");
-  assert.deepEqual(seen.strangers, [], "the page asked another host");
-  await anOutage(page);
+  assert.deepEqual(seen.foreignRequests, [], "the page asked another host");
+  await showOutage(page);
   assert.deepEqual(seen.crashes, [], "a script of the page failed");
 }
 
@@ -99,29 +98,29 @@ async function send(origin, method, path, body) {
   assert.ok(answer.ok, `${method} ${path} was answered ${answer.status}`);
 }
 
-async function picture(page, name) {
-  if (pictures) await page.screenshot({ path: `${pictures}/${name}.png` });
+async function screenshot(page, name) {
+  if (screenshots) await page.screenshot({ path: `${screenshots}/${name}.png` });
 }
 
-/** Nothing serious for those who see, hear or steer otherwise. */
-async function accessible(page, what) {
+/** Checks that axe finds no serious fault of accessibility. */
+async function checkAccessibility(page, name) {
   await page.evaluate(AXE);
   const { violations } = await page.evaluate(() => globalThis.axe.run());
   const serious = violations.filter(({ impact }) => impact === "serious" || impact === "critical");
-  const said = serious.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(" | ")}`);
-  assert.deepEqual(said, [], `axe finds in ${what}`);
-  console.log(`ok: axe finds nothing serious in ${what}`);
+  const faults = serious.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(" | ")}`);
+  assert.deepEqual(faults, [], `axe finds in ${name}`);
+  console.log(`ok: axe finds nothing serious in ${name}`);
 }
 
-async function dark(page, name) {
+async function checkDark(page, name) {
   await page.emulateMedia({ colorScheme: "dark" });
-  await accessible(page, "the dark");
-  await picture(page, name);
+  await checkAccessibility(page, "the dark");
+  await screenshot(page, name);
   await page.emulateMedia({ colorScheme: "light" });
 }
 
-/** A job from its choice to a dropped connection, by Tab and Enter alone. */
-async function byKeyboard(page, origin) {
+/** Goes from the choice of a job to a dropped connection by Tab and Enter alone. */
+async function useKeyboard(page, origin) {
   await append(origin, "browser-2", [
     { type: "job.started", payload: { name: "Cut short", steps: [{ id: "one", name: "One" }] } },
     { type: "step.started", stepId: "one", payload: {} },
@@ -156,7 +155,7 @@ async function byKeyboard(page, origin) {
   await page.keyboard.press("Enter");
   await until(page, "all steps are shown", () => document.getElementById("show-all").hidden);
   await tabTo("#pane");
-  await picture(page, "keyboard");
+  await screenshot(page, "keyboard");
   await until(page, "the stream is live", () => !document.getElementById("drop").disabled);
   await tabTo("#drop");
   await page.keyboard.press("Enter");
@@ -165,8 +164,8 @@ async function byKeyboard(page, origin) {
   console.log("ok: the page can be used by keyboard alone");
 }
 
-/** 5,000 events in the past and 1,000 at once: the page goes on to be smooth. */
-async function manyEvents(page, origin) {
+/** Shows that the page stays smooth with 5,000 events in the past and 1,000 new ones at once. */
+async function showManyEvents(page, origin) {
   const lines = (from, count) =>
     append(
       origin,
@@ -197,45 +196,45 @@ async function manyEvents(page, origin) {
     () => document.querySelector("#pane .line:last-child .text")?.textContent === "line 5999",
   );
   const blockedMs = longestTaskMs(await browser.stopTracing());
-  await picture(page, "many");
-  assert.ok(blockedMs < BLOCKED_MS, `the page stood still for ${blockedMs} ms`);
+  await screenshot(page, "many");
+  assert.ok(blockedMs < MAX_BLOCKED_MS, `the page stood still for ${blockedMs} ms`);
   console.log(`ok: with 6,000 events the page stood still for ${Math.round(blockedMs)} ms at most`);
 }
 
-/** Last, since it is the demo that dies. */
-async function anOutage(page) {
+/** Kills the demo, so it comes last. */
+async function showOutage(page) {
   await page.evaluate(() => (location.hash = "#job=browser-2"));
   await until(page, "the stream is live", () => document.getElementById("state").dataset.state === "live");
   killDemo();
-  await until(page, "the outage is told", () =>
-    document.getElementById("told").textContent.includes("The connection is lost"),
+  await until(page, "the outage is announced", () =>
+    document.getElementById("notice").textContent.includes("The connection is lost"),
   );
   await until(page, "it is not called live", () => document.getElementById("state").dataset.state === "reconnecting");
-  await accessible(page, "an outage");
-  await picture(page, "outage");
+  await checkAccessibility(page, "an outage");
+  await screenshot(page, "outage");
 }
 
-async function jobsOfTheDemo(page) {
+async function watchDemoJobs(page) {
   await until(page, "jobs are listed", () => document.querySelectorAll("#jobs li a").length >= 3);
   await until(page, "bars of steps are drawn", () =>
     [...document.querySelectorAll("#steps .bar")].some((bar) => bar.getBoundingClientRect().width > 1),
   );
   await until(page, "output is shown", () => document.querySelectorAll("#pane .line").length > 0);
-  // whatever the chosen job does, one of the others is still at work
+  // The chosen job may end. Then another one is watched, by the link of the notice.
   const before = await count(page, "events");
   await until(
     page,
     "the counter grows",
     (before) => {
-      if (document.getElementById("state").textContent === "complete") document.querySelector("#told a")?.click();
+      if (document.getElementById("state").textContent === "complete") document.querySelector("#notice a")?.click();
       return Number(document.querySelector('[data-count="events"]').dataset.value) > before;
     },
     before,
   );
 }
 
-/** Nobody but the test writes to this one, so that numbers can be exact. */
-async function jobOfOurOwn(page, origin) {
+/** Watches a job to which only this test writes, so that the numbers are exact. */
+async function watchOwnJob(page, origin) {
   const write = (...events) => append(origin, "browser-1", events);
   const line = (stepId, text) => ({ type: "step.output", stepId, payload: { line: text } });
   const counted = (expected) =>
@@ -273,7 +272,7 @@ async function jobOfOurOwn(page, origin) {
   assert.equal(await count(page, "events"), 4, "an event came although the connection was dropped");
   await counted(7);
   await until(page, "the page says what it missed", () =>
-    document.getElementById("told").textContent.includes("3 missed events"),
+    document.getElementById("notice").textContent.includes("3 missed events"),
   );
   await write(line("second", "after"));
   await counted(8);
@@ -287,17 +286,17 @@ async function jobOfOurOwn(page, origin) {
     return tags.length === 2 && tags.every((tag) => tag === "second");
   });
   await send(origin, "PUT", "browser-1", { status: "CANCELLED" });
-  await until(page, "the end is told", () => document.getElementById("state").textContent === "complete");
+  await until(page, "the end is shown", () => document.getElementById("state").textContent === "complete");
   assert.equal(await page.textContent("#job-status"), "cancelled");
 }
 
-async function onAPhone(phone) {
+async function checkPhone(phone) {
   await until(phone, "the phone shows a job", () => document.querySelectorAll("#pane .line").length > 0);
   const [content, viewport] = await phone.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
   assert.ok(content <= viewport, `at 390 px the document is ${content} px wide and can be pushed aside`);
 }
 
-async function anEndedJob(page) {
+async function showEndedJob(page) {
   const ended = '#jobs a:is([data-status="COMPLETED"], [data-status="FAILED"]):not([aria-current])';
   await until(page, "a job of the demo ends", (ended) => document.querySelector(ended) !== null, ended, JOB_MS);
   await page.click(ended);
@@ -314,7 +313,7 @@ async function open(origin, seen, viewport) {
   page.on("pageerror", (error) => seen.crashes.push(error.message));
   page.on("request", (request) => {
     const url = new URL(request.url());
-    if (url.protocol !== "data:" && url.origin !== origin) seen.strangers.push(request.url());
+    if (url.protocol !== "data:" && url.origin !== origin) seen.foreignRequests.push(request.url());
   });
   await page.goto(`${origin}/`);
   return page;
@@ -324,23 +323,23 @@ function count(page, name) {
   return page.$eval(`[data-count="${name}"]`, (counter) => Number(counter.dataset.value));
 }
 
-/** Waits for a condition of the page, and says which one when it does not come. */
-async function until(page, what, condition, given, timeout = PATIENCE_MS) {
+/** Waits for a condition of the page. The error names the condition. */
+async function until(page, name, condition, given, timeout = TIMEOUT_MS) {
   try {
     await page.waitForFunction(condition, given, { timeout });
   } catch (error) {
     const state = await page.evaluate(() => `${document.title} | ${document.getElementById("state")?.textContent}`);
     throw new Error(
-      `"${what}" did not come true within ${timeout / 1000} s (${error.message.split("\n")[0]}; ${state})`,
+      `"${name}" did not come true within ${timeout / 1000} s (${error.message.split("\n")[0]}; ${state})`,
     );
   }
-  console.log(`ok: ${what}`);
+  console.log(`ok: ${name}`);
 }
 
-async function within(promise, ms, what) {
+async function within(promise, ms, name) {
   let timer;
   const late = new Promise((_, fail) => {
-    timer = setTimeout(() => fail(new Error(`"${what}" did not come true within ${ms / 1000} s`)), ms);
+    timer = setTimeout(() => fail(new Error(`"${name}" did not come true within ${ms / 1000} s`)), ms);
   });
   try {
     return await Promise.race([promise, late]);

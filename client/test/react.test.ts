@@ -1,4 +1,4 @@
-// The hook in a real page.
+// The React hook in a real page.
 import type { Browser, BrowserContext, Page } from "playwright-core";
 import { createElement } from "react";
 import { renderToString } from "react-dom/server";
@@ -64,8 +64,8 @@ const shown = () =>
       renders: renders.length,
     };
   });
-const untilShown = (what: string, isSo: (now: Awaited<ReturnType<typeof shown>>) => boolean) =>
-  eventually(what, async () => isSo(await shown()));
+const untilShown = (name: string, isTrue: (now: Awaited<ReturnType<typeof shown>>) => boolean) =>
+  eventually(name, async () => isTrue(await shown()));
 const items = () => page.locator("li").count();
 
 it("shows a job to its end, and StrictMode's double mount leaves one connection", async () => {
@@ -81,23 +81,23 @@ it("shows a job to its end, and StrictMode's double mount leaves one connection"
   expect(await shown()).toMatchObject({ payloads: upTo(7), last: 6, jobStatus: "COMPLETED", code: null });
 });
 
-it("leaves nothing behind when it unmounts", async () => {
+it("leaves no connection, timer or listener behind when it unmounts", async () => {
   await daemon.number(job, 0, 1);
   await show(job);
-  await eventually("it is counted", async () => (await daemon.subscribers()) === 1);
+  await eventually("there is a subscriber", async () => (await daemon.subscribers()) === 1);
   await page.evaluate(() => window.leave());
-  await eventually("nobody is left", async () => (await daemon.subscribers()) === 0);
-  // React itself may still have one
+  await eventually("no subscriber is left", async () => (await daemon.subscribers()) === 0);
+  // React itself may have a timer for a moment.
   await eventually("no timer is left", async () => (await page.evaluate(() => window.leftovers())).timers === 0);
   expect((await page.evaluate(() => window.leftovers())).listeners).toBe(0);
   const { renders } = await shown();
-  const asked = gateway.seen.length;
+  const requests = gateway.seen.length;
   await daemon.number(job, 1, 5);
   await page.waitForTimeout(300);
-  expect([(await shown()).renders, gateway.seen.length]).toEqual([renders, asked]);
+  expect([(await shown()).renders, gateway.seen.length]).toEqual([renders, requests]);
 });
 
-it("follows its jobId", async () => {
+it("a new jobId shows that job and nothing of the one before", async () => {
   await daemon.number(job, 0, 3);
   await daemon.number(`${job}-next`, 10, 2);
   await show(job);
@@ -110,7 +110,7 @@ it("follows its jobId", async () => {
   await eventually("no connection is left", () => gateway.openStreams === 0);
 });
 
-it("connects only while it is enabled, and goes on where it was", async () => {
+it("connects only while it is enabled, and goes on where the stream was", async () => {
   await daemon.number(job, 0, 3);
   await show(job, { enabled: false });
   await page.waitForTimeout(200);
@@ -124,7 +124,7 @@ it("connects only while it is enabled, and goes on where it was", async () => {
   await untilShown("all, each once", ({ payloads }) => payloads.join() === upTo(5).join());
 });
 
-it("keeps the newest maxEvents", async () => {
+it("keeps the newest maxEvents events", async () => {
   await daemon.number(job, 0, 50);
   await show(job, { maxEvents: 10 });
   await untilShown("the newest", ({ payloads }) => payloads.join() === upTo(10, 40).join());
@@ -135,7 +135,7 @@ it("keeps the newest maxEvents", async () => {
   await untilShown("the last one alone", ({ payloads, last }) => payloads.length === 0 && last === 50);
 });
 
-it("does not connect anew for a new function, and does for another option", async () => {
+it("does not connect anew for a new token function, and does for another option", async () => {
   await daemon.number(job, 0, 2);
   await show(job, { tokens: true });
   await untilShown("two", ({ payloads }) => payloads.length === 2);
@@ -146,7 +146,7 @@ it("does not connect anew for a new function, and does for another option", asyn
   await eventually("another stream", () => gateway.streams(job).length === 2);
 });
 
-it("shows an error, and reconnect() mends it", async () => {
+it("shows an error until reconnect() succeeds", async () => {
   await show(job);
   await untilShown("the failure", ({ status, code }) => status === "failed" && code === "job.not_found");
   await daemon.number(job, 0, 2);
@@ -154,7 +154,7 @@ it("shows an error, and reconnect() mends it", async () => {
   await untilShown("two", ({ payloads, code }) => payloads.length === 2 && code === null);
 });
 
-it("throws away what cannot be continued", async () => {
+it("drops its events when history was lost", async () => {
   await daemon.number(job, 0, 3);
   await show(job);
   await untilShown("three", ({ payloads }) => payloads.length === 3);
@@ -165,7 +165,7 @@ it("throws away what cannot be continued", async () => {
   await untilShown("all there is", ({ payloads, last }) => payloads.join() === "7,8" && last === 8);
 });
 
-it("two hooks of one job with share have one connection", async () => {
+it("two hooks of one job with share use one connection", async () => {
   await daemon.number(job, 0, 2);
   await page.evaluate(
     (jobId) =>
@@ -181,7 +181,7 @@ it("two hooks of one job with share have one connection", async () => {
   expect(gateway.openStreams).toBe(1);
 });
 
-it("a burst of 2,000 events is under 20 renders a second, and blocks nothing for 200 ms", async () => {
+it("a burst of 2,000 events costs less than 20 renders a second, and blocks the page for less than 200 ms", async () => {
   await daemon.number(job, 0, 1);
   await show(job, {}, false);
   await untilShown("it is open", ({ status, payloads }) => status === "open" && payloads.length === 1);
@@ -207,7 +207,7 @@ it("a burst of 2,000 events is under 20 renders a second, and blocks nothing for
   expect((await shown()).payloads).toEqual(upTo(1000, 1001));
 });
 
-it("renders on a server without a connection, and is hydrated without complaint", async () => {
+it("renders on a server without a connection, and hydrates without a warning", async () => {
   const Job = () =>
     createElement("p", null, useJobStream("of-the-server", { baseUrl: "http://127.0.0.1:1" }).state.status);
   expect(renderToString(createElement(Job))).toBe("<p>connecting</p>");

@@ -1,4 +1,4 @@
-// What a stream does next, with a clock that is only a number.
+// The state of a stream, with a clock that is only a number.
 import { describe, expect, it } from "vitest";
 import { clientFailure, JobStreamError } from "../src/error.js";
 import { rulesFrom } from "../src/options.js";
@@ -31,7 +31,7 @@ class Life {
 }
 
 describe("backoff", () => {
-  it("doubles up to its most, anywhere within it by chance", () => {
+  it("doubles with each try up to maxMs, and a random share of it is waited", () => {
     const waits = [1, 2, 3, 4, 5, 6, 7, 60].map((attempt) => backoffMs(rulesFrom({}), null, attempt, 1));
     expect(waits).toEqual([1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
     expect(backoffMs(rulesFrom({}), null, 3, 0)).toBe(0);
@@ -39,11 +39,11 @@ describe("backoff", () => {
     expect(backoffMs(rulesFrom({ retry: { jitter: 0.5 } }), null, 3, 0)).toBe(2000);
     expect(backoffMs(rulesFrom({ retry: { jitter: 0, factor: 3, initialMs: 10, maxMs: 50 } }), null, 3, 0.3)).toBe(50);
   });
-  it("begins where the stream says, even past the most", () => {
+  it("begins with the retry of the stream, even if that is longer than maxMs", () => {
     expect(backoffMs(rulesFrom({}), 3000, 2, 1)).toBe(6000);
     expect(backoffMs(rulesFrom({}), 60_000, 2, 1)).toBe(60_000);
   });
-  it("grows while streams do not stay open, and is forgotten by one that does", () => {
+  it("grows while streams do not stay open, and begins anew after one that does", () => {
     const life = new Life();
     const waits = [1, 2, 3].map(() => {
       const { retryInMs } = life.dispatch(lost());
@@ -56,28 +56,28 @@ describe("backoff", () => {
     expect(life.after(1, timer)).toMatchObject({ status: "open", attempt: 0 });
     expect(life.dispatch(lost())).toMatchObject({ status: "retrying", attempt: 1, retryInMs: 1000 });
   });
-  it("is spread over what many were told, and just what one was told", () => {
+  it("comes on top of a wait that many clients were told, and not of one that only this client was told", () => {
     const error = new JobStreamError("http.429", "", true, 429);
     expect(new Life().dispatch({ type: "lost", random: 0.5, error, waitMs: 9000, isShared: true })).toMatchObject({
       retryInMs: 9500,
     });
     expect(new Life().dispatch({ type: "lost", random: 0.5, error, waitMs: 9000 })).toMatchObject({ retryInMs: 9000 });
   });
-  it("holds to what a stream told of its source before it closed", () => {
+  it("keeps to the wait and the error that a stream reported before it closed", () => {
     const life = new Life();
     const error = new JobStreamError("source.unavailable", "", true);
     life.dispatch({ type: "warned", error, waitMs: 5000 }, bytes);
     expect(life.state.view).toMatchObject({ status: "connecting", error });
     expect(life.after(1000, lost())).toMatchObject({ status: "retrying", retryInMs: 4000, error });
   });
-  it("is not needed for what Jobcast tells of its source in an open stream; the next event ends that", () => {
+  it("is not needed for a fault that an open stream reports, and the next event clears the error", () => {
     const life = new Life();
     life.dispatch(bytes);
     const error = new JobStreamError("source.unavailable", "", true);
     expect(life.dispatch({ type: "warned", error }, bytes, bytes)).toMatchObject({ status: "open", error });
     expect(life.dispatch({ type: "bytes", hasEvents: true })).toMatchObject({ status: "open", error: null });
   });
-  it("runs out", () => {
+  it("ends in failed after maxAttempts, and a new start begins anew", () => {
     const life = new Life({ retry: { maxAttempts: 2 } });
     life.dispatch(lost());
     life.untilTimer(lost());
@@ -87,14 +87,14 @@ describe("backoff", () => {
   });
 });
 
-describe("silence", () => {
-  it("of an open stream is its death", () => {
+describe("a silent stream", () => {
+  it("that was open is lost after heartbeatTimeoutMs", () => {
     const life = new Life();
     life.dispatch(bytes);
     expect(life.after(39_999, timer).status).toBe("open");
     expect(life.after(1, timer)).toMatchObject({ status: "retrying", error: { code: "client.timeout" } });
   });
-  it("from the start means that streams do not get through: it polls, and tries streams again, less and less often", () => {
+  it("from its start on is replaced by polling, and streams are tried again less and less often", () => {
     const life = new Life();
     life.after(8000, timer);
     expect([life.state.task, life.state.view.status]).toEqual(["poll", "connecting"]);
@@ -110,12 +110,12 @@ describe("silence", () => {
     expect(life.state.task).toBe("stream");
     expect(life.dispatch(bytes).status).toBe("open");
   });
-  it("is an error where polling is not wanted", () => {
+  it("is lost after heartbeatTimeoutMs where polling is not wanted", () => {
     const life = new Life({ fallback: "none" });
     expect(life.after(8000, timer).status).toBe("connecting");
     expect(life.after(32_000, timer).status).toBe("retrying");
   });
-  it("does not make it ask without pause a server that does not hold the request", () => {
+  it("is replaced by polls with a pause, if the server does not hold the request", () => {
     const life = new Life();
     life.after(8000, timer);
     life.after(10, { type: "polled", isEmpty: true, isCaughtUp: true, jobStatus: null });
@@ -125,13 +125,13 @@ describe("silence", () => {
   });
 });
 
-describe("waking", () => {
-  it("tries again at once and forgets the tries", () => {
+describe("a page that wakes", () => {
+  it("connects at once and counts the tries anew", () => {
     const life = new Life();
     life.dispatch(lost(), lost());
     expect(life.dispatch({ type: "wake", isCut: false })).toMatchObject({ status: "connecting", attempt: 0 });
   });
-  it("waits for what the server asked for", () => {
+  it("waits as long as the server asked for", () => {
     const life = new Life();
     const error = new JobStreamError("http.503", "", true);
     life.dispatch({ type: "lost", random: 1, error, waitMs: 5000, isShared: true });
@@ -139,7 +139,7 @@ describe("waking", () => {
     expect(life.state.timerAtMs - life.nowMs).toBe(5000);
     expect(life.untilTimer().status).toBe("connecting");
   });
-  it("doubts an open stream that has been silent, and not one that has just spoken", () => {
+  it("allows an open stream half the silence, until its next bytes", () => {
     const life = new Life();
     life.dispatch(bytes);
     life.after(15_000, { type: "wake", isCut: false });
@@ -150,7 +150,7 @@ describe("waking", () => {
     life.dispatch({ type: "wake", isCut: true });
     expect(life.state.taskId).toBe(taskId + 1);
   });
-  it("while polling asks at once, and on another network tries streams", () => {
+  it("polls at once while polling, and tries a stream after a change of the network", () => {
     const life = new Life();
     life.after(8000, timer);
     life.dispatch({ type: "polled", isEmpty: true, isCaughtUp: true, jobStatus: null });
@@ -162,7 +162,7 @@ describe("waking", () => {
 });
 
 describe("a follower", () => {
-  it("reads up, shows what its leader shows, and takes over from one who is silent", () => {
+  it("catches up, shows the view of its leader, and takes over from a silent one", () => {
     const life = new Life();
     life.dispatch({ type: "follow" });
     expect(life.state.task).toBe("catchUp");
@@ -183,7 +183,7 @@ describe("a follower", () => {
     life.dispatch({ type: "start" });
     expect(life.state).toMatchObject({ task: "stream", isFollower: false });
   });
-  it("tries again when it cannot read up", () => {
+  it("tries again when it cannot catch up", () => {
     const life = new Life();
     life.dispatch({ type: "follow" }, lost());
     expect(life.state.view.status).toBe("retrying");
@@ -192,7 +192,16 @@ describe("a follower", () => {
   });
 });
 
-it("hears nothing more after its end", () => {
+it("keeps the view object as long as nothing in it changes, since its identity tells the listeners", () => {
+  const life = new Life();
+  const open = life.dispatch(bytes);
+  expect(life.after(1000, bytes, { type: "bytes", hasEvents: true }, { type: "retry", ms: 5 }, timer)).toBe(open);
+  const warned = life.dispatch({ type: "warned", error: new JobStreamError("source.unavailable", "", true) });
+  expect(warned).not.toBe(open);
+  expect(life.after(1000, bytes)).toBe(warned);
+});
+
+it("a stream that has ended ignores all actions but a start and close()", () => {
   const life = new Life();
   life.dispatch({ type: "complete", jobStatus: "FAILED" });
   expect(life.dispatch(bytes, lost(), { type: "wake", isCut: true }, timer)).toMatchObject({

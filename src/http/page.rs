@@ -27,12 +27,15 @@ pub const ASSETS: &[Asset] = &[
     Asset { path: "/page.js", kind: JAVASCRIPT, text: include_str!("page/page.js") },
     Asset { path: CLIENT, kind: JAVASCRIPT, text: include_str!("page/jobcast.js") },
     script!("describe.js"),
+    script!("dom.js"),
     script!("job.js"),
     script!("jobs.js"),
     script!("output.js"),
+    script!("payload.js"),
     script!("steps.js"),
-    script!("tape.js"),
     script!("time.js"),
+    script!("timeline.js"),
+    script!("watched.js"),
 ];
 
 const POLICY: &str =

@@ -1,4 +1,4 @@
-// Counts what a page has not cleaned up: timers that wait, and listeners for the moments of waking.
+// Counts timers that wait and listeners for the events of waking, to find what a page has not cleaned up.
 
 declare global {
   interface Window {

@@ -1,4 +1,4 @@
-// A page of the hook that the tests can steer and look into.
+// A page with the hook, which the tests steer and look into.
 import "./leftovers.js";
 import { Component, type ReactNode, StrictMode } from "react";
 import { createRoot, hydrateRoot, type Root } from "react-dom/client";
@@ -20,13 +20,13 @@ declare global {
 }
 
 window.seen = { renders: [], shown: null, problems: [] };
-const { error: complain } = console;
-console.error = (...said: unknown[]) => {
-  window.seen.problems.push(said.join(" "));
-  complain(...said);
+const { error: log } = console;
+console.error = (...message: unknown[]) => {
+  window.seen.problems.push(message.join(" "));
+  log(...message);
 };
 function Job({ jobId, options }: Shown) {
-  // a new function with every render, as people write it
+  // The token function is a new one with every render, as in most code.
   const shown = useJobStream(jobId, { ...options, ...(options?.tokens && { token: () => "t" }) });
   window.seen.renders.push(performance.now());
   window.seen.shown = shown;
@@ -52,7 +52,7 @@ const place = document.getElementById("root")!;
 let root: Root | null = null;
 window.show = (jobs, isStrict = true) => {
   root ??= createRoot(place);
-  const list = jobs.map((job, at) => <Job key={String(at)} {...job} />);
+  const list = jobs.map((job, index) => <Job key={String(index)} {...job} />);
   root.render(isStrict ? <StrictMode>{list}</StrictMode> : <Whole>{list}</Whole>);
 };
 window.hydrate = (shown) => {

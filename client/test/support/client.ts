@@ -1,4 +1,4 @@
-// The same client in two places: in this process, and in a page of a real Chromium.
+// The client in two places with one interface: in this process, and in a page of a real Chromium.
 import { randomUUID } from "node:crypto";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -6,19 +6,19 @@ import { type Browser, type BrowserContext, chromium, type Page } from "playwrig
 import { vi } from "vitest";
 import { type Observed, type ObserveOptions, Observer } from "./observe.ts";
 
-/** One stream that is watched somewhere. */
+/** A stream that is watched in one of these places. */
 export interface Watch {
   now(): Promise<Observed>;
-  do(what: "close" | "reconnect" | "abort"): Promise<void>;
+  do(action: "close" | "reconnect" | "abort"): Promise<void>;
 }
 
 export interface Client {
   readonly name: string;
   watch(jobId: string, options: ObserveOptions & { baseUrl: string }): Promise<Watch>;
-  /** For what is watched from now on: time passes only by `advance`. */
+  /** Stops the clock of streams that are watched from now on. Their time passes by `advance` only. */
   stopClock(): Promise<void>;
   advance(ms: number): Promise<void>;
-  /** Everything that is watched is closed. */
+  /** Closes all streams. */
   reset(): Promise<void>;
   stop(): Promise<void>;
 }
@@ -38,7 +38,7 @@ export function inNode(): Client {
       observers.push(observer);
       return {
         now: async () => observer.now(),
-        do: async (what) => (what === "abort" ? observer.abort() : observer.stream[what]()),
+        do: async (action) => (action === "abort" ? observer.abort() : observer.stream[action]()),
       };
     },
     stopClock: async () => void vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "Date"] }),
@@ -57,7 +57,7 @@ export async function launch(): Promise<Browser> {
 
 const COVERAGE = process.env.COVERAGE;
 
-/** With COVERAGE=<folder> what runs in pages is counted, too. */
+/** Opens a page. With COVERAGE=<folder> the lines that run in it are counted, too. */
 export async function newPage(context: BrowserContext): Promise<Page> {
   const page = await context.newPage();
   if (COVERAGE) await page.coverage.startJSCoverage({ resetOnNavigation: false });
@@ -82,22 +82,22 @@ declare global {
 }
 
 export async function inPage(page: Page, jobId: string, options: ObserveOptions): Promise<Watch> {
-  const at = await page.evaluate(([id, given]) => window.observe(id, given), [jobId, options] as const);
+  const index = await page.evaluate(([id, given]) => window.observe(id, given), [jobId, options] as const);
   return {
-    now: () => page.evaluate((at) => window.observers[at]!.now(), at),
-    do: (what) =>
+    now: () => page.evaluate((index) => window.observers[index]!.now(), index),
+    do: (action) =>
       page.evaluate(
-        ([at, what]) => {
-          const observer = window.observers[at]!;
-          if (what === "abort") observer.abort();
-          else observer.stream[what]();
+        ([index, action]) => {
+          const observer = window.observers[index]!;
+          if (action === "abort") observer.abort();
+          else observer.stream[action]();
         },
-        [at, what] as const,
+        [index, action] as const,
       ),
   };
 }
 
-/** Pages come from `origin`; `before` is run in each before anything else. */
+/** Starts a Chromium whose pages come from `origin`. The script `before` runs in each page before anything else. */
 export async function inChromium(origin: () => string, before = ""): Promise<Client> {
   const browser = await launch();
   let context: BrowserContext | null = null;

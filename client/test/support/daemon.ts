@@ -1,4 +1,4 @@
-// A real Jobcast on a throw-away directory.
+// A real Jobcast in a temporary directory.
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -27,7 +27,7 @@ export class Daemon {
     this.#settings = settings;
   }
 
-  /** With settings by their dotted names; quick to come back and to say that it lives. */
+  /** Starts a daemon, with settings by their dotted names. Its default times are short, so that tests are fast. */
   static async start(settings: Record<string, string> = {}): Promise<Daemon> {
     const daemon = new Daemon({
       "stream.retry": "100ms",
@@ -62,11 +62,11 @@ export class Daemon {
       env[`JOBCAST_${key.replaceAll(".", "__").toUpperCase()}`] = value;
     this.#log = "";
     this.#child = spawn(BINARY, ["serve"], { env, cwd: this.#folder, stdio: ["ignore", "pipe", "pipe"] });
-    const hear = (bytes: Buffer) => {
+    const append = (bytes: Buffer) => {
       this.#log += bytes.toString();
     };
-    this.#child.stdout?.on("data", hear);
-    this.#child.stderr?.on("data", hear);
+    this.#child.stdout?.on("data", append);
+    this.#child.stderr?.on("data", append);
     await eventually("the daemon listens", async () => {
       if (this.#child.exitCode !== null) throw new Error(`the daemon ended: ${this.#log}`);
       const text = stripVTControlCharacters(this.#log);
@@ -88,7 +88,7 @@ export class Daemon {
     return eventually("the daemon is ready", () => this.#isReady());
   }
 
-  /** Done to its store behind its back. */
+  /** Changes the store without the daemon, by the `sqlite3` program. */
   sql(statement: string): void {
     execFileSync("sqlite3", ["-cmd", ".timeout 5000", this.#file, statement]);
   }
@@ -101,13 +101,13 @@ export class Daemon {
     await eventually("the daemon ends", () => this.#child.exitCode !== null || this.#child.signalCode !== null);
   }
 
-  /** `kill -9` */
+  /** Kills the daemon like `kill -9`. */
   async kill(): Promise<void> {
     this.signal("SIGKILL");
     await this.ended();
   }
 
-  /** Once more, on the same addresses and the same file. */
+  /** Starts the daemon again, with the same addresses and the same file. */
   async restart(): Promise<void> {
     await this.#spawn();
   }
@@ -126,12 +126,12 @@ export class Daemon {
     );
   }
 
-  /** Events whose payload is `{n}`, from `from` on. */
+  /** Writes `count` events with the payloads `{n}`, where `n` counts from `from`. */
   async number(job: string, from: number, count: number, text?: string): Promise<void> {
     const events = Array.from({ length: count }, (_, index) => ({
       payload: { n: from + index, ...(text && { text }) },
     }));
-    for (let at = 0; at < count; at += 200) await this.write(job, events.slice(at, at + 200));
+    for (let first = 0; first < count; first += 200) await this.write(job, events.slice(first, first + 200));
   }
 
   async end(job: string, status = "COMPLETED"): Promise<void> {
@@ -141,8 +141,8 @@ export class Daemon {
   async #send(method: string, path: string, body: unknown): Promise<void> {
     const headers = { "Content-Type": "application/json" };
     const answer = await fetch(this.origin + path, { method, headers, body: JSON.stringify(body) });
-    const said = await answer.text();
-    if (!answer.ok) throw new Error(`${method} ${path}: ${answer.status} ${said}`);
+    const text = await answer.text();
+    if (!answer.ok) throw new Error(`${method} ${path}: ${answer.status} ${text}`);
   }
 
   async subscribers(): Promise<number> {

@@ -1,20 +1,21 @@
-// What stands between in the real world, at its worst: it cuts, delays, buffers, refuses, and lets connections die open.
+// A proxy between client and daemon that has the faults of real networks: it cuts, delays, buffers, refuses, and leaves
+// connections open and silent.
 
 import { readFileSync } from "node:fs";
 import { createServer, type IncomingMessage, request, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
 import { join } from "node:path";
 
-/** What becomes of one request; `null`: it goes through. */
+/** The fault of one request; `null` lets it through. */
 export type Fault =
   | { kind: "answer"; status: number; headers?: Record<string, string>; body?: string }
-  /** Nothing comes out before all of it is there. */
+  /** The answer is held until all of it is there; with `head` its status and headers, too. */
   | { kind: "buffer"; head: boolean }
-  /** The body ends, without its end, after so many bytes. */
+  /** The connection breaks after so many bytes of the body. */
   | { kind: "cut"; bytes: number }
-  /** Each byte travels alone. */
+  /** Each byte is sent alone. */
   | { kind: "chop" }
-  /** It arrives only after so long. */
+  /** The request is passed on after so long. */
   | { kind: "delay"; ms: number }
   | { kind: "refuse" }
   | null;
@@ -33,9 +34,9 @@ export class Gateway {
   readonly #sockets = new Set<Socket>();
   readonly #streams = new Set<ServerResponse>();
   #target: () => string;
-  /** Decides for each request, but for the test's own pages. */
+  /** Chooses the fault of each request, but for the test's own pages. */
   plan: (seen: Seen) => Fault = () => null;
-  /** Streams that say something meanwhile go dead, and stay so: open, and never a byte again. */
+  /** A stream that sends bytes while this is set stays open, and passes no byte on any more. */
   isFrozen = false;
   seen: Seen[] = [];
 
@@ -59,7 +60,7 @@ export class Gateway {
     return `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
   }
 
-  /** As a new one. */
+  /** Resets the plan and the record, and cuts open streams. */
   reset(): void {
     this.plan = () => null;
     this.isFrozen = false;
@@ -67,7 +68,7 @@ export class Gateway {
     this.cut();
   }
 
-  /** Every open stream breaks. */
+  /** Breaks all open streams. */
   cut(): void {
     for (const stream of this.#streams) stream.destroy();
   }
@@ -122,11 +123,11 @@ export class Gateway {
       const held: Buffer[] = [];
       if (!isHeld || !fault.head) head();
       let left = fault?.kind === "cut" ? fault.bytes : Number.POSITIVE_INFINITY;
-      let isDead = false;
+      let isSilent = false;
       answer.on("data", async (bytes: Buffer) => {
         if (isHeld) return void held.push(bytes);
-        isDead ||= this.isFrozen && isStream(url);
-        if (isDead) return;
+        isSilent ||= this.isFrozen && isStream(url);
+        if (isSilent) return;
         if (fault?.kind === "chop") {
           answer.pause();
           for (const byte of bytes) {

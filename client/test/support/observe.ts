@@ -1,11 +1,11 @@
-// Watches a job and writes down all that it is told: the same in Node and in a page.
+// An observer that watches a job and records everything, in Node and in a page alike.
 import { type JobEvent, JobStream, type JobStreamOptions } from "../../src/index.js";
 
 export interface Observed {
   events: JobEvent[];
-  /** By their own type. */
+  /** The events of the type `listenFor`. */
   heard: string[];
-  /** Statuses, each once in a row. */
+  /** The statuses in order, without repeats in a row. */
   statuses: string[];
   attempts: number[];
   waits: number[];
@@ -18,12 +18,13 @@ export interface Observed {
   tokensAsked: number;
 }
 
-/** What can be told to a page. */
+/** Options that can be passed to a page. */
 export interface ObserveOptions extends Omit<JobStreamOptions, "token" | "signal"> {
-  /** What the token function answers, one after the other; the last one again and again. */
+  /** The results of the token function, one after the other. The last one is repeated. */
   tokens?: string[];
-  hear?: string;
-  /** A fetch as in browsers that cannot stream: answers have no body to read from. */
+  /** A type of events to listen for. */
+  listenFor?: string;
+  /** Replaces fetch by one as in browsers that cannot stream: its answers have no body to read from. */
   isBodiless?: boolean;
 }
 
@@ -41,20 +42,20 @@ export class Observer {
     tokensAsked: 0,
   };
 
-  constructor(jobId: string, { tokens, hear, isBodiless, ...options }: ObserveOptions) {
+  constructor(jobId: string, { tokens, listenFor, isBodiless, ...options }: ObserveOptions) {
     const { fetch } = globalThis;
     if (isBodiless)
-      globalThis.fetch = async (...asked) => Object.defineProperty(await fetch(...asked), "body", { value: null });
+      globalThis.fetch = async (...args) => Object.defineProperty(await fetch(...args), "body", { value: null });
     const token = async () => {
-      const at = Math.min(this.#seen.tokensAsked, (tokens?.length ?? 1) - 1);
+      const index = Math.min(this.#seen.tokensAsked, (tokens?.length ?? 1) - 1);
       this.#seen.tokensAsked += 1;
-      return tokens?.[at] ?? "";
+      return tokens?.[index] ?? "";
     };
     this.stream = new JobStream(jobId, { ...options, signal: this.#abort.signal, ...(tokens && { token }) });
     const seen = this.#seen;
     seen.statuses.push(this.stream.state.status);
     this.stream.on("event", (event) => seen.events.push(event));
-    if (hear) this.stream.on(hear, (event) => seen.heard.push(event.type));
+    if (listenFor) this.stream.on(listenFor, (event) => seen.heard.push(event.type));
     this.stream.on("reset", ({ reason }) => seen.resets.push(reason));
     this.stream.on("state", ({ status, attempt, retryInMs, error }) => {
       if (seen.statuses.at(-1) !== status) seen.statuses.push(status);
@@ -74,7 +75,7 @@ export class Observer {
 
   now(): Observed {
     const { status, attempt, jobStatus, cursor } = this.stream.state;
-    // a copy, as a page gives it
+    // A page returns a copy, so this does, too.
     return structuredClone({ ...this.#seen, status, attempt, jobStatus, cursor });
   }
 

@@ -1,4 +1,4 @@
-// Builds the test's own pages once, before anything runs.
+// Builds the pages of the tests once, before all tests.
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { build } from "esbuild";
@@ -16,7 +16,7 @@ export default async function setup(): Promise<void> {
     target: "es2022",
     jsx: "automatic",
     sourcemap: "inline",
-    // the pages are not a package without side effects
+    // package.json declares no side effects, which holds for the package and not for these pages.
     ignoreAnnotations: true,
     define: { "process.env.NODE_ENV": '"development"' },
   });

@@ -1,8 +1,8 @@
-// A server that says any bytes: what no Jobcast says, but the standard of event streams speaks of.
+// A server that sends any bytes, also such as Jobcast never sends and the standard of event streams allows.
 import { createServer, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 
-/** One connection's bytes, in pieces that arrive apart; then its end. */
+/** The bytes of one connection, in pieces that arrive apart. After them the connection ends. */
 export type Script = readonly (string | Uint8Array)[];
 
 export class Raw {
@@ -11,7 +11,7 @@ export class Raw {
     const [, , job = "", , kind] = (request.url ?? "").split(/[/?]/);
     if (kind !== "stream" && !(request.url ?? "").includes("/stream")) return response.writeHead(404).end();
     const script = this.#scripts.get(job)?.shift();
-    // nothing more: the polite stop
+    // 204 tells the client to stop.
     if (!script) return response.writeHead(204).end();
     response.writeHead(200, { "Content-Type": this.type });
     void play(script, response);
@@ -28,8 +28,8 @@ export class Raw {
     return `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
   }
 
-  /** One script for each connection to come. */
-  say(job: string, ...scripts: Script[]): void {
+  /** Sets one script for each connection to come. */
+  send(job: string, ...scripts: Script[]): void {
     this.#scripts.set(job, scripts);
   }
 

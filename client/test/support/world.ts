@@ -4,7 +4,7 @@ import { eventually } from "./eventually.ts";
 import type { Gateway } from "./gateway.ts";
 import type { Observed, ObserveOptions } from "./observe.ts";
 
-/** What a behaviour is tried with: a daemon, a proxy before it, and a client that goes through the proxy. */
+/** The surroundings of a behaviour: a daemon, a proxy before it, and a client that goes through the proxy. */
 export class World {
   constructor(
     readonly daemon: Daemon,
@@ -13,7 +13,7 @@ export class World {
     readonly job: string,
   ) {}
 
-  /** Quick to try again and to notice silence, unless it is told otherwise. */
+  /** Watches a job, with short waits and time-outs unless `options` say otherwise. */
   watch(options: ObserveOptions = {}, job = this.job): Promise<Watch> {
     const { retry, ...rest } = options;
     return this.client.watch(job, {
@@ -36,7 +36,7 @@ export class World {
 
 export interface Behaviour {
   readonly name: string;
-  /** It kills or stops its daemon, or needs one with other settings. */
+  /** Settings of a daemon of its own, for a behaviour that kills its daemon or needs other settings. */
   readonly daemon?: Record<string, string>;
   readonly run: (world: World) => Promise<void>;
 }
@@ -44,10 +44,10 @@ export interface Behaviour {
 export const numbers = ({ events }: Observed): unknown[] => events.map(({ payload }) => (payload as { n?: unknown }).n);
 export const upTo = (count: number, from = 0): number[] => Array.from({ length: count }, (_, index) => from + index);
 
-/** Waits until it shows what is wanted; says what it showed instead. */
-export async function until(watch: Watch, what: string, isSo: (now: Observed) => unknown): Promise<Observed> {
+/** Waits until `isTrue` holds for the observed stream. The error shows the last observation. */
+export async function until(watch: Watch, name: string, isTrue: (now: Observed) => unknown): Promise<Observed> {
   let now: Observed | undefined;
-  await eventually(what, async () => isSo((now = await watch.now()))).catch((error) => {
+  await eventually(name, async () => isTrue((now = await watch.now()))).catch((error) => {
     const newest = (_: string, value: unknown) => (Array.isArray(value) ? value.slice(-5) : value);
     throw new Error(`${error.message}: ${now?.events.length} events, ${JSON.stringify(now, newest)}`);
   });

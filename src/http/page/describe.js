@@ -1,19 +1,34 @@
-// An event as a line of output. What a runner says in the usual words is told in words, everything else as it is.
+// @ts-check
+// An event as a line of output. Event types that runners usually write are described in words, all others are shown as
+// they are.
 
+import { asNumber, asRecord } from "./payload.js";
 import { duration } from "./time.js";
 
-/** @returns {?{kind: string, tag: string, type?: string, text: string}} `null` for what only the picture shows */
+/**
+ * The look of a line: output and errors of a step, a neutral notice, a success, a failure, or an unknown event.
+ *
+ * @typedef {"out" | "err" | "meta" | "good" | "bad" | "event"} LineKind
+ */
+
+/**
+ * Describes an event. Returns `null` for an event that only the steps show.
+ *
+ * @param {{type: string, stepId: string | null, payload: unknown}} event
+ * @returns {{kind: LineKind, tag: string, type?: string, text: string} | null}
+ */
 export function describe({ type, stepId, payload }) {
   const tag = stepId ?? "";
-  const fields = payload !== null && typeof payload === "object" && !Array.isArray(payload) ? payload : {};
-  const took = Number.isFinite(fields.durationMs) ? duration(fields.durationMs) : null;
-  const exit = Number.isFinite(fields.exitCode) ? `exit code ${fields.exitCode}` : null;
+  const fields = asRecord(payload);
+  const durationMs = asNumber(fields.durationMs);
+  const took = durationMs === null ? null : duration(durationMs);
+  const exit = asNumber(fields.exitCode) === null ? null : `exit code ${fields.exitCode}`;
   switch (type) {
     case "step.output":
       if (typeof fields.line !== "string") break;
       return { kind: fields.stream === "stderr" ? "err" : "out", tag, text: fields.line };
     case "step.progress":
-      if (stepId === null || !Number.isFinite(fields.percent)) break;
+      if (stepId === null || asNumber(fields.percent) === null) break;
       return null;
     case "job.queued":
       return { kind: "meta", tag, text: "queued" };
@@ -34,10 +49,15 @@ export function describe({ type, stepId, payload }) {
     case "job.cancelled":
       return { kind: "bad", tag, text: sentence("job cancelled", fields.by && `by ${fields.by}`) };
   }
-  const said = JSON.stringify(payload);
-  return { kind: "event", tag, type, text: said === "{}" || said === undefined ? "" : said };
+  const json = JSON.stringify(payload);
+  return { kind: "event", tag, type, text: json === "{}" || json === undefined ? "" : json };
 }
 
+/**
+ * Joins the parts that are texts.
+ *
+ * @param {...unknown} parts
+ */
 function sentence(...parts) {
   return parts.filter((part) => typeof part === "string" && part !== "").join(" · ");
 }

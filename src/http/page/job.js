@@ -1,146 +1,247 @@
-// What is known of one job, from its events. Events are foreign input: any type, any payload.
+// @ts-check
+// The model of one job, built from its events. Events are foreign input: any type, any payload.
 
-const ENDED = { COMPLETED: "completed", FAILED: "failed", CANCELLED: "cancelled" };
+import { asNumber, asRecord, asText } from "./payload.js";
 
+/**
+ * An event, with its time in milliseconds on the server's clock.
+ *
+ * @typedef {{type: string, stepId: string | null, timeMs: number, payload: unknown}} TimedEvent
+ */
+
+/**
+ * The state of a step. `seen`: it has events, but none says that it started.
+ *
+ * @typedef {"pending" | "running" | "seen" | "completed" | "failed" | "skipped" | "cancelled"} StepState
+ */
+
+/**
+ * The final statuses of a job, each with the state in which it leaves a running step.
+ *
+ * @type {Readonly<Record<string, StepState>>}
+ */
+const FINAL_STATUSES = { COMPLETED: "completed", FAILED: "failed", CANCELLED: "cancelled" };
+
+/** @type {Readonly<Record<string, string>>} */
+const GLYPHS = {
+  pending: "○",
+  queued: "○",
+  running: "●",
+  seen: "●",
+  completed: "✓",
+  failed: "✕",
+  skipped: "–",
+  cancelled: "⊘",
+};
+
+/**
+ * Returns the status of a job as a word, which is also the word for a step in that state.
+ *
+ * @param {unknown} status
+ */
 export const statusWord = (status) => (typeof status === "string" ? status.toLowerCase() : "unknown");
-export const isEnded = (status) => Object.hasOwn(ENDED, status);
+
+/**
+ * Returns the sign of a state.
+ *
+ * @param {string} word a state of a step, or the word of a job's status
+ */
+export const glyphOf = (word) => (Object.hasOwn(GLYPHS, word) && GLYPHS[word]) || "○";
+
+/** @param {string | null | undefined} status */
+export const isEnded = (status) => typeof status === "string" && Object.hasOwn(FINAL_STATUSES, status);
 
 export class Job {
+  /** @type {string | null} */
   name = null;
+  /** @type {string | null} */
   status = null;
+  /** @type {{branch?: string | null, commit?: string | null, trigger?: string | null}} */
   facts = {};
+  /** @type {string | null} */
   error = null;
-  /** @type {Map<string, Step>} in the order of the list, or of first sight */
+  /**
+   * Steps by their ids, in the order of the job's own list, then of their first events.
+   *
+   * @type {Map<string, Step>}
+   */
   steps = new Map();
-  startedAt = null;
-  firstAt = null;
-  lastAt = null;
+  /** @type {number | null} */
+  #startedMs = null;
+  /** @type {number | null} */
+  #firstMs = null;
+  /** @type {number | null} */
+  #lastMs = null;
 
+  /** @param {string} id */
   constructor(id) {
     this.id = id;
   }
 
-  /** Milliseconds on the server's clock at which the job's time line begins. */
-  get beganAt() {
-    return this.startedAt ?? this.firstAt;
+  /** The time at which the job's time axis begins. */
+  get beganMs() {
+    return this.#startedMs ?? this.#firstMs;
   }
 
   get isOver() {
     return isEnded(this.status);
   }
 
-  /** When the picture ends. */
-  endAt(now) {
-    return this.isOver ? this.lastAt ?? now : Math.max(now, this.lastAt ?? now);
+  /**
+   * Returns the time at which the job's time axis ends.
+   *
+   * @param {number} nowMs
+   */
+  endMs(nowMs) {
+    const lastMs = this.#lastMs ?? nowMs;
+    return this.isOver ? lastMs : Math.max(nowMs, lastMs);
   }
 
-  apply({ type, stepId, at, payload }) {
-    this.firstAt ??= at;
-    this.lastAt = Math.max(this.lastAt ?? at, at);
-    const fields = payload !== null && typeof payload === "object" ? payload : {};
-    if (stepId !== null) this.#step(stepId, at).apply(type, at, fields);
-    else this.#applyToJob(type, at, fields);
-    // whoever writes no job.queued and no job.started is running as soon as there is anything
+  /** @param {TimedEvent} event */
+  apply({ type, stepId, timeMs, payload }) {
+    this.#firstMs ??= timeMs;
+    this.#lastMs = Math.max(this.#lastMs ?? timeMs, timeMs);
+    const fields = asRecord(payload);
+    if (stepId !== null) this.#step(stepId, timeMs).apply(type, timeMs, fields);
+    else this.#applyToJob(type, timeMs, fields);
+    // Some runners write neither job.queued nor job.started. Any event means that the job is running.
     this.status ??= "RUNNING";
   }
 
-  ended(status) {
+  /** @param {string} status */
+  end(status) {
     this.status = status;
-    for (const step of this.steps.values()) step.jobEnded(this.lastAt, status);
+    for (const step of this.steps.values()) step.endWithJob(this.#lastMs, status);
   }
 
-  #step(id, at) {
+  /**
+   * @param {string} id
+   * @param {number} timeMs
+   */
+  #step(id, timeMs) {
     let step = this.steps.get(id);
     if (!step) this.steps.set(id, (step = new Step(id, id)));
-    step.seen(at);
+    step.markSeen(timeMs);
     return step;
   }
 
-  #applyToJob(type, at, fields) {
+  /**
+   * @param {string} type
+   * @param {number} timeMs
+   * @param {Readonly<Record<string, unknown>>} fields
+   */
+  #applyToJob(type, timeMs, fields) {
     switch (type) {
       case "job.queued":
         this.status = "QUEUED";
         break;
       case "job.started":
-        this.status = "RUNNING";
-        this.startedAt = at;
-        this.name = words(fields.name);
-        this.facts = { branch: words(fields.branch), commit: words(fields.commit), trigger: words(fields.trigger) };
-        for (const listed of Array.isArray(fields.steps) ? fields.steps : []) {
-          const id = words(listed?.id);
-          if (id !== null && !this.steps.has(id)) this.steps.set(id, new Step(id, words(listed.name) ?? id));
-        }
-        break;
+        return this.#start(timeMs, fields);
       case "job.completed":
-        return this.ended("COMPLETED");
+        return this.end("COMPLETED");
       case "job.failed":
-        this.error = words(fields.error);
-        return this.ended("FAILED");
+        this.error = asText(fields.error);
+        return this.end("FAILED");
       case "job.cancelled":
-        this.error = words(fields.by) && `cancelled by ${fields.by}`;
-        return this.ended("CANCELLED");
+        this.error = asText(fields.by) && `cancelled by ${fields.by}`;
+        return this.end("CANCELLED");
+    }
+  }
+
+  /**
+   * @param {number} timeMs
+   * @param {Readonly<Record<string, unknown>>} fields
+   */
+  #start(timeMs, fields) {
+    this.status = "RUNNING";
+    this.#startedMs = timeMs;
+    this.name = asText(fields.name);
+    this.facts = { branch: asText(fields.branch), commit: asText(fields.commit), trigger: asText(fields.trigger) };
+    for (const listed of Array.isArray(fields.steps) ? fields.steps : []) {
+      const id = asText(listed?.id);
+      if (id !== null && !this.steps.has(id)) this.steps.set(id, new Step(id, asText(listed.name) ?? id));
     }
   }
 }
 
 export class Step {
-  /** pending | running | seen (never said to have started) | completed | failed | skipped | cancelled */
+  /** @type {StepState} */
   state = "pending";
-  from = null;
-  to = null;
+  /** @type {number | null} */
+  fromMs = null;
+  /** @type {number | null} */
+  toMs = null;
+  /** @type {number | null} */
   percent = null;
+  /** @type {string | null} */
   message = null;
 
+  /**
+   * @param {string} id
+   * @param {string} name
+   */
   constructor(id, name) {
     this.id = id;
     this.name = name;
   }
 
-  seen(at) {
+  /** @param {number} timeMs */
+  markSeen(timeMs) {
     if (this.state === "pending") this.state = "seen";
-    this.from ??= at;
-    if (this.state === "seen") this.to = at;
+    this.fromMs ??= timeMs;
+    if (this.state === "seen") this.toMs = timeMs;
   }
 
-  apply(type, at, fields) {
+  /**
+   * @param {string} type
+   * @param {number} timeMs
+   * @param {Readonly<Record<string, unknown>>} fields
+   */
+  apply(type, timeMs, fields) {
+    const percent = asNumber(fields.percent);
     switch (type) {
       case "step.started":
         this.state = "running";
-        this.from = at;
-        this.to = null;
-        this.name = words(fields.name) ?? this.name;
+        this.fromMs = timeMs;
+        this.toMs = null;
+        this.name = asText(fields.name) ?? this.name;
         break;
       case "step.progress":
-        this.percent = Number.isFinite(fields.percent) ? Math.min(100, Math.max(0, fields.percent)) : null;
-        this.message = words(fields.message);
+        this.percent = percent === null ? null : Math.min(100, Math.max(0, percent));
+        this.message = asText(fields.message);
         break;
       case "step.completed":
-        this.#end("completed", at);
+        this.#end("completed", timeMs);
         break;
       case "step.failed":
-        this.#end("failed", at);
-        this.message = words(fields.error);
+        this.#end("failed", timeMs);
+        this.message = asText(fields.error);
         break;
       case "step.skipped":
-        this.#end("skipped", at);
-        this.message = words(fields.reason);
+        this.#end("skipped", timeMs);
+        this.message = asText(fields.reason);
         break;
     }
   }
 
-  #end(state, at) {
+  /**
+   * @param {StepState} state
+   * @param {number | null} timeMs
+   */
+  #end(state, timeMs) {
     this.state = state;
-    this.to = at;
+    this.toMs = timeMs;
     this.percent = null;
     this.message = null;
   }
 
-  jobEnded(at, status) {
-    if (this.state === "running") this.#end(ENDED[status] ?? "cancelled", at);
+  /**
+   * Ends a running step when its job ends.
+   *
+   * @param {number | null} timeMs
+   * @param {string} status the final status of the job
+   */
+  endWithJob(timeMs, status) {
+    if (this.state === "running") this.#end(FINAL_STATUSES[status] ?? "cancelled", timeMs);
   }
-}
-
-function words(value) {
-  if (typeof value === "number") return String(value);
-  return typeof value === "string" && value !== "" ? value.slice(0, 300) : null;
 }

@@ -1,10 +1,27 @@
-// The list of jobs, asked for again and again while somebody looks.
+// @ts-check
+// The list of jobs, read again and again while the page is visible.
 
-import { isEnded, statusWord } from "./job.js";
+import { make } from "./dom.js";
+import { glyphOf, isEnded, statusWord } from "./job.js";
 import { ago, serverClock } from "./time.js";
 
-const EVERY_MS = 2000;
-const GLYPHS = { PENDING: "○", QUEUED: "○", RUNNING: "●", COMPLETED: "✓", FAILED: "✕", CANCELLED: "⊘" };
+/** @typedef {{jobId: string, status: string, lastEventAt: string | null}} ListedJob */
+
+/**
+ * The elements of one job in the list.
+ *
+ * @typedef {object} Entry
+ * @property {HTMLElement} item
+ * @property {HTMLAnchorElement} link
+ * @property {HTMLElement} glyph
+ * @property {HTMLElement} name
+ * @property {HTMLElement} word
+ * @property {HTMLElement} when
+ */
+
+const REFRESH_MS = 2000;
+
+/** @type {{title: string, holds: (job: ListedJob) => boolean}[]} */
 const GROUPS = [
   { title: "Running", holds: (job) => job.status === "RUNNING" },
   { title: "Waiting", holds: (job) => job.status === "QUEUED" || job.status === "PENDING" },
@@ -12,128 +29,164 @@ const GROUPS = [
 ];
 
 export class Jobs {
-  jobs = [];
+  /** @type {ListedJob[]} */
+  #jobs = [];
+  /** @type {string | null} */
   #selected = null;
+  /** The selected job was scrolled into view once; afterwards the list is the reader's to scroll. */
   #isRevealed = false;
-  #links = new Map();
-  #sections;
+  /** @type {Map<string, Entry>} */
+  #entries = new Map();
+  /**
+   * The order in which jobs were first seen. A list by their last events would jump with each of these.
+   *
+   * @type {Map<string, number>}
+   */
+  #order = new Map();
   #nav;
   #note;
-  /** When each job was first seen to be alive: a list that jumps with every event cannot be read. */
-  #order = new Map();
+  #groups;
+  #onList;
 
-  /** @param {HTMLElement} nav @param {(jobs: object[]) => void} onList */
+  /**
+   * @param {HTMLElement} nav
+   * @param {(jobs: ListedJob[]) => void} onList receives each new list
+   */
   constructor(nav, onList) {
-    this.onList = onList;
+    this.#onList = onList;
     this.#nav = nav;
-    this.#note = nav.appendChild(document.createElement("p"));
-    this.#note.className = "note";
-    this.#sections = GROUPS.map(({ title }) => {
+    this.#note = nav.appendChild(make("p", "note"));
+    this.#groups = GROUPS.map(({ title, holds }) => {
       const section = nav.appendChild(document.createElement("section"));
       const heading = section.appendChild(document.createElement("h2"));
       const list = section.appendChild(document.createElement("ol"));
       heading.textContent = title;
       list.setAttribute("aria-label", title);
       section.hidden = true;
-      return { section, list };
+      return { holds, section, list };
     });
-    document.addEventListener("visibilitychange", () => this.ask());
-    setInterval(() => this.ask(), EVERY_MS);
-    this.ask();
+    document.addEventListener("visibilitychange", () => this.refresh());
+    setInterval(() => this.refresh(), REFRESH_MS);
+    this.refresh();
   }
 
+  /** @param {string} id */
   select(id) {
     this.#selected = id;
     this.#isRevealed = false;
-    for (const [job, { link }] of this.#links) mark(link, job === id);
+    for (const [jobId, { link }] of this.#entries) markSelected(link, jobId === id);
     this.#reveal();
   }
 
-  /** Once for each choice: afterwards the list is the reader's to scroll. */
   #reveal() {
-    const chosen = this.#links.get(this.#selected);
-    if (this.#isRevealed || !chosen) return;
+    const entry = this.#selected === null ? undefined : this.#entries.get(this.#selected);
+    if (this.#isRevealed || !entry) return;
     this.#isRevealed = true;
-    chosen.link.scrollIntoView({ block: "nearest", inline: "nearest" });
+    entry.link.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
 
+  /**
+   * Returns the running job with the newest event.
+   *
+   * @param {string | null} except
+   */
   newestRunning(except) {
-    return this.jobs.find((job) => job.status === "RUNNING" && job.jobId !== except) ?? null;
+    return this.#jobs.find((job) => job.status === "RUNNING" && job.jobId !== except) ?? null;
   }
 
-  async ask() {
+  async refresh() {
     if (document.hidden) return;
     try {
       const response = await fetch("/runner-jobs?limit=50", { cache: "no-store" });
       const answer = await response.json();
-      if (!response.ok) return this.#say(answer.detail ?? `The list of jobs is not to be had (${response.status}).`);
-      serverClock.hear(response.headers.get("Date"));
-      this.jobs = answer.jobs;
-      this.#say("");
+      if (!response.ok)
+        return this.#setNote(answer.detail ?? `The list of jobs is not to be had (${response.status}).`);
+      serverClock.adjust(response.headers.get("Date"));
+      this.#jobs = answer.jobs;
+      this.#setNote("");
       this.#draw();
-      this.onList(this.jobs);
+      this.#onList(this.#jobs);
     } catch {
-      this.#say("Jobcast does not answer; trying again.");
+      this.#setNote("Jobcast does not answer; trying again.");
     }
   }
 
-  #say(text) {
+  /** @param {string} text */
+  #setNote(text) {
     this.#note.textContent = text;
     this.#note.hidden = text === "";
-    this.#nav.hidden = text === "" && this.jobs.length === 0;
+    this.#nav.hidden = text === "" && this.#jobs.length === 0;
   }
 
   #draw() {
-    for (const { jobId } of [...this.jobs].reverse()) if (!this.#order.has(jobId)) this.#order.set(jobId, this.#order.size);
-    GROUPS.forEach(({ holds }, index) => {
-      const { section, list } = this.#sections[index];
-      const held = this.jobs.filter(holds);
-      if (!isEnded(held[0]?.status)) held.sort((a, b) => this.#order.get(b.jobId) - this.#order.get(a.jobId));
-      section.hidden = held.length === 0;
-      held.forEach((job, place) => {
-        const { item } = this.#link(job);
-        // moving an item that is in its place would take the focus from it
-        if (list.children[place] !== item) list.insertBefore(item, list.children[place] ?? null);
-      });
-    });
-    const there = new Set(this.jobs.map((job) => job.jobId));
-    for (const [id, { item }] of this.#links) {
-      if (there.has(id)) continue;
-      item.remove();
-      this.#links.delete(id);
-      this.#order.delete(id);
+    for (const { jobId } of [...this.#jobs].reverse()) {
+      if (!this.#order.has(jobId)) this.#order.set(jobId, this.#order.size);
     }
+    for (const { holds, section, list } of this.#groups) {
+      const held = this.#jobs.filter(holds);
+      const orderOf = (/** @type {ListedJob} */ job) => this.#order.get(job.jobId) ?? 0;
+      if (!isEnded(held[0]?.status)) held.sort((a, b) => orderOf(b) - orderOf(a));
+      section.hidden = held.length === 0;
+      held.forEach((job, index) => {
+        const { item } = this.#drawEntry(job);
+        // An item that is moved loses the focus, so one that is in its place stays.
+        if (list.children[index] !== item) list.insertBefore(item, list.children[index] ?? null);
+      });
+    }
+    this.#removeUnlisted();
     this.#reveal();
   }
 
-  #link({ jobId, status, lastEventAt }) {
-    let entry = this.#links.get(jobId);
-    if (!entry) {
-      const [item, link] = [document.createElement("li"), document.createElement("a")];
-      const [glyph, name, word, when] = ["glyph", "name", "unseen", "when"].map((part) => {
-        const span = document.createElement("span");
-        span.className = part;
-        return span;
-      });
-      glyph.setAttribute("aria-hidden", "true");
-      link.href = `#job=${encodeURIComponent(jobId)}`;
-      link.append(glyph, name, word, when);
-      item.append(link);
-      mark(link, jobId === this.#selected);
-      entry = { item, link, glyph, name, word, when };
-      this.#links.set(jobId, entry);
+  #removeUnlisted() {
+    const listed = new Set(this.#jobs.map((job) => job.jobId));
+    for (const [id, { item }] of this.#entries) {
+      if (listed.has(id)) continue;
+      item.remove();
+      this.#entries.delete(id);
+      this.#order.delete(id);
     }
+  }
+
+  /** @param {ListedJob} job */
+  #drawEntry({ jobId, status, lastEventAt }) {
+    let entry = this.#entries.get(jobId);
+    if (!entry) this.#entries.set(jobId, (entry = this.#makeEntry(jobId)));
+    const word = statusWord(status);
+    const ageMs = serverClock.now() - Date.parse(lastEventAt ?? "");
     entry.link.dataset.status = status;
-    entry.glyph.textContent = GLYPHS[status] ?? "○";
-    entry.name.textContent = jobId;
-    entry.word.textContent = `, ${statusWord(status)}`;
-    const age = serverClock.now() - Date.parse(lastEventAt ?? "");
-    entry.when.textContent = isEnded(status) && Number.isFinite(age) ? ago(age) : "";
+    entry.glyph.textContent = glyphOf(word);
+    entry.word.textContent = `, ${word}`;
+    entry.when.textContent = isEnded(status) && Number.isFinite(ageMs) ? ago(ageMs) : "";
+    return entry;
+  }
+
+  /**
+   * @param {string} jobId
+   * @returns {Entry}
+   */
+  #makeEntry(jobId) {
+    const entry = {
+      item: document.createElement("li"),
+      link: document.createElement("a"),
+      glyph: make("span", "glyph"),
+      name: make("span", "name", jobId),
+      word: make("span", "visually-hidden"),
+      when: make("span", "when"),
+    };
+    entry.glyph.setAttribute("aria-hidden", "true");
+    entry.link.href = `#job=${encodeURIComponent(jobId)}`;
+    entry.link.append(entry.glyph, entry.name, entry.word, entry.when);
+    entry.item.append(entry.link);
+    markSelected(entry.link, jobId === this.#selected);
     return entry;
   }
 }
 
-function mark(link, isSelected) {
+/**
+ * @param {HTMLAnchorElement} link
+ * @param {boolean} isSelected
+ */
+function markSelected(link, isSelected) {
   if (isSelected) link.setAttribute("aria-current", "page");
   else link.removeAttribute("aria-current");
 }

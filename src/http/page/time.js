@@ -1,18 +1,32 @@
-// Times as people read them, and the server's clock.
+// @ts-check
+// The server's clock, and times as people read them.
 
-/** Events bear the server's time; a browser's own clock may be wrong by minutes. */
+/** Smaller differences are not corrected, since the `Date` header is cut to seconds. */
+const MIN_DIFFERENCE_MS = 2000;
+
+/** The server's clock. Events bear its time, and a browser's own clock may be wrong by minutes. */
 export const serverClock = {
   aheadMs: 0,
   now() {
     return Date.now() + this.aheadMs;
   },
-  /** The `Date` header is cut to seconds: less than two are no difference. */
-  hear(dateHeader) {
-    const ahead = Date.parse(dateHeader ?? "") + 500 - Date.now();
-    if (Number.isFinite(ahead)) this.aheadMs = Math.abs(ahead) < 2000 ? 0 : ahead;
+  /**
+   * Sets the clock by the `Date` header of an answer.
+   *
+   * @param {string | null} dateHeader
+   */
+  adjust(dateHeader) {
+    // Half a second is what the header has lost on average.
+    const aheadMs = Date.parse(dateHeader ?? "") + 500 - Date.now();
+    if (Number.isFinite(aheadMs)) this.aheadMs = Math.abs(aheadMs) < MIN_DIFFERENCE_MS ? 0 : aheadMs;
   },
 };
 
+/**
+ * Returns a duration such as `3.2 s` or `4 min 10 s`.
+ *
+ * @param {number} ms
+ */
 export function duration(ms) {
   const seconds = Math.max(0, ms) / 1000;
   if (seconds < 60) return `${seconds.toFixed(1)} s`;
@@ -21,12 +35,21 @@ export function duration(ms) {
   return `${Math.floor(seconds / 86_400)} d`;
 }
 
-/** `1:02.5`, for columns. */
+/**
+ * Returns a duration such as `1:02.5`, for columns.
+ *
+ * @param {number} ms
+ */
 export function stopwatch(ms) {
   const tenths = Math.floor(Math.max(0, ms) / 100);
   return `${Math.floor(tenths / 600)}:${String(Math.floor(tenths / 10) % 60).padStart(2, "0")}.${tenths % 10}`;
 }
 
+/**
+ * Returns an age in one unit, such as `5 min`.
+ *
+ * @param {number} ms
+ */
 export function ago(ms) {
   const seconds = Math.max(0, ms) / 1000;
   if (seconds < 60) return `${Math.floor(seconds)} s`;

@@ -1,7 +1,7 @@
-// One job on one screen: all that there is to do is `useJobStream(jobId)`.
+// One job on one screen. `useJobStream(jobId)` does all the work.
 import { type JobEvent, useJobStream } from "jobcast-client/react";
 
-const SAID: Record<string, string> = {
+const STATUS_WORDS: Record<string, string> = {
   connecting: "connecting…",
   open: "live",
   polling: "live, by polling",
@@ -18,7 +18,7 @@ export function JobScreen({ jobId }: { jobId: string }) {
       <header>
         <h1>{jobId}</h1>
         <p role="status" data-status={state.status}>
-          {SAID[state.status]}
+          {STATUS_WORDS[state.status]}
           {jobStatus && ` · ${jobStatus.toLowerCase()}`}
           {state.status === "retrying" && ` · in ${Math.ceil(state.retryInMs / 1000)} s`}
         </p>
