@@ -68,7 +68,7 @@ export class JobStream {
     return { ...this.#state.view, cursor: this.#cursor };
   }
 
-  /** Listens for `event`, `state`, `reset`, or events of one type such as `step.output`. Returns how to stop listening. */
+  /** Listens for `event`, `state`, `reset`, or events of one type such as `step.output`. Returns how to stop. */
   on(name: "event", listener: Listener<JobEvent>): () => void;
   on(name: "state", listener: Listener<JobStreamState>): () => void;
   on(name: "reset", listener: Listener<Reset>): () => void;
@@ -255,7 +255,7 @@ export class JobStream {
     return poll(this.#request(this.#urls.events, "after", query, signal), this.#handlers);
   }
 
-  /** Makes a request from where the stream stands. As a header the cursor would cost a preflight at each other origin. */
+  /** Makes a request from where the stream stands. The cursor is no header: that costs a preflight to another origin. */
   #request(address: string, cursorName: string, query: Record<string, string>, signal: AbortSignal): ConnectionRequest {
     if (this.#cursor) query[cursorName] = this.#cursor;
     else if (this.#options.from === "now") query.from = "now";
@@ -269,7 +269,7 @@ export class JobStream {
 
   #onLost(failure: Failure): void {
     const { code, message } = failure.error;
-    // An address that never answered as Jobcast does is a wrong one. After that, something in between answers for a time.
+    // An address that never answered as Jobcast does is a wrong one. Later it is something in between, which may pass.
     const isWrongAddress = code === "client.content_type" && !this.#state.hasAnswered;
     const { error } = isWrongAddress ? clientFailure(code, message, {}, false) : failure;
     this.#dispatch({ type: "lost", random: Math.random(), ...failure, error });
