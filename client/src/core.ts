@@ -255,7 +255,7 @@ export class JobStream {
     return poll(this.#request(this.#urls.events, "after", query, signal), this.#handlers);
   }
 
-  /** Makes a request from where the stream stands. The cursor is no header: that costs a preflight to another origin. */
+  /** Makes a request from where the stream stands. The cursor is no header: that would cost preflights. */
   #request(address: string, cursorName: string, query: Record<string, string>, signal: AbortSignal): ConnectionRequest {
     if (this.#cursor) query[cursorName] = this.#cursor;
     else if (this.#options.from === "now") query.from = "now";

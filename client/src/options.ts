@@ -18,7 +18,7 @@ export interface RetryOptions {
 export interface JobStreamOptions {
   /** The address of Jobcast. Default: this page's origin. In Node it must be given. */
   baseUrl?: string;
-  /** `"start"` (default): the whole history; `"now"`: only new events; else a cursor or an event's id to go on after. */
+  /** `"start"` (default): the whole history; `"now"`: new events only; else a cursor or event id to go on after. */
   from?: string;
   /** The token that is sent as `Authorization: Bearer`. A function is called once, and again after a 401. */
   token?: string | (() => string | Promise<string>);
