@@ -297,7 +297,7 @@ mod tests {
             match self.random(0..=29) {
                 0 => {
                     let (code, help) = (SourceCode::Busy, "wait");
-                    return Err(SourceError { code, operation: "reading".into(), cause: "a seed".into(), help });
+                    return Err(SourceError::new(code, "reading", "a seed", help));
                 }
                 1 => return Ok(PageResult::Lost(Reset::Rewound)),
                 _ => {}
