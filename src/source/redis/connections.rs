@@ -1,8 +1,8 @@
 //! Connections to the nodes, and requests that find the node of their key.
 //!
-//! Each set of connections has one to each node, and all requests share it; no command on it blocks. A node that does not
-//! answer fails only the requests that were sent to it. The reason why redis-rs's own Cluster client is not used stands
-//! in [`super::topology`].
+//! Each set of connections has one to each node, and all requests share it; no command on it blocks. A node that does
+//! not answer fails only the requests that were sent to it. The reason why redis-rs's own Cluster client is not used
+//! stands in [`super::topology`].
 
 use super::address::{Address, Deployment};
 use super::error::{is_broken, may_be_stale_topology};
@@ -168,8 +168,8 @@ impl Nodes {
         Ok(requests.iter().map(|commands| values.by_ref().take(commands.len()).collect()).collect())
     }
 
-    /// Sends a pipeline to a node. A server may have closed an idle connection, or have been restarted: then the pipeline
-    /// is sent once more, on a new connection.
+    /// Sends a pipeline to a node. A server may have closed an idle connection, or have been restarted: then the
+    /// pipeline is sent once more, on a new connection.
     async fn send_pipeline(&self, node: &Address, pipeline: &Pipeline) -> Result<Vec<Value>, RedisError> {
         loop {
             let mut lease = self.connection(node).await?;

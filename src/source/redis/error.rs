@@ -1,7 +1,7 @@
 //! Errors of the servers and of the connections to them, as codes of ours.
 //!
-//! There is no list of the server's error codes. These come from the "Redis serialization protocol specification" and from
-//! the texts in the server's source.
+//! There is no list of the server's error codes. These come from the "Redis serialization protocol specification" and
+//! from the texts in the server's source.
 
 use super::topology::NodeError;
 use crate::error::{SourceCode, SourceError};

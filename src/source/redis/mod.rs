@@ -191,8 +191,8 @@ impl Store {
         }
     }
 
-    /// Returns the final status of a job: the one in its hash, else the one that its last event means, where `read` is the
-    /// position of that event.
+    /// Returns the final status of a job: the one in its hash, else the one that the type of its last entry means. The
+    /// last entry counts only for a reader whose position `read` is after it.
     fn resolve_end(&self, status: Option<&str>, info: Option<&StreamInfo>, read: &Position) -> Option<JobStatus> {
         if let Some(status) = status.and_then(|status| self.settings.statuses.find(status)) {
             return Some(status);

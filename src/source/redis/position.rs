@@ -1,15 +1,17 @@
 //! The position of a reader in a job's stream, and the check that no entry after it is gone.
 //!
-//! Ids only grow, so the id of an entry is a position. Three more values go with it, to notice a stream that is no longer
-//! what it was:
+//! Ids only grow, so the id of an entry is a position. Three more values go with it, to notice a stream that is no
+//! longer what it was:
 //!
-//! - `ordinal`: the number of entries ever added, up to this one. `entries_added − length` entries are gone; where those are
-//!   more than `ordinal`, an entry after the position is among them.
-//! - `fingerprint`: a hash of the entry. A stream that was deleted and written anew has another entry under the same id.
-//! - `ignore_deleted_up_to`: the highest id that XDEL had deleted when the reader began. Those entries are not lost to it.
+//! - `ordinal`: the number of entries ever added, up to this one. `entries_added − length` entries are gone; where
+//!   those are more than `ordinal`, an entry after the position is among them.
+//! - `fingerprint`: a hash of the entry. A stream that was deleted and written anew has another entry under the same
+//!   id.
+//! - `ignore_deleted_up_to`: the highest id that XDEL had deleted when the reader began. Those entries are not lost to
+//!   it.
 //!
-//! A server before 7.0 does not count. There the ordinal is unknown, and a position whose own entry is gone is taken for a
-//! loss; an entry that was gone before the first event of a reader is not noticed.
+//! A server before 7.0 does not count. There the ordinal is unknown, and a position whose own entry is gone is taken
+//! for a loss; an entry that was gone before the first event of a reader is not noticed.
 
 use super::entry::{Entry, EntryId, Fingerprint, StreamInfo};
 use crate::cursor::{CHECK_BYTES, Cursor, varint};
@@ -42,7 +44,8 @@ pub struct StreamSlice {
 impl Position {
     pub const VERSION: char = 'r';
 
-    /// The position before the first entry that is still there. Entries that are gone are not lost to a reader from here.
+    /// The position before the first entry that is still there. Entries that are gone are not lost to a reader from
+    /// here.
     pub const BEGINNING: Self =
         Self { id: EntryId::ZERO, ordinal: None, fingerprint: None, ignore_deleted_up_to: EntryId::ZERO };
     /// The position before the first entry that was ever added.
@@ -69,8 +72,8 @@ impl Position {
         self.id == EntryId::ZERO
     }
 
-    /// Returns the positions after each of the entries in `slice`, or the reset to send where entries before, between or
-    /// after them were lost.
+    /// Returns the position after each entry in `slice`. Fails with the reset to send where an entry after this position
+    /// was lost, or where the stream is not the one that the reader was reading.
     pub fn follow(&self, slice: &StreamSlice) -> Result<Vec<Self>, Reset> {
         let Some(info) = &slice.info else {
             return if self.is_before_all() { Ok(Vec::new()) } else { Err(Reset::Rewound) };

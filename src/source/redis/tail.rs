@@ -1,9 +1,11 @@
 //! The tail over all watched streams.
 //!
-//! A job is read when its server tells that one of its keys changed, when its watch begins, and when the poll comes to it.
-//! Each read starts at the job's own position and finds the new entries by itself, so a lost invalidation only delays it.
+//! A job is read when its server tells that one of its keys changed, when its watch begins, and when the poll comes to
+//! it. Each read starts at the job's own position and finds the new entries by itself, so a lost invalidation only
+//! delays it.
 //!
-//! Invariant: `queue` holds exactly the jobs with `is_queued`, each once. `held` holds the jobs whose server did not answer.
+//! Invariant: `queue` holds exactly the jobs with `is_queued`, each once. `held` holds the jobs whose server did not
+//! answer.
 
 use super::Store;
 use super::address::Address;

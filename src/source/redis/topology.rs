@@ -1,25 +1,27 @@
 //! Topology: the servers of the deployment, and the slots that each of them has.
 //!
 //! A task of its own keeps the slot map. It asks all Sentinels every second for the primary, and one of the Cluster's
-//! nodes every ten seconds for the slots, and at once when a reply shows that the map may be wrong. Readers use the map as
-//! it is and follow MOVED and ASK, see [`super::connections`].
+//! nodes every ten seconds for the slots, and at once when a reply shows that the map may be wrong. Readers use the map
+//! as it is and follow MOVED and ASK, see [`super::connections`].
 //!
-//! redis-rs has `cluster-async` and `sentinel` of its own. They were read and tried in release 1.8.1, and do not replace
-//! this module and [`super::connections`]. Latency is the same (two commands in one pipeline, median 0.04 ms both ways),
-//! and while one node is stopped or killed the others answer on. These are the reasons:
+//! redis-rs has `cluster-async` and `sentinel` of its own. They were read and tried in release 1.8.1, and do not
+//! replace this module and [`super::connections`]. Latency is the same (two commands in one pipeline, median 0.04 ms
+//! both ways), and while one node is stopped or killed the others answer on. These are the reasons:
 //!
-//! - While a slot moves, its ASKING counts for one command, and it sends one before a whole pipeline. The entries and the
-//!   state of a stream are read in one pipeline, so the second command is refused: `ASK` came back as an error within 2 ms.
+//! - While a slot moves, its ASKING counts for one command, and it sends one before a whole pipeline. The entries and
+//!   the state of a stream are read in one pipeline, so the second command is refused: `ASK` came back as an error
+//!   within 2 ms.
 //! - A request to a dead node is retried inside until its time-out, 5 s in the trial, and then "timed out" stands for a
 //!   server that was killed and refuses connections. Here the first failure is reported at once, by its cause, and for
 //!   that node's jobs only.
-//! - One pipeline goes to one slot. A read of 64 jobs is one pipeline for each node here; there it would be 64 requests,
-//!   because the slot map is private.
-//! - A push arrives without its server's address, and there is no place where CLIENT TRACKING could be turned on for a new
-//!   connection, short of a connection type of one's own.
-//! - Its Sentinel client believes the first Sentinel that names a server whose ROLE says primary, so one Sentinel and an
-//!   old primary that were cut off together are believed. Here all Sentinels are asked, and the highest epoch counts. It
-//!   also needs the right to ROLE or INFO, and it does not notice a failover while the old primary stays connected.
+//! - One pipeline goes to one slot. A read of 64 jobs is one pipeline for each node here; there it would be 64
+//!   requests, because the slot map is private.
+//! - A push arrives without its server's address, and there is no place where CLIENT TRACKING could be turned on for a
+//!   new connection, short of a connection type of one's own.
+//! - Its Sentinel client believes the first Sentinel that names a server whose ROLE says primary, so one Sentinel and
+//!   an old primary that were cut off together are believed. Here all Sentinels are asked, and the highest epoch
+//!   counts. It also needs the right to ROLE or INFO, and it does not notice a failover while the old primary stays
+//!   connected.
 
 use super::address::{Address, Deployment, Login};
 use super::keys::SLOTS;
@@ -142,9 +144,9 @@ impl Topology {
         NodeError { server: self.deployment.to_string(), error }
     }
 
-    /// Refuses a server that Sentinel names and that is not a primary (any more). Its entries lag behind the primary's, so
-    /// valid cursors would be taken for lost ("Guidelines for Redis clients with support for Redis Sentinel", step 3).
-    /// In a Cluster a replica sends us on by MOVED.
+    /// Refuses a server that Sentinel names and that is not a primary (any more). Its entries lag behind the primary's,
+    /// so valid cursors would be taken for lost ("Guidelines for Redis clients with support for Redis Sentinel", step
+    /// 3). In a Cluster a replica sends us on by MOVED.
     pub(super) async fn check_role(
         &self,
         node: &Address,
@@ -233,8 +235,8 @@ impl TopologyRefresher {
         topology.update(refreshed);
     }
 
-    /// Asks all Sentinels, and takes the primary of the highest epoch. A Sentinel that was cut off from the others still
-    /// names the old primary, at a lower epoch.
+    /// Asks all Sentinels, and takes the primary of the highest epoch. A Sentinel that was cut off from the others
+    /// still names the old primary, at a lower epoch.
     async fn ask_sentinels(&mut self, sentinels: &[Address], service: &str) -> Result<SlotMap, RedisError> {
         let login = &self.topology.login;
         let asked = sentinels.iter().map(|sentinel| {

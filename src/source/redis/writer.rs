@@ -1,8 +1,8 @@
 //! Ingest: appends events, each id once for a job.
 //!
-//! Redis has no index from an event's id to its entry. So the ids of jobs that were written to lately are kept in memory,
-//! with the entry up to which the stream was read for them. A write first reads on from there, and then runs a script that
-//! appends only if no other process has appended meanwhile.
+//! Redis has no index from an event's id to its entry. So the ids of jobs that were written to lately are kept in
+//! memory, with the entry up to which the stream was read for them. A write first reads on from there, and then runs a
+//! script that appends only if no other process has appended meanwhile.
 
 use super::entry::{Entry, EntryId};
 use super::error::failed;
@@ -19,8 +19,8 @@ use std::collections::{HashMap, hash_map};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, PoisonError};
 
-/// Appends the entries in ARGV[2..] (each: a count, then so many names and values) if ARGV[1] is the last id. Returns the
-/// number of entries ever added before (-1 where the server does not count), then the new ids; or nothing.
+/// Appends the entries in ARGV[2..] (each: a count, then so many names and values) if ARGV[1] is the last id. Returns
+/// the number of entries ever added before (-1 where the server does not count), then the new ids; or nothing.
 const APPEND: &str = "
     local last, added = '0-0', 0
     if redis.call('EXISTS', KEYS[1]) == 1 then
