@@ -138,7 +138,7 @@ mod tests {
             ),
             ("id: 1\0\ndata: a\n\n", vec![one("message", "a", "")]),
             ("\u{feff}data: a\n\n\u{feff}data: b\n\n", vec![one("message", "a", "")]),
-            ("validate: a\n data: b\ndata: c\n\n", vec![one("message", "c", "")]),
+            ("nonsense: a\n data: b\ndata: c\n\n", vec![one("message", "c", "")]),
         ] {
             assert_eq!(dispatched(&[stream.as_bytes()]), meant, "{stream:?}");
         }

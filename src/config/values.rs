@@ -137,12 +137,21 @@ pub mod size {
     use super::*;
 
     pub fn serialize<S: Serializer>(size: &ByteSize, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(&size.display().iec())
+        to.serialize_str(&print(size.as_u64()))
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ByteSize, D::Error> {
         let text = String::deserialize(from)?;
         text.parse().map_err(|_| serde::de::Error::custom(format!("{text:?} is no size such as 64KiB or 1MiB")))
+    }
+
+    /// Prints a size exactly, in the largest unit that it is a whole number of.
+    fn print(bytes: u64) -> String {
+        let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+        match units.into_iter().find(|(bits, _)| bytes > 0 && bytes.is_multiple_of(1 << bits)) {
+            Some((bits, unit)) => format!("{}{unit}", bytes >> bits),
+            None => bytes.to_string(),
+        }
     }
 }
 
@@ -172,6 +181,23 @@ mod tests {
         }
         for text in ["", "5", "soon", "-1s", "1s ago", "1 month"] {
             assert!(read(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_printed_as_they_are_written() {
+        #[derive(Deserialize, Serialize)]
+        struct Held(#[serde(with = "size")] ByteSize);
+        for (text, printed) in [
+            ("64KiB", "64KiB"),
+            ("1MiB", "1MiB"),
+            ("1024 MiB", "1GiB"),
+            ("1.5MiB", "1536KiB"),
+            ("1kb", "1000"),
+            ("0", "0"),
+        ] {
+            let held: Held = serde_json::from_value(text.into()).expect(text);
+            assert_eq!(serde_json::to_value(held).expect("JSON"), printed);
         }
     }
 

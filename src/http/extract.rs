@@ -79,7 +79,8 @@ fn first_untrusted(request: &HttpRequest, is_trusted: impl Fn(IpAddr) -> bool) -
 }
 
 /// Addresses that a request came by, the client's first. `Forwarded` counts only without `X-Forwarded-For`: a proxy that
-/// writes the one passes the other on as it came, and the client may have written it.
+/// writes the one passes the other on as it came, and the client may have written it. `actix-web-lab` has a type only for
+/// `Forwarded`, and leaves the hops in it unread.
 fn hops(request: &HttpRequest) -> Vec<String> {
     let values = request.headers().get_all("X-Forwarded-For").filter_map(|value| value.to_str().ok());
     let hops: Vec<String> = values.flat_map(|value| value.split(',')).map(|hop| hop.trim().to_string()).collect();

@@ -195,6 +195,29 @@ async fn streams_beyond_the_limit_are_told_to_come_back_later_and_others_get_a_4
 }
 
 #[tokio::test]
+async fn the_limit_for_an_address_counts_clients_behind_a_trusted_network_of_proxies() {
+    let daemon = Daemon::with(&[("http.trusted_proxies", "127.0.0.0/8"), ("http.max_connections_per_ip", "1")]).await;
+    daemon.write("job", 0..1).await;
+    let open =
+        async |client: &str| Stream::open(daemon.http, &stream_path("job"), &[("X-Forwarded-For", client)]).await;
+    let (mut first, mut other) = (open("192.0.2.1").await, open("192.0.2.2").await);
+    assert_eq!((first.event().await.number(), other.event().await.number()), (0, 0));
+    assert!(open("203.0.113.9, 192.0.2.1").await.rest().await[0].is("stream.error"));
+}
+
+#[tokio::test]
+async fn a_caller_that_refuses_event_streams_gets_a_plain_status() {
+    let daemon = Daemon::with(&[("http.max_connections_per_ip", "1")]).await;
+    daemon.write("job", 0..1).await;
+    let mut open = daemon.stream("job").await;
+    open.event().await;
+    for (accept, status) in [("*/*", 200), ("text/event-stream;q=0, */*", 429), ("text/*;q=0.5", 200)] {
+        let answer = request(daemon.http, "GET", &stream_path("job"), &[("Accept", accept)], b"").await;
+        assert_eq!(answer.status, status, "{accept}");
+    }
+}
+
+#[tokio::test]
 async fn an_error_never_breaks_the_connection_of_the_next_request() {
     let daemon = Daemon::start().await;
     let bad = encode("POST", "/runner-jobs/job/events", &[("Content-Type", "application/json")], b"{");

@@ -119,3 +119,23 @@ async fn who_has_no_token_may_not_write_and_nobody_may_where_ingest_is_off() {
     let answer = reader.send("POST", PATH, &Value::Null).await;
     assert_eq!((answer.status, answer.code().as_str()), (403, "ingest.disabled"));
 }
+
+#[tokio::test]
+async fn requests_that_send_something_in_are_counted_by_their_outcome() {
+    let daemon = Daemon::start().await;
+    let event = json!({ "type": "x", "id": "e-1" });
+    for (method, path, body, status) in [
+        ("POST", PATH, &event, 201),
+        ("POST", PATH, &event, 200),
+        ("POST", PATH, &json!({ "type": "" }), 422),
+        ("POST", "/runner-jobs/a%0Ab/events", &event, 400),
+        ("PUT", "/runner-jobs/job", &json!({ "status": "RUNNING" }), 200),
+        ("PUT", "/runner-jobs/job", &json!({ "status": "DONE" }), 422),
+    ] {
+        assert_eq!(daemon.send(method, path, body).await.status, status, "{method} {path} {body}");
+    }
+    for (outcome, count) in [("appended", 1.0), ("repeated", 1.0), ("status", 1.0), ("refused", 3.0)] {
+        let name = format!("jobcast_ingest_total{{outcome=\"{outcome}\"}}");
+        assert_eq!(daemon.metric(&name).await, count, "{outcome}");
+    }
+}
