@@ -4,6 +4,7 @@ use super::daemon::stream_path;
 use super::{Message, Stream};
 use rand::RngExt;
 use rand::seq::IndexedRandom;
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -24,6 +25,7 @@ pub struct Flap {
     /// It is away for less than so many milliseconds.
     pub away: u64,
     pub resumes: &'static [Resume],
+    /// So long it goes on without being given anything; a busy machine takes its time for the whole.
     pub patience: Duration,
 }
 
@@ -33,8 +35,9 @@ impl Flap {
     pub async fn watch(&self, daemons: &[SocketAddr], job: &str) -> Vec<u64> {
         let mut seen: Vec<u64> = Vec::new();
         let mut last: Option<Message> = None;
-        let began = Instant::now();
-        while began.elapsed() < self.patience {
+        let mut known = HashSet::new();
+        let mut last_given = Instant::now();
+        while last_given.elapsed() < self.patience {
             let (to, resume, stays, away) = {
                 let mut rng = rand::rng();
                 let (to, resume) = (daemons.choose(&mut rng), self.resumes.choose(&mut rng));
@@ -65,13 +68,15 @@ impl Flap {
                     }
                     assert!(!message.is("stream.reset"), "{message:?} after {cursor:?} on {job}, {} seen", seen.len());
                     if message.data.is_some() && message.id.is_some() {
+                        last_given = Instant::now();
                         seen.push(message.number());
+                        assert!(known.insert(message.number()), "{message:?} came twice, after {cursor:?} on {job}");
                         last = Some(message);
                     }
                 }
             }
             sleep(Duration::from_millis(away)).await;
         }
-        panic!("{job} did not end; {} events seen", seen.len());
+        panic!("nothing came of {job} for {:?}, nor its end; {} events seen", self.patience, seen.len());
     }
 }

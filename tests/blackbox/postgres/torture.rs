@@ -102,7 +102,7 @@ impl Writers {
     }
 }
 
-const FLAP: Flap = Flap { stays: 1500, away: 200, resumes: &[Resume::Header], patience: Duration::from_secs(150) };
+const FLAP: Flap = Flap { stays: 1500, away: 200, resumes: &[Resume::Header], patience: Duration::from_secs(120) };
 
 /// Two daemons, thirty subscribers, twelve writers; `trouble` decides how long they have and what happens meanwhile.
 async fn torture(server: &Postgres, mut daemons: [Daemon; 2], trouble: impl AsyncFnOnce(&Postgres, &mut [Daemon; 2])) {
