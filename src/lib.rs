@@ -1,16 +1,17 @@
 //! Jobcast tails a job-event store once and casts each event to every subscriber of its job.
 //!
-//! The map of the house, bottom to top; nothing points back up (`tests/architecture.rs` holds it to that):
+//! The map of the house, bottom to top. Nothing points back up, which `tests/architecture.rs` holds:
 //!
-//! - [`event`], [`cursor`], [`error`], [`sse`]: what the domain talks about. No I/O.
-//! - [`source`]: where events come from; one module per kind of store.
+//! - [`event`], [`cursor`], [`error`], [`sse`]: the things that the domain talks about. No I/O.
+//! - [`source`]: the stores of events, one folder for each kind.
 //! - [`hub`]: the live jobs of this process, their rings and their subscribers. No SQL.
 //! - [`tail`] reads the source once for all watched jobs; [`replay`] reads history for one subscriber.
-//! - [`delivery`]: sockets that actix has let go of, and the threads that write to them.
-//! - [`http`]: the addresses, one module each.
+//! - [`delivery`]: the sockets that actix has let go of, and the threads that write to them.
+//! - [`http`]: the addresses, one module for each group of them.
 //! - [`cli`]: the commands; puts the parts together.
 //!
-//! [`config`], [`shutdown`] and [`telemetry`] know nobody.
+//! [`telemetry`], [`shutdown`] and [`backoff`] use none of these; [`config`] uses only the words of [`event`], [`sse`] and
+//! [`telemetry`]. ARCHITECTURE.md has the whole on one page.
 
 pub mod backoff;
 pub mod cli;
