@@ -20,7 +20,7 @@ fn hub() -> Hub {
     Hub::new(config::Hub { ring_events: 9, ring_bytes: bytes, total_bytes: bytes, linger: Duration::ZERO })
 }
 
-/// A subscriber as `crate::replay` and `crate::delivery` make one together.
+/// A subscriber, from its first page of history to the ring.
 struct Reader {
     random: StdRng,
     /// The events up to this one were received.
