@@ -172,7 +172,7 @@ async fn tls_goes_as_far_as_the_address_asks_for() {
 #[tokio::test]
 async fn a_thousand_watched_jobs_where_nothing_happens_cost_one_transaction_a_poll() {
     let server = Postgres::start().await;
-    let daemon = serve(&server, RECOMMENDED, &[]).await;
+    let daemon = serve(&server, RECOMMENDED, &[("source.poll_interval", "50ms")]).await;
     let mut owner = server.connect().await;
     owner
         .execute(
@@ -195,10 +195,10 @@ async fn a_thousand_watched_jobs_where_nothing_happens_cost_one_transaction_a_po
     };
     let until = async |count: f64| eventually("polls", async || (polls().await >= count).then_some(())).await;
     // connections that have become idle report within ten seconds
-    until(polls().await + 24.0).await;
+    until(polls().await + 220.0).await;
     let (first_poll, before) = (polls().await, transactions().await);
-    until(first_poll + 20.0).await;
+    until(first_poll + 400.0).await;
     let (last_poll, after) = (polls().await, transactions().await);
-    // ours, and what the watching itself and the server's own workers do
-    assert!(after - before <= (last_poll - first_poll) + 12.0, "{} for {}", after - before, last_poll - first_poll);
+    // Ours, and those of the watching itself and of the server's own workers. One more a poll would be twice as many.
+    assert!(after - before <= (last_poll - first_poll) * 1.5, "{} for {}", after - before, last_poll - first_poll);
 }
