@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// The decision on trying again: a later attempt can succeed although nobody mended anything, or it cannot.
+/// The decision on trying again: a later attempt can succeed although nobody fixed anything, or it cannot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
     Yes,

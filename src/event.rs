@@ -1,4 +1,4 @@
-//! The nouns of the domain: jobs, their events, their statuses. No I/O.
+//! Domain types: jobs, their events, their statuses. No I/O.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

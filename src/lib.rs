@@ -1,8 +1,10 @@
 //! Jobcast tails a job-event store once and casts each event to every subscriber of its job.
 //!
-//! The map of the house, bottom to top. Nothing points back up, which `tests/architecture.rs` holds:
+//! The modules, lowest first. None uses a later one, which `tests/architecture.rs` checks.
 //!
-//! - [`event`], [`cursor`], [`error`], [`sse`]: the things that the domain talks about. No I/O.
+//! - [`telemetry`], [`shutdown`], [`backoff`]: metrics and logs, the phases of leaving, waits between attempts.
+//! - [`event`], [`cursor`], [`error`], [`sse`]: domain types, such as jobs, events, cursors and errors. No I/O.
+//! - [`config`]: settings, checked and typed.
 //! - [`source`]: the stores of events, one folder for each kind.
 //! - [`hub`]: the live jobs of this process, their rings and their subscribers. No SQL.
 //! - [`tail`] reads the source once for all watched jobs; [`replay`] reads history for one subscriber.
@@ -10,8 +12,7 @@
 //! - [`http`]: the addresses, one module for each group of them.
 //! - [`cli`]: the commands; puts the parts together.
 //!
-//! [`telemetry`], [`shutdown`] and [`backoff`] use none of these; [`config`] uses only the words of [`event`], [`sse`] and
-//! [`telemetry`]. ARCHITECTURE.md has the whole on one page.
+//! ARCHITECTURE.md has the whole on one page.
 
 pub mod backoff;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! `jobcast check`: checks settings and source, and prints every problem at once, each with its mend.
+//! `jobcast check`: checks settings and source, and prints every problem at once, each with its remedy.
 
 use super::{ConfigFile, misused};
 use crate::source;

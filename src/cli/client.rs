@@ -54,12 +54,12 @@ pub enum Failure {
     Setup(String),
     #[error("{url} does not answer: {cause}")]
     Unreachable { url: String, cause: String },
-    #[error("{url} answered {status}: {said}")]
+    #[error("{url} answered {status}: {detail}")]
     Refused {
         url: String,
         status: StatusCode,
         /// The problem's detail and code, or the beginning of any other body.
-        said: String,
+        detail: String,
         /// Set when the answer is one of Jobcast's own errors, not a proxy's.
         is_ours: bool,
         retry_after: Option<Duration>,
@@ -165,14 +165,14 @@ async fn send(url: &str, request: RequestBuilder) -> Result<Response, Failure> {
     let retry_after = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     let body = timeout(ANSWER_TIMEOUT, read_body(answer)).await.ok().and_then(Result::ok).unwrap_or_default();
     let problem: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let said = match (problem["detail"].as_str(), problem["code"].as_str()) {
+    let detail = match (problem["detail"].as_str(), problem["code"].as_str()) {
         (Some(detail), Some(code)) => format!("{detail} ({code})"),
         _ => String::from_utf8_lossy(&body).chars().take(MAX_SHOWN_CHARS).collect(),
     };
     Err(Failure::Refused {
         url: url.into(),
         status,
-        said,
+        detail,
         is_ours: problem["code"].is_string(),
         retry_after: retry_after.map(Duration::from_secs),
     })

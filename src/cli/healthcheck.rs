@@ -24,21 +24,21 @@ pub async fn run(args: Args) -> ExitCode {
         (None, Ok(settings)) => format!("http://{}", reachable(settings.admin.listen)),
         (None, Err(errors)) => return misused(errors),
     };
-    match ask(&format!("{}/readyz", base.trim_end_matches('/'))).await {
+    match probe(&format!("{}/readyz", base.trim_end_matches('/'))).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failed(failure),
     }
 }
 
-async fn ask(url: &str) -> Result<(), Failure> {
+async fn probe(url: &str) -> Result<(), Failure> {
     let unreachable = |error: reqwest::Error| Failure::Unreachable { url: url.into(), cause: cause(&error) };
     let answer = http_client()?.get(url).timeout(TIMEOUT).send().await.map_err(unreachable)?;
     let status = answer.status();
     if status.is_success() {
         return Ok(());
     }
-    let said = answer.text().await.unwrap_or_default();
-    Err(Failure::Refused { url: url.into(), status, said, is_ours: true, retry_after: None })
+    let detail = answer.text().await.unwrap_or_default();
+    Err(Failure::Refused { url: url.into(), status, detail, is_ours: true, retry_after: None })
 }
 
 /// Address at which a listener is reached from the same machine, also if it listens on all addresses.

@@ -131,7 +131,7 @@ impl Tail {
                 Err(Stopped::Failed(TailError::Connection(failure)))
                     if failure.is_retryable() && self.was_connected =>
                 {
-                    say(&failure.to_string());
+                    print_notice(&failure.to_string());
                     failure.retry_after()
                 }
                 Err(stopped) => return Err(stopped),
@@ -140,7 +140,7 @@ impl Tail {
                 backoff = fresh();
             }
             let wait = backoff.failed().max(not_before.unwrap_or_default());
-            say(&format!("coming back in {:.1} s", wait.as_secs_f64()));
+            print_notice(&format!("coming back in {:.1} s", wait.as_secs_f64()));
             tokio::time::sleep(wait).await;
         }
     }
@@ -150,7 +150,7 @@ impl Tail {
         let opened = self.jobcast.stream(&self.job, &self.start).await.map_err(TailError::from)?;
         let Some(mut stream) = opened else { return Ok(Disconnect::JobEnded(self.final_status().await?)) };
         if self.was_connected {
-            say("connected again");
+            print_notice("connected again");
         }
         self.was_connected = true;
         let mut not_before = None;
@@ -176,12 +176,14 @@ impl Tail {
         let text = |name: &str| fields[name].as_str().unwrap_or_default();
         match kind {
             "stream.complete" => return Ok(Control::JobEnded(text("status").parse()?)),
-            "stream.reset" => say(&format!("what follows is all there is, from the beginning ({})", text("reason"))),
+            "stream.reset" => {
+                print_notice(&format!("what follows is all there is, from the beginning ({})", text("reason")))
+            }
             "stream.error" if fields["retryable"] == Value::Bool(false) => {
                 return Err(TailError::Source { message: text("message").into(), code: text("code").into() });
             }
-            "stream.error" => say(&format!("{} ({})", text("message"), text("code"))),
-            "stream.bye" => say(&format!("the stream was closed ({})", text("reason"))),
+            "stream.error" => print_notice(&format!("{} ({})", text("message"), text("code"))),
+            "stream.bye" => print_notice(&format!("the stream was closed ({})", text("reason"))),
             _ => {}
         }
         Ok(Control::GoOn(fields["retryInMs"].as_u64().map(Duration::from_millis)))
@@ -221,10 +223,10 @@ impl Tail {
     }
 }
 
-/// Prints a word on the connection to standard error, so that standard output holds only events.
-fn say(what: &str) {
+/// Prints a notice about the connection to standard error, so that standard output holds only events.
+fn print_notice(notice: &str) {
     let tone = AnsiColor::Yellow.on_default();
-    let _ = writeln!(anstream::stderr(), "{tone}jobcast: {}{tone:#}", printable(what));
+    let _ = writeln!(anstream::stderr(), "{tone}jobcast: {}{tone:#}", printable(notice));
 }
 
 /// Replaces control characters by their pictures, so that a job cannot drive the terminal.

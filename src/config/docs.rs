@@ -1,5 +1,5 @@
 //! Makes `config/jobcast.toml` and `docs/settings.md` from the doc comments on the fields and from the defaults, and holds
-//! both to them. After a change: `UPDATE_DOCS=1 cargo test settings_pages`.
+//! both to them. After a change: `UPDATE_DOCS=1 cargo test --lib settings_pages`.
 //!
 //! It reads the source text of the sections, because their form is plain and held by rustfmt. A macro around the structs
 //! would also see the comments, but everybody who reads a section would have to read the macro first.
@@ -153,6 +153,6 @@ fn settings_pages_say_what_the_fields_say() {
             std::fs::write(&file, &text).expect("a file");
         }
         let held = std::fs::read_to_string(&file).unwrap_or_default();
-        assert_eq!(held, text, "{} is old: UPDATE_DOCS=1 cargo test settings_pages", file.display());
+        assert_eq!(held, text, "{} is old: UPDATE_DOCS=1 cargo test --lib settings_pages", file.display());
     }
 }

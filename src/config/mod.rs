@@ -1,5 +1,5 @@
-//! Settings: the defaults, a TOML file over them, environment variables over both; checked and typed. No other module
-//! reads either.
+//! Settings: the defaults, a TOML file over them, environment variables over both; checked and typed. Only `cli` hands in
+//! the variables; only `load` reads the file.
 //!
 //! - `sections` and `source`: one struct for each section, with its defaults and its `validate`.
 //! - `values`: types of single values, such as secrets and networks.
@@ -7,7 +7,7 @@
 //! - `validate`: the list of problems, and the rules that concern two sections.
 //! - `docs`: makes `config/jobcast.toml` and `docs/settings.md` from the doc comments on the fields.
 //!
-//! A module is given its own section, never all settings.
+//! A module is given the sections that it needs, never all settings.
 
 #[cfg(test)]
 mod docs;

@@ -301,6 +301,7 @@ impl FinalStatuses {
             None
         }
     }
+
     /// Returns the status that `text` means: one of these, else one of the usual words.
     pub fn resolve(&self, text: &str) -> Option<JobStatus> {
         self.find(text).or_else(|| text.parse().ok())

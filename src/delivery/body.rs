@@ -124,7 +124,7 @@ impl Body {
                 () = sleep_until(heartbeat.into()) => Event::Heartbeat,
             },
             State::Live(live) => tokio::select! {
-                () = live.listening.news() => Event::ChannelGrew,
+                () = live.listening.changed() => Event::ChannelGrew,
                 outage = next_outage(&mut self.outages) => Event::Outage(outage),
                 () = drain_begins(shutdown, deadline) => Event::Drain,
                 () = reached(deadline) => Event::Deadline,

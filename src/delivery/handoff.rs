@@ -81,7 +81,7 @@ impl AsyncWrite for Connection {
                 State::Serving => {}
                 State::Leaving { stream, unsent } | State::Flushed { stream, unsent } => {
                     *state = State::Flushed { stream, unsent };
-                    cx.waker().wake_by_ref(); // so that actix reads the end of the file
+                    cx.waker().wake_by_ref(); // Actix is woken, so that it reads the end of the file.
                     return Poll::Ready(Ok(()));
                 }
             }

@@ -108,7 +108,7 @@ async fn wait_for_news(app: &App, job: &JobId, cursor: &Cursor) {
                 let listening = Listening::new(&app.streams.hub, subscription);
                 let channel = listening.channel();
                 while channel.newest().0 <= place && channel.ended().is_none() {
-                    listening.news().await;
+                    listening.changed().await;
                 }
                 return;
             }

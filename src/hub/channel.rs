@@ -30,7 +30,8 @@ struct State {
     end: Option<JobEnd>,
     /// When the newest events were read from the source; the fan-out metric counts from here.
     read_at: Instant,
-    /// Woken when the channel grows or ends. Few: one for each delivery thread, one for each streaming body.
+    /// Listeners that are woken when the channel grows or ends. There are few: one per delivery thread that has
+    /// subscribers, one per streaming body.
     listeners: Vec<(ListenerId, Arc<dyn ChannelListener>)>,
     /// When the last subscriber left; None while there is one. The hub sweeps by it.
     idle_since: Option<Instant>,
@@ -132,7 +133,7 @@ impl Channel {
     }
 
     pub(super) fn wake_all(self: &Arc<Self>) {
-        // Woken outside of the lock, since a listener may read the channel at once.
+        // The listeners are woken outside of the lock, since one may read the channel at once.
         let listeners: Vec<Arc<dyn ChannelListener>> =
             self.state().listeners.iter().map(|(_, listener)| listener.clone()).collect();
         for listener in listeners {

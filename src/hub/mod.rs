@@ -191,7 +191,7 @@ impl Hub {
         self.append_and_evict(&channel, seed.segments, Instant::now(), channels.len());
         let (place, _) = channel.newest();
         let subscription = Subscription::new(&channel);
-        // Requested last, and under the lock, so that nothing is published before the place is taken.
+        // The watch is requested last, and under the lock, so that nothing is published before the place is taken.
         self.request(TailRequest::Watch { job: job.clone(), after: cursor.clone() });
         drop(channels);
         self.keep_within_total();
@@ -246,8 +246,8 @@ impl Hub {
         channel.wake_all();
     }
 
-    /// Answers a join request. The caller has just published everything up to the moment at which `missing` was read, and has
-    /// published nothing since.
+    /// Answers a join request. The tail calls this after it has published everything that was visible when it read
+    /// `missing`, and before it publishes more.
     pub fn complete_join(&self, join_request: JoinRequest, missing: Vec<Arc<Segment>>) {
         let channels = self.channels();
         let Some(channel) = channels.get(&join_request.job) else { return };
@@ -269,7 +269,7 @@ impl Hub {
             channel.idle_since().is_some_and(|since| now.saturating_duration_since(since) >= linger)
         };
         let idle: Vec<Arc<Channel>> = {
-            // Chosen and removed under one lock, so that no reader can join a channel in between.
+            // The channels are chosen and removed under one lock, so that no reader can join a channel in between.
             let mut channels = self.channels();
             let idle: Vec<_> = channels.values().filter(|channel| is_idle(channel)).cloned().collect();
             for channel in &idle {

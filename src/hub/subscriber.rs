@@ -54,7 +54,7 @@ impl Listening {
     }
 
     /// Returns when the channel has grown or ended since this last returned.
-    pub async fn news(&self) {
+    pub async fn changed(&self) {
         self.notify.0.notified().await;
     }
 }

@@ -17,13 +17,13 @@
 //! // the one tail, for all readers of all jobs
 //! tail = source.tail()
 //! loop {
-//!     wait for a request, for tail.woken(), or for the poll; not at all where news.more
+//!     wait for a request, for tail.woken(), or for the poll; do not wait if news.more
 //!     tail.watch(job, after), tail.unwatch(job)   // as requested
 //!     news = tail.read(joining)                   // after an error: wait, then read again; nothing is lost
 //!     publish the events of news.jobs, each to the readers of its job
 //!     for (joiner, missing) in joining.zip(news.caught_up_joiners) {
 //!         Some(missing): deliver it to the joiner, which from now on gets what is published
-//!         None:          let it join again in a later read
+//!         None:          let it join again in a later read, a few times; then it reads pages again
 //!     }
 //!     finish the readers of every job that has an end
 //! }

@@ -11,7 +11,7 @@ use scripts::{SCRIPTS, Script, Step};
 use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
-use store::{Happening, Store};
+use store::{DemoEvent, Store};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep};
 use words::Words;
@@ -48,7 +48,7 @@ async fn keep_queueing(queue: mpsc::Sender<Job>, store: &Store) -> Result<(), sq
         let Some(kind) = kinds.draw(&mut rand::rng(), || (0..SCRIPTS.len()).collect()) else { return Ok(()) };
         numbers[kind] += 1;
         let job = Job::new(&SCRIPTS[kind], numbers[kind]);
-        store.write(&job.id, None, vec![Happening::of_job("job.queued", json!({}))], Some("QUEUED")).await?;
+        store.write(&job.id, None, vec![DemoEvent::of_job("job.queued", json!({}))], Some("QUEUED")).await?;
         if queue.send(job).await.is_err() {
             return Ok(());
         }
@@ -103,11 +103,11 @@ impl Job {
         self.words.fill(template, &mut self.rng)
     }
 
-    fn line(&mut self, step: &'static str, template: &str) -> Happening {
-        Happening::of_step(step, "step.output", json!({ "line": self.fill(template) }))
+    fn line(&mut self, step: &'static str, template: &str) -> DemoEvent {
+        DemoEvent::of_step(step, "step.output", json!({ "line": self.fill(template) }))
     }
 
-    fn lines(&mut self, step: &'static str, templates: &[&str]) -> Vec<Happening> {
+    fn lines(&mut self, step: &'static str, templates: &[&str]) -> Vec<DemoEvent> {
         templates.iter().map(|template| self.line(step, template)).collect()
     }
 
@@ -137,13 +137,13 @@ impl Run<'_> {
                     let share = self.job.rng.random_range(0.2..0.8);
                     self.begin(step, share).await?;
                     let by = self.job.pick(PEOPLE);
-                    return self.end("CANCELLED", vec![Happening::of_job("job.cancelled", json!({ "by": by }))]).await;
+                    return self.end("CANCELLED", vec![DemoEvent::of_job("job.cancelled", json!({ "by": by }))]).await;
                 }
                 _ => self.step(step).await?,
             }
         }
         let done = json!({ "durationMs": elapsed_ms(begun) });
-        self.end("COMPLETED", vec![Happening::of_job("job.completed", done)]).await
+        self.end("COMPLETED", vec![DemoEvent::of_job("job.completed", done)]).await
     }
 
     async fn start(&mut self) -> Result<(), sqlx::Error> {
@@ -155,13 +155,13 @@ impl Run<'_> {
         let steps: Vec<_> = script.steps.iter().map(|step| json!({ "id": step.id, "name": step.name })).collect();
         let name = self.job.fill(script.name);
         let started = json!({ "name": name, "branch": branch, "commit": commit, "trigger": trigger, "steps": steps });
-        self.write(vec![Happening::of_job("job.started", started)], Some("RUNNING")).await
+        self.write(vec![DemoEvent::of_job("job.started", started)], Some("RUNNING")).await
     }
 
     async fn step(&mut self, step: &'static Step) -> Result<(), sqlx::Error> {
         let begun = self.begin(step, 1.0).await?;
         let mut last = self.job.lines(step.id, step.last);
-        last.push(Happening::of_step(step.id, "step.completed", json!({ "durationMs": elapsed_ms(begun) })));
+        last.push(DemoEvent::of_step(step.id, "step.completed", json!({ "durationMs": elapsed_ms(begun) })));
         self.write(last, None).await
     }
 
@@ -169,9 +169,9 @@ impl Run<'_> {
         let share = self.job.rng.random_range(0.3..0.9);
         let begun = self.begin(step, share).await?;
         let failure = &step.failure;
-        let mut last: Vec<_> = self.job.lines(step.id, failure.lines).into_iter().map(Happening::on_stderr).collect();
+        let mut last: Vec<_> = self.job.lines(step.id, failure.lines).into_iter().map(DemoEvent::on_stderr).collect();
         let failed = json!({ "durationMs": elapsed_ms(begun), "error": failure.error, "exitCode": failure.exit_code });
-        last.push(Happening::of_step(step.id, "step.failed", failed));
+        last.push(DemoEvent::of_step(step.id, "step.failed", failed));
         self.write(last, None).await
     }
 
@@ -180,7 +180,7 @@ impl Run<'_> {
         let (begun, whole) = (Instant::now(), self.job.seconds(step.seconds));
         // A share above 1 lies beyond the end of the step: this one has no burst.
         let mut burst_at = step.bursts.then(|| self.job.rng.random_range(0.1..2.0));
-        let mut first = vec![Happening::of_step(step.id, "step.started", json!({ "name": step.name }))];
+        let mut first = vec![DemoEvent::of_step(step.id, "step.started", json!({ "name": step.name }))];
         first.extend(self.job.lines(step.id, step.first));
         self.write(first, None).await?;
         loop {
@@ -196,16 +196,16 @@ impl Run<'_> {
                 }
                 _ => self.job.rng.random_range(1..4),
             };
-            let mut news = Vec::new();
+            let mut events = Vec::new();
             for _ in 0..if step.lines.is_empty() { 0 } else { count } {
                 let template = self.job.pick(step.lines);
-                news.push(self.job.line(step.id, template));
+                events.push(self.job.line(step.id, template));
             }
             if let Some(message) = step.progress {
                 let progress = json!({ "percent": (done * 100.0).round() as u32, "message": self.job.fill(message) });
-                news.push(Happening::of_step(step.id, "step.progress", progress));
+                events.push(DemoEvent::of_step(step.id, "step.progress", progress));
             }
-            self.write(news, None).await?;
+            self.write(events, None).await?;
         }
     }
 
@@ -214,19 +214,19 @@ impl Run<'_> {
         let reason = json!({ "reason": format!("{} failed", failed.id) });
         let skipped = self.job.script.steps.iter().skip(number + 1);
         let mut last: Vec<_> =
-            skipped.map(|step| Happening::of_step(step.id, "step.skipped", reason.clone())).collect();
+            skipped.map(|step| DemoEvent::of_step(step.id, "step.skipped", reason.clone())).collect();
         let error = format!("{}: {}", failed.name, failed.failure.error);
-        last.push(Happening::of_job("job.failed", json!({ "durationMs": elapsed_ms(begun), "error": error })));
+        last.push(DemoEvent::of_job("job.failed", json!({ "durationMs": elapsed_ms(begun), "error": error })));
         self.end("FAILED", last).await
     }
 
     /// Writes the last events and the final status in one commit, so that nobody can see the one without the other.
-    async fn end(self, status: &'static str, last: Vec<Happening>) -> Result<(), sqlx::Error> {
+    async fn end(self, status: &'static str, last: Vec<DemoEvent>) -> Result<(), sqlx::Error> {
         self.write(last, Some(status)).await
     }
 
-    async fn write(&self, news: Vec<Happening>, status: Option<&'static str>) -> Result<(), sqlx::Error> {
-        self.store.write(&self.job.id, Some(self.runner), news, status).await
+    async fn write(&self, events: Vec<DemoEvent>, status: Option<&'static str>) -> Result<(), sqlx::Error> {
+        self.store.write(&self.job.id, Some(self.runner), events, status).await
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 /// The subscribers of one channel on this thread.
 pub struct Group {
     pub channel: Arc<Channel>,
-    /// Under which the thread's inbox is woken by the channel.
+    /// The id by which the channel knows this thread's inbox.
     pub listener: ListenerId,
     /// The keys of those who take each run together.
     pub members: Vec<usize>,

@@ -25,7 +25,7 @@ pub struct LiveStream {
 pub struct HandedOver {
     pub stream: LiveStream,
     pub socket: TcpStream,
-    /// The bytes that actix wrote after the stream was live: the end of the replay, mostly nothing.
+    /// The bytes that actix wrote after the stream was live: the end of the replay, usually empty.
     pub unsent: Vec<u8>,
 }
 

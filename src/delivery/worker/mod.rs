@@ -37,7 +37,7 @@ use timers::Clock;
 
 /// Subscribers that are served between two looks at messages and sockets.
 const DELIVERIES_PER_ROUND: usize = 256;
-/// Reads of 1 KB that a peer may cost before it is closed: nobody sends so much to a stream.
+/// Most reads of 1 KB for one readable event; a peer that fills them all is closed.
 const MAX_READS: usize = 16;
 /// The poll's token for messages; the other tokens are the keys of subscribers.
 const INBOX: Token = Token(usize::MAX);
@@ -58,8 +58,9 @@ pub struct Worker {
     serial: u32,
     clock: Clock,
     is_draining: bool,
-    /// Held in the backlogs of all subscribers, and the most that they may hold.
+    /// The bytes in the backlogs of all subscribers.
     backlog_bytes: usize,
+    /// The most bytes that they may hold together.
     max_backlog_bytes: usize,
     /// Counted in this round, and not yet in the metrics.
     delivered: Delivered,

@@ -58,7 +58,7 @@ pub enum State {
     Closed {
         since: Tick,
     },
-    /// On its way from one of these to another; never between two messages.
+    /// The state while it changes; no message ever finds it.
     Detached,
 }
 

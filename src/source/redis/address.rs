@@ -41,10 +41,10 @@ impl Address {
         Some(Self { host: host.into(), port: port.parse().ok()? })
     }
 
-    /// Fills in the host of the node that was asked, where that node does not know its own name.
-    pub fn or_host_of(mut self, asked: &Self) -> Self {
+    /// Fills in the host of the node that was queried, where that node does not know its own name.
+    pub fn or_host_of(mut self, queried_node: &Self) -> Self {
         if self.host.is_empty() || &*self.host == "?" {
-            self.host = asked.host.clone();
+            self.host = queried_node.host.clone();
         }
         self
     }
@@ -130,7 +130,7 @@ impl ServerUrl {
         };
         let mut items: Vec<&str> = rest.split(',').map(str::trim).collect();
         for item in items.iter_mut().skip(1) {
-            // the later addresses may be written with their scheme, too
+            // The later addresses may be written with their scheme, too.
             *item = item.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://")).unwrap_or(item);
         }
         let path = items.last()?.split_once('/').map(|(_, path)| path.trim_end_matches('/')).unwrap_or_default();
@@ -138,12 +138,12 @@ impl ServerUrl {
         let mut servers = Vec::new();
         for item in &items {
             let authority = item.split('/').next().unwrap_or_default();
-            // "redis://host:7000," is a Cluster, of which one node is named
+            // The address "redis://host:7000," is a Cluster, of which one node is named.
             if !(authority.is_empty() && is_cluster) {
                 servers.push(Server::parse(authority, if is_sentinel { SENTINEL_PORT } else { PORT })?);
             }
         }
-        // one user and password for all servers: those of the first
+        // All servers have one user and password: those of the first.
         let first = servers.first()?;
         let (user, password) = (first.user.clone(), first.password.clone());
         let addresses = servers.into_iter().map(|server| server.address);
@@ -151,7 +151,7 @@ impl ServerUrl {
             let (service, db) = path.split_once('/').unwrap_or((path, ""));
             (Deployment::Sentinel { sentinels: addresses.collect(), service: decode(service)?? }, parse_db(db)?)
         } else if is_cluster {
-            // a Cluster has only database 0
+            // A Cluster has only database 0.
             (Deployment::Cluster { seeds: addresses.collect() }, parse_db(path).filter(|db| *db == 0)?)
         } else {
             (Deployment::Single(addresses.last()?), parse_db(path)?)
@@ -172,7 +172,7 @@ impl Server {
         if authority.contains(char::is_control) {
             return None;
         }
-        // a password may hold these two as they are; in a URL they end the authority
+        // A password may hold these two as they are; in a URL they end the authority.
         let escaped = authority.replace('#', "%23").replace('?', "%3F");
         let url = Url::parse(&format!("redis://{escaped}")).ok()?;
         let host = match url.host()? {
@@ -250,7 +250,7 @@ impl Login {
         let tcp = TcpSettings::default()
             .set_nodelay(true)
             .set_keepalive(socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE));
-        // no CLIENT SETINFO: an old server does not know it, and a user may lack the right to it
+        // CLIENT SETINFO is not sent: an old server does not know it, and a user may lack the right to it.
         let info =
             address.into_connection_info()?.set_redis_settings(user.set_skip_set_lib_name()).set_tcp_settings(tcp);
         let client = match &self.tls {

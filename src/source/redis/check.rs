@@ -19,7 +19,7 @@ async fn open_and_check(settings: &config::Source) -> Result<Vec<Finding>, Sourc
 }
 
 async fn check_store(store: &Store) -> Result<Vec<Finding>, NodeError> {
-    // first the access, so that its error is shown rather than one that follows from it
+    // The access comes first, so that its error is shown rather than one that follows from it.
     store.probe_access(&store.nodes).await?;
     let mut findings =
         vec![Finding::fine(format!("{} answers, and its streams may be read", store.topology.deployment()))];

@@ -231,7 +231,7 @@ impl Nodes {
         };
         let connected = match last_error {
             None => connecting.clone().await,
-            // the attempt goes on; requests to other nodes must not wait for it
+            // The attempt goes on; requests to other nodes must not wait for it.
             Some(error) => {
                 tokio::time::timeout(RECONNECT_GRACE, connecting.clone()).await.unwrap_or_else(|_| Err(error))
             }

@@ -52,7 +52,7 @@ impl Invalidations {
                 (PushKind::Invalidate, [Value::Array(keys)]) => {
                     self.state().changes.changed_keys.extend(keys.iter().filter_map(text).map(str::to_string));
                 }
-                // an invalidation without keys means that the database was flushed
+                // An invalidation without keys means that the database was flushed.
                 (PushKind::Invalidate | PushKind::Disconnection, _) => self.state().changes.is_incomplete = true,
                 _ => return Ok(()),
             }

@@ -69,7 +69,7 @@ impl Store {
         let mut summaries = Vec::with_capacity(jobs.len());
         for (job, newest) in jobs.iter().zip(newest) {
             let status = statuses.next().map(|replies| self.parse_status(replies)).transpose()?.flatten();
-            // a key of another type is no stream of ours
+            // A key of another type is no stream of ours.
             let newest = newest?.pop().and_then(|reply| parse_entries(reply).ok()?.pop());
             summaries.extend(self.summary(job, status.as_deref(), newest));
         }

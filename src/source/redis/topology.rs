@@ -153,7 +153,7 @@ impl Topology {
         connection: &mut MultiplexedConnection,
     ) -> Result<(), RedisError> {
         let Deployment::Sentinel { .. } = self.deployment else { return Ok(()) };
-        // HELLO, because every user may send it, unlike ROLE
+        // HELLO is sent, because every user may send it, unlike ROLE.
         let reply = check_reply(connection.send_packed_command(&redis::cmd("HELLO")).await?)?;
         let Value::Map(pairs) = reply else { return Err(unexpected_reply("who the server is")) };
         let role = pairs.iter().find(|(name, _)| text(name) == Some("role")).and_then(|(_, role)| text(role));
@@ -218,7 +218,7 @@ impl TopologyRefresher {
             Deployment::Cluster { .. } => CLUSTER_REFRESH,
         };
         loop {
-            // either way it is time: the interval is over, or a refresh was requested
+            // Either way it is time: the interval is over, or a refresh was requested.
             let _ = tokio::time::timeout(interval, self.topology.refresh_requested.notified()).await;
             self.refresh().await;
             tokio::time::sleep(MIN_REFRESH).await;
@@ -229,21 +229,21 @@ impl TopologyRefresher {
         let topology = self.topology.clone();
         let refreshed = match &topology.deployment {
             Deployment::Single(address) => Ok(SlotMap::single(address.clone())),
-            Deployment::Sentinel { sentinels, service } => self.ask_sentinels(sentinels, service).await,
-            Deployment::Cluster { seeds } => self.ask_cluster(seeds).await,
+            Deployment::Sentinel { sentinels, service } => self.query_sentinels(sentinels, service).await,
+            Deployment::Cluster { seeds } => self.query_cluster(seeds).await,
         };
         topology.update(refreshed);
     }
 
     /// Asks all Sentinels, and takes the primary of the highest epoch. A Sentinel that was cut off from the others
     /// still names the old primary, at a lower epoch.
-    async fn ask_sentinels(&mut self, sentinels: &[Address], service: &str) -> Result<SlotMap, RedisError> {
+    async fn query_sentinels(&mut self, sentinels: &[Address], service: &str) -> Result<SlotMap, RedisError> {
         let login = &self.topology.login;
-        let asked = sentinels.iter().map(|sentinel| {
+        let requests = sentinels.iter().map(|sentinel| {
             let known = self.connections.get(sentinel).cloned();
-            with_timeout(ask_sentinel(login, sentinel, known, service))
+            with_timeout(query_sentinel(login, sentinel, known, service))
         });
-        let replies = join_all(asked).await;
+        let replies = join_all(requests).await;
         self.connections.clear();
         let mut newest = None;
         let mut last_error = no_reply_yet();
@@ -260,14 +260,14 @@ impl TopologyRefresher {
     }
 
     /// Asks known nodes in random order, then the configured ones, until one answers.
-    async fn ask_cluster(&mut self, seeds: &[Address]) -> Result<SlotMap, RedisError> {
+    async fn query_cluster(&mut self, seeds: &[Address]) -> Result<SlotMap, RedisError> {
         let mut nodes = self.topology.nodes().unwrap_or_default();
         nodes.shuffle(&mut rand::rng());
         let unknown: Vec<Address> = seeds.iter().filter(|seed| !nodes.contains(seed)).cloned().collect();
         let mut last_error = no_reply_yet();
         for node in nodes.into_iter().chain(unknown) {
             let known = self.connections.remove(&node);
-            match with_timeout(ask_node(&self.topology.login, &node, known)).await {
+            match with_timeout(query_node(&self.topology.login, &node, known)).await {
                 Ok((connection, map)) => {
                     self.connections.insert(node, connection);
                     return Ok(map);
@@ -287,7 +287,7 @@ struct Primary {
     address: Address,
 }
 
-async fn ask_sentinel(
+async fn query_sentinel(
     login: &Login,
     sentinel: &Address,
     known: Option<MultiplexedConnection>,
@@ -305,7 +305,7 @@ async fn ask_sentinel(
     Ok((connection, primary?))
 }
 
-async fn ask_node(
+async fn query_node(
     login: &Login,
     node: &Address,
     known: Option<MultiplexedConnection>,
@@ -318,9 +318,9 @@ async fn ask_node(
     Ok((connection, parse_slots(reply, node)?))
 }
 
-async fn with_timeout<T>(asked: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
+async fn with_timeout<T>(request: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
     let timed_out = || std::io::Error::from(std::io::ErrorKind::TimedOut).into();
-    tokio::time::timeout(REFRESH_TIMEOUT, asked).await.unwrap_or_else(|_| Err(timed_out()))
+    tokio::time::timeout(REFRESH_TIMEOUT, request).await.unwrap_or_else(|_| Err(timed_out()))
 }
 
 async fn query_primary(connection: &mut MultiplexedConnection, service: &str) -> Result<Primary, RedisError> {
@@ -346,9 +346,9 @@ async fn query_primary(connection: &mut MultiplexedConnection, service: &str) ->
 }
 
 /// Parses the reply to CLUSTER SLOTS: a list of `[first, last, [host, port, …], replicas…]`.
-fn parse_slots(reply: Value, asked: &Address) -> Result<SlotMap, RedisError> {
+fn parse_slots(reply: Value, queried_node: &Address) -> Result<SlotMap, RedisError> {
     let Value::Array(items) = check_reply(reply)? else { return Err(unexpected_reply("slots")) };
-    let mut owned = items.iter().map(|item| parse_slot_range(item, asked)).collect::<Result<Vec<_>, _>>()?;
+    let mut owned = items.iter().map(|item| parse_slot_range(item, queried_node)).collect::<Result<Vec<_>, _>>()?;
     owned.sort();
     let mut ranges: Vec<(u16, Option<Address>)> = Vec::new();
     let mut next = 0;
@@ -365,7 +365,7 @@ fn parse_slots(reply: Value, asked: &Address) -> Result<SlotMap, RedisError> {
     Ok(SlotMap { ranges, moved: HashMap::new() })
 }
 
-fn parse_slot_range(item: &Value, asked: &Address) -> Result<(u16, u16, Address), RedisError> {
+fn parse_slot_range(item: &Value, queried_node: &Address) -> Result<(u16, u16, Address), RedisError> {
     let malformed = || unexpected_reply("a range of slots");
     let Value::Array(parts) = item else { return Err(malformed()) };
     let [first, last, Value::Array(node), ..] = &parts[..] else { return Err(malformed()) };
@@ -373,7 +373,7 @@ fn parse_slot_range(item: &Value, asked: &Address) -> Result<(u16, u16, Address)
     let bound = |value| number(value).and_then(|slot| u16::try_from(slot).ok()).filter(|slot| *slot < SLOTS);
     let (first, last) = bound(first).zip(bound(last)).ok_or_else(malformed)?;
     let port = parse_port(port).ok_or_else(malformed)?;
-    Ok((first, last, Address { host: text(host).unwrap_or_default().into(), port }.or_host_of(asked)))
+    Ok((first, last, Address { host: text(host).unwrap_or_default().into(), port }.or_host_of(queried_node)))
 }
 
 fn parse_port(value: &Value) -> Option<u16> {

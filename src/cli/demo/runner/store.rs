@@ -10,13 +10,13 @@ use uuid::Uuid;
 const KEPT_JOBS: i64 = 200;
 
 /// An event to be written.
-pub struct Happening {
+pub struct DemoEvent {
     step: Option<&'static str>,
     kind: &'static str,
     payload: Value,
 }
 
-impl Happening {
+impl DemoEvent {
     pub fn of_job(kind: &'static str, payload: Value) -> Self {
         Self { step: None, kind, payload }
     }
@@ -45,20 +45,20 @@ impl Store {
         &self,
         job: &str,
         actor: Option<&str>,
-        news: Vec<Happening>,
+        events: Vec<DemoEvent>,
         status: Option<&str>,
     ) -> Result<(), sqlx::Error> {
         let mut transaction = self.0.begin_with("BEGIN IMMEDIATE").await?;
-        for happening in news {
+        for event in events {
             sqlx::query(
                 "INSERT INTO job_events (id, job_id, step_id, type, actor, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )
             .bind(Uuid::now_v7().to_string())
             .bind(job)
-            .bind(happening.step)
-            .bind(happening.kind)
+            .bind(event.step)
+            .bind(event.kind)
             .bind(actor)
-            .bind(happening.payload.to_string())
+            .bind(event.payload.to_string())
             .execute(&mut *transaction)
             .await?;
         }
