@@ -1,8 +1,15 @@
-//! A position in a source, as a token that may leave the house and come back as foreign input.
+//! A cursor: a position in a job's events, as a token that clients keep and send back.
 //!
-//! The token is a letter for its source and version, then base64url of a checksum and of what the source put in. The
-//! checksum covers the job, so a token that was cut, garbled or given out for another job is told from a real one before
-//! anybody acts on it. It is no secret and no signature: whoever may read a job may resume it anywhere.
+//! The token is a letter for the kind of store and the version of its inside, then base64url of a checksum and of the
+//! inside, which only the source can read:
+//!
+//! ```text
+//! token = letter base64url(checksum[4] inside[0..])            at most 128 bytes
+//! ```
+//!
+//! The checksum covers the job and the inside. A token that was cut, garbled or given out for another job is therefore
+//! refused before anybody acts on it. It is neither a secret nor a signature: a client that may read a job may resume it
+//! at any position.
 
 pub mod varint;
 
@@ -12,17 +19,18 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::fmt;
 use std::sync::Arc;
 
-/// At most [`Cursor::MAX_BYTES`] bytes, all of `A-Z a-z 0-9 - _`; only its own source reads what is inside.
+/// A token of at most [`Cursor::MAX_BYTES`] bytes, all of `A-Z a-z 0-9 - _`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Cursor(Arc<str>);
 
 impl Cursor {
-    /// More would cost every cross-origin reconnect a preflight (Fetch, "CORS-safelisted request-header").
+    /// The longest token. With a longer one, every cross-origin reconnect would cost a preflight (Fetch,
+    /// "CORS-safelisted request-header").
     pub const MAX_BYTES: usize = 128;
-    /// What a source may put in: the rest is the letter and the checksum.
+    /// The most bytes that a source may put inside; the letter and the checksum take the rest.
     pub const MAX_INSIDE: usize = (Self::MAX_BYTES - 1) * 3 / 4 - CHECK_BYTES;
 
-    /// Makes the token that [`Cursor::open`] takes apart again for the same `version` and `job`.
+    /// Makes a token, which [`Cursor::open`] takes apart again for the same `version` and `job`.
     pub fn seal(version: char, job: &JobId, inside: &[u8]) -> Self {
         debug_assert!(inside.len() <= Self::MAX_INSIDE, "a cursor must stay within {} bytes", Self::MAX_BYTES);
         let mut bytes = checksum(job, inside).to_vec();
@@ -32,7 +40,7 @@ impl Cursor {
         Self(token.into())
     }
 
-    /// What is inside of foreign `text`, if it is a token that was sealed for just this job.
+    /// Returns the inside of foreign `text`. `None` unless it is a whole token that was sealed for this job.
     pub fn open(version: char, job: &JobId, text: &str) -> Option<Vec<u8>> {
         if text.len() > Self::MAX_BYTES {
             return None;
@@ -42,7 +50,7 @@ impl Cursor {
         (*check == checksum(job, inside)).then(|| inside.to_vec())
     }
 
-    /// Takes back a token that this process made itself, out of an event that it encoded.
+    /// Makes a cursor of a token that this process has sealed, without a check.
     pub fn trusted(token: &str) -> Self {
         debug_assert!(token.len() <= Self::MAX_BYTES);
         Self(token.into())
@@ -65,13 +73,14 @@ impl serde::Serialize for Cursor {
     }
 }
 
+/// The length of a checksum, and of every other fingerprint.
 pub const CHECK_BYTES: usize = 4;
 
 fn checksum(job: &JobId, inside: &[u8]) -> [u8; CHECK_BYTES] {
     fingerprint(&[job.as_str().as_bytes(), &[0], inside].concat())
 }
 
-/// 32 bits that tell texts apart, the same in every release and on every machine (FNV-1a, folded).
+/// Hashes bytes to 32 bits: FNV-1a, folded. Cursors hold such hashes, so the function must never change.
 pub fn fingerprint(bytes: &[u8]) -> [u8; CHECK_BYTES] {
     let hash = bytes
         .iter()
@@ -79,14 +88,14 @@ pub fn fingerprint(bytes: &[u8]) -> [u8; CHECK_BYTES] {
     ((hash >> 32) as u32 ^ hash as u32).to_be_bytes()
 }
 
-/// Where a subscriber wants to begin.
+/// The place where a subscriber wants to begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// The job's first event.
+    /// Before the job's first event.
     Beginning,
-    /// What comes from now on.
+    /// After the job's newest event.
     Now,
-    /// After a cursor or a bare event id, as foreign text.
+    /// After the event that foreign text means: a cursor, or a bare event id.
     After(String),
 }
 

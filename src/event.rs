@@ -1,4 +1,4 @@
-//! What the domain talks about: jobs, their events, their status. No I/O.
+//! The nouns of the domain: jobs, their events, their statuses. No I/O.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// A job's id: one URL segment, 1 to 200 characters. What it means is the source's to say.
+/// A job's id: 1 to [`JobId::MAX_CHARS`] characters, none of them a control character. In URLs it is one segment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId(Arc<str>);
 
@@ -70,7 +70,7 @@ impl JobStatus {
         }
     }
 
-    /// A job with this status will not go on.
+    /// Tells whether a job with this status has ended.
     pub fn is_final(self) -> bool {
         match self {
             Self::Completed | Self::Failed | Self::Cancelled => true,
@@ -94,7 +94,7 @@ impl FromStr for JobStatus {
     }
 }
 
-/// One event as it is stored. It serialises to the envelope of the stream's `data:`.
+/// One event of a job. Its JSON is the envelope in the stream's `data:`.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
@@ -140,7 +140,7 @@ fn milliseconds<S: serde::Serializer>(at: &Option<Timestamp>, to: S) -> Result<S
     }
 }
 
-/// A time as RFC 3339 in UTC with milliseconds: `2026-11-23T21:00:00.000Z`.
+/// A timestamp, displayed as RFC 3339 in UTC with milliseconds: `2026-11-23T21:00:00.000Z`.
 pub struct Rfc3339(pub Timestamp);
 
 impl fmt::Display for Rfc3339 {
@@ -149,15 +149,15 @@ impl fmt::Display for Rfc3339 {
     }
 }
 
-/// An event's payload: any JSON value on one line, kept as its writer spelt it.
+/// An event's payload: any JSON value, on one line, and otherwise spelled as its writer spelled it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(transparent)]
 pub struct Payload(Box<RawValue>);
 
 impl Payload {
-    /// JSON stays as it is; anything else becomes a JSON string, so that no event is lost for its payload.
+    /// Keeps JSON as it is. Anything else becomes a JSON string, so that no event is lost for its payload.
     pub fn from_text(text: String) -> Self {
-        // Outside strings, where JSON allows no raw control characters, line ends are mere space.
+        // JSON allows no raw line ends inside strings, and outside of them they are mere space
         let line = text.replace(['\n', '\r'], " ");
         RawValue::from_string(line)
             .or_else(|_| serde_json::value::to_raw_value(&text))

@@ -1,8 +1,10 @@
 //! `jobcast emit`: appends one event to the configured source, for scripts and for trying things out.
 
 use super::{ConfigFile, failed, misused};
+use crate::config;
+use crate::error::SourceError;
 use crate::event::{JobId, Payload};
-use crate::source::{self, NewEvent};
+use crate::source::{self, Appended, NewEvent};
 use crate::sse;
 use std::process::ExitCode;
 
@@ -49,12 +51,15 @@ pub async fn run(args: Args) -> ExitCode {
         actor: Some("jobcast emit".into()),
         payload: Payload::from_text(args.payload),
     };
-    let appended = async { source::open(&settings.source).await?.append(&job, vec![event]).await };
-    match appended.await {
+    match append(&settings.source, &job, event).await {
         Ok(stored) => {
             stored.iter().for_each(|one| println!("{}", one.event.id));
             ExitCode::SUCCESS
         }
         Err(error) => failed(error),
     }
+}
+
+async fn append(settings: &config::Source, job: &JobId, event: NewEvent) -> Result<Vec<Appended>, SourceError> {
+    source::open(settings).await?.append(job, vec![event]).await
 }

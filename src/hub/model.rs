@@ -49,7 +49,7 @@ impl Source {
     }
 }
 
-/// The tail: `crate::tail` without a store.
+/// The loop of the tail, without a store.
 #[derive(Default)]
 pub struct Tail {
     watched: Option<u32>,

@@ -1,4 +1,4 @@
-//! Where events come from: the trait that every kind of store is read through, and the registry of kinds.
+//! Sources of events: the traits that every kind of store is read through, and the registry of kinds.
 //!
 //! A source reads; it never decides who gets what. It gives out positions as [`Cursor`]s, and only the source itself knows
 //! what is inside of them. A reader and the tail meet without a hole and without a repeat:

@@ -39,7 +39,7 @@ struct Job {
 }
 
 impl Job {
-    /// How the job ended, once it has.
+    /// Returns the job's final status, once it has one.
     fn ending(&self) -> Option<JobStatus> {
         self.status.filter(|status| status.is_final())
     }

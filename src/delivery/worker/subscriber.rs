@@ -31,7 +31,7 @@ pub struct Subscriber {
     pub state: State,
 }
 
-/// How a subscriber is being served; see the table above.
+/// The way in which a subscriber is being served; see the table above.
 pub enum State {
     Member {
         membership: Membership,

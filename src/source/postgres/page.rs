@@ -13,6 +13,9 @@
 //! Past that a cursor repeats rows rather than lose one. A cursor counts [`MAX_COUNTED_XIDS`] transactions without ado;
 //! where there are more, or a transaction at or above the mark has a long history, the open ones are listed instead.
 
+#[cfg(test)]
+mod tests;
+
 use super::error::QueryError;
 use super::position::{DeliveryStep, EndedXids, Key, KeyId, Position, UndeliveredRows};
 use super::session::Session;

@@ -25,6 +25,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    #[cfg(test)]
+    pub fn of(xmin: u64, xmax: u64) -> Self {
+        let text = format!("{xmin}:{xmax}:");
+        Self { text, xmin, xmax, durable_xid: xmax, is_standby: false, wal_inserted: Some(0) }
+    }
+
     /// The settled mark: every transaction below it has ended, and a crash does not change that.
     pub fn mark(&self) -> u64 {
         self.xmin.min(self.durable_xid)
@@ -109,5 +115,32 @@ impl Session<'_> {
         let sql = sql::is_unchanged(self.tables.reports_wal, &since.text, since.wal_inserted.unwrap_or(0));
         let is_unchanged: Option<bool> = self.connection.query_one(sql).await?.try_get("is_unchanged")?;
         Ok(is_unchanged.unwrap_or(false))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_counts_when_the_log_that_it_was_read_with_is_flushed() {
+        let mut mark = DurableMark::default();
+        mark.learn(100, 50, 50);
+        assert_eq!(mark.xid(), 100, "all of the log is on the disk");
+        mark.learn(110, 60, 50);
+        mark.learn(120, 70, 59);
+        assert_eq!(mark.xid(), 100);
+        mark.learn(130, 80, 60);
+        assert_eq!(mark.xid(), 110, "the log of 110 is on the disk, that of 130 is not");
+        mark.learn(105, 90, 90);
+        assert_eq!(mark.xid(), 130, "an overtaken answer does not lower it");
+    }
+
+    #[test]
+    fn a_mark_of_another_database_is_forgotten() {
+        let mut mark = DurableMark::default();
+        mark.learn(1_000_000, 50, 50);
+        mark.learn(700, 20, 10);
+        assert_eq!(mark.xid(), 0);
     }
 }

@@ -13,7 +13,7 @@ use super::session::Session;
 use super::snapshot::Snapshot;
 use super::sql::{self, ChangesQuery, IdColumn, NewRows};
 use super::store::Store;
-use super::tables::XidSource;
+use super::tables::{Tables, XidSource};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
@@ -185,11 +185,7 @@ impl Tail for PostgresTail {
     async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError> {
         let store = self.store.clone();
         let tables = store.tables().await?;
-        let news = async {
-            let mut session = Session { store: &store, connection: store.tail_pool.get().await?, tables };
-            self.try_read(&mut session, joining).await
-        };
-        match news.await {
+        match self.read_with(&store, tables, joining).await {
             Ok(news) => Ok(news),
             Err(error) => {
                 // The last look may have been at another server.
@@ -201,6 +197,12 @@ impl Tail for PostgresTail {
 }
 
 impl PostgresTail {
+    async fn read_with(&mut self, store: &Store, tables: Arc<Tables>, joining: &[Joiner]) -> Result<News, QueryError> {
+        let connection = store.tail_pool.get().await?;
+        self.try_read(&mut Session { store, connection, tables }, joining).await
+    }
+
+    /// Looks, and reads what the look found. Until everything was read, it changes nothing that a second try needs.
     async fn try_read(&mut self, session: &mut Session<'_>, joining: &[Joiner]) -> Result<News, QueryError> {
         self.go_by(session.tables.best.xids);
         let changes = self.find_changes(session).await?;

@@ -10,11 +10,14 @@ use tokio::time::Instant;
 
 /// The pause between a change of the file and the first check.
 ///
-/// The file changes a little before the commit in it can be read, and several times for one commit. So a change leads to
-/// several checks, each after a pause four times as long as the one before, up to [`LAST_BACKOFF`]. The poll finds what
-/// even the last check was too early for.
+/// The file changes before the commit in it can be read: a writer with `synchronous=FULL` first waits for the disk, and
+/// only then marks the commit in shared memory, which no watcher sees. So a change leads to several checks, each after a
+/// pause four times as long as the one before, up to [`MAX_BACKOFF`], until the file has been quiet for [`CHECKED_FOR`].
+/// The poll finds what even the last check was too early for.
 const FIRST_BACKOFF: Duration = Duration::from_millis(1);
-const LAST_BACKOFF: Duration = Duration::from_millis(64);
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
+/// Longer than a disk takes for one commit.
+const CHECKED_FOR: Duration = Duration::from_secs(30);
 
 pub struct FileWatch {
     /// Notified by the watcher, on its own thread.
@@ -30,16 +33,19 @@ struct NextCheck {
     at: Instant,
     /// The pause before it.
     backoff: Duration,
+    /// The time of the change.
+    changed_at: Instant,
 }
 
 impl NextCheck {
-    fn after(backoff: Duration) -> Self {
-        Self { at: Instant::now() + backoff, backoff }
+    fn first(now: Instant) -> Self {
+        Self { at: now + FIRST_BACKOFF, backoff: FIRST_BACKOFF, changed_at: now }
     }
 
-    fn following(self) -> Option<Self> {
-        let backoff = self.backoff * 4;
-        (backoff <= LAST_BACKOFF).then(|| Self::after(backoff))
+    /// Returns the check after this one; `None` when the change is long ago.
+    fn following(self, now: Instant) -> Option<Self> {
+        let backoff = (self.backoff * 4).min(MAX_BACKOFF);
+        (now - self.changed_at < CHECKED_FOR).then(|| Self { at: now + backoff, backoff, ..self })
     }
 }
 
@@ -60,11 +66,11 @@ impl FileWatch {
                 () = self.changed.notified() => {
                     // a first check that is still due covers this change, too
                     if self.next_check.is_none_or(|check| check.backoff > FIRST_BACKOFF) {
-                        self.next_check = Some(NextCheck::after(FIRST_BACKOFF));
+                        self.next_check = Some(NextCheck::first(Instant::now()));
                     }
                 }
                 check = due(self.next_check) => {
-                    self.next_check = check.following();
+                    self.next_check = check.following(Instant::now());
                     return;
                 }
             }
@@ -104,4 +110,21 @@ fn watch(path: &Path, changed: Arc<Notify>) -> notify::Result<RecommendedWatcher
 fn is_database(path: &Path, name: &OsStr) -> bool {
     let rest = path.file_name().and_then(|file| file.as_encoded_bytes().strip_prefix(name.as_encoded_bytes()));
     matches!(rest, Some(b"" | b"-wal"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checks_after_a_change_grow_rarer_and_go_on_for_longer_than_a_disk_takes() {
+        let changed = Instant::now();
+        let mut checks = vec![NextCheck::first(changed)];
+        while let Some(next) = checks.last().and_then(|last| last.following(last.at)) {
+            checks.push(next);
+        }
+        let pauses: Vec<Duration> = checks.windows(2).map(|pair| pair[1].at - pair[0].at).collect();
+        assert!(pauses.is_sorted() && pauses.iter().all(|pause| *pause <= MAX_BACKOFF), "{pauses:?}");
+        assert!(checks.len() < 40 && checks.last().is_some_and(|last| last.at - changed >= CHECKED_FOR));
+    }
 }

@@ -58,6 +58,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_cursor_of_an_earlier_release_still_means_its_position() {
+        let job: JobId = "job-7".parse().expect("id");
+        assert_eq!(Position::open(&job, "sdgWDZiliPYwBEXA"), Some(Position::after(70_000, "e")));
+        assert_eq!(Position::open(&job, "s5RLX4g"), Some(Position::BEGINNING));
+    }
+
+    #[test]
     fn a_position_comes_back_from_its_token_and_a_forged_one_does_not() {
         let job: JobId = "job-7".parse().expect("id");
         for seq in [0, 1, 255, 256, 70_000, i64::MAX] {

@@ -15,6 +15,8 @@ mod jobs;
 mod page;
 mod rows;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
 pub use catalog::{SERVER, WAL_POSITION, has_index, has_notify_trigger, may_insert, table_columns};
 pub use changes::{ChangesQuery, NewRows, changes};

@@ -1,0 +1,100 @@
+//! Delivery of rows that a statement has read.
+
+use super::super::position::Range;
+use super::*;
+
+const LIMIT: Limit = Limit { events: 100, bytes: 1 << 20 };
+
+fn job() -> JobId {
+    "job".parse().expect("a job id")
+}
+
+fn row(xid: u64, number: i64) -> StoredRow {
+    let event = Event {
+        id: number.to_string(),
+        job_id: job(),
+        step_id: None,
+        kind: "x".into(),
+        timestamp: Timestamp::UNIX_EPOCH,
+        actor: None,
+        payload: Payload::from_text("{}".into()),
+    };
+    StoredRow { xid, key: Key::Number(number), event }
+}
+
+/// A page with rows of these transactions, whose settled part ends at `mark`.
+fn page(mark: u64, xids: impl IntoIterator<Item = u64>) -> PageRows {
+    PageRows {
+        snapshot: Snapshot::of(mark, mark + 1_000_000_000),
+        status: None,
+        has_job: true,
+        rows: xids.into_iter().zip(1..).map(|(xid, number)| row(xid, number)).collect(),
+        end: EndedXids::below(mark),
+        listed: None,
+        has_more: false,
+        best: CursorScheme::default(),
+    }
+}
+
+fn settled(mark: u64) -> Position {
+    Position::new_settled(CursorScheme::default(), EndedXids::below(mark), BTreeMap::new())
+}
+
+fn ids(events: &[(Event, Cursor)]) -> Vec<&str> {
+    events.iter().map(|(event, _)| &*event.id).collect()
+}
+
+#[test]
+fn a_cut_page_ends_in_a_range_and_a_whole_one_at_the_mark() {
+    let mut position = settled(700);
+    let page_of_five = || page(740, [701, 701, 702, 703, 703]);
+    let (events, is_last) = page_of_five().deliver(&job(), &mut position, Limit { events: 3, ..LIMIT });
+    assert_eq!((ids(&events), is_last), (vec!["1", "2", "3"], false));
+    assert_eq!(position.range(), Some(&Range { end: EndedXids::below(740), key: Key::Number(3) }));
+
+    let mut position = settled(700);
+    let (events, is_last) = page_of_five().deliver(&job(), &mut position, LIMIT);
+    assert_eq!((events.len(), is_last), (5, true));
+    assert_eq!(position, settled(740));
+}
+
+#[test]
+fn newer_rows_come_after_the_settled_ones_and_are_counted() {
+    let mut position = settled(700);
+    let (events, _) = page(740, [745, 701, 745]).deliver(&job(), &mut position, LIMIT);
+    assert_eq!(ids(&events), ["2", "1", "3"]);
+    assert_eq!((position.settled().mark, position.counted()), (740, &BTreeMap::from([(745, 2)])));
+}
+
+#[test]
+fn a_range_that_another_process_left_is_finished_before_newer_rows() {
+    let start = settled(700).at_range_start(&EndedXids::below(740));
+    let mut position = start.clone();
+    let rest = page(740, [720, 745]).finish_foreign_range(&mut position).expect("rows of the range");
+    assert!(rest.has_more && rest.rows.len() == 1 && position == start);
+    assert!(page(740, [745, 746]).finish_foreign_range(&mut position).is_none());
+    assert_eq!(position, settled(740));
+}
+
+#[test]
+fn rows_of_transactions_that_a_cursor_cannot_count_wait_for_the_next_read() {
+    let xids = (0..40).map(|number| 1_000_000 + number * 100_000);
+    let page = page(740, xids).truncated_to_cursor(&settled(740));
+    assert!(page.has_more && (3..20).contains(&page.rows.len()), "{} rows", page.rows.len());
+    let mut position = settled(740);
+    let (events, is_last) = page.deliver(&job(), &mut position, LIMIT);
+    assert!(!is_last && position.encoded_length() <= MAX_COUNTED_BYTES);
+    for (_, cursor) in &events {
+        let decoded = Position::from_cursor(&job(), cursor.as_str()).expect("a position");
+        assert_eq!(decoded.to_cursor(&job()), *cursor);
+    }
+}
+
+#[test]
+fn a_page_that_fits_into_no_cursor_is_delivered_whole() {
+    // The counts alone fill a cursor, so no transaction has room beside them.
+    let counted: BTreeMap<u64, u64> = (0..20).map(|number| (1_000_000 + number * 100_000, 3)).collect();
+    let position = Position::new_settled(CursorScheme::default(), EndedXids::below(740), counted);
+    let page = page(740, [9_000_000, 9_100_000]).truncated_to_cursor(&position);
+    assert!(page.rows.len() == 2 && !page.has_more);
+}

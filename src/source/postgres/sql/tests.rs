@@ -1,0 +1,162 @@
+//! Snapshots of all statements. After a wanted change, review the difference and write them anew with
+//! `INSTA_UPDATE=always cargo test --release sql::tests`.
+
+use super::super::position::{EndedXids, Key, KeyId, Position};
+use super::super::tables::{Column, CursorScheme, RowOrder, Tables, XidSource};
+use super::*;
+use crate::config;
+use crate::event::{JobId, JobStatus, Payload};
+use crate::source::NewEvent;
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+
+const DURABLE_XID: u64 = 690;
+
+fn job() -> JobId {
+    "o'job".parse().expect("a job id")
+}
+
+fn column(name: &str, kind: &str, may_be_null: bool) -> Column {
+    Column { name: name.into(), kind: kind.into(), may_be_null, has_default: may_be_null }
+}
+
+fn columns(more: &[Column]) -> Vec<Column> {
+    let texts = ["id", "job_id", "step_id", "type", "actor"].map(|name| column(name, "text", false));
+    let others = [column("timestamp", "timestamp with time zone", false), column("payload", "jsonb", false)];
+    [&texts[..], &others, more].concat()
+}
+
+fn tables(more: &[Column]) -> Tables {
+    let jobs = [column("id", "text", false), column("status", "text", false)];
+    Tables::resolve(&config::Postgres::default(), &columns(more), Some(&jobs), true).expect("all columns")
+}
+
+/// Tables of each cursor scheme, and one that was migrated: rows from before have neither number nor transaction.
+fn schemes() -> [(&'static str, Tables); 5] {
+    let (xid, seq) = (column("xid", "xid8", false), column("seq", "bigint", false));
+    let (late_xid, late_seq) = (column("xid", "xid8", true), column("seq", "bigint", true));
+    [
+        ("column_number", tables(&[xid.clone(), seq.clone()])),
+        ("column_time", tables(&[xid])),
+        ("system_number", tables(&[seq])),
+        ("system_time", tables(&[])),
+        ("migrated", tables(&[late_xid, late_seq])),
+    ]
+}
+
+fn assert_statement(name: &str, sql: &str) {
+    insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!(name, sql);
+    });
+}
+
+fn assert_in_each_scheme(name: &str, sql: impl Fn(&EventRows) -> String) {
+    for (scheme, tables) in schemes() {
+        assert_statement(&format!("{name}.{scheme}"), &sql(&tables.rows(tables.best)));
+    }
+}
+
+fn key(scheme: CursorScheme) -> Key {
+    match scheme.order {
+        RowOrder::Number => Key::Number(58),
+        RowOrder::Time => Key::Time { at: 1_764_000_000_000_000, id: KeyId::of("e-58") },
+    }
+}
+
+fn ended(mark: u64, open: &[u64]) -> EndedXids {
+    EndedXids { mark, open: open.iter().copied().collect() }
+}
+
+fn page_sql(rows: &EventRows, position: &Position, end: XidBound, published_by: Option<&Position>) -> String {
+    page(rows.tables, DURABLE_XID, &PageQuery { job: &job(), position, end, published_by, limit: 200 })
+}
+
+#[test]
+fn the_page_statement_is_the_reviewed_one_at_every_kind_of_position() {
+    assert_in_each_scheme("page_from_the_beginning", |rows| {
+        let mut position = Position::beginning();
+        position.adopt(rows.tables.best);
+        page_sql(rows, &position, XidBound::OwnMark, None)
+    });
+    assert_in_each_scheme("page_within_a_range", |rows| {
+        let (best, end) = (rows.tables.best, ended(740, &[]));
+        let position = Position::after_key(best, end.clone(), key(best), BTreeMap::from([(741, 2)]));
+        page_sql(rows, &position, XidBound::Fixed(end), None)
+    });
+    assert_in_each_scheme("page_of_published_rows", |rows| {
+        let best = rows.tables.best;
+        let position = Position::new_settled(best, ended(700, &[]), BTreeMap::new());
+        let published = Position::new_settled(best, ended(745, &[740, 743]), BTreeMap::from([(746, 1)]));
+        page_sql(rows, &position, XidBound::below(740), Some(&published))
+    });
+}
+
+#[test]
+fn a_key_with_the_digest_of_a_long_id_is_looked_up_in_the_table() {
+    let (_, tables) = &schemes()[3];
+    let key = Key::Time { at: i64::MAX, id: KeyId::of("an id of more than sixteen bytes") };
+    assert_statement("after_key_with_digest", &tables.rows(tables.best).after_key("job", &key));
+}
+
+#[test]
+fn statements_on_events_are_the_reviewed_ones_in_every_scheme() {
+    let job = &job();
+    assert_in_each_scheme("read_snapshot", |rows| read_snapshot(rows, DURABLE_XID, job));
+    assert_in_each_scheme("open_xids", |rows| open_xids(rows, DURABLE_XID));
+    assert_in_each_scheme("find_event", |rows| find_event(rows, DURABLE_XID, job, "e-58"));
+    assert_in_each_scheme("newest_event", |rows| newest_event(rows, DURABLE_XID, job));
+    assert_in_each_scheme("count_by_xid", |rows| {
+        count_by_xid(rows, DURABLE_XID, job, &XidBound::Fixed(ended(745, &[740, 743])), Some(&key(rows.tables.best)))
+    });
+    assert_in_each_scheme("stored_events", |rows| stored_events(rows, DURABLE_XID, job, &new_events()));
+}
+
+#[test]
+fn the_statement_that_finds_changes_is_the_reviewed_one() {
+    let query = |new_rows| ChangesQuery { jobs: vec!["o'job", "job-2"], new_rows, final_statuses: vec!["COMPLETED"] };
+    assert_in_each_scheme("first_changes", |rows| {
+        let new_rows = match rows.xid_source() {
+            XidSource::Column => NewRows::Since(700),
+            XidSource::System => NewRows::SinceAndYounger(700, 60.0),
+        };
+        changes(rows, DURABLE_XID, &query(new_rows))
+    });
+    let (_, tables) = &schemes()[0];
+    let new_rows = NewRows::NotVisibleIn { snapshot: "740:745:740,743", durable_xid: 742 };
+    assert_statement("next_changes", &changes(&tables.rows(tables.best), DURABLE_XID, &query(new_rows)));
+}
+
+#[test]
+fn statements_on_jobs_and_the_catalogue_are_the_reviewed_ones() {
+    let (job, tables) = (&job(), &schemes()[0].1);
+    let jobs = tables.jobs.as_ref().expect("a job table");
+    assert_statement("list_jobs", &list_jobs(tables, jobs, Some(JobStatus::Running), 50));
+    assert_statement("insert_job", &insert_job(jobs, job));
+    assert_statement("upsert_status", &upsert_status(jobs, job, "COMPLETED"));
+    assert_statement("insert_events", &insert_events(tables, job, &new_events()));
+    assert_statement("final_event", &final_event(tables, job, ["job.done", "job.failed"]));
+    assert_statement("is_unchanged", &is_unchanged(true, "740:745:740,743", 23_456));
+    assert_statement("has_ended", &has_ended(740, 745, &[743], &[746]));
+    assert_statement("table_columns", &table_columns("app.job_events"));
+    assert_statement("has_index", &has_index("\"job_events\"", ["job_id", "seq"]));
+    assert_statement("may_insert", &may_insert("\"job_events\""));
+    assert_statement("has_notify_trigger", &has_notify_trigger("\"job_events\""));
+}
+
+fn new_events() -> Vec<NewEvent> {
+    let event = |id: &str, step_id: Option<&str>| NewEvent {
+        id: id.into(),
+        step_id: step_id.map(str::to_string),
+        kind: "step.log".into(),
+        timestamp: Timestamp::UNIX_EPOCH,
+        actor: None,
+        payload: Payload::from_text(r#"{"line":"it's \\ done"}"#.into()),
+    };
+    vec![event("e-58", None), event("e-59", Some("step-1"))]
+}
+
+#[test]
+fn a_literal_and_a_name_hold_whatever_text_they_are_given() {
+    assert_eq!(literal("it's a \\ \0 text"), r"E'it\'s a \\  text'");
+    assert_eq!(quote_table(r#"my app.ev"ents"#), r#""my app"."ev""ents""#);
+}
