@@ -112,7 +112,7 @@ impl Store {
         let catalogue = catalogue.map_err(|error| self.error("looking at the tables", error))?;
         let tables = Arc::new(self.resolve_tables(&catalogue)?);
         tracing::info!(
-            xids = ?tables.best.xids,
+            age = ?tables.best.xids,
             order = ?tables.best.order,
             has_jobs = tables.jobs.is_some(),
             "the tables are understood"

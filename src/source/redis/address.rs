@@ -128,11 +128,11 @@ impl ServerUrl {
             "rediss+sentinel" => (true, true),
             _ => return None,
         };
-        // the later addresses may be written with their scheme, too
-        let items: Vec<&str> = rest
-            .split(',')
-            .map(|item| item.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://")).unwrap_or(item).trim())
-            .collect();
+        let mut items: Vec<&str> = rest.split(',').map(str::trim).collect();
+        for item in items.iter_mut().skip(1) {
+            // the later addresses may be written with their scheme, too
+            *item = item.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://")).unwrap_or(item);
+        }
         let path = items.last()?.split_once('/').map(|(_, path)| path.trim_end_matches('/')).unwrap_or_default();
         let is_cluster = !is_sentinel && items.len() > 1;
         let mut servers = Vec::new();
@@ -305,6 +305,7 @@ mod tests {
             "redis+sentinel://a,b",
             "redis://host:0",
             "redis://ho st",
+            "redis://redis://host",
             "redis://ho\tst",
             "redis://host#b",
             "redis://host:70000",
