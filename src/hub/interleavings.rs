@@ -38,7 +38,12 @@ enum State {
 
 impl Reader {
     fn new(seed: u64) -> Self {
-        Self { random: StdRng::seed_from_u64(seed), is_flapping: seed % 2 == 0, received: 0, state: State::Reading }
+        Self {
+            random: StdRng::seed_from_u64(seed),
+            is_flapping: seed.is_multiple_of(2),
+            received: 0,
+            state: State::Reading,
+        }
     }
 
     fn receive(&mut self, events: &[u32]) {
