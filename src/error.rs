@@ -1,6 +1,7 @@
 //! Failures of a source, as everybody above it needs to know them: a stable code, a decision on retrying, the work that
 //! failed, and the remedy.
 
+use crate::event::JobId;
 use std::fmt;
 use std::sync::Arc;
 
@@ -93,11 +94,21 @@ impl SourceCode {
     }
 }
 
+/// The extent of a failure. A failure of one event is none: it is delivered with its unreadable parts named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The rows of one job. All other jobs go on.
+    Job(JobId),
+    /// The store, or a part of it.
+    Source,
+}
+
 /// A failure of the source, shown as `operation: cause (help; it is tried again)`. Cheap to clone: every reader that
 /// waits for the same read gets a copy.
 #[derive(Clone, Debug)]
 pub struct SourceError {
     pub code: SourceCode,
+    pub scope: Scope,
     /// The work that failed: "reading events from /var/lib/jobcast.db".
     pub operation: Arc<str>,
     /// The answer of the source, in its own words.
@@ -115,7 +126,7 @@ impl SourceError {
         cause: impl Into<Arc<str>>,
         help: &'static str,
     ) -> Self {
-        Self { code, operation: operation.into(), cause: cause.into(), help, source: None }
+        Self { code, scope: Scope::Source, operation: operation.into(), cause: cause.into(), help, source: None }
     }
 
     /// Keeps the error that this one explains.
@@ -123,13 +134,20 @@ impl SourceError {
         Self { source: Some(Arc::new(source)), ..self }
     }
 
+    /// Says that only this job's rows are concerned.
+    pub fn of_job(self, job: JobId) -> Self {
+        Self { scope: Scope::Job(job), ..self }
+    }
+
+    /// A fault of one job's rows is retryable whatever its code: the row may be mended.
     pub fn is_retryable(&self) -> bool {
-        self.code.retry() == Retry::Yes
+        matches!(self.scope, Scope::Job(_)) || self.code.retry() == Retry::Yes
     }
 
     /// The remedy, and that we try again where we do.
     pub fn advice(&self) -> String {
-        match (self.help, self.code.retry().notice()) {
+        let notice = if self.is_retryable() { Retry::Yes.notice() } else { Retry::No.notice() };
+        match (self.help, notice) {
             (help, None) => help.into(),
             ("", Some(notice)) => notice.into(),
             (help, Some(notice)) => format!("{help}; {notice}"),

@@ -103,14 +103,41 @@ pub struct Event {
     pub step_id: Option<String>,
     #[serde(rename = "type")]
     pub kind: String,
+    /// `None` where the store has no time for it, or none that a calendar has.
     #[serde(serialize_with = "milliseconds")]
-    pub timestamp: Timestamp,
+    pub timestamp: Option<Timestamp>,
     pub actor: Option<String>,
     pub payload: Payload,
+    /// Parts that could not be read as they are stored; each is lossy or null here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Part>,
 }
 
-fn milliseconds<S: serde::Serializer>(at: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(&Rfc3339(*at))
+/// A part of an event, by its name in the envelope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Part {
+    Id,
+    StepId,
+    Type,
+    Timestamp,
+    Actor,
+    Payload,
+}
+
+/// Returns foreign bytes as text. Where they are no UTF-8 the text is lossy, and `part` joins the `unreadable` ones.
+pub fn text_of(part: Part, bytes: Vec<u8>, unreadable: &mut Vec<Part>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| {
+        unreadable.push(part);
+        String::from_utf8_lossy(error.as_bytes()).into_owned()
+    })
+}
+
+fn milliseconds<S: serde::Serializer>(at: &Option<Timestamp>, to: S) -> Result<S::Ok, S::Error> {
+    match at {
+        Some(at) => to.collect_str(&Rfc3339(*at)),
+        None => to.serialize_none(),
+    }
 }
 
 /// A timestamp, displayed as RFC 3339 in UTC with milliseconds: `2026-11-23T21:00:00.000Z`.

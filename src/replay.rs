@@ -271,9 +271,10 @@ mod tests {
                 job_id: job(),
                 step_id: None,
                 kind: "x".into(),
-                timestamp: jiff::Timestamp::UNIX_EPOCH,
+                timestamp: None,
                 actor: None,
                 payload: Payload::null(),
+                unreadable: Vec::new(),
             };
             (event, cursor(number))
         }

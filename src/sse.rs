@@ -305,9 +305,10 @@ pub mod samples {
             job_id: "j".parse().expect("id"),
             step_id: None,
             kind: "x".into(),
-            timestamp: jiff::Timestamp::UNIX_EPOCH,
+            timestamp: None,
             actor: None,
             payload: Payload::null(),
+            unreadable: Vec::new(),
         };
         let cursors: Vec<Cursor> = numbers.map(|number| Cursor::trusted(&format!("c{number}"))).collect();
         let mut segments = encode(cursors.iter().map(|cursor| (&event, cursor)), Shape::Payload);
@@ -327,9 +328,10 @@ mod tests {
             job_id: "job-7".parse().expect("id"),
             step_id: Some("s\"1".into()),
             kind: kind.into(),
-            timestamp: "2026-11-23T21:00:00Z".parse().expect("time"),
+            timestamp: Some("2026-11-23T21:00:00Z".parse().expect("time")),
             actor: None,
             payload: Payload::from_text(payload.into()),
+            unreadable: Vec::new(),
         }
     }
 

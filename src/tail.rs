@@ -170,7 +170,9 @@ impl TailLoop {
             if !job.events.is_empty() {
                 published += job.events.len() as u64;
                 for (event, _) in &job.events {
-                    age.record(age_of(event, now));
+                    if let Some(seconds) = age_of(event, now) {
+                        age.record(seconds);
+                    }
                 }
                 self.hub.publish(&job.job, encode(&job.events, self.shape), read_at);
             }
@@ -206,8 +208,9 @@ pub fn encode(events: &[(Event, Cursor)], shape: Shape) -> Vec<Arc<Segment>> {
     sse::encode(events.iter().map(|(event, cursor)| (event, cursor)), shape).into_iter().map(Arc::new).collect()
 }
 
-fn age_of(event: &Event, now: Timestamp) -> f64 {
-    now.duration_since(event.timestamp).as_secs_f64().max(0.0)
+/// Returns the seconds since an event's timestamp, where it has one.
+fn age_of(event: &Event, now: Timestamp) -> Option<f64> {
+    Some(now.duration_since(event.timestamp?).as_secs_f64().max(0.0))
 }
 
 /// Counts a failure of the source in the metrics.

@@ -165,6 +165,7 @@ metrics_table! {
     SOURCE_LAG = gauge("jobcast_source_lag_seconds", "Age of the oldest work that the tail has not finished").of(Unit::Seconds);
     CURSORS_SHORTENED = counter("jobcast_cursors_shortened_total", "Cursors too long for an id: a resume from one may repeat events");
     SKIPPED = counter("jobcast_skipped_entries_total", "Entries of the source that are no events, each time one is read");
+    UNREADABLE = counter("jobcast_unreadable_events_total", "Events with a part that could not be read as it is stored, each time one is read");
     SOURCE_WAKEUPS = counter("jobcast_source_wakeups_total", "Reads of the tail, by what caused them")
         .by(&[one_of("by", &["ingest", "file", "notify", "poll", "watch", "more"])]);
     INGEST = counter("jobcast_ingest_total", "Events and statuses sent in, by outcome")

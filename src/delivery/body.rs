@@ -36,7 +36,8 @@ pub struct Body {
 
 enum State {
     Replaying {
-        replay: Replay,
+        /// In a box, since few streams are in this state at a time.
+        replay: Box<Replay>,
         /// A step that was taken already, and comes before the replay's next one.
         ready: Option<Step>,
     },
@@ -87,7 +88,7 @@ impl Body {
             job: replay.job().clone(),
             permit: Some(permit),
             slot,
-            state: State::Replaying { replay, ready: Some(first) },
+            state: State::Replaying { replay: Box::new(replay), ready: Some(first) },
             queue: opening.into(),
             outages,
             deadline,
@@ -161,7 +162,7 @@ impl Body {
             }
             Reaction::Replay(cursor) => {
                 let replay = self.streams.replay_after(self.job.clone(), cursor);
-                self.state = State::Replaying { replay, ready: None };
+                self.state = State::Replaying { replay: Box::new(replay), ready: None };
             }
             Reaction::Notify(notice) => self.notify(notice),
         }

@@ -155,13 +155,22 @@ pub struct News {
     pub more: bool,
     /// The failure of a part of the store. Its jobs have no news until it is back; those of other parts do.
     pub outage: Option<SourceError>,
+    /// Watched jobs whose own rows the store cannot read now, each with the reason. They keep their positions, and a
+    /// later read tries again; a job that is not in here can be read. All other jobs go on.
+    pub faults: Vec<(JobId, SourceError)>,
 }
 
 impl News {
     /// Returns the result of a read that found nothing and caught up nobody. Begin with this one: it keeps the promise
     /// on the length of `caught_up_joiners`.
     pub fn nothing(joining: &[Joiner]) -> Self {
-        Self { jobs: Vec::new(), caught_up_joiners: vec![None; joining.len()], more: false, outage: None }
+        Self {
+            jobs: Vec::new(),
+            caught_up_joiners: vec![None; joining.len()],
+            more: false,
+            outage: None,
+            faults: Vec::new(),
+        }
     }
 }
 
@@ -232,7 +241,7 @@ pub struct NewEvent {
 impl NewEvent {
     pub fn into_event(self, job_id: JobId) -> Event {
         let Self { id, step_id, kind, timestamp, actor, payload } = self;
-        Event { id, job_id, step_id, kind, timestamp, actor, payload }
+        Event { id, job_id, step_id, kind, timestamp: Some(timestamp), actor, payload, unreadable: Vec::new() }
     }
 }
 

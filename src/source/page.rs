@@ -57,7 +57,6 @@ impl PageBuilder {
 mod tests {
     use super::*;
     use crate::event::{JobId, Payload};
-    use jiff::Timestamp;
 
     /// Pushes events with payloads of `size` bytes until the page is full, and returns how many it took.
     fn taken(limit: Limit, size: usize) -> usize {
@@ -69,9 +68,10 @@ mod tests {
                 job_id: job.clone(),
                 step_id: None,
                 kind: "x".into(),
-                timestamp: Timestamp::UNIX_EPOCH,
+                timestamp: None,
                 actor: None,
                 payload: Payload::from_text(format!("\"{}\"", "x".repeat(size - 2))),
+                unreadable: Vec::new(),
             };
             page.push(event, Cursor::seal('t', &job, &[]));
         }

@@ -149,7 +149,7 @@ impl Source for Memory {
         let summary = |(job, stored): (&JobId, &Job)| JobSummary {
             job_id: job.clone(),
             status: stored.status,
-            last_event_at: stored.events.last().map(|event| event.timestamp.to_string()),
+            last_event_at: stored.events.last().and_then(|event| event.timestamp).map(|at| at.to_string()),
         };
         Ok(wanted.map(summary).take(limit).collect())
     }

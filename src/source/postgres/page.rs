@@ -61,10 +61,10 @@ impl StoredRow {
             job_id: job.clone(),
             step_id: row.try_get("step_id")?,
             kind: row.try_get("type")?,
-            // A time that no clock has shown, such as infinity, is shown as the oldest.
-            timestamp: Timestamp::from_microsecond(at).unwrap_or(Timestamp::UNIX_EPOCH),
+            timestamp: Timestamp::from_microsecond(at).ok(),
             actor: row.try_get("actor")?,
             payload: Payload::from_text(payload.unwrap_or_else(|| "null".into())),
+            unreadable: Vec::new(),
         };
         Ok(Self { xid: row.try_get::<i64, _>("xid")? as u64, key, event })
     }

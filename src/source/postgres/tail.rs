@@ -218,7 +218,7 @@ impl PostgresTail {
         // Nothing fails from here on.
         self.endings = endings;
         let jobs = self.apply(session, changes, selection, draft);
-        Ok(News { jobs, caught_up_joiners, more: !self.pending.is_empty(), outage: None })
+        Ok(News { jobs, caught_up_joiners, more: !self.pending.is_empty(), outage: None, faults: Vec::new() })
     }
 
     /// Notices that the tables have other transaction ids than at the last look, which means nothing by the new ones.

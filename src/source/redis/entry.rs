@@ -82,9 +82,10 @@ impl Entry {
             job_id: job.clone(),
             step_id: self.field("stepId"),
             kind: self.field("type")?,
-            timestamp: timestamp.unwrap_or(Timestamp::UNIX_EPOCH),
+            timestamp,
             actor: self.field("actor"),
             payload: Payload::from_text(self.field("payload").unwrap_or_else(|| "{}".into())),
+            unreadable: Vec::new(),
         })
     }
 
@@ -188,7 +189,11 @@ mod tests {
         let job: JobId = "job".parse().expect("an id");
         let event = entries[0].event(&job).expect("an event");
         assert_eq!((event.id.as_str(), event.kind.as_str()), ("1500-2", "x"));
-        assert_eq!(event.timestamp.as_millisecond(), 1500, "without a field, its time is that of the entry");
+        assert_eq!(
+            event.timestamp.map(Timestamp::as_millisecond),
+            Some(1500),
+            "without a field, its time is that of the entry"
+        );
         assert_eq!(event.payload.as_json(), "{\"n\":1}");
         assert!(entries[1].event(&job).is_none());
         for malformed in [Value::Nil, Value::Array(vec![text("1-0")]), Value::Array(vec![entry("1", Value::Nil)])] {

@@ -84,7 +84,7 @@ impl Store {
         let summary = JobSummary {
             job_id: job.clone(),
             status: self.resolve_status(end, status),
-            last_event_at: last.map(|event| Rfc3339(event.timestamp).to_string()),
+            last_event_at: last.and_then(|event| event.timestamp).map(|at| Rfc3339(at).to_string()),
         };
         let is_job = summary.status.is_some() || newest.is_some();
         is_job.then(|| (newest.map_or(EntryId::ZERO, |entry| entry.id), summary))

@@ -440,6 +440,7 @@ impl Tail for RedisTail {
             caught_up_joiners,
             more: !self.queue.is_empty(),
             outage: self.outage.clone(),
+            faults: Vec::new(),
         })
     }
 }

@@ -242,12 +242,13 @@ fn read_event(row: &SqliteRow, job: &JobId) -> Result<(Event, Position), sqlx::E
         timestamp: read_timestamp(&timestamp),
         actor: row.try_get(6)?,
         payload: Payload::from_text(row.try_get(7)?),
+        unreadable: Vec::new(),
     };
     Ok((event, position))
 }
 
-/// Reads RFC 3339, or UTC as SQLite's own functions write it (`2026-11-23 21:00:00`). Anything else becomes the epoch:
+/// Reads RFC 3339, or UTC as SQLite's own functions write it (`2026-11-23 21:00:00`). `None` for anything else:
 /// an event is not lost for its timestamp.
-fn read_timestamp(text: &str) -> Timestamp {
-    text.parse().or_else(|_| format!("{}Z", text.trim_end_matches('Z')).parse()).unwrap_or(Timestamp::UNIX_EPOCH)
+fn read_timestamp(text: &str) -> Option<Timestamp> {
+    text.parse().or_else(|_| format!("{}Z", text.trim_end_matches('Z')).parse()).ok()
 }

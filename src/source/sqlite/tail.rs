@@ -179,7 +179,7 @@ impl SqliteTail {
                 self.unwatch(&job);
             }
         }
-        News { jobs: batch.into_jobs(), caught_up_joiners, more, outage: None }
+        News { jobs: batch.into_jobs(), caught_up_joiners, more, outage: None, faults: Vec::new() }
     }
 
     fn note_statuses(&mut self, statuses: Vec<(JobId, JobStatus)>) {

@@ -15,9 +15,10 @@ fn row(xid: u64, number: i64) -> StoredRow {
         job_id: job(),
         step_id: None,
         kind: "x".into(),
-        timestamp: Timestamp::UNIX_EPOCH,
+        timestamp: None,
         actor: None,
         payload: Payload::from_text("{}".into()),
+        unreadable: Vec::new(),
     };
     StoredRow { xid, key: Key::Number(number), event }
 }
