@@ -10,8 +10,8 @@
 //! - [`http`]: the addresses, one module for each group of them.
 //! - [`cli`]: the commands; puts the parts together.
 //!
-//! [`telemetry`], [`shutdown`] and [`backoff`] use none of these; [`config`] uses only the words of [`event`], [`sse`] and
-//! [`telemetry`]. ARCHITECTURE.md has the whole on one page.
+//! [`telemetry`], [`logging`], [`shutdown`], [`supervise`] and [`backoff`] use none of these; [`config`] uses only the words
+//! of [`event`], [`sse`] and [`logging`]. ARCHITECTURE.md has the whole on one page.
 
 pub mod backoff;
 pub mod cli;
@@ -22,9 +22,11 @@ pub mod error;
 pub mod event;
 pub mod http;
 pub mod hub;
+pub mod logging;
 pub mod replay;
 pub mod shutdown;
 pub mod source;
 pub mod sse;
+pub mod supervise;
 pub mod tail;
 pub mod telemetry;
