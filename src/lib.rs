@@ -12,7 +12,8 @@
 //! - [`http`]: the addresses, one module for each group of them.
 //! - [`cli`]: the commands; puts the parts together.
 //!
-//! ARCHITECTURE.md has the whole on one page.
+//! [`telemetry`], [`logging`], [`shutdown`], [`supervise`] and [`backoff`] are at the bottom, too. ARCHITECTURE.md has the
+//! whole on one page.
 
 pub mod backoff;
 pub mod cli;
@@ -23,9 +24,11 @@ pub mod error;
 pub mod event;
 pub mod http;
 pub mod hub;
+pub mod logging;
 pub mod replay;
 pub mod shutdown;
 pub mod source;
 pub mod sse;
+pub mod supervise;
 pub mod tail;
 pub mod telemetry;

@@ -4,11 +4,12 @@
 use crate::backoff::Backoff;
 use crate::config;
 use crate::cursor::Cursor;
-use crate::error::SourceError;
+use crate::error::{SourceCode, SourceError};
 use crate::event::{JobId, JobStatus};
 use crate::hub::{CaughtUp, Hub, Join, Place, Seed, Subscription};
 use crate::source::{Limit, PageResult, Source};
 use crate::sse::{Reset, Segment, Shape};
+use crate::supervise::guarded;
 use crate::tail;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
@@ -58,10 +59,14 @@ impl Pages {
         }
         let pages = self.clone();
         let read = async move {
-            let result = pages.source.page(&key.0, &key.1, PAGE).await;
+            let reading = async { pages.source.page(&key.0, &key.1, PAGE).await.map(|result| pages.encode(result)) };
+            // A panic must not get out of here: of those who share the read, only one would be woken.
+            let result = guarded("page", reading).await.unwrap_or_else(|panicked| {
+                Err(SourceError::new(SourceCode::Other, "reading history", panicked.to_string(), ""))
+            });
             // Forgotten before it is given out, since who asks from now on may need events written meanwhile.
             pages.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-            result.map(|result| Arc::new(pages.encode(result))).inspect_err(tail::count_error)
+            result.map(Arc::new).inspect_err(tail::count_error)
         };
         let read = read.boxed().shared();
         if let Some(weak) = read.downgrade() {
@@ -239,7 +244,6 @@ impl Replay {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::SourceCode;
     use crate::event::{Event, Payload};
     use crate::hub::model::{self, cursor, job, number, numbers};
     use crate::source::{Appended, JobSummary, NewEvent, Page, Standing, Tail};

@@ -1,7 +1,13 @@
 //! The phases of a shutdown, and the one place where the system's signals are received.
 
+use std::pin::pin;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+
+/// The longest drain of a process of which a part has failed.
+pub const FAILED_DRAIN: Duration = Duration::from_secs(3);
+/// Signals that wait to be looked at. The second one already ends the process.
+const MAX_WAITING_SIGNALS: usize = 2;
 
 /// The progress of a shutdown. A process goes through the phases in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,29 +21,47 @@ pub enum Phase {
     Stopped,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    phase: Phase,
+    /// A part has failed: the streams are closed within [`FAILED_DRAIN`].
+    is_failed: bool,
+}
+
 /// A view of the present phase; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct ShutdownWatch(watch::Receiver<Phase>);
+pub struct ShutdownWatch(watch::Receiver<Progress>);
 
 impl ShutdownWatch {
     pub fn phase(&self) -> Phase {
-        *self.0.borrow()
+        self.0.borrow().phase
+    }
+
+    /// Returns the time for closing all streams, where the settings say `configured`.
+    pub fn drain_time(&self, configured: Duration) -> Duration {
+        if self.0.borrow().is_failed { configured.min(FAILED_DRAIN) } else { configured }
     }
 
     /// Returns when `phase` or a later one is reached. Also returns if the sender was dropped.
     pub async fn reached(&self, phase: Phase) {
         let mut phases = self.0.clone();
-        let _ = phases.wait_for(|now| *now >= phase).await;
+        let _ = phases.wait_for(|now| now.phase >= phase).await;
     }
 }
 
-/// Moves the process through the phases.
+/// Moves the process through the phases. Its drop is the last one.
 #[derive(Debug)]
-pub struct Shutdown(watch::Sender<Phase>);
+pub struct Shutdown(watch::Sender<Progress>);
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self(watch::Sender::new(Phase::Serving))
+        Self(watch::Sender::new(Progress { phase: Phase::Serving, is_failed: false }))
+    }
+}
+
+impl Drop for Shutdown {
+    fn drop(&mut self) {
+        self.enter(Phase::Stopped);
     }
 }
 
@@ -49,54 +73,107 @@ impl Shutdown {
     /// Enters a phase, unless a later one is reached already.
     pub fn enter(&self, phase: Phase) {
         self.0.send_if_modified(|now| {
-            let later = phase > *now;
-            *now = phase.max(*now);
+            let later = phase > now.phase;
+            now.phase = phase.max(now.phase);
             later
         });
     }
 
     /// Waits for SIGTERM or SIGINT, then goes through the phases. A second signal skips to the last. The drain ends early
     /// when `empty` resolves, which means that no stream is left.
-    pub async fn on_signal(
+    ///
+    /// A failure of a part, which `failed` gives, leads to a drain at once and in a hurry, and is returned. `on_failure` is
+    /// called when that drain begins.
+    pub async fn on_signal<F>(
         &self,
-        grace: Duration,
-        drain: Duration,
+        signals: &mut Signals,
+        settings: &Leaving,
+        failed: impl Future<Output = F>,
+        on_failure: impl Fn(&F),
         empty: impl Future<Output = ()>,
-    ) -> std::io::Result<()> {
-        let mut signals = Signals::new()?;
-        let first = signals.next().await;
-        tracing::info!(signal = first, ?grace, ?drain, "leaving: saying not ready, still serving");
-        self.enter(Phase::Unready);
+    ) -> Option<F> {
+        let (mut failed, mut empty) = (pin!(failed), pin!(empty));
+        let mut failure = tokio::select! {
+            biased;
+            failure = &mut failed => Some(failure),
+            Some(first) = signals.0.recv() => {
+                let Leaving { grace, drain } = settings;
+                tracing::info!(signal = first, ?grace, ?drain, "leaving: saying not ready, still serving");
+                self.enter(Phase::Unready);
+                None
+            }
+        };
+        let leave = async {
+            if failure.is_none() {
+                tokio::select! {
+                    biased;
+                    part = &mut failed => failure = Some(part),
+                    () = self.drain(settings, &mut empty) => {}
+                }
+            }
+            if let Some(failure) = &failure {
+                self.0.send_modify(|now| *now = Progress { phase: now.phase.max(Phase::Draining), is_failed: true });
+                on_failure(failure);
+                self.drain(&Leaving { grace: Duration::ZERO, drain: settings.drain.min(FAILED_DRAIN) }, empty).await;
+            }
+        };
         tokio::select! {
-            () = self.drain(grace, drain, empty) => {}
-            second = signals.next() => tracing::warn!(signal = second, "leaving at once"),
+            () = leave => {}
+            Some(second) = signals.0.recv() => tracing::warn!(signal = second, "leaving at once"),
         }
         self.enter(Phase::Stopped);
-        Ok(())
+        failure
     }
 
-    async fn drain(&self, grace: Duration, drain: Duration, empty: impl Future<Output = ()>) {
-        tokio::time::sleep(grace).await;
+    async fn drain(&self, settings: &Leaving, empty: impl Future<Output = ()>) {
+        tokio::time::sleep(settings.grace).await;
         self.enter(Phase::Draining);
-        let _ = tokio::time::timeout(drain, empty).await;
+        let _ = tokio::time::timeout(settings.drain, empty).await;
     }
 }
 
-struct Signals {
+/// The times that a shutdown takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaving {
+    /// The time in which everything is still served, so that a load balancer notices.
+    pub grace: Duration,
+    /// The longest time for closing all streams.
+    pub drain: Duration,
+}
+
+/// SIGTERM and SIGINT, as they come.
+pub struct Signals(mpsc::Receiver<&'static str>);
+
+impl Signals {
+    /// Begins to receive the signals. They come for as long as the work that is returned goes on.
+    pub fn receive() -> std::io::Result<(Self, impl Future<Output = ()> + Send + 'static)> {
+        let mut system = SystemSignals::new()?;
+        let (sender, receiver) = mpsc::channel(MAX_WAITING_SIGNALS);
+        let receive = async move {
+            while let Some(signal) = system.next().await {
+                let _ = sender.try_send(signal);
+            }
+        };
+        Ok((Self(receiver), receive))
+    }
+}
+
+struct SystemSignals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
-impl Signals {
+impl SystemSignals {
     fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn next(&mut self) -> &'static str {
+    /// Returns the next signal; `None` when there will be no more.
+    async fn next(&mut self) -> Option<&'static str> {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            received = self.terminate.recv() => received.map(|()| "SIGTERM"),
+            received = self.interrupt.recv() => received.map(|()| "SIGINT"),
         }
     }
 }

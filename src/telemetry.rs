@@ -1,11 +1,10 @@
-//! Every metric, declared once with its unit, its help and its labels; and the set-up of logs.
+//! Every metric, declared once with its unit, its help and its labels.
 //!
 //! The values of a label are always a closed list of ours, never job ids, paths or anything else that outsiders choose:
 //! each value is a time series in Prometheus.
 
 use metrics::{Counter, Gauge, Histogram, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use serde::{Deserialize, Serialize};
 
 /// One metric, as the table declares it.
 pub struct Metric {
@@ -166,6 +165,7 @@ metrics_table! {
     CURSORS_SHORTENED = counter("jobcast_cursors_shortened_total", "Cursors too long for an id: a resume from one may repeat events");
     SKIPPED = counter("jobcast_skipped_entries_total", "Entries of the source that are no events, each time one is read");
     UNREADABLE = counter("jobcast_unreadable_events_total", "Events with a part that could not be read as it is stored, each time one is read");
+    LOG_LINES_LOST = counter("jobcast_log_lines_lost_total", "Lines of the log that standard error did not take");
     SOURCE_WAKEUPS = counter("jobcast_source_wakeups_total", "Reads of the tail, by what caused them")
         .by(&[one_of("by", &["ingest", "file", "notify", "poll", "watch", "more"])]);
     INGEST = counter("jobcast_ingest_total", "Events and statuses sent in, by outcome")
@@ -201,6 +201,7 @@ impl MetricsExporter {
         for gauge in [&SUBSCRIBERS, &CHANNELS, &RING_EVENTS, &RING_BYTES, &SOURCE_UP, &SOURCE_LAG] {
             gauge.gauge(&[]).set(0.0);
         }
+        LOG_LINES_LOST.counter(&[]).increment(0);
         Ok(Self { handle, process })
     }
 
@@ -212,27 +213,6 @@ impl MetricsExporter {
     /// Folds what the histograms gathered since the last call; must be called every few seconds.
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
-    }
-}
-
-/// Form of the log lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    #[default]
-    Pretty,
-    Json,
-}
-
-/// Sends logs to standard error, because standard output belongs to the command.
-pub fn log_to_stderr(level: &str, format: LogFormat) {
-    // The server library's words on its workers, and on peers that do not talk HTTP, are of no use to operators.
-    let filter = format!("{level},actix_server=warn,actix_http=off");
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| "info".into());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    match format {
-        LogFormat::Pretty => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
     }
 }
 

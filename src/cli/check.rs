@@ -1,6 +1,6 @@
 //! `jobcast check`: checks settings and source, and prints every problem at once, each with its remedy.
 
-use super::{ConfigFile, misused};
+use super::{ConfigFile, misused, printed};
 use crate::source;
 use std::process::ExitCode;
 
@@ -9,20 +9,18 @@ pub async fn run(config: ConfigFile) -> ExitCode {
         Ok(settings) => settings,
         Err(errors) => return misused(errors),
     };
-    println!("# the settings in effect, secrets masked\n{}", settings.to_toml());
+    let mut said = format!("# the settings in effect, secrets masked\n{}\n", settings.to_toml());
     let mut problems = 0;
     for finding in source::driver(settings.source.kind).check(&settings.source).await {
         if finding.is_problem {
             problems += 1;
-            println!("PROBLEM  {}\n         mend: {}", finding.summary, finding.help);
+            said += &format!("PROBLEM  {}\n         mend: {}\n", finding.summary, finding.help);
         } else {
-            println!("ok       {}", finding.summary);
+            said += &format!("ok       {}\n", finding.summary);
         }
     }
     if problems == 0 {
-        println!("ok       nothing to mend");
-        return ExitCode::SUCCESS;
+        return printed(said + "ok       nothing to mend", ExitCode::SUCCESS);
     }
-    println!("{problems} to mend");
-    ExitCode::FAILURE
+    printed(format!("{said}{problems} to mend"), ExitCode::FAILURE)
 }

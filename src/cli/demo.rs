@@ -6,8 +6,9 @@ use super::serve::{self, ServeError};
 use super::{failed, misused};
 use crate::config::Settings;
 use crate::http::Listener;
+use crate::logging;
 use crate::shutdown::Phase;
-use crate::telemetry;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -38,10 +39,11 @@ pub async fn run(args: Args) -> ExitCode {
     };
     let database = folder.path().join("demo.db");
     let settings = settings(&args, &database);
-    telemetry::log_to_stderr("warn", settings.log.format);
+    let _log = logging::to_stderr("warn", settings.log.format);
     let mut runner = None;
     let served = serve::serve(settings, |address, shutdown| {
-        println!("Jobs are running: open http://{address}/ (Ctrl-C ends the demo)");
+        // A demo that nobody reads goes on all the same.
+        let _ = writeln!(std::io::stdout(), "Jobs are running: open http://{address}/ (Ctrl-C ends the demo)");
         runner = Some(tokio::spawn(async move { runner::run(&database, shutdown.reached(Phase::Unready)).await }));
     })
     .await;

@@ -1,6 +1,6 @@
 //! `jobcast emit`: appends one event to the configured source, for scripts and for trying things out.
 
-use super::{ConfigFile, failed, misused};
+use super::{ConfigFile, failed, misused, printed};
 use crate::config;
 use crate::error::SourceError;
 use crate::event::{JobId, Payload};
@@ -53,8 +53,8 @@ pub async fn run(args: Args) -> ExitCode {
     };
     match append(&settings.source, &job, event).await {
         Ok(stored) => {
-            stored.iter().for_each(|one| println!("{}", one.event.id));
-            ExitCode::SUCCESS
+            let ids: Vec<&str> = stored.iter().map(|one| one.event.id.as_str()).collect();
+            printed(ids.join("\n"), ExitCode::SUCCESS)
         }
         Err(error) => failed(error),
     }

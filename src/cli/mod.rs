@@ -12,7 +12,10 @@ mod sse_parser;
 mod tail;
 
 use crate::config::{ConfigErrors, Settings};
+use crate::logging::say;
 use clap::{Parser, Subcommand};
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -109,16 +112,24 @@ async fn execute(command: Command) -> ExitCode {
     }
 }
 
+/// Prints a command's result, and returns `then`. A reader that has gone is no failure; a full disk is one.
+fn printed(text: impl Display, then: ExitCode) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => then,
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => then,
+        Err(error) => failed(format_args!("cannot print: {error}")),
+    }
+}
+
 /// Prints why a command failed and returns exit code 1.
-fn failed(why: impl std::fmt::Display) -> ExitCode {
-    eprintln!("jobcast: {why}");
+fn failed(why: impl Display) -> ExitCode {
+    say(why);
     ExitCode::FAILURE
 }
 
 /// Prints what is wrong with the command line or the settings and returns exit code 2.
-fn misused(why: impl std::fmt::Display) -> ExitCode {
-    for line in why.to_string().lines() {
-        eprintln!("jobcast: {line}");
-    }
+fn misused(why: impl Display) -> ExitCode {
+    why.to_string().lines().for_each(say);
     ExitCode::from(2)
 }

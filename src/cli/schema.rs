@@ -1,6 +1,6 @@
 //! `jobcast schema`: prints the recommended tables as SQL.
 
-use super::{ConfigFile, misused};
+use super::{ConfigFile, misused, printed};
 use crate::source;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::process::ExitCode;
@@ -43,6 +43,5 @@ pub fn run(args: Args) -> ExitCode {
     } else {
         driver.schema(with_trigger).join("\n")
     };
-    println!("{}", sql.trim_end());
-    ExitCode::SUCCESS
+    printed(sql.trim_end(), ExitCode::SUCCESS)
 }

@@ -8,11 +8,13 @@ use crate::delivery::{StreamContext, StreamRules};
 use crate::error::SourceError;
 use crate::http::{self, App, Health, ListenError, Listener};
 use crate::hub::Hub;
+use crate::logging;
 use crate::replay::Pages;
-use crate::shutdown::{Phase, Shutdown, ShutdownWatch};
+use crate::shutdown::{FAILED_DRAIN, Leaving, Phase, Shutdown, ShutdownWatch, Signals};
 use crate::source::{self, Source};
+use crate::supervise::{PartFailure, Supervisor, guarded};
 use crate::tail;
-use crate::telemetry::{self, MetricsExporter};
+use crate::telemetry::MetricsExporter;
 use actix_server::ServerHandle;
 use actix_web::web;
 use metrics_exporter_prometheus::BuildError;
@@ -27,16 +29,21 @@ use tokio::task::JoinHandle as Task;
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 /// Files that the process needs besides one for each stream.
 const OTHER_FILES: u64 = 1024;
+/// Time for the threads and tasks to end, once everything is closed.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Interval between two looks whether a thread has ended.
+const JOIN_LOOK: Duration = Duration::from_millis(5);
 
 pub(super) async fn run(config: ConfigFile) -> ExitCode {
     let settings = match config.load() {
         Ok(settings) => settings,
         Err(errors) => return misused(errors),
     };
-    telemetry::log_to_stderr(&settings.log.level, settings.log.format);
-    match serve(settings, |_, _| {}).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(error),
+    let _log = logging::to_stderr(&settings.log.level, settings.log.format);
+    match guarded("serve", serve(settings, |_, _| {})).await {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => failed(error),
+        Err(panicked) => failed(panicked),
     }
 }
 
@@ -51,6 +58,8 @@ pub enum ServeError {
     Listen(#[from] ListenError),
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Part(#[from] PartFailure),
 }
 
 /// Opens the configured source and serves it until a signal says to leave. `on_serving` is called with the public address
@@ -74,13 +83,17 @@ pub async fn serve_source(
     let (public_address, admin_address) = (public.local_addr()?, admin.local_addr()?);
 
     let shutdown = Shutdown::default();
+    let supervisor = Supervisor::new(shutdown.watch());
+    let (mut signals, receive_signals) = Signals::receive()?;
     let admission = Admission::new(settings.http.max_connections, settings.http.max_connections_per_ip);
-    let delivery = Delivery::start(&settings, source.clone(), admission.clone(), &shutdown)?;
-    let upkeep = tokio::spawn(keep_metrics(metrics.clone(), shutdown.watch()));
+    let delivery = Delivery::start(&settings, source.clone(), admission.clone(), &shutdown, &supervisor)?;
+    let upkeep = supervisor.task("metrics", keep_metrics(metrics.clone(), shutdown.watch()));
+    let receiver = supervisor.task("signals", receive_signals);
     let health = Health {
         hub: delivery.streams.hub.clone(),
         admission: admission.clone(),
         shutdown: shutdown.watch(),
+        supervisor: supervisor.clone(),
         metrics,
         ready_grace: settings.source.ready_grace,
     };
@@ -91,23 +104,52 @@ pub async fn serve_source(
         ingest: settings.ingest.clone(),
         settings: settings.http.clone(),
     });
-    let public = Server::start(http::serve(public, app, delivery.threads.clone())?);
-    let admin = Server::start(http::serve_admin(admin, health)?);
+    let public = Server::start("http", http::serve(public, app, delivery.threads.clone())?, &supervisor);
+    let admin = Server::start("admin", http::serve_admin(admin, health)?, &supervisor);
 
     tracing::info!(http = %public_address, admin = %admin_address, source = source.kind(), "serving");
     on_serving(public_address, shutdown.watch());
-    shutdown.on_signal(settings.shutdown.grace, settings.shutdown.drain, admission.empty()).await?;
+    let leaving = Leaving { grace: settings.shutdown.grace, drain: settings.shutdown.drain };
+    // The part that failed may be the one that passes the drain on.
+    let drain_now = |failure: &PartFailure| {
+        tracing::error!(part = %failure.part, "leaving: a part of the daemon has failed");
+        delivery.threads.drain();
+        exit_at_the_latest();
+    };
+    let failure = shutdown.on_signal(&mut signals, &leaving, supervisor.failed(), drain_now, admission.empty()).await;
 
-    // From the outside in: new requests, streams, the tail, and last the listener that shows how it goes.
-    delivery.threads.stop();
-    public.handle.stop(false).await;
-    delivery.join().await;
-    let _ = upkeep.await;
-    admin.handle.stop(false).await;
-    let _ = public.task.await;
-    let _ = admin.task.await;
-    tracing::info!("left");
-    Ok(())
+    let joined = async {
+        // From the outside in: new requests, streams, the tail, and last the listener that shows how it goes.
+        delivery.threads.stop();
+        public.handle.stop(false).await;
+        delivery.join().await;
+        let _ = upkeep.await;
+        admin.handle.stop(false).await;
+        let _ = public.task.await;
+        let _ = admin.task.await;
+    };
+    if tokio::time::timeout(JOIN_TIMEOUT, joined).await.is_err() {
+        tracing::error!("not every part ended in time");
+    }
+    receiver.abort();
+    match failure {
+        None => {
+            tracing::info!("left");
+            Ok(())
+        }
+        Some(failure) => Err(failure.into()),
+    }
+}
+
+/// Ends the process with an error after the time that a failed one has, in case that some other part keeps it from leaving.
+fn exit_at_the_latest() {
+    let exit = || {
+        std::thread::sleep(FAILED_DRAIN + 2 * JOIN_TIMEOUT);
+        std::process::exit(1);
+    };
+    if let Err(error) = std::thread::Builder::new().name("exit".into()).spawn(exit) {
+        tracing::warn!(%error, "nothing ends the process if it cannot leave by itself");
+    }
 }
 
 /// The way of events from the source to the sockets: the tail, the hub, and the delivery threads.
@@ -126,6 +168,7 @@ impl Delivery {
         source: Arc<dyn Source>,
         admission: Admission,
         shutdown: &Shutdown,
+        supervisor: &Supervisor,
     ) -> std::io::Result<Self> {
         let (hub, shape, pace) = (Hub::new(settings.hub.clone()), settings.stream.data, settings.source.pace());
         let streams = StreamContext {
@@ -137,16 +180,18 @@ impl Delivery {
         };
         let lag_bytes = settings.hub.total_bytes.as_u64() as usize;
         let runtime = tokio::runtime::Handle::current();
-        let (threads, thread_handles) = Threads::start(settings.http.worker_count(), &streams, lag_bytes, &runtime)?;
-        let tail = tokio::spawn(tail::run(source, hub.clone(), pace, shape, shutdown.watch()));
-        let messenger = tokio::spawn(notify_threads(threads.clone(), hub, shutdown.watch()));
+        let count = settings.http.worker_count();
+        let (threads, thread_handles) = Threads::start(count, &streams, lag_bytes, &runtime, supervisor)?;
+        let tail = supervisor.task("tail", tail::run(source, hub.clone(), pace, shape, shutdown.watch()));
+        let messenger = supervisor.task("messenger", notify_threads(threads.clone(), hub, shutdown.watch()));
         Ok(Self { streams, threads, thread_handles, tail, messenger })
     }
 
     /// Waits for the threads, which were told to stop, and for the tasks, which the shutdown ends.
     async fn join(self) {
-        for handle in self.thread_handles {
-            let _ = handle.join();
+        // Not joined, since that would block the runtime, and with it the time that all this may take.
+        while !self.thread_handles.iter().all(JoinHandle::is_finished) {
+            tokio::time::sleep(JOIN_LOOK).await;
         }
         let _ = self.tail.await;
         let _ = self.messenger.await;
@@ -156,12 +201,18 @@ impl Delivery {
 /// A running server.
 struct Server {
     handle: ServerHandle,
-    task: Task<std::io::Result<()>>,
+    task: Task<()>,
 }
 
 impl Server {
-    fn start(server: actix_server::Server) -> Self {
-        Self { handle: server.handle(), task: tokio::spawn(server) }
+    fn start(name: &'static str, server: actix_server::Server, supervisor: &Supervisor) -> Self {
+        let handle = server.handle();
+        let serve = async move {
+            if let Err(error) = server.await {
+                tracing::error!(listener = name, %error, "a server failed");
+            }
+        };
+        Self { handle, task: supervisor.task(name, serve) }
     }
 }
 

@@ -5,8 +5,8 @@
 
 use super::validate::{Problems, is_job_path, is_origin};
 use super::values::{AutoBool, Network, Secret, duration, size};
+use crate::logging::LogFormat;
 use crate::sse::Shape;
-use crate::telemetry::LogFormat;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;

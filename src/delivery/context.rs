@@ -45,19 +45,20 @@ impl StreamRules {
         Deadline::Age(since + self.max_age.mul_f64(rand::rng().random_range(0.9..=1.0)))
     }
 
-    /// Returns the time over which `open` streams are closed: the drain, or less where they are few.
-    fn span(&self, open: usize) -> Duration {
-        self.drain.min(RECONNECT_SPACING.saturating_mul(open.try_into().unwrap_or(u32::MAX)))
+    /// Returns the time over which `open` streams are closed: `drain`, or less where they are few.
+    fn span(drain: Duration, open: usize) -> Duration {
+        drain.min(RECONNECT_SPACING.saturating_mul(open.try_into().unwrap_or(u32::MAX)))
     }
 
-    /// Picks the time after which one of `open` streams is closed in a drain, so that they are not all closed at once.
-    pub fn drain_delay(&self, open: usize) -> Duration {
-        self.span(open).mul_f64(rand::rng().random_range(0.0..0.9))
+    /// Picks the time after which one of `open` streams is closed in a drain that may take so long, so that they are not all
+    /// closed at once.
+    fn drain_delay(drain: Duration, open: usize) -> Duration {
+        Self::span(drain, open).mul_f64(rand::rng().random_range(0.0..0.9))
     }
 
     /// Picks the wait of one of `open` clients before it reconnects, so that they do not all come back at once.
     pub fn reconnect_delay(&self, open: usize) -> Duration {
-        let most = self.retry.max(self.span(open)).max(Duration::from_secs(1));
+        let most = self.retry.max(Self::span(self.drain, open)).max(Duration::from_secs(1));
         Duration::from_millis(500) + most.mul_f64(rand::rng().random_range(0.0..1.0))
     }
 }
@@ -80,7 +81,8 @@ impl StreamContext {
 
     /// Picks the moment at which one stream is closed in a drain that begins now.
     pub fn drain_deadline(&self) -> Instant {
-        Instant::now() + self.rules.drain_delay(self.admission.open())
+        let drain = self.shutdown.drain_time(self.rules.drain);
+        Instant::now() + StreamRules::drain_delay(drain, self.admission.open())
     }
 
     /// Starts a replay of everything after `cursor`.

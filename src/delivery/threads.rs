@@ -3,6 +3,7 @@
 use super::context::StreamContext;
 use super::worker::{HandedOver, Inbox, Message, Worker};
 use crate::hub::Outage;
+use crate::supervise::Supervisor;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,15 +32,25 @@ impl Threads {
         streams: &StreamContext,
         backlog_bytes: usize,
         runtime: &tokio::runtime::Handle,
+        supervisor: &Supervisor,
     ) -> io::Result<(Self, Vec<JoinHandle<()>>)> {
         let (mut inboxes, mut handles) = (Vec::new(), Vec::new());
         for number in 0..count {
             let (worker, inbox) = Worker::new(streams.clone(), backlog_bytes / count, runtime.clone())?;
-            let thread = std::thread::Builder::new().name(format!("delivery-{number}"));
-            handles.push(thread.spawn(move || worker.run())?);
+            let name = format!("delivery-{number}");
+            #[cfg(feature = "fault-injection")]
+            Self::inject_faults(&name, &inbox, runtime);
+            handles.push(supervisor.thread(name, move || worker.run())?);
             inboxes.push(inbox);
         }
         Ok((Self(Arc::new(Inner { inboxes, next: AtomicUsize::new(0) })), handles))
+    }
+
+    /// Makes a thread fail when its fault strikes.
+    #[cfg(feature = "fault-injection")]
+    fn inject_faults(part: &str, inbox: &Arc<Inbox>, runtime: &tokio::runtime::Handle) {
+        let (part, inbox) = (part.to_string(), inbox.clone());
+        runtime.spawn(async move { inbox.post(Message::Fault(crate::supervise::fault::struck(&part).await)) });
     }
 
     /// Gives a stream to one of the threads.

@@ -3,6 +3,7 @@
 use crate::delivery::admission::Admission;
 use crate::hub::Hub;
 use crate::shutdown::{Phase, ShutdownWatch};
+use crate::supervise::Supervisor;
 use crate::telemetry::MetricsExporter;
 use actix_web::{App, HttpResponse, HttpServer, web};
 use actix_web_lab::middleware::CatchPanic;
@@ -19,6 +20,8 @@ pub struct Health {
     /// Count of open streams.
     pub admission: Admission,
     pub shutdown: ShutdownWatch,
+    /// The parts without which the process is of no use.
+    pub supervisor: Supervisor,
     pub metrics: MetricsExporter,
     /// Length of an outage after which `/readyz` says no.
     pub ready_grace: Duration,
@@ -30,7 +33,7 @@ pub fn serve(listener: TcpListener, health: Health) -> io::Result<actix_web::dev
         App::new()
             .wrap(CatchPanic::default())
             .app_data(web::Data::new(health.clone()))
-            .route("/healthz", web::get().to(|| async { HttpResponse::Ok().json(json!({ "status": "ok" })) }))
+            .route("/healthz", web::get().to(healthy))
             .route("/readyz", web::get().to(ready))
             .route("/metrics", web::get().to(metrics))
             .route("/debug/channels", web::get().to(channels))
@@ -38,10 +41,24 @@ pub fn serve(listener: TcpListener, health: Health) -> io::Result<actix_web::dev
     Ok(server.workers(1).disable_signals().shutdown_timeout(1).listen(listener)?.run())
 }
 
+/// Problem code of a process that ends because one of its parts has failed.
+const PART_FAILED: &str = "server.part_failed";
+
+async fn healthy(health: web::Data<Health>) -> HttpResponse {
+    match health.supervisor.failure() {
+        None => HttpResponse::Ok().json(json!({ "status": "ok" })),
+        Some(failure) => HttpResponse::ServiceUnavailable()
+            .json(json!({ "status": "failed", "code": PART_FAILED, "detail": failure.to_string() })),
+    }
+}
+
 async fn ready(health: web::Data<Health>) -> HttpResponse {
     let not = |code: &str, detail: String| {
         HttpResponse::ServiceUnavailable().json(json!({ "status": "unready", "code": code, "detail": detail }))
     };
+    if let Some(failure) = health.supervisor.failure() {
+        return not(PART_FAILED, failure.to_string());
+    }
     if health.shutdown.phase() > Phase::Serving {
         return not("server.draining", "this Jobcast is leaving".into());
     }

@@ -12,6 +12,7 @@ mod ingest;
 mod leaving;
 mod polling;
 mod postgres;
+mod process;
 mod redis;
 mod settings;
 mod sqlite;

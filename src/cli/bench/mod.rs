@@ -8,7 +8,7 @@ mod report;
 mod subscriber;
 
 use super::client::{Failure, Jobcast};
-use super::{failed, misused};
+use super::{failed, misused, printed};
 use crate::event::JobId;
 use futures_util::future::{join_all, try_join};
 use progress::{Counts, Progress};
@@ -95,12 +95,9 @@ pub async fn run(args: Args) -> ExitCode {
         Ok(report) => report,
         Err(error) => return failed(error),
     };
-    if as_json {
-        println!("{}", serde_json::to_string(&report).unwrap_or_default());
-    } else {
-        print!("{report}");
-    }
-    if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let text = if as_json { serde_json::to_string(&report).unwrap_or_default() } else { report.to_string() };
+    let exit = if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    printed(text.trim_end(), exit)
 }
 
 fn is_loopback(url: &str) -> bool {

@@ -37,12 +37,17 @@ pub enum Message {
     ChannelGrew(Arc<Channel>),
     /// The replay of one subscriber has come to its next step.
     ReplayStep { to: SubscriberId, job: JobId, step: Step },
+    /// The replay of one subscriber panicked.
+    ReplayFailed(SubscriberId),
     /// The source does not answer.
     Outage(Arc<Outage>),
     /// Close all streams, spread over the time for it.
     Drain,
     /// Close all streams now, and end.
     Stop,
+    /// Fail, as a test wants.
+    #[cfg(feature = "fault-injection")]
+    Fault(crate::supervise::fault::Kind),
 }
 
 /// One subscriber of one thread. Its key alone may belong to another by the time that a message arrives.

@@ -139,9 +139,12 @@ impl Worker {
                     Message::Adopt(handed_over) => self.adopt(*handed_over),
                     Message::ChannelGrew(channel) => self.on_channel_grew(channel.id),
                     Message::ReplayStep { to, job, step } => self.on_replay_step(to, &job, step),
+                    Message::ReplayFailed(to) => self.on_replay_failed(to),
                     Message::Outage(outage) => self.on_outage(&outage),
                     Message::Drain => self.drain(),
                     Message::Stop => return self.stop(),
+                    #[cfg(feature = "fault-injection")]
+                    Message::Fault(kind) => return crate::supervise::fault::fail(kind),
                 }
             }
             if has_ticked {

@@ -3,12 +3,14 @@
 
 use super::Worker;
 use super::inbox::{Inbox, Message, SubscriberId};
-use super::subscriber::{NextPage, State};
+use super::subscriber::{NextPage, State, Subscriber};
 use crate::cursor::Cursor;
+use crate::delivery::admission::Reason;
 use crate::delivery::reaction;
 use crate::event::JobId;
 use crate::replay::{Replay, Step};
 use crate::sse::Segment;
+use crate::supervise::guarded;
 use crate::telemetry;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +31,21 @@ impl Worker {
         self.subscribers[key].state = State::Replaying { backlog, next_page: NextPage::Requested, requests };
         let to = SubscriberId { key, serial: self.subscribers[key].serial };
         let replay = self.streams.replay_after(job, cursor);
-        self.runtime.spawn(run_replay(replay, self.inbox.clone(), to, requested));
+        let inbox = self.inbox.clone();
+        self.runtime.spawn(async move {
+            if guarded("replay", run_replay(replay, &inbox, to, requested)).await.is_err() {
+                inbox.post(Message::ReplayFailed(to));
+            }
+        });
+    }
+
+    /// Closes a stream whose replay panicked, so that its client comes back with its cursor.
+    pub(super) fn on_replay_failed(&mut self, to: SubscriberId) {
+        let is_replaying =
+            |known: &&Subscriber| known.serial == to.serial && matches!(known.state, State::Replaying { .. });
+        if self.subscribers.get(to.key).filter(is_replaying).is_some() {
+            self.close(to.key, Reason::Failed);
+        }
     }
 
     /// Takes a step of a replay. It is ignored where its subscriber has left, or is not replaying any more.
@@ -55,7 +71,7 @@ impl Worker {
 
 /// Sends the steps of a replay to the thread: the first at once, each other when it is requested. Ends when the subscriber is
 /// gone, or live again.
-async fn run_replay(mut replay: Replay, inbox: Arc<Inbox>, to: SubscriberId, mut requested: mpsc::Receiver<()>) {
+async fn run_replay(mut replay: Replay, inbox: &Inbox, to: SubscriberId, mut requested: mpsc::Receiver<()>) {
     loop {
         let step = tokio::select! {
             step = replay.next() => step,

@@ -19,6 +19,7 @@ use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
 use crate::source::{JobNews, Joiner, Limit, News, Tail, TailBatch, Wakeup};
 use crate::sse::{JobEnd, Reset};
+use crate::supervise::restarted;
 use async_trait::async_trait;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -133,7 +134,10 @@ impl PostgresTail {
     pub fn new(store: Arc<Store>) -> Self {
         let notified = Arc::new(Notify::new());
         let channel = store.settings.listen.clone();
-        let listener = (!channel.is_empty()).then(|| tokio::spawn(listen(store.clone(), channel, notified.clone())));
+        let is_listening = !channel.is_empty();
+        let listening = (store.clone(), notified.clone());
+        let listen = move || listen(listening.0.clone(), channel.clone(), listening.1.clone());
+        let listener = is_listening.then(|| tokio::spawn(restarted("listen", listen)));
         Self {
             store,
             notified,

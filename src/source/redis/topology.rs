@@ -26,6 +26,7 @@
 use super::address::{Address, Deployment, Login};
 use super::keys::SLOTS;
 use super::reply::{check_reply, number, text, unexpected_reply};
+use crate::supervise::restarted;
 use futures_util::future::join_all;
 use rand::seq::SliceRandom;
 use redis::aio::MultiplexedConnection;
@@ -101,7 +102,9 @@ impl Topology {
         let topology = Arc::new(Self { deployment, login, state: Mutex::new(state), refresh_requested: Notify::new() });
         let mut refresher = TopologyRefresher { topology: topology.clone(), connections: HashMap::new() };
         refresher.refresh().await;
-        (topology, AbortOnDropHandle::new(tokio::spawn(refresher.run())))
+        let kept = topology.clone();
+        let refresh = move || TopologyRefresher { topology: kept.clone(), connections: HashMap::new() }.run();
+        (topology, AbortOnDropHandle::new(tokio::spawn(restarted("topology", refresh))))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -213,7 +216,7 @@ struct TopologyRefresher {
 impl TopologyRefresher {
     async fn run(mut self) {
         let interval = match self.topology.deployment {
-            Deployment::Single(_) => return,
+            Deployment::Single(_) => return std::future::pending().await,
             Deployment::Sentinel { .. } => SENTINEL_REFRESH,
             Deployment::Cluster { .. } => CLUSTER_REFRESH,
         };

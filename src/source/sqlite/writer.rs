@@ -6,6 +6,7 @@ use super::read_event;
 use crate::error::SourceError;
 use crate::event::{JobId, JobStatus, Rfc3339};
 use crate::source::{Appended, NewEvent};
+use crate::supervise::guarded;
 use sqlx::{Row, SqliteConnection};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -69,21 +70,26 @@ impl Task {
     async fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
         let mut requests = Vec::new();
         while inbox.recv_many(&mut requests, MAX_REQUESTS_PER_COMMIT).await > 0 {
-            let mut appends = Vec::new();
-            for request in requests.drain(..) {
-                match request {
-                    Request::Append(append) => appends.push(append),
-                    Request::SetStatus { job, status, answer } => {
-                        // in the order of the requests: events that came before a final status are committed before it
-                        self.append_all(std::mem::take(&mut appends)).await;
-                        let result = self.set_status(&job, status).await;
-                        let _ = answer.send(result.map_err(|error| self.failed(error)));
-                    }
-                }
-            }
-            self.append_all(appends).await;
+            // A panic leaves these requests without an answer, which their senders notice. The next ones are served.
+            let _ = guarded("sqlite-writer", self.serve(std::mem::take(&mut requests))).await;
             self.written.notify_one();
         }
+    }
+
+    async fn serve(&mut self, requests: Vec<Request>) {
+        let mut appends = Vec::new();
+        for request in requests {
+            match request {
+                Request::Append(append) => appends.push(append),
+                Request::SetStatus { job, status, answer } => {
+                    // in the order of the requests: events that came before a final status are committed before it
+                    self.append_all(std::mem::take(&mut appends)).await;
+                    let result = self.set_status(&job, status).await;
+                    let _ = answer.send(result.map_err(|error| self.failed(error)));
+                }
+            }
+        }
+        self.append_all(appends).await;
     }
 
     fn failed(&self, error: SqliteError) -> SourceError {

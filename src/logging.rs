@@ -1,0 +1,182 @@
+//! The set-up of logs, and the words of commands for people. Both are best effort: a line that cannot be written is counted
+//! and forgotten.
+//!
+//! While logs are set up, a thread of its own writes to standard error, which may be slow, full or closed: nobody who logs
+//! waits for it. Invariant: logging neither blocks its caller, nor panics, nor ends the process.
+
+use crate::telemetry;
+use serde::{Deserialize, Serialize};
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+use std::panic::PanicHookInfo;
+use std::sync::OnceLock;
+use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::thread;
+use std::time::Duration;
+
+/// Lines that wait for standard error to take them; those beyond are lost.
+const MAX_WAITING_LINES: usize = 4096;
+/// Wait for the last lines at the end of the process.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Form of the log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Pretty,
+    Json,
+}
+
+/// A message to the thread that writes.
+enum Message {
+    /// A line, or several.
+    Line(Vec<u8>),
+    /// Everything before this is to be written; then this is answered.
+    Flush(SyncSender<()>),
+}
+
+/// The queue of the thread that writes, once there is one.
+static QUEUE: OnceLock<SyncSender<Message>> = OnceLock::new();
+
+/// Waits, when it is dropped, until the lines so far are written, for a second at most.
+#[must_use]
+pub struct LogGuard(());
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        let Some(queue) = QUEUE.get() else { return };
+        let (done, is_done) = mpsc::sync_channel(1);
+        // A full queue means that nobody reads.
+        if queue.try_send(Message::Flush(done)).is_ok() {
+            let _ = is_done.recv_timeout(FLUSH_TIMEOUT);
+        }
+    }
+}
+
+/// Sends logs to standard error, because standard output belongs to the command. Panics are logged as well, since the usual
+/// hook would wait for a reader of standard error.
+pub fn to_stderr(level: &str, format: LogFormat) -> LogGuard {
+    let (queue, messages) = mpsc::sync_channel(MAX_WAITING_LINES);
+    let writer = thread::Builder::new().name("log".into()).spawn(move || write_all(&messages, &mut io::stderr()));
+    // Without the thread every line is lost, and counted.
+    drop(writer);
+    let _ = QUEUE.set(queue);
+    // The server library's words on its workers, and on peers that do not talk HTTP, are of no use to operators.
+    let filter = format!("{level},actix_server=warn,actix_http=off");
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| "info".into());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| Lines)
+        .with_target(false)
+        .log_internal_errors(false);
+    let is_installed = match format {
+        LogFormat::Pretty => builder.with_ansi(io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    if let Err(error) = is_installed {
+        say(format_args!("logs cannot be set up: {error}"));
+    }
+    std::panic::set_hook(Box::new(log_panic));
+    LogGuard(())
+}
+
+/// Writes a line for the person who started a command to standard error, if it can be written.
+pub fn say(line: impl Display) {
+    write_or_count(format!("jobcast: {line}\n").into_bytes());
+}
+
+/// Hands lines to the thread that writes, or writes them where there is none.
+fn write_or_count(line: Vec<u8>) {
+    let Some(queue) = QUEUE.get() else {
+        let _ = io::stderr().write_all(&line);
+        return;
+    };
+    match queue.try_send(Message::Line(line)) {
+        Ok(()) => {}
+        Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => count_lost(),
+    }
+}
+
+fn count_lost() {
+    telemetry::LOG_LINES_LOST.counter(&[]).increment(1);
+}
+
+/// Writes what comes, until nobody can send any more. Lines that are refused are counted.
+fn write_all(messages: &Receiver<Message>, to: &mut impl Write) {
+    for message in messages {
+        match message {
+            Message::Line(line) => {
+                if to.write_all(&line).is_err() {
+                    count_lost();
+                }
+            }
+            Message::Flush(done) => {
+                let _ = to.flush();
+                let _ = done.try_send(());
+            }
+        }
+    }
+}
+
+/// A writer for the log's formatter, which gives each line in one call.
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        write_or_count(line.to_vec());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn log_panic(info: &PanicHookInfo<'_>) {
+    let panic = info.payload_as_str().unwrap_or("(no message)");
+    let current = thread::current();
+    let thread = current.name().unwrap_or("(no name)");
+    let at = info.location().map(ToString::to_string).unwrap_or_default();
+    let backtrace = Backtrace::capture();
+    match backtrace.status() {
+        BacktraceStatus::Captured => tracing::error!(thread, at, panic, "a thread panicked\n{backtrace}"),
+        _ => tracing::error!(thread, at, panic, "a thread panicked"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes one write, and refuses the others.
+    struct Full(Vec<u8>);
+
+    impl Write for Full {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            if !self.0.is_empty() {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.0.extend_from_slice(line);
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_ends_neither_the_thread_that_writes_nor_the_wait_for_it() {
+        let (queue, messages) = mpsc::sync_channel(3);
+        let (done, is_done) = mpsc::sync_channel(1);
+        for message in [Message::Line(b"one".into()), Message::Line(b"two".into()), Message::Flush(done)] {
+            assert!(queue.try_send(message).is_ok());
+        }
+        drop(queue);
+        let mut full = Full(Vec::new());
+        write_all(&messages, &mut full);
+        assert_eq!((full.0.as_slice(), is_done.try_recv()), (&b"one"[..], Ok(())));
+    }
+}
