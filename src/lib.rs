@@ -2,7 +2,8 @@
 //!
 //! The modules, lowest first. None uses a later one, which `tests/architecture.rs` checks.
 //!
-//! - [`telemetry`], [`shutdown`], [`backoff`]: metrics and logs, the phases of leaving, waits between attempts.
+//! - [`telemetry`], [`logging`]: metrics and logs; [`shutdown`], [`supervise`]: the phases of leaving, and the parts that
+//!   must not die alone; [`backoff`]: waits between attempts.
 //! - [`event`], [`cursor`], [`error`], [`sse`]: domain types, such as jobs, events, cursors and errors. No I/O.
 //! - [`config`]: settings, checked and typed.
 //! - [`source`]: the stores of events, one folder for each kind.
@@ -12,8 +13,7 @@
 //! - [`http`]: the addresses, one module for each group of them.
 //! - [`cli`]: the commands; puts the parts together.
 //!
-//! [`telemetry`], [`logging`], [`shutdown`], [`supervise`] and [`backoff`] are at the bottom, too. ARCHITECTURE.md has the
-//! whole on one page.
+//! ARCHITECTURE.md has the whole on one page.
 
 pub mod backoff;
 pub mod cli;

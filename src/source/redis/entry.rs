@@ -2,7 +2,7 @@
 
 use super::reply::{bytes, check_reply, is_no_such_key, number, text, unexpected_reply};
 use crate::cursor::{CHECK_BYTES, fingerprint};
-use crate::event::{Event, JobId, Payload};
+use crate::event::{Event, JobId, Part, Payload, text_of};
 use jiff::Timestamp;
 use redis::{RedisError, Value};
 use std::fmt;
@@ -62,40 +62,54 @@ impl Entry {
         fingerprint(&parts.collect::<Vec<_>>().concat())
     }
 
-    /// Returns the text of a field; `None` where it is missing or empty.
-    fn field(&self, name: &str) -> Option<String> {
+    /// Returns the bytes of a field; `None` where it is missing or empty.
+    fn field(&self, name: &str) -> Option<&[u8]> {
         let (_, value) = self.fields.iter().find(|(field, _)| field == name.as_bytes())?;
-        (!value.is_empty()).then(|| String::from_utf8_lossy(value).into_owned())
+        (!value.is_empty()).then_some(value)
+    }
+
+    /// Returns the text of a field, lossy where it is no UTF-8.
+    fn text(&self, name: &str) -> Option<String> {
+        Some(String::from_utf8_lossy(self.field(name)?).into_owned())
     }
 
     /// Returns the event's id: the field `id`, else the id of the entry.
     pub fn event_id(&self) -> String {
-        self.field("id").unwrap_or_else(|| self.id.to_string())
+        self.text("id").unwrap_or_else(|| self.id.to_string())
     }
 
-    /// Returns the event that the entry is; `None` where it has no type.
+    /// Returns the event that the entry is; `None` where it has no type. A part that cannot be read hurts no other.
     pub fn event(&self, job: &JobId) -> Option<Event> {
-        let written_at = || Timestamp::from_millisecond(i64::try_from(self.id.ms).ok()?).ok();
-        let timestamp = self.field("timestamp").and_then(|text| parse_timestamp(&text)).or_else(written_at);
-        Some(Event {
-            id: self.event_id(),
-            job_id: job.clone(),
-            step_id: self.field("stepId"),
-            kind: self.field("type")?,
-            timestamp,
-            actor: self.field("actor"),
-            payload: Payload::from_text(self.field("payload").unwrap_or_else(|| "{}".into())),
-            unreadable: Vec::new(),
-        })
+        let mut unreadable = Vec::new();
+        let mut text = |part, name| Some(text_of(part, self.field(name)?.to_vec(), &mut unreadable));
+        let id = text(Part::Id, "id").unwrap_or_else(|| self.id.to_string());
+        let step_id = text(Part::StepId, "stepId");
+        let kind = text(Part::Type, "type")?;
+        let actor = text(Part::Actor, "actor");
+        let payload = Payload::from_text(text(Part::Payload, "payload").unwrap_or_else(|| "{}".into()));
+        let timestamp = self.timestamp();
+        if timestamp.is_none() {
+            unreadable.push(Part::Timestamp);
+        }
+        Some(Event { id, job_id: job.clone(), step_id, kind, timestamp, actor, payload, unreadable })
+    }
+
+    /// Returns the event's time: that of its field, else that of the entry. `None` where it is no time, or beyond the
+    /// calendar.
+    fn timestamp(&self) -> Option<Timestamp> {
+        match self.field("timestamp") {
+            Some(bytes) => parse_timestamp(std::str::from_utf8(bytes).ok()?),
+            None => Timestamp::from_millisecond(i64::try_from(self.id.ms).ok()?).ok(),
+        }
     }
 
     /// Returns the event's type.
     pub fn kind(&self) -> Option<String> {
-        self.field("type")
+        self.text("type")
     }
 
     /// Returns the bytes of all names and values.
-    fn size(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.fields.iter().map(|(name, value)| name.len() + value.len()).sum()
     }
 }
@@ -132,7 +146,8 @@ pub fn parse_entries(reply: Value) -> Result<Vec<Entry>, RedisError> {
     items.into_iter().map(|item| parse_entry(item).ok_or_else(|| unexpected_reply("an entry"))).collect()
 }
 
-fn parse_entry(item: Value) -> Option<Entry> {
+/// Parses one entry. `None`: it is none.
+pub fn parse_entry(item: Value) -> Option<Entry> {
     let Value::Array(parts) = item else { return None };
     let [id, fields] = <[Value; 2]>::try_from(parts).ok()?;
     let pairs = match fields {
@@ -199,5 +214,34 @@ mod tests {
         for malformed in [Value::Nil, Value::Array(vec![text("1-0")]), Value::Array(vec![entry("1", Value::Nil)])] {
             assert!(parse_entries(malformed).is_err());
         }
+    }
+
+    #[test]
+    fn a_part_that_cannot_be_read_is_named_and_hurts_no_other() {
+        let job: JobId = "job".parse().expect("an id");
+        let event = |id, fields: &[(&str, &[u8])]| {
+            let field = |(name, value): &(&str, &[u8])| (name.as_bytes().to_vec(), value.to_vec());
+            Entry { id, fields: fields.iter().map(field).collect() }.event(&job).expect("an event")
+        };
+        let at = EntryId { ms: 1500, seq: 0 };
+        for (field, part) in [
+            ("id", Part::Id),
+            ("stepId", Part::StepId),
+            ("actor", Part::Actor),
+            ("payload", Part::Payload),
+            ("timestamp", Part::Timestamp),
+        ] {
+            assert_eq!(event(at, &[("type", b"x"), (field, b"\xff7")]).unreadable, [part], "{field}");
+        }
+        let odd = event(at, &[("type", b"\xffx"), ("payload", b"{\"n\":\"\xe9\"}"), ("actor", "é".as_bytes())]);
+        assert_eq!((&*odd.kind, &odd.unreadable[..]), ("\u{fffd}x", &[Part::Type, Part::Payload][..]));
+        assert_eq!((odd.payload.as_json(), odd.actor.as_deref()), ("{\"n\":\"\u{fffd}\"}", Some("é")));
+        assert!(event(at, &[("type", b"x"), ("timestamp", b"2026-11-26T14:00:00Z")]).unreadable.is_empty());
+        for time in ["soon", "999999999999999999", "-999999999999999999", "12026-11-26T14:00:00Z"] {
+            let event = event(at, &[("type", b"x"), ("timestamp", time.as_bytes())]);
+            assert_eq!((event.timestamp, &event.unreadable[..]), (None, &[Part::Timestamp][..]), "{time}");
+        }
+        let beyond = event(EntryId { ms: u64::MAX, seq: 7 }, &[("type", b"x")]);
+        assert_eq!((beyond.timestamp, &beyond.unreadable[..]), (None, &[Part::Timestamp][..]));
     }
 }

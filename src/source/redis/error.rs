@@ -41,6 +41,35 @@ pub fn is_broken(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Io | ErrorKind::Parse | ErrorKind::AuthenticationFailed)
 }
 
+/// The extent of an error of work on one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Only this key is concerned.
+    Key,
+    /// The user has no right to this key, and perhaps to none.
+    RightsOfKey,
+    /// The server is concerned, or the way to it.
+    Source,
+}
+
+pub fn extent(error: &RedisError) -> Extent {
+    let detail = error.detail().unwrap_or_default();
+    // the texts of 7.0, of 6.2, and of 6.2 in a script
+    let denies_key = ["access a key", "access one of the keys", "access at least one of the keys"];
+    if is_wrong_type(error) || error.kind() == ErrorKind::UnexpectedReturnType {
+        Extent::Key
+    } else if denies_key.iter().any(|text| detail.contains(text)) {
+        Extent::RightsOfKey
+    } else {
+        Extent::Source
+    }
+}
+
+/// Tells the error of a command on a key of another type. Before 7.0 a script has it in the text of its own error.
+pub fn is_wrong_type(error: &RedisError) -> bool {
+    error.code() == Some("WRONGTYPE") || error.detail().is_some_and(|detail| detail.contains("WRONGTYPE "))
+}
+
 pub fn is_moved(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::Moved)
 }
@@ -109,11 +138,15 @@ mod tests {
     use super::*;
     use crate::error::Retry;
 
-    fn code(text: &str) -> SourceCode {
+    fn error(text: &str) -> RedisError {
         match redis::parse_redis_value(format!("-{text}\r\n").as_bytes()) {
-            Ok(redis::Value::ServerError(error)) => code_of(&error.into()),
+            Ok(redis::Value::ServerError(error)) => error.into(),
             other => panic!("{text} is no error: {other:?}"),
         }
+    }
+
+    fn code(text: &str) -> SourceCode {
+        code_of(&error(text))
     }
 
     #[test]
@@ -144,6 +177,22 @@ mod tests {
             ("ERR something else", SourceCode::Other, Retry::Yes),
         ] {
             assert_eq!((code(text), code(text).retry()), (expected, retry), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_one_key_is_told_from_one_of_the_server() {
+        for (text, expected) in [
+            ("WRONGTYPE Operation against a key holding the wrong kind of value", Extent::Key),
+            ("ERR Error running script (call to f_1): @user_script:9: WRONGTYPE Operation against a key", Extent::Key),
+            ("NOPERM No permissions to access a key", Extent::RightsOfKey),
+            ("NOPERM this user has no permissions to access one of the keys used as arguments", Extent::RightsOfKey),
+            ("ERR ACL failure in script: No permissions to access a key", Extent::RightsOfKey),
+            ("NOPERM User reader has no permissions to run the 'xrange' command", Extent::Source),
+            ("OOM command not allowed when used memory > 'maxmemory'.", Extent::Source),
+            ("LOADING Redis is loading the dataset in memory", Extent::Source),
+        ] {
+            assert_eq!(extent(&error(text)), expected, "{text}");
         }
     }
 }

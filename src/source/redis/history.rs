@@ -1,21 +1,49 @@
 //! The history of one job: pages of events, the newest position, and the position of an event id.
 
-use super::connections::Request;
-use super::entry::{Entry, StreamInfo, mean_size, parse_entries};
+use super::entry::{Entry, EntryId, StreamInfo, mean_size, parse_entries};
+use super::error::is_wrong_type;
 use super::position::{Position, StreamSlice};
 use super::reply::number;
 use super::topology::NodeError;
-use super::{MAX_ENTRIES_PER_REQUEST, Store, info_command};
+use super::{JobHash, MAX_ENTRIES_PER_REQUEST, Store};
 use crate::cursor::Cursor;
-use crate::event::JobId;
+use crate::event::{Event, JobId};
 use crate::source::{Limit, Page, PageBuilder, PageResult, Standing};
 use crate::telemetry;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared, WeakShared};
 use redis::{Value, cmd};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Entries in the first request for a stream, while the size of its entries is not known.
 const FIRST_REQUEST_ENTRIES: usize = 32;
-/// Entries, from the newest back, among which an event id is looked for. Redis has no index that leads to it.
-const MAX_ID_SEARCH: usize = 10_000;
+/// Bounds of the entries, from the newest back, among which an event id is looked for. Redis has no index that leads to
+/// it, and the server sends all of them.
+const MAX_SEARCH_ENTRIES: u64 = 10_000;
+const MAX_SEARCH_BYTES: usize = 2 << 20;
+/// Entries in the first request of such a search.
+const FIRST_SEARCH_ENTRIES: usize = 16;
+
+/// Look-ups of event ids that have not ended, by job and id. Weak, so that one ends when nobody waits for it any more.
+#[derive(Default)]
+pub struct Lookups(Mutex<HashMap<(JobId, String), WeakShared<Lookup>>>);
+
+type Lookup = BoxFuture<'static, Result<Option<Cursor>, NodeError>>;
+
+impl Lookups {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(JobId, String), WeakShared<Lookup>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The key of a job's stream, as a reader finds it.
+enum Readable {
+    /// The state of the stream, where there is one.
+    Stream(Option<StreamInfo>),
+    /// The key holds something else.
+    OtherType,
+}
 
 /// Reads entries of one job until the page is full or the stream ends.
 struct PageReader {
@@ -23,6 +51,8 @@ struct PageReader {
     limit: Limit,
     /// The position after the last entry that was read, an event or not.
     read: Position,
+    /// The entry of the last event in the page.
+    last_event: Option<EntryId>,
     /// The entries to ask for next, so that their bytes about fill the page.
     fitting_entries: usize,
     skipped: u64,
@@ -32,13 +62,14 @@ struct PageReader {
 enum Progress {
     Unfinished,
     Full,
-    EndOfStream,
+    /// Nothing is left. This is the position after the whole stream, as the server told it in this request.
+    EndOfStream(Position),
 }
 
 impl PageReader {
     fn new(after: Position, limit: Limit) -> Self {
         let page = PageBuilder::new(limit);
-        Self { page, limit, read: after, fitting_entries: FIRST_REQUEST_ENTRIES, skipped: 0 }
+        Self { page, limit, read: after, last_event: None, fitting_entries: FIRST_REQUEST_ENTRIES, skipped: 0 }
     }
 
     /// Returns the number of entries to ask for.
@@ -58,56 +89,81 @@ impl PageReader {
             }
             self.read = position;
             match entry.event(job) {
-                Some(event) => self.page.push(event, position.seal(job)),
+                Some(event) => {
+                    self.page.push(event, position.seal(job));
+                    self.last_event = Some(entry.id);
+                }
                 None => self.skipped += 1,
             }
         }
-        if !slice.is_cut {
-            Progress::EndOfStream
-        } else if self.page.is_full() {
-            Progress::Full
-        } else {
-            Progress::Unfinished
+        match slice.end(self.read.id) {
+            Some(end) => Progress::EndOfStream(end),
+            None if self.page.is_full() => Progress::Full,
+            None => Progress::Unfinished,
         }
+    }
+
+    /// Returns the events, and the position after them. Without `end`, the end of the stream, they go to one reader
+    /// alone, and their positions may descend from foreign input.
+    fn finish(self, job: &JobId, end: Option<Position>) -> (Vec<(Event, Cursor)>, Cursor) {
+        let mut events = self.page.into_events();
+        let Some(end) = end else {
+            let last = events.last().map(|(_, cursor)| cursor.clone());
+            return (events, last.unwrap_or_else(|| self.read.seal(job)));
+        };
+        let cursor = end.seal(job);
+        // one place has one name
+        if let Some((_, last)) = events.last_mut().filter(|_| self.last_event == Some(end.id)) {
+            *last = cursor.clone();
+        }
+        (events, cursor)
     }
 }
 
 impl Store {
     pub(super) async fn page(&self, job: &JobId, after: Position, limit: Limit) -> Result<PageResult, NodeError> {
         // before the events: where the status is final by then, all events come before the end
-        let status = self.status(job).await?;
+        let hash = self.job_hash(job).await?;
         let mut reader = PageReader::new(after, limit);
-        let (info, is_last) = loop {
+        let (info, stream_end) = loop {
             let (count, at) = (reader.count(), reader.read);
-            let slice = self.parse_stream(self.send(self.stream_request(job, &at, count)).await, &at, count)?;
+            let slice = match self.parse_stream(self.send(self.stream_request(job, &at, count)).await, &at, count) {
+                Err(error) if is_wrong_type(&error.error) => return Ok(PageResult::NoSuchJob),
+                slice => slice?,
+            };
             let positions = match at.follow(&slice) {
                 Ok(positions) => positions,
                 Err(reset) => return Ok(PageResult::Lost(reset)),
             };
             match reader.take(job, &slice, positions) {
                 Progress::Unfinished => {}
-                Progress::Full => break (slice.info, false),
-                Progress::EndOfStream => break (slice.info, true),
+                Progress::Full => break (slice.info, None),
+                Progress::EndOfStream(end) => break (slice.info, Some(end)),
             }
         };
         telemetry::SKIPPED.counter(&[]).increment(reader.skipped);
-        if !self.exists(job, info.as_ref(), status.as_deref()).await? {
+        if !self.exists(job, info.as_ref(), &hash).await? {
             return Ok(PageResult::NoSuchJob);
         }
-        let end = self.resolve_end(status.as_deref(), info.as_ref(), &reader.read);
+        let final_status = self.resolve_end(hash.status(), info.as_ref(), &reader.read);
+        let is_last = stream_end.is_some();
+        let (events, end) = reader.finish(job, stream_end);
         Ok(PageResult::Page(Page {
-            end: end_of_page(job, &after, &reader, info.as_ref()),
+            events,
+            end,
             is_last,
-            is_complete: is_last && end.is_some(),
-            status: self.resolve_status(end, status.as_deref()),
-            events: reader.page.into_events(),
+            is_complete: is_last && final_status.is_some(),
+            status: self.resolve_status(final_status, hash.status()),
         }))
     }
 
     /// A job exists if it has a stream or a hash.
-    async fn exists(&self, job: &JobId, info: Option<&StreamInfo>, status: Option<&str>) -> Result<bool, NodeError> {
-        if info.is_some() || status.is_some() {
-            return Ok(true);
+    async fn exists(&self, job: &JobId, info: Option<&StreamInfo>, hash: &JobHash) -> Result<bool, NodeError> {
+        match hash {
+            _ if info.is_some() => return Ok(true),
+            JobHash::Status(Some(_)) => return Ok(true),
+            JobHash::OtherType => return Ok(false),
+            JobHash::Status(None) => {}
         }
         let Some(job_key) = &self.job_key else { return Ok(false) };
         let key = job_key.key(job);
@@ -118,24 +174,71 @@ impl Store {
     }
 
     pub(super) async fn newest(&self, job: &JobId) -> Result<Option<Standing>, NodeError> {
-        let status = self.status(job).await?;
-        let info = self.stream_info(job).await?;
-        if !self.exists(job, info.as_ref(), status.as_deref()).await? {
+        let hash = self.job_hash(job).await?;
+        let Readable::Stream(info) = self.readable_info(job).await? else { return Ok(None) };
+        if !self.exists(job, info.as_ref(), &hash).await? {
             return Ok(None);
         }
         let position = Position::newest(info.as_ref());
-        let end = self.resolve_end(status.as_deref(), info.as_ref(), &position);
-        let status = self.resolve_status(end, status.as_deref());
+        let end = self.resolve_end(hash.status(), info.as_ref(), &position);
+        let status = self.resolve_status(end, hash.status());
         Ok(Some(Standing { cursor: position.seal(job), status }))
     }
 
-    /// Returns the position after the event with this id, if it is among the newest [`MAX_ID_SEARCH`] entries.
-    pub(super) async fn find(&self, job: &JobId, id: &str) -> Result<Option<Cursor>, NodeError> {
-        let (info, mut entries) = self.newest_entries(job).await?;
-        let Some(info) = info else { return Ok(None) };
+    /// Returns the state of a job's stream.
+    async fn readable_info(&self, job: &JobId) -> Result<Readable, NodeError> {
+        match self.stream_info(job).await {
+            Ok(info) => Ok(Readable::Stream(info)),
+            Err(error) if is_wrong_type(&error.error) => Ok(Readable::OtherType),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Finds an event's id. All who ask for the same one at the same time share one look-up.
+    pub(super) async fn find_shared(self: &Arc<Self>, job: &JobId, id: &str) -> Result<Option<Cursor>, NodeError> {
+        let (lookup, is_own) = self.lookup(job, id);
+        let found = lookup.await?;
+        if is_own || found.is_some() {
+            return Ok(found);
+        }
+        // that one may have begun before the event was written; the next one cannot
+        self.lookup(job, id).0.await
+    }
+
+    /// Starts a look-up, or joins the one that has not ended. Returns true with one of the caller's own.
+    fn lookup(self: &Arc<Self>, job: &JobId, id: &str) -> (Shared<Lookup>, bool) {
+        let key = (job.clone(), id.to_string());
+        let mut lookups = self.lookups.lock();
+        if let Some(lookup) = lookups.get(&key).and_then(WeakShared::upgrade) {
+            return (lookup, false);
+        }
+        lookups.retain(|_, lookup| lookup.upgrade().is_some());
+        let (store, of_lookup) = (self.clone(), key.clone());
+        let lookup = async move {
+            let found = store.find(&of_lookup.0, &of_lookup.1).await;
+            store.lookups.lock().remove(&of_lookup);
+            found
+        };
+        let lookup = lookup.boxed().shared();
+        lookups.extend(lookup.downgrade().map(|weak| (key, weak)));
+        (lookup, true)
+    }
+
+    /// Returns the position after the event with this id, if it is among the newest [`MAX_SEARCH_ENTRIES`] entries and
+    /// [`MAX_SEARCH_BYTES`] bytes.
+    async fn find(&self, job: &JobId, id: &str) -> Result<Option<Cursor>, NodeError> {
+        let Readable::Stream(Some(info)) = self.readable_info(job).await? else { return Ok(None) };
+        let mut bytes = MAX_SEARCH_BYTES;
+        let mut count = FIRST_SEARCH_ENTRIES;
+        let mut size = info.last_entry.as_ref().map_or(1, Entry::size).max(1);
+        let mut from = "+".to_string();
         // entries that were added after this one and are still there
         let mut newer = 0;
-        while let Some(oldest) = entries.last().map(|entry| entry.id) {
+        while newer < MAX_SEARCH_ENTRIES && bytes >= size {
+            // only twice as many as before: the older ones may be larger
+            count = count.min(bytes / size).min(MAX_ENTRIES_PER_REQUEST);
+            let request = self.events_request(job, |key| vec![older_entries_command(key, &from, count)]);
+            let entries = self.parse_range(self.send(request).await?.pop())?;
             // an entry above `last_id` was added after the state was read, and is not counted in it
             for entry in entries.iter().filter(|entry| entry.id <= info.last_id) {
                 if entry.event_id() == id && entry.kind().is_some() {
@@ -143,40 +246,17 @@ impl Store {
                 }
                 newer += 1;
             }
-            if newer >= MAX_ID_SEARCH as u64 {
-                break;
-            }
-            let request = self.events_request(job, |key| vec![older_entries_command(key, &format!("({oldest}"))]);
-            entries = self.parse_range(self.send(request).await?.pop())?;
+            let Some(oldest) = entries.last().filter(|_| entries.len() == count) else { break };
+            from = format!("({}", oldest.id);
+            bytes = bytes.saturating_sub(entries.iter().map(Entry::size).sum());
+            size = mean_size(&entries).unwrap_or(size);
+            count *= 2;
         }
         Ok(None)
     }
 
-    /// Reads the state of a stream, and then its newest entries, the newest first.
-    async fn newest_entries(&self, job: &JobId) -> Result<(Option<StreamInfo>, Vec<Entry>), NodeError> {
-        let commands = |key: &str| vec![info_command(key), older_entries_command(key, "+")];
-        let request: Request = self.events_request(job, commands);
-        let mut replies = self.send(request).await?;
-        let range = replies.pop();
-        Ok((self.parse_info(replies.pop())?, self.parse_range(range)?))
-    }
-
     pub(super) fn parse_range(&self, reply: Option<Value>) -> Result<Vec<Entry>, NodeError> {
         self.checked(parse_entries(reply.unwrap_or(Value::Nil)))
-    }
-}
-
-/// Returns the position after a page. A reader that got no events stays where it was; one that begins now learns its
-/// position.
-fn end_of_page(job: &JobId, after: &Position, reader: &PageReader, info: Option<&StreamInfo>) -> Cursor {
-    if let Some(end) = reader.page.end() {
-        end.clone()
-    } else if *after != Position::BEGINNING {
-        after.seal(job)
-    } else if reader.read != *after {
-        reader.read.seal(job)
-    } else {
-        Position::newest(info).seal(job)
     }
 }
 
@@ -187,8 +267,8 @@ fn ordinal_from_end(info: &StreamInfo, entry: &Entry, newer: u64) -> Option<u64>
 }
 
 /// Makes the command that reads entries from `newest` backwards.
-fn older_entries_command(key: &str, newest: &str) -> redis::Cmd {
+fn older_entries_command(key: &str, newest: &str, count: usize) -> redis::Cmd {
     let mut range = cmd("XREVRANGE");
-    range.arg(key).arg(newest).arg("-").arg("COUNT").arg(MAX_ENTRIES_PER_REQUEST);
+    range.arg(key).arg(newest).arg("-").arg("COUNT").arg(count);
     range
 }

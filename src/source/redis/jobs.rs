@@ -7,7 +7,7 @@ use super::entry::{Entry, EntryId, parse_entries};
 use super::keys::KeyTemplate;
 use super::reply::text;
 use super::topology::NodeError;
-use super::{MAX_ENTRIES_PER_REQUEST, Store};
+use super::{JobHash, MAX_ENTRIES_PER_REQUEST, Store};
 use crate::event::{JobId, JobStatus, Rfc3339};
 use crate::source::JobSummary;
 use futures_util::future::join_all;
@@ -68,10 +68,11 @@ impl Store {
         let newest = self.nodes.send(&newest).await;
         let mut summaries = Vec::with_capacity(jobs.len());
         for (job, newest) in jobs.iter().zip(newest) {
-            let status = statuses.next().map(|replies| self.parse_status(replies)).transpose()?.flatten();
+            let hash = statuses.next().map(|replies| self.parse_hash(replies)).transpose()?;
+            let status = hash.as_ref().and_then(JobHash::status);
             // A key of another type is no stream of ours.
             let newest = newest?.pop().and_then(|reply| parse_entries(reply).ok()?.pop());
-            summaries.extend(self.summary(job, status.as_deref(), newest));
+            summaries.extend(self.summary(job, status, newest));
         }
         Ok(summaries)
     }

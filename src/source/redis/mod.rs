@@ -16,8 +16,10 @@ mod history;
 mod invalidation;
 mod jobs;
 mod keys;
+mod known_ids;
 mod position;
 mod reply;
+mod script;
 mod tail;
 mod topology;
 mod writer;
@@ -33,7 +35,7 @@ use crate::sse::Reset;
 use async_trait::async_trait;
 use connections::{Nodes, Replies, Request};
 use entry::{EntryId, StreamInfo, parse_entries, parse_info};
-use error::failed;
+use error::{Extent, failed, is_wrong_type};
 use keys::KeyTemplate;
 use position::{Position, StreamSlice};
 use redis::{Cmd, RedisError, Value, cmd};
@@ -56,8 +58,12 @@ struct Store {
     /// Connections of everybody but the tail, which has its own.
     nodes: Nodes,
     poll_interval: Duration,
-    /// Ids of the events of jobs that were written to lately; used by [`writer`].
-    known_ids: writer::KnownIds,
+    /// Ids of the events of jobs that were written to lately; used by [`script`].
+    known_ids: known_ids::KnownIds,
+    /// Writes that wait.
+    lines: writer::Lines,
+    /// Look-ups of event ids that have not ended.
+    lookups: history::Lookups,
     /// Keeps the topology up to date for as long as the store lives.
     _refresher: AbortOnDropHandle<()>,
 }
@@ -78,7 +84,9 @@ impl Store {
             events_key,
             nodes: Nodes::new(topology.clone(), None),
             poll_interval,
-            known_ids: writer::KnownIds::default(),
+            known_ids: known_ids::KnownIds::default(),
+            lines: writer::Lines::default(),
+            lookups: history::Lookups::default(),
             topology,
             settings,
             _refresher: refresher,
@@ -119,6 +127,18 @@ impl Store {
     async fn send_command(&self, key: &str, command: Cmd) -> Result<Value, NodeError> {
         let reply = self.send(Request::new(key, vec![command])).await?.pop().unwrap_or(Value::Nil);
         self.checked(check_reply(reply))
+    }
+
+    /// Explains an error that stopped work on one job, and says whether it concerns that job alone.
+    async fn failed_for(&self, job: &JobId, operation: &str, error: NodeError) -> SourceError {
+        let is_of_job = match error::extent(&error.error) {
+            Extent::Key => true,
+            // whoever may not read the key of the probe either lacks the rights for all jobs
+            Extent::RightsOfKey => self.probe_access(&self.nodes).await.is_ok(),
+            Extent::Source => false,
+        };
+        let error = failed(operation, error);
+        if is_of_job { error.of_job(job.clone()) } else { error }
     }
 
     /// Names the deployment in an error of a reply.
@@ -184,26 +204,52 @@ impl Store {
         Ok(text(&status).map(str::to_string))
     }
 
-    async fn status(&self, job: &JobId) -> Result<Option<String>, NodeError> {
+    /// Parses the replies to [`Store::status_request`], for readers to whom a key of another type is none of this job's.
+    fn parse_hash(&self, replies: Replies) -> Result<JobHash, NodeError> {
+        match self.parse_status(replies) {
+            Ok(status) => Ok(JobHash::Status(status)),
+            Err(error) if is_wrong_type(&error.error) => Ok(JobHash::OtherType),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn job_hash(&self, job: &JobId) -> Result<JobHash, NodeError> {
         match self.status_request(job) {
-            Some(request) => self.parse_status(self.send(request).await),
-            None => Ok(None),
+            Some(request) => self.parse_hash(self.send(request).await),
+            None => Ok(JobHash::Status(None)),
         }
     }
 
     /// Returns the final status of a job: the one in its hash, else the one that the type of its last entry means. The
-    /// last entry counts only for a reader whose position `read` is after it.
+    /// last entry counts only for a reader that has read it, up to `read`.
     fn resolve_end(&self, status: Option<&str>, info: Option<&StreamInfo>, read: &Position) -> Option<JobStatus> {
         if let Some(status) = status.and_then(|status| self.settings.statuses.find(status)) {
             return Some(status);
         }
-        let last = info?.last_entry.as_ref().filter(|entry| entry.id == read.id)?;
+        let last = info?.last_entry.as_ref().filter(|entry| entry.id <= read.id)?;
         self.settings.final_types.find(&last.kind()?)
     }
 
     /// Returns the status to show: the final one, else the one in the hash.
     fn resolve_status(&self, end: Option<JobStatus>, status: Option<&str>) -> Option<JobStatus> {
         end.or_else(|| self.settings.statuses.resolve(status?))
+    }
+}
+
+/// The key of a job's hash, as a reader finds it.
+enum JobHash {
+    /// The status, where there is a hash with one.
+    Status(Option<String>),
+    /// The key holds something else.
+    OtherType,
+}
+
+impl JobHash {
+    fn status(&self) -> Option<&str> {
+        match self {
+            Self::Status(status) => status.as_deref(),
+            Self::OtherType => None,
+        }
     }
 }
 
@@ -219,6 +265,13 @@ pub struct Redis(Arc<Store>);
 impl Redis {
     pub async fn open(settings: &config::Source) -> Result<Self, SourceError> {
         Ok(Self(Store::open(settings).await?))
+    }
+
+    async fn explained<T>(&self, job: &JobId, operation: &str, result: Result<T, NodeError>) -> Result<T, SourceError> {
+        match result {
+            Ok(done) => Ok(done),
+            Err(error) => Err(self.0.failed_for(job, operation, error).await),
+        }
     }
 }
 
@@ -236,18 +289,21 @@ impl Source for Redis {
         if let Some(position) = Position::open(job, text) {
             return Ok(Some(position.seal(job)));
         }
-        self.0.find(job, text).await.map_err(|error| failed("looking up an event id", error))
+        let found = self.0.find_shared(job, text).await;
+        self.explained(job, "looking up an event id", found).await
     }
 
     async fn newest(&self, job: &JobId) -> Result<Option<Standing>, SourceError> {
-        self.0.newest(job).await.map_err(|error| failed("reading the newest event", error))
+        let newest = self.0.newest(job).await;
+        self.explained(job, "reading the newest event", newest).await
     }
 
     async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError> {
         let Some(after) = Position::open(job, after.as_str()) else {
             return Ok(PageResult::Lost(Reset::Unknown));
         };
-        self.0.page(job, after, limit).await.map_err(|error| failed("reading history", error))
+        let page = self.0.page(job, after, limit).await;
+        self.explained(job, "reading history", page).await
     }
 
     fn tail(&self) -> Box<dyn Tail> {

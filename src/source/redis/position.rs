@@ -41,6 +41,19 @@ pub struct StreamSlice {
     pub info: Option<StreamInfo>,
 }
 
+impl StreamSlice {
+    /// Returns the position after the whole stream, for a reader that has the entries up to `read`. `None` where there
+    /// are more, also where one came between the entries and the state.
+    ///
+    /// It is made only of what the server said in this very read: `read` may descend from foreign input, and channels
+    /// begin at this position.
+    pub fn end(&self, read: EntryId) -> Option<Position> {
+        let last = self.info.as_ref().and_then(|info| info.last_entry.as_ref());
+        let has_all = !self.is_cut && last.is_none_or(|last| last.id <= read);
+        has_all.then(|| Position::newest(self.info.as_ref()))
+    }
+}
+
 impl Position {
     pub const VERSION: char = 'r';
 
@@ -233,195 +246,4 @@ fn read_id(from: &mut &[u8]) -> Option<EntryId> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::BTreeMap;
-
-    /// A stream as a server keeps it, and everything that was ever added to it.
-    #[derive(Clone, Default)]
-    struct Model {
-        ever: Vec<Entry>,
-        live: BTreeMap<EntryId, Entry>,
-        deleted: EntryId,
-    }
-
-    fn entry(number: u64) -> Entry {
-        let id = EntryId { ms: number, seq: 0 };
-        Entry::new(id, &[("type", "x".into()), ("id", format!("e-{number}"))])
-    }
-
-    impl Model {
-        fn add(&mut self) {
-            let entry = entry(self.ever.len() as u64 + 1);
-            self.ever.push(entry.clone());
-            self.live.insert(entry.id, entry);
-        }
-
-        fn trim(&mut self, count: usize) {
-            for _ in 0..count {
-                self.live.pop_first();
-            }
-        }
-
-        fn delete(&mut self, which: usize) {
-            let Some(id) = self.live.keys().nth(which % self.live.len().max(1)).copied() else { return };
-            self.live.remove(&id);
-            self.deleted = self.deleted.max(id);
-        }
-
-        fn info(&self, counts: bool) -> Option<StreamInfo> {
-            Some(StreamInfo {
-                length: self.live.len() as u64,
-                last_id: self.ever.last()?.id,
-                entries_added: counts.then_some(self.ever.len() as u64),
-                max_deleted_id: counts.then_some(self.deleted),
-                first_id: self.live.keys().next().copied(),
-                last_entry: self.live.values().last().cloned(),
-            })
-        }
-
-        fn slice(&self, after: &Position, count: usize, counts: bool) -> StreamSlice {
-            let mut entries: Vec<Entry> = self
-                .live
-                .range(after.id..)
-                .filter(|(id, _)| **id != after.id)
-                .map(|(_, entry)| entry.clone())
-                .collect();
-            let is_cut = entries.len() > count;
-            entries.truncate(count);
-            let at_position = self.live.get(&after.id).map(Entry::fingerprint);
-            StreamSlice { at_position, entries, is_cut, info: self.info(counts) }
-        }
-
-        fn gone_after(&self, after: EntryId) -> impl Iterator<Item = EntryId> {
-            self.ever.iter().map(|entry| entry.id).filter(move |id| *id > after && !self.live.contains_key(id))
-        }
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Add(usize),
-        Trim(usize),
-        Delete(usize),
-        Read(usize),
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![
-            3 => (1..6usize).prop_map(Step::Add),
-            1 => (1..5usize).prop_map(Step::Trim),
-            1 => (0..20usize).prop_map(Step::Delete),
-            4 => (1..5usize).prop_map(Step::Read),
-        ];
-        proptest::collection::vec(step, 1..40)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(3000))]
-
-        /// One reader begins before the first entry, the other when some are gone already. A reset is due exactly where
-        /// an entry is gone that was there when the reader began and that comes after its position.
-        #[test]
-        fn a_reset_is_sent_when_and_only_when_an_entry_was_lost(steps in steps(), late in 0..10usize) {
-            let mut model = Model::default();
-            let mut readers = [Position::EMPTY, Position::BEGINNING];
-            // entries that were gone before the reader began: not lost to it
-            let mut ignored = [EntryId::ZERO; 2];
-            for (number, step) in steps.into_iter().enumerate() {
-                match step {
-                    Step::Add(count) => (0..count).for_each(|_| model.add()),
-                    Step::Trim(count) => model.trim(count),
-                    Step::Delete(which) => model.delete(which),
-                    Step::Read(count) => for (index, reader) in readers.iter_mut().enumerate() {
-                        if index == 1 && number < late {
-                            continue;
-                        }
-                        if *reader == Position::BEGINNING {
-                            ignored[index] = model.gone_after(EntryId::ZERO).max().unwrap_or_default();
-                        }
-                        let slice = model.slice(reader, count, true);
-                        let lost = model.gone_after(reader.id).any(|id| id > ignored[index]);
-                        match reader.follow(&slice) {
-                            Ok(positions) => {
-                                prop_assert!(!lost, "{reader:?} gets no reset");
-                                prop_assert_eq!(positions.len(), slice.entries.len());
-                                for position in &positions {
-                                    prop_assert!(position.ordinal.is_none_or(|ordinal| ordinal == position.id.ms));
-                                    let job = "job".parse().expect("a job");
-                                    prop_assert_eq!(Position::open(&job, position.seal(&job).as_str()), Some(*position));
-                                }
-                                *reader = positions.last().copied().unwrap_or(*reader);
-                            }
-                            Err(reset) => {
-                                prop_assert_eq!(reset, Reset::Trimmed);
-                                // without an ordinal a reset is right where an entry may be lost
-                                prop_assert!(lost || reader.ordinal.is_none(), "{reader:?} gets a reset without cause");
-                                *reader = Position::newest(model.info(true).as_ref());
-                                ignored[index] = EntryId::ZERO;
-                            }
-                        }
-                    }
-                }
-            }
-        }
-
-        /// There may be more resets than losses.
-        #[test]
-        fn trimming_is_noticed_although_the_server_does_not_count(steps in steps()) {
-            let mut model = Model::default();
-            let mut reader: Option<Position> = None;
-            for step in steps {
-                match step {
-                    Step::Add(count) => (0..count).for_each(|_| model.add()),
-                    Step::Trim(count) => model.trim(count),
-                    Step::Delete(_) => {}
-                    Step::Read(count) => {
-                        let at = reader.unwrap_or(Position::BEGINNING);
-                        let slice = model.slice(&at, count, false);
-                        match at.follow(&slice) {
-                            Ok(positions) => {
-                                let lost = reader.is_some() && model.gone_after(at.id).next().is_some();
-                                prop_assert!(!lost, "{at:?} gets no reset");
-                                reader = positions.last().copied().or(reader);
-                            }
-                            Err(_) => reader = None,
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_stream_that_was_made_anew_or_rolled_back_is_noticed() {
-        let mut model = Model::default();
-        (0..10).for_each(|_| model.add());
-        let at = |number: u64| Position::after(&entry(number), Some(number));
-        let follow = |model: &Model, number| at(number).follow(&model.slice(&at(number), 100, true));
-        assert!(follow(&model, 4).is_ok());
-        // deleted and made anew: its ids are above the old ones
-        let mut anew = Model { ever: Vec::new(), ..model.clone() };
-        anew.live.clear();
-        for number in 20..25 {
-            anew.ever.push(entry(number));
-            anew.live.insert(entry(number).id, entry(number));
-        }
-        assert_eq!(follow(&anew, 4), Err(Reset::Rewound));
-        // rolled back, as by a failover, and written to since: another entry has the same id
-        let mut back = model.clone();
-        back.ever.truncate(8);
-        back.live.retain(|id, _| id.ms <= 8);
-        assert!(follow(&back, 8).is_ok());
-        assert_eq!(follow(&back, 9), Err(Reset::Rewound));
-        let other = Entry::new(entry(9).id, &[("type", "another".into())]);
-        back.ever.push(other.clone());
-        back.live.insert(other.id, other);
-        assert_eq!(follow(&back, 9), Err(Reset::Rewound));
-        assert!(follow(&back, 8).is_ok());
-        // deleted
-        let slice = StreamSlice { at_position: None, entries: Vec::new(), is_cut: false, info: None };
-        assert_eq!(at(3).follow(&slice), Err(Reset::Rewound));
-        assert_eq!(Position::EMPTY.follow(&slice), Ok(Vec::new()));
-    }
-}
+mod tests;

@@ -5,13 +5,13 @@
 //! delays it.
 //!
 //! Invariant: `queue` holds exactly the jobs with `is_queued`, each once. `held` holds the jobs whose server did not
-//! answer.
+//! answer, `faults` those whose own keys cannot be read; neither is asked again before a poll or a change.
 
 use super::Store;
 use super::address::Address;
 use super::connections::{Nodes, Request};
 use super::entry::mean_size;
-use super::error::{failed, is_moved};
+use super::error::{Extent, extent, failed, is_moved};
 use super::invalidation::Invalidations;
 use super::keys::slot;
 use super::position::{Position, StreamSlice};
@@ -23,7 +23,7 @@ use crate::source::{Joiner, Limit, News, Tail, TailBatch, Wakeup};
 use crate::sse::{JobEnd, Reset};
 use crate::telemetry;
 use async_trait::async_trait;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,7 +51,10 @@ pub struct RedisTail {
     /// Jobs to read next, in this order.
     queue: VecDeque<JobId>,
     /// Jobs whose server did not answer. They are queued again at the next poll, or when servers or connections change.
-    held: Vec<JobId>,
+    held: BTreeSet<JobId>,
+    /// Jobs whose keys the server refuses, each with the reason. They keep their positions, and are queued as held ones
+    /// are.
+    faults: BTreeMap<JobId, SourceError>,
     /// The reason why jobs are held.
     outage: Option<SourceError>,
     poll_interval: Duration,
@@ -92,6 +95,15 @@ struct ReadProgress {
     answered: usize,
     /// The last error of a server.
     error: Option<NodeError>,
+    /// Jobs to whose keys the user has no right, each with the error.
+    denied: Vec<(JobId, NodeError)>,
+}
+
+impl ReadProgress {
+    fn new() -> Self {
+        let batch = TailBatch::new(READ);
+        Self { batch, fully_read: HashSet::new(), answered: 0, error: None, denied: Vec::new() }
+    }
 }
 
 impl RedisTail {
@@ -106,7 +118,8 @@ impl RedisTail {
             watched: BTreeMap::new(),
             by_key: HashMap::new(),
             queue: VecDeque::new(),
-            held: Vec::new(),
+            held: BTreeSet::new(),
+            faults: BTreeMap::new(),
             outage: None,
             last_poll: None,
             polled_up_to: None,
@@ -149,7 +162,8 @@ impl RedisTail {
     }
 
     fn queue_held(&mut self) {
-        for job in std::mem::take(&mut self.held) {
+        let faulty: Vec<JobId> = self.faults.keys().cloned().collect();
+        for job in std::mem::take(&mut self.held).into_iter().chain(faulty) {
             self.queue(&job, true);
         }
     }
@@ -223,7 +237,8 @@ impl RedisTail {
         if self.watched.remove(job).is_some_and(|watched| watched.is_queued) {
             self.queue.retain(|queued| queued != job);
         }
-        self.held.retain(|held| held != job);
+        self.held.remove(job);
+        self.faults.remove(job);
         for key in self.keys(job).into_iter().flatten() {
             self.by_key.remove(&key);
         }
@@ -295,6 +310,7 @@ impl RedisTail {
             Ok(positions) => positions,
             Err(reset) => return self.end(job, JobEnd::Lost(reset), read),
         };
+        self.faults.remove(job);
         let Some(watched) = self.watched.get_mut(job) else { return };
         watched.entry_size = mean_size(&slice.entries).or(watched.entry_size);
         let mut skipped = 0;
@@ -318,15 +334,46 @@ impl RedisTail {
         }
     }
 
-    /// Holds a job whose server did not answer. An error of the job's own keys ends its watch instead: readers meet the
-    /// error themselves when they read pages again.
+    /// Holds a job whose server did not answer, and notes an error of the job's own keys as a fault of this job.
     fn on_error(&mut self, job: &JobId, error: NodeError, read: &mut ReadProgress) {
-        if error.error.code() == Some("WRONGTYPE") || is_moved(&error.error) {
+        if is_moved(&error.error) {
+            // outside of a Cluster: readers meet the error themselves when they read pages again
             read.answered += 1;
             return self.end(job, JobEnd::Lost(Reset::Rewound), read);
         }
-        read.error = Some(error);
-        self.held.push(job.clone());
+        match extent(&error.error) {
+            Extent::Key => {
+                read.answered += 1;
+                self.note_fault(job, error);
+            }
+            Extent::RightsOfKey => read.denied.push((job.clone(), error)),
+            Extent::Source => {
+                read.error = Some(error);
+                self.held.insert(job.clone());
+            }
+        }
+    }
+
+    fn note_fault(&mut self, job: &JobId, error: NodeError) {
+        self.held.remove(job);
+        self.faults.insert(job.clone(), failed("reading new events", error).of_job(job.clone()));
+    }
+
+    /// Tells a user without a right to some jobs from one without a right to any.
+    async fn judge_denied(&mut self, read: &mut ReadProgress) {
+        if read.denied.is_empty() {
+            return;
+        }
+        let is_of_jobs = self.store.probe_access(&self.nodes).await.is_ok();
+        for (job, error) in std::mem::take(&mut read.denied) {
+            if is_of_jobs {
+                read.answered += 1;
+                self.note_fault(&job, error);
+            } else {
+                read.error = Some(error);
+                self.held.insert(job);
+            }
+        }
     }
 
     fn end(&mut self, job: &JobId, end: JobEnd, read: &mut ReadProgress) {
@@ -354,7 +401,7 @@ impl RedisTail {
     }
 
     /// Returns the published events that a joiner lacks. The job must have been read to its last entry just now.
-    async fn catch_up(&mut self, joiner: &Joiner, read: &mut ReadProgress) -> Option<Vec<(Event, Cursor)>> {
+    async fn catch_up(&self, joiner: &Joiner, read: &ReadProgress) -> Option<Vec<(Event, Cursor)>> {
         let job = &joiner.job;
         let after = Position::open(job, joiner.after.as_str())?;
         let watched = self.watched.get(job)?;
@@ -365,13 +412,8 @@ impl RedisTail {
         }
         let replies = self.nodes.send(&[self.store.stream_request(job, &after, count)]).await.pop()?;
         let slice = self.store.parse_stream(replies, &after, count).ok()?;
-        let positions = match after.follow(&slice) {
-            Ok(positions) => positions,
-            Err(reset) => {
-                self.end(job, JobEnd::Lost(reset), read);
-                return None;
-            }
-        };
+        // a loss is the joiner's own: it reads pages, which say so; the others stay
+        let positions = after.follow(&slice).ok()?;
         if slice.is_cut && slice.entries.last().is_some_and(|last| last.id < published_up_to) {
             return None;
         }
@@ -421,8 +463,7 @@ impl Tail for RedisTail {
             let probed = self.store.probe_access(&self.nodes).await;
             probed.map_err(|error| failed("reading new events", error))?;
         }
-        let mut read =
-            ReadProgress { batch: TailBatch::new(READ), fully_read: HashSet::new(), answered: 0, error: None };
+        let mut read = ReadProgress::new();
         while !read.batch.is_full() {
             let jobs = self.next_jobs();
             if jobs.is_empty() {
@@ -430,17 +471,18 @@ impl Tail for RedisTail {
             }
             self.read_jobs(&jobs, &mut read).await;
         }
+        self.judge_denied(&mut read).await;
         self.note_outage(&mut read)?;
         let mut caught_up_joiners = Vec::with_capacity(joining.len());
         for joiner in joining {
-            caught_up_joiners.push(self.catch_up(joiner, &mut read).await);
+            caught_up_joiners.push(self.catch_up(joiner, &read).await);
         }
         Ok(News {
             jobs: read.batch.into_jobs(),
             caught_up_joiners,
             more: !self.queue.is_empty(),
             outage: self.outage.clone(),
-            faults: Vec::new(),
+            faults: self.faults.iter().map(|(job, error)| (job.clone(), error.clone())).collect(),
         })
     }
 }

@@ -1,8 +1,11 @@
 //! Redis Streams: one server, Sentinel, Cluster.
 
 mod access;
+mod ingest;
 mod lost;
+mod one_reader;
 mod scale;
+mod scopes;
 mod torture;
 
 use super::contract::reading::is_tailed;
@@ -110,12 +113,6 @@ async fn entries_that_are_no_events_are_counted_and_left_out() {
     assert!(again.event().await.json()["payload"].is_string());
     assert_eq!(again.event().await.number(), 1);
     assert!(daemon.metric("jobcast_skipped_entries_total").await >= 603.0);
-    // a key of another kind is told to those who ask for it, and to nobody else
-    ask::<()>(&mut rows, &["SET", &stream_key("odd"), "x"]).await;
-    let refused = daemon.get(&stream_path("odd")).await;
-    assert_eq!((refused.status, refused.code().as_str()), (502, "source.schema"));
-    append(&mut rows, "job", [2]).await;
-    assert_eq!(stream.event().await.number(), 2);
 }
 
 #[tokio::test]

@@ -1,0 +1,207 @@
+//! Faults have a scope: what cannot be read of one entry hurts that part of it, and a key that cannot be read hurts its
+//! job, for as long as it is so.
+
+use super::{HEARS, READER, daemon_on};
+use crate::support::daemon::stream_path;
+use crate::support::redis::{append, ask, set_status, stream_key};
+use crate::support::{Daemon, Redis, Stream, eventually, numbers};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use redis::Value;
+use redis::aio::MultiplexedConnection;
+use serde_json::json;
+
+/// Adds an entry of a job with these fields.
+async fn add(rows: &mut MultiplexedConnection, job: &str, fields: &[(&str, &[u8])]) {
+    let mut add = redis::cmd("XADD");
+    add.arg(stream_key(job)).arg("*");
+    fields.iter().for_each(|(name, value)| drop(add.arg(name).arg(value)));
+    add.query_async::<Value>(rows).await.expect("XADD");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_of_an_entry_is_named_and_the_rest_is_read() {
+    let server = Redis::start().await;
+    let daemon = daemon_on(&server.url(), &[]).await;
+    let mut rows = server.connect().await;
+    append(&mut rows, "job", [0]).await;
+    let mut stream = daemon.stream("job").await;
+    assert_eq!(stream.event().await.number(), 0);
+    add(&mut rows, "job", &[("type", b"x"), ("id", b"\xff"), ("actor", "é".as_bytes()), ("payload", b"{\"n\":1}")])
+        .await;
+    let event = stream.event().await.json();
+    assert_eq!(
+        (&event["unreadable"], &event["actor"], &event["payload"]["n"]),
+        (&json!(["id"]), &json!("é"), &json!(1))
+    );
+    add(&mut rows, "job", &[("type", b"x"), ("payload", b"{\"n\":2,\"of\":\"\xe9\"}"), ("timestamp", b"1e99")]).await;
+    let event = stream.event().await.json();
+    assert_eq!(event["unreadable"], json!(["payload", "timestamp"]));
+    assert_eq!((&event["payload"], &event["timestamp"]), (&json!({ "n": 2, "of": "\u{fffd}" }), &json!(null)));
+    // an entry of the end of time
+    let last = [stream_key("job"), format!("{}-1", u64::MAX), "type".into(), "x".into(), "stepId".into(), "s".into()];
+    let last: Vec<&str> = ["XADD"].into_iter().chain(last.iter().map(String::as_str)).collect();
+    ask::<()>(&mut rows, &last).await;
+    let event = stream.event().await.json();
+    assert_eq!((&event["unreadable"], &event["stepId"]), (&json!(["timestamp"]), &json!("s")));
+    has_no_outage(&daemon).await;
+}
+
+/// Entries of random fields with random bytes.
+async fn add_random(rows: &mut MultiplexedConnection, job: &str, random: &mut StdRng) -> bool {
+    let mut fields: Vec<(&str, Vec<u8>)> = Vec::new();
+    for name in ["id", "type", "timestamp", "actor", "stepId", "payload", "other"] {
+        if random.random_bool(0.7) {
+            let length = [0, 1, 7, 300, 20_000][random.random_range(0..5_usize)];
+            let is_text = random.random_bool(0.4);
+            let byte = |random: &mut StdRng| if is_text { random.random_range(32..127) } else { random.random() };
+            fields.push((name, (0..length).map(|_| byte(random)).collect()));
+        }
+    }
+    if fields.is_empty() {
+        return false;
+    }
+    let borrowed: Vec<(&str, &[u8])> = fields.iter().map(|(name, value)| (*name, &value[..])).collect();
+    add(rows, job, &borrowed).await;
+    fields.iter().any(|(name, value)| *name == "type" && !value.is_empty())
+}
+
+#[tokio::test]
+async fn entries_of_random_bytes_are_all_delivered_and_ten_other_jobs_lose_nothing_beside_them() {
+    let server = Redis::start().await;
+    let daemon = daemon_on(&server.url(), &[]).await;
+    let mut rows = server.connect().await;
+    let others: Vec<String> = (0..10).map(|number| format!("other-{number}")).collect();
+    set_status(&mut rows, "odd", "RUNNING").await;
+    let mut odd = daemon.stream("odd").await;
+    let mut streams = Vec::new();
+    for job in &others {
+        set_status(&mut rows, job, "RUNNING").await;
+        streams.push(daemon.stream(job).await);
+    }
+    let mut random = StdRng::seed_from_u64(15);
+    let mut events = 0;
+    for number in 0..150 {
+        events += usize::from(add_random(&mut rows, "odd", &mut random).await);
+        append(&mut rows, &others[number as usize % 10], [number]).await;
+    }
+    odd.take(events).await;
+    for (job, stream) in streams.iter_mut().enumerate() {
+        assert_eq!(numbers(&stream.take(15).await), Vec::from_iter((job as u64..150).step_by(10)));
+    }
+    // from the beginning as well
+    daemon.stream("odd").await.take(events).await;
+    has_no_outage(&daemon).await;
+}
+
+async fn has_no_outage(daemon: &Daemon) {
+    assert_eq!(daemon.ask_admin("/readyz").await.status, 200);
+    assert_eq!(daemon.metric("jobcast_source_up").await, 1.0, "{}", daemon.log());
+    assert!(!daemon.log().contains("source went away"), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn a_job_whose_key_is_of_another_type_is_no_job() {
+    let server = Redis::start().await;
+    let daemon = daemon_on(&server.url(), &[("ingest.enabled", "true")]).await;
+    let mut rows = server.connect().await;
+    append(&mut rows, "job", 0..3).await;
+    set_status(&mut rows, "job", "RUNNING").await;
+    ask::<()>(&mut rows, &["SET", &stream_key("odd"), "x"]).await;
+    set_status(&mut rows, "odd", "RUNNING").await;
+    // the key of the second one's hash is the first one's stream
+    for job in ["odd", "job:events"] {
+        for path in [
+            stream_path(job),
+            format!("/runner-jobs/{job}/events"),
+            format!("/runner-jobs/{job}/events?after=e-1"),
+            format!("{}?from=now", stream_path(job)),
+        ] {
+            let answer = Stream::open(daemon.http, &path, &[]).await.head;
+            assert_eq!((answer.status, answer.code().as_str()), (404, "job.not_found"), "{path}");
+        }
+    }
+    let log = daemon.log();
+    assert!(!log.contains("WARN") && !log.contains("WRONGTYPE"), "{log}");
+    assert_eq!(daemon.metric("jobcast_source_errors_total").await, 0.0);
+    // it may be written to: then it has events, and still no status
+    daemon.write("job:events", 0..2).await;
+    assert_eq!(numbers(&daemon.stream("job:events").await.take(2).await), [0, 1]);
+    assert_eq!(daemon.get("/runner-jobs").await.status, 200);
+    has_no_outage(&daemon).await;
+}
+
+/// Returns when the server has replied with such an error once more than `before`.
+async fn refused(server: &Redis, error: &str, before: u64) -> u64 {
+    eventually("the server to refuse", async || {
+        let stats: String = server.ask(&["INFO", "errorstats"]).await;
+        let count = stats.lines().find_map(|line| line.strip_prefix(&format!("errorstat_{error}:count=")));
+        count.and_then(|count| count.trim().parse().ok()).filter(|count| *count > before)
+    })
+    .await
+}
+
+/// Returns the next event that is not Jobcast's own word of the fault.
+async fn next_number(stream: &mut Stream) -> u64 {
+    let mut event = stream.event().await;
+    if event.is("stream.error") {
+        assert_eq!(event.json()["retryable"], true, "{event:?}");
+        event = stream.event().await;
+    }
+    event.number()
+}
+
+#[tokio::test]
+async fn a_watched_key_that_becomes_another_type_stops_its_own_job_until_it_is_mended() {
+    let server = Redis::start().await;
+    let daemon = daemon_on(&server.url(), &[]).await;
+    let mut rows = server.connect().await;
+    for job in ["good", "bad"] {
+        append(&mut rows, job, [0]).await;
+    }
+    let (mut good, mut bad) = (daemon.stream("good").await, daemon.stream("bad").await);
+    assert_eq!((good.event().await.number(), bad.event().await.number()), (0, 0));
+    let (stream, hash) = (stream_key("bad"), "runner-jobs:bad".to_string());
+    let mut count = 0;
+    for (number, key) in (1..).zip([&stream, &hash]) {
+        ask::<()>(&mut rows, &["HSET", &hash, "status", "RUNNING"]).await;
+        let mut swap = redis::pipe();
+        swap.atomic().cmd("RENAME").arg(key).arg("aside").cmd("SET").arg(key).arg("x");
+        swap.query_async::<Value>(&mut rows).await.expect("RENAME");
+        count = refused(&server, "WRONGTYPE", count).await;
+        append(&mut rows, "good", [number]).await;
+        assert_eq!(good.event().await.number(), number);
+        has_no_outage(&daemon).await;
+        ask::<()>(&mut rows, &["RENAME", "aside", key]).await;
+        append(&mut rows, "bad", [number]).await;
+        assert_eq!(next_number(&mut bad).await, number);
+    }
+    // in between it is not asked for without pause
+    assert!(count < 20, "{count} errors");
+}
+
+#[tokio::test]
+async fn a_right_that_one_key_lacks_is_that_jobs_fault() {
+    let server = Redis::start().await;
+    for rights in [&READER[..], &HEARS] {
+        server.ask::<()>(rights).await;
+    }
+    let daemon = daemon_on(&server.url().replace("//", "//reader:hunter2@"), &[]).await;
+    let mut rows = server.connect().await;
+    for job in ["good", "bad"] {
+        append(&mut rows, job, [0]).await;
+    }
+    let (mut good, mut bad) = (daemon.stream("good").await, daemon.stream("bad").await);
+    assert_eq!((good.event().await.number(), bad.event().await.number()), (0, 0));
+    let narrow = ["ACL", "SETUSER", "reader", "resetkeys", "~runner-jobs:jobcast*", "~runner-jobs:good*"];
+    ask::<()>(&mut rows, &narrow).await;
+    append(&mut rows, "bad", [1]).await;
+    refused(&server, "NOPERM", 0).await;
+    append(&mut rows, "good", [1]).await;
+    assert_eq!(good.event().await.number(), 1);
+    let answer = daemon.get("/runner-jobs/bad/events").await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "source.rights"), "{answer:?}");
+    has_no_outage(&daemon).await;
+    ask::<()>(&mut rows, &["ACL", "SETUSER", "reader", "~runner-jobs:*"]).await;
+    assert_eq!(next_number(&mut bad).await, 1);
+}
