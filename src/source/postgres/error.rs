@@ -3,6 +3,7 @@
 
 use crate::error::{SourceCode, SourceError};
 use crate::source::tls::is_handshake_failure;
+use sqlx::postgres::{PgDatabaseError, PgErrorPosition};
 
 /// A reason why a statement has no result.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +49,22 @@ impl QueryError {
         }
     }
 
+    /// Returns true for an error that the rows of one job can cause: a cast that fails on a value, a function of a view
+    /// that raises, a damaged page. What the server finds wrong with the statement itself, before it runs, points into
+    /// its text, and concerns every job.
+    pub fn is_of_rows(&self) -> bool {
+        match self {
+            Self::Sqlx(sqlx::Error::Database(error)) => {
+                let error = error.try_downcast_ref::<PgDatabaseError>();
+                error.is_some_and(|error| {
+                    !matches!(error.position(), Some(PgErrorPosition::Original(_))) && is_state_of_rows(error.code())
+                })
+            }
+            Self::Sqlx(sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)) => true,
+            _ => false,
+        }
+    }
+
     /// Describes the error to an operator, with the `operation` that it ended.
     pub fn into_source_error(self, operation: String) -> SourceError {
         let code = self.code();
@@ -77,6 +94,13 @@ fn code_of(state: &str) -> SourceCode {
         state if state.starts_with("58") || state.starts_with("XX") => SourceCode::Io,
         _ => SourceCode::Other,
     }
+}
+
+/// Returns true for an SQLSTATE that depends on the values that a statement meets.
+fn is_state_of_rows(state: &str) -> bool {
+    // Data exceptions, constraints of a domain, limits; then what functions and subqueries of a view run into.
+    let is_of_class = ["22", "23", "54", "2F", "38", "39", "P0"].iter().any(|class| state.starts_with(class));
+    is_of_class || matches!(state, "21000" | "42883" | "42804" | "42846" | "XX001" | "XX002")
 }
 
 fn help_for(code: SourceCode) -> &'static str {

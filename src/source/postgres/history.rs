@@ -13,62 +13,36 @@ use crate::sse::Reset;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
-
-/// Pause between two looks at a standby that has not caught up.
-const STANDBY_POLL: Duration = Duration::from_millis(100);
-
-/// Rows for a page, if the database knows everything that the position speaks of.
-enum PageRead {
-    Rows(PageRows),
-    /// A standby has not come to the position yet.
-    Behind,
-    /// The position is of another database, or of one that was restored since.
-    Rewound,
-}
 
 impl Session<'_> {
-    /// Reads a page of history after `position`.
-    pub async fn page(&mut self, job: &JobId, position: Position, limit: Limit) -> Result<PageResult, QueryError> {
-        if self.tables.events.job_id.canonical(job.as_str()).is_none() {
-            return Ok(PageResult::NoSuchJob);
-        }
-        let before = position;
-        let mut position = before.clone();
-        match self.read_caught_up(job, &before, &mut position, limit).await? {
-            PageRead::Rows(rows) => self.build_page(job, before, position, rows, limit).await,
-            PageRead::Rewound => Ok(PageResult::Lost(Reset::Rewound)),
-            PageRead::Behind => Ok(PageResult::Page(Page {
-                end: before.to_cursor(job),
-                is_complete: false,
-                status: None,
-                events: Vec::new(),
-                is_last: false,
-            })),
-        }
-    }
-
-    /// Reads rows, and waits for `source.settle` until a standby that lags has come to the position.
-    async fn read_caught_up(
+    /// Reads a page of history after `position`. `None` where a standby has not come to the position, and
+    /// `can_wait`: then it is to be read again after a while, in which this connection serves others.
+    pub async fn page(
         &mut self,
         job: &JobId,
         before: &Position,
-        position: &mut Position,
         limit: Limit,
-    ) -> Result<PageRead, QueryError> {
-        let began = Instant::now();
-        loop {
-            let rows = self.read_rows(job, position, limit.events).await?;
-            let may_know = rows.snapshot.may_know(before);
-            if may_know && self.knows_ends(&rows.snapshot, before).await? {
-                return Ok(PageRead::Rows(rows));
-            }
-            if began.elapsed() >= self.store.settle {
-                return Ok(if may_know { PageRead::Behind } else { PageRead::Rewound });
-            }
-            *position = before.clone();
-            tokio::time::sleep(STANDBY_POLL).await;
+        can_wait: bool,
+    ) -> Result<Option<PageResult>, QueryError> {
+        if self.tables.events.job_id.canonical(job.as_str()).is_none() {
+            return Ok(Some(PageResult::NoSuchJob));
         }
+        let mut position = before.clone();
+        if !position.is_honoured(&self.tables) {
+            return Ok(Some(PageResult::Lost(Reset::Unknown)));
+        }
+        let rows = self.read_rows(job, &mut position, limit.events).await?;
+        let may_know = rows.snapshot.may_know(before);
+        if may_know && self.knows_ends(&rows.snapshot, before).await? {
+            return self.build_page(job, before.clone(), position, rows, limit).await.map(Some);
+        }
+        if !may_know && !(rows.snapshot.is_standby && can_wait) {
+            // A primary has nothing to catch up with.
+            return Ok(Some(PageResult::Lost(Reset::Rewound)));
+        }
+        let behind =
+            Page { end: before.to_cursor(job), is_complete: false, status: None, events: Vec::new(), is_last: false };
+        Ok((!can_wait).then_some(PageResult::Page(behind)))
     }
 
     async fn build_page(
@@ -80,17 +54,26 @@ impl Session<'_> {
         limit: Limit,
     ) -> Result<PageResult, QueryError> {
         let (has_job, nothing_is_open) = (rows.has_job, rows.snapshot.xmin >= rows.snapshot.xmax);
-        let status = rows.status.clone();
-        let (events, is_last) = rows.deliver(job, &mut position, limit);
+        let (status, mark) = (rows.status.clone(), rows.snapshot.mark());
+        let is_superseded = position.is_superseded_by(&rows.end, mark);
+        let (mut events, mut is_last) = rows.deliver(job, &mut position, limit);
         if before.is_beginning() && events.is_empty() && !has_job {
             return Ok(PageResult::NoSuchJob);
         }
+        let end = if is_last && events.is_empty() && before.is_reached_mark(mark, self.tables.best) {
+            // The ring knows the cursor of a reader that has everything.
+            before
+        } else if !is_last || (is_superseded && position.scheme == self.tables.best) {
+            position
+        } else {
+            let own = self.own_position(job, mark).await?;
+            is_last = self.bring_level(job, &position, &own, &mut events, limit).await?;
+            if is_last { own } else { position }
+        };
         let mut ended = self.final_status(status.as_deref(), &events);
         if is_last && ended.is_none() {
             ended = self.read_final_event(job).await?;
         }
-        // A reader that was given nothing keeps its position, so that the ring knows its cursor.
-        let end = if events.is_empty() { before } else { position };
         Ok(PageResult::Page(Page {
             end: end.to_cursor(job),
             is_complete: is_last && ended.is_some() && nothing_is_open,
@@ -98,6 +81,33 @@ impl Session<'_> {
             events,
             is_last,
         }))
+    }
+
+    /// Makes the position after all rows of the job that are visible now, from a mark that the server has reached.
+    async fn own_position(&mut self, job: &JobId, mark: u64) -> Result<Position, QueryError> {
+        let (end, counted) = self.count_newer(job, mark, None).await?;
+        Ok(Position::new_settled(self.tables.best, end, counted))
+    }
+
+    /// Adds the events that a reader at `position` lacks of those before `own`. False if they do not fit into the page.
+    async fn bring_level(
+        &mut self,
+        job: &JobId,
+        position: &Position,
+        own: &Position,
+        events: &mut Vec<(Event, Cursor)>,
+        limit: Limit,
+    ) -> Result<bool, QueryError> {
+        let room = limit.events.saturating_sub(events.len());
+        if room == 0 {
+            return Ok(false);
+        }
+        let bytes = events.iter().map(|(event, _)| event.payload.as_json().len()).sum();
+        let room = Limit { events: room, bytes: limit.bytes.saturating_sub(bytes) };
+        let missing = self.read_missing(job, &mut position.clone(), own, room).await?;
+        let fits = missing.is_some();
+        events.extend(missing.into_iter().flatten());
+        Ok(fits)
     }
 
     /// Returns true if the server knows the end of every transaction that a position speaks of. A standby may not have
@@ -174,8 +184,7 @@ impl Session<'_> {
             return Ok(None);
         }
         let mark = self.snapshot_of(&row)?.mark();
-        let (end, counted) = self.count_newer(job, mark, None).await?;
-        let cursor = Position::new_settled(best, end, counted).to_cursor(job);
+        let cursor = self.own_position(job, mark).await?.to_cursor(job);
         let status: Option<String> = row.try_get("status")?;
         let status = status.and_then(|status| self.store.settings.statuses.resolve(&status));
         Ok(Some(Standing { cursor, status }))

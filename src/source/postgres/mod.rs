@@ -2,8 +2,10 @@
 //! rows become visible out of order, and [`sql`] has every statement.
 
 mod check;
+mod draft;
 mod driver;
 mod error;
+mod faults;
 mod history;
 mod listener;
 mod page;
@@ -28,10 +30,10 @@ use crate::event::{JobId, JobStatus};
 use crate::sse::Reset;
 use async_trait::async_trait;
 use error::QueryError;
-use pool::PooledConnection;
 use position::Position;
 use session::Session;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use store::Store;
 use tables::Tables;
 
@@ -58,11 +60,13 @@ impl Source for Postgres {
         if let Some(position) = Position::from_cursor(job, text) {
             return Ok(Some(position.to_cursor(job)));
         }
-        self.0.with_session("looking up an event id", async |session| session.find_event(job, text).await).await
+        self.0
+            .with_job_session("looking up an event id", job, async |session| session.find_event(job, text).await)
+            .await
     }
 
     async fn newest(&self, job: &JobId) -> Result<Option<Standing>, SourceError> {
-        self.0.with_session("reading the newest event", async |session| session.newest_event(job).await).await
+        self.0.with_job_session("reading the newest event", job, async |session| session.newest_event(job).await).await
     }
 
     async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError> {
@@ -70,15 +74,14 @@ impl Source for Postgres {
             return Ok(PageResult::Lost(Reset::Unknown));
         };
         let tables = self.0.tables_for(&position).await?;
-        let connection = self.0.pool.get().await;
         let (store, job) = (self.0.clone(), job.clone());
         // The read runs to its end even if everybody who asked for it leaves. The server would not stop either, and
         // whoever comes back at once would have it do the same work a second time beside the first.
         let read = tokio::spawn(async move {
-            let page = read_page(&store, connection, tables, &job, position, limit).await;
+            let page = read_page(&store, tables, &job, position, limit).await;
             match page {
                 Ok(page) => Ok(page),
-                Err(error) => Err(store.table_error("reading history", error).await),
+                Err(error) => Err(store.job_error("reading history", error, &job).await),
             }
         });
         read.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
@@ -109,13 +112,26 @@ impl Source for Postgres {
     }
 }
 
+/// Pause between two looks at a standby that has not caught up.
+const STANDBY_POLL: Duration = Duration::from_millis(100);
+
+/// Reads a page, and waits for `source.settle` until a standby that lags has come to the position. The wait holds no
+/// connection.
 async fn read_page(
     store: &Store,
-    connection: Result<PooledConnection, QueryError>,
     tables: Arc<Tables>,
     job: &JobId,
     position: Position,
     limit: Limit,
 ) -> Result<PageResult, QueryError> {
-    Session { store, connection: connection?, tables }.page(job, position, limit).await
+    let began = Instant::now();
+    loop {
+        let mut session = Session { store, connection: store.pool.get().await?, tables: tables.clone() };
+        let can_wait = began.elapsed() < store.settle;
+        if let Some(page) = session.page(job, &position, limit, can_wait).await? {
+            return Ok(page);
+        }
+        drop(session);
+        tokio::time::sleep(STANDBY_POLL).await;
+    }
 }

@@ -23,15 +23,19 @@ use super::snapshot::Snapshot;
 use super::sql::{self, MAX_XID_SCAN, PageQuery, XidBound};
 use super::tables::{CursorScheme, XidSource};
 use crate::cursor::Cursor;
-use crate::event::{Event, JobId, Payload};
+use crate::event::{Event, JobId, Part, Payload, text_of};
 use crate::source::{Limit, PageBuilder};
 use jiff::Timestamp;
-use sqlx::Row;
 use sqlx::postgres::PgRow;
+use sqlx::{Row, ValueRef};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most transactions that a position counts before the open ones are listed instead.
 pub const MAX_COUNTED_XIDS: usize = 3;
+/// Most transactions that a cursor counts at all, since each costs the next read a subquery.
+const MAX_COUNTS: usize = 20;
+/// Most rows that a cursor counts of one transaction.
+const MAX_COUNT: u64 = 1 << 40;
 /// Most bytes of a position that is nothing but a mark and a list of open transactions.
 const MAX_LIST_BYTES: usize = 30;
 /// Most bytes of a position that also counts.
@@ -49,32 +53,55 @@ pub struct StoredRow {
 impl StoredRow {
     /// Reads the columns of [`sql::EventRows::select_list`].
     pub fn parse(row: &PgRow, job: &JobId) -> Result<Self, QueryError> {
+        let mut unreadable = Vec::new();
         let at: i64 = row.try_get("at")?;
-        let id: String = row.try_get("id")?;
+        let raw_id = raw_bytes(row, "id")?.unwrap_or_default();
+        let digest = KeyId::digest_of(&raw_id);
+        let id = text_of(Part::Id, raw_id, &mut unreadable);
         let key = match row.try_get("number")? {
             Some(number) => Key::Number(number),
-            None => Key::Time { at, id: KeyId::of(&id) },
+            None if unreadable.is_empty() => Key::Time { at, id: KeyId::of(&id) },
+            None => Key::Time { at, id: digest },
         };
-        let payload: Option<String> = row.try_get("payload")?;
+        let mut text = |part, column| -> Result<Option<String>, QueryError> {
+            Ok(raw_bytes(row, column)?.map(|bytes| text_of(part, bytes, &mut unreadable)))
+        };
+        let (step_id, kind) = (text(Part::StepId, "step_id")?, text(Part::Type, "type")?.unwrap_or_default());
+        let (actor, payload) = (text(Part::Actor, "actor")?, text(Part::Payload, "payload")?);
+        let timestamp = Timestamp::from_microsecond(at).ok();
+        if timestamp.is_none() && row.try_get("has_time")? {
+            unreadable.push(Part::Timestamp);
+        }
         let event = Event {
             id,
             job_id: job.clone(),
-            step_id: row.try_get("step_id")?,
-            kind: row.try_get("type")?,
-            timestamp: Timestamp::from_microsecond(at).ok(),
-            actor: row.try_get("actor")?,
+            step_id,
+            kind,
+            timestamp,
+            actor,
             payload: Payload::from_text(payload.unwrap_or_else(|| "null".into())),
-            unreadable: Vec::new(),
+            unreadable,
         };
         Ok(Self { xid: row.try_get::<i64, _>("xid")? as u64, key, event })
     }
 }
 
+/// The bytes of a text, which are no UTF-8 where the database has no encoding. `None` for null.
+pub fn raw_bytes(row: &PgRow, column: &str) -> Result<Option<Vec<u8>>, QueryError> {
+    let value = row.try_get_raw(column)?;
+    if value.is_null() {
+        return Ok(None);
+    }
+    let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
+    Ok(Some(bytes.to_vec()))
+}
+
 impl Position {
     /// Makes the cursor for this position. Counts that do not fit are left out, and counted by a metric.
     pub fn to_cursor(&self, job: &JobId) -> Cursor {
-        let (bytes, is_shortened) = self.to_bytes(Cursor::MAX_INSIDE);
-        if is_shortened {
+        let most = self.with_oldest_counts(MAX_COUNTS);
+        let (bytes, is_shortened) = most.as_ref().unwrap_or(self).to_bytes(Cursor::MAX_INSIDE);
+        if is_shortened || most.is_some() {
             crate::telemetry::CURSORS_SHORTENED.counter(&[]).increment(1);
             // Logged once, the metric counts the rest.
             static LOG: std::sync::Once = std::sync::Once::new();
@@ -85,10 +112,13 @@ impl Position {
         Cursor::seal(self.scheme.letter(), job, &bytes)
     }
 
-    /// Decodes foreign text; `None` if it is no cursor of this job in any scheme.
+    /// Decodes foreign text; `None` if it is no cursor of this job in any scheme, or one such as is never given out.
     pub fn from_cursor(job: &JobId, text: &str) -> Option<Self> {
         let scheme = CursorScheme::ALL.into_iter().find(|scheme| text.starts_with(scheme.letter()))?;
-        Self::from_bytes(scheme, &Cursor::open(scheme.letter(), job, text)?)
+        let position = Self::from_bytes(scheme, &Cursor::open(scheme.letter(), job, text)?)?;
+        let is_bounded =
+            position.counted().len() <= MAX_COUNTS && position.counted().values().all(|count| *count <= MAX_COUNT);
+        Some(position).filter(|_| is_bounded)
     }
 
     /// Returns true if a cursor can hold this list when it is settled, and, if it is to end a range, before that too.

@@ -11,6 +11,9 @@ use std::time::Duration;
 
 /// Longest time that a statement may take; after it the connection is given up.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Goes before every statement outside of a transaction, in the same message, so that it costs no round trip and passes
+/// a pooler in transaction mode. The server stops a statement before we give it up, so none works on for nobody.
+const SERVER_TIMEOUT: &str = "SET LOCAL statement_timeout = '10s'; ";
 /// Longest time to connect, to ping, or to wait until one of our connections is free.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that was idle for longer is pinged before it is used.
@@ -20,7 +23,7 @@ const CLOSE_AFTER_IDLE: Duration = Duration::from_secs(300);
 
 /// One connection to the server.
 ///
-/// After a statement that failed or was not awaited it never returns to the pool, so that whatever it left open (a
+/// After a statement that broke off or was not awaited, or failed within a transaction, it never returns to the pool, so that whatever it left open (a
 /// transaction, half a result) ends with it.
 pub struct Connection {
     connection: PgConnection,
@@ -32,18 +35,27 @@ enum State {
     Idle,
     /// Between [`Connection::begin`] and [`Connection::commit`].
     InTransaction,
-    /// A statement is running, or one has failed or was dropped.
+    /// A statement is running, or one has broken off or was dropped.
     Unfinished,
 }
 
 impl Connection {
     /// Runs one statement by the simple protocol and returns all of its rows.
     pub async fn query(&mut self, sql: String) -> Result<Vec<PgRow>, QueryError> {
+        let sql = if matches!(self.state, State::Idle) { format!("{SERVER_TIMEOUT}{sql}") } else { sql };
+        self.run(sql).await
+    }
+
+    async fn run(&mut self, sql: String) -> Result<Vec<PgRow>, QueryError> {
         let state = std::mem::replace(&mut self.state, State::Unfinished);
         let rows = self.connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql)));
-        let rows = tokio::time::timeout(STATEMENT_TIMEOUT, rows).await.map_err(|_| QueryError::Timeout)??;
-        self.state = state;
-        Ok(rows)
+        let rows = tokio::time::timeout(STATEMENT_TIMEOUT, rows).await.map_err(|_| QueryError::Timeout)?;
+        // A statement that the server has refused leaves nothing open, but for a transaction.
+        let is_refused = matches!(rows, Err(sqlx::Error::Database(_))) && matches!(state, State::Idle);
+        if rows.is_ok() || is_refused {
+            self.state = state;
+        }
+        Ok(rows?)
     }
 
     /// Runs a statement that returns at least one row, and returns the first.
@@ -53,13 +65,13 @@ impl Connection {
 
     /// Begins a transaction that lasts until [`Connection::commit`].
     pub async fn begin(&mut self) -> Result<(), QueryError> {
-        self.query("BEGIN".into()).await?;
+        self.run("BEGIN".into()).await?;
         self.state = State::InTransaction;
         Ok(())
     }
 
     pub async fn commit(&mut self) -> Result<(), QueryError> {
-        self.query("COMMIT".into()).await?;
+        self.run("COMMIT".into()).await?;
         self.state = State::Idle;
         Ok(())
     }

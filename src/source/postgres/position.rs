@@ -29,12 +29,43 @@
 //!
 //! The rows of one answer of the database are delivered in two parts: the range by key, then the newer rows by key.
 //! After each of them the position is one that any process can go on from.
+//!
+//! # Positions of the source's own
+//!
+//! A cursor is foreign input: whoever can read the source can write one. So a position that a reader sends decides which
+//! rows *that reader* is given, and nothing else. A channel and the tail's watch begin only at a position that the source
+//! made itself, which is where the last page of a read ends ([`Position::is_superseded_by`]).
+//!
+//! A last page delivers all visible rows that the reader's position does not claim, and `settled` takes over the end of
+//! its settled part. Where that end is a mark that the server itself has reached, everything below it has ended, was
+//! visible, and is settled for good: it makes no difference which of those rows the reader claimed. What remains is what
+//! the page itself counted, unless the position also
+//!
+//! - counts transactions at or above that end, since such a count may be too high;
+//! - has `settled` at a higher mark, or has left a range that ends there: then the end is the reader's word;
+//! - has a list of open transactions that is still needed, for the same reason;
+//! - is of another scheme than the table's best, and cannot leave it yet.
+//!
+//! Then the source makes a position of its own from the mark of that very statement: below it all is settled, from it on
+//! rows are counted as they are visible. The reader is given what it lacks of these, by the formula above, as a reader
+//! that joins a watch is. Both are one statement, in the rare case of many open transactions a few. Where that is more
+//! than a page has room for, the page is not the last.
+//!
+//! A reader who is given nothing keeps its position only where that is nothing but a mark below the server's own.
+//!
+//! - **Lists of open transactions**: one that the page itself has made is the server's word, and cut off at a durable
+//!   mark to which only counts below `end`, which are durable anyway, contribute.
+//! - **Durable marks** come from the log and from visible rows, never from a position.
+//! - **Standbys**: the mark is the standby's own, so a cursor of its future ends no page there before the standby has
+//!   come to it; what it claims beyond the mark is treated as above.
+//! - **Migrations**: a mark means the same in every scheme. A position that counts by another scheme is replaced, so no
+//!   reader can keep a channel in a scheme that is dearer to read by.
 
 mod codec;
 #[cfg(test)]
 mod tests;
 
-use super::tables::CursorScheme;
+use super::tables::{CursorScheme, Tables};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -63,8 +94,13 @@ impl KeyId {
         if id.len() <= Self::MAX_BYTES || codec::uuid_bytes(id).is_some() {
             return Self::Whole(id.into());
         }
+        Self::digest_of(id.as_bytes())
+    }
+
+    /// The digest of an id that is too long, or no text.
+    pub fn digest_of(id: &[u8]) -> Self {
         let mut digest = [0; 8];
-        digest.copy_from_slice(&Sha256::digest(id.as_bytes())[..8]);
+        digest.copy_from_slice(&Sha256::digest(id)[..8]);
         Self::Digest(digest)
     }
 }
@@ -244,6 +280,14 @@ impl Position {
         &self.counted
     }
 
+    /// This position without its newest counts, so that `most` are left. `None` if it has no more.
+    pub fn with_oldest_counts(&self, most: usize) -> Option<Self> {
+        let (first_left_out, _) = self.counted.iter().nth(most)?;
+        let mut shorter = self.clone();
+        shorter.counted.split_off(first_left_out);
+        Some(shorter)
+    }
+
     /// The end of the next range, for a statement that is yet to begin and will find everything below `mark` ended. It is
     /// never before what is settled.
     pub fn next_end(&self, mark: u64) -> EndedXids {
@@ -289,6 +333,31 @@ impl Position {
         if let Some(listed) = listed.filter(|listed| listed.mark >= self.settled.mark) {
             self.finish(listed);
         }
+    }
+
+    /// Returns true if nothing that this position says is left after a last page, whose settled part ended with `end`
+    /// and whose statement found everything below `mark` ended. Then the position after the page is the source's own,
+    /// whoever has made this one; the module says why.
+    pub fn is_superseded_by(&self, end: &EndedXids, mark: u64) -> bool {
+        end.open.is_empty()
+            && (self.settled.mark..=mark).contains(&end.mark)
+            && self.counted.keys().all(|xid| end.contains(*xid))
+    }
+
+    /// Returns true if the position says nothing but a mark that has been reached, in this scheme, which everybody may
+    /// know for true.
+    pub fn is_reached_mark(&self, mark: u64, scheme: CursorScheme) -> bool {
+        let is_mark = self.range.is_none() && self.counted.is_empty() && self.settled.open.is_empty();
+        self.is_beginning() || (is_mark && self.settled.mark <= mark && self.scheme == scheme)
+    }
+
+    /// Goes on in the best scheme of a table that does not honour this position's own, where it is nothing but a mark.
+    /// False where it says more, which has no meaning in the table.
+    pub fn is_honoured(&mut self, tables: &Tables) -> bool {
+        if !tables.honours(self.scheme) {
+            self.adopt(tables.best);
+        }
+        tables.honours(self.scheme)
     }
 
     /// Goes on in another scheme, after everything there was to see has been delivered. Only a position that is nothing

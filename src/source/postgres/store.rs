@@ -9,6 +9,7 @@ use super::sql;
 use super::tables::{Column, MissingColumn, Tables};
 use crate::config;
 use crate::error::{SourceCode, SourceError};
+use crate::event::JobId;
 use crate::source::tls::root_certificate;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::{ConnectOptions, Row};
@@ -72,6 +73,14 @@ impl Store {
         error
     }
 
+    /// Makes the error of an operation on one job, and narrows it down to that job if its rows can be the cause.
+    pub async fn job_error(&self, operation: &str, error: QueryError, job: &JobId) -> SourceError {
+        if error.is_of_rows() {
+            return self.error(operation, error).of_job(job.clone());
+        }
+        self.table_error(operation, error).await
+    }
+
     /// Returns true if a pooler or proxy stands before the server, which says that it was called at port `own`.
     pub fn is_behind_proxy(&self, own: Option<i32>) -> bool {
         self.port.is_some() && own != self.port.map(i32::from)
@@ -91,6 +100,20 @@ impl Store {
         match self.run(tables, work).await {
             Ok(result) => Ok(result),
             Err(error) => Err(self.table_error(operation, error).await),
+        }
+    }
+
+    /// The same, for work that reads the rows of one job.
+    pub async fn with_job_session<T>(
+        &self,
+        operation: &str,
+        job: &JobId,
+        work: impl AsyncFnOnce(&mut Session<'_>) -> Result<T, QueryError>,
+    ) -> Result<T, SourceError> {
+        let tables = self.tables().await?;
+        match self.run(tables, work).await {
+            Ok(result) => Ok(result),
+            Err(error) => Err(self.job_error(operation, error, job).await),
         }
     }
 

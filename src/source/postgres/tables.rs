@@ -25,6 +25,8 @@ pub struct EventTable {
     pub columns: EventColumns,
     /// Rows from before the number column was added have none. They come first, ordered by time.
     pub has_unnumbered: bool,
+    /// Rows from before the transaction column was added have none.
+    pub has_undated: bool,
 }
 
 /// Quoted names of the event table's columns.
@@ -169,6 +171,7 @@ impl Tables {
                 job_id: IdColumn::resolve("e", EventColumns::SETTING, &settings.columns.job_id, events)?,
                 columns,
                 has_unnumbered: seq.is_some_and(|column| column.may_be_null),
+                has_undated: tells_xid && find(&settings.columns.xid).is_some_and(|column| column.may_be_null),
             },
             jobs: jobs.map(|columns| JobTable::resolve(settings, columns)).transpose()?,
             reports_wal,
@@ -183,6 +186,16 @@ impl Tables {
     /// Returns true where the table has the columns that this scheme needs.
     pub fn supports(&self, scheme: CursorScheme) -> bool {
         self.supported(scheme) == scheme
+    }
+
+    /// Returns true for a scheme in which a cursor of this table may honestly be: the best one, one that needs columns
+    /// which the table has lost or which are not known yet, and one from before a migration. The migration leaves old
+    /// rows without values, so columns that are never null were there from the beginning. Reads in a worse scheme than
+    /// the best are dear, since no index serves them.
+    pub fn honours(&self, scheme: CursorScheme) -> bool {
+        let supported = self.supported(scheme);
+        (supported.xids == self.best.xids || self.events.has_undated)
+            && (supported.order == self.best.order || self.events.has_unnumbered)
     }
 
     fn supported(&self, scheme: CursorScheme) -> CursorScheme {

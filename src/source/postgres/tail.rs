@@ -6,18 +6,21 @@
 //! watched job is read now and then (a *sweep*). Only the reads decide what is delivered and how far a position gets, and
 //! they are exact. A look that misses a row makes it late, not lost.
 
+use super::draft::{Draft, READ_LIMIT};
 use super::error::QueryError;
+use super::faults::Faults;
 use super::listener::listen;
+use super::page::raw_bytes;
 use super::position::Position;
 use super::session::Session;
 use super::snapshot::Snapshot;
 use super::sql::{self, ChangesQuery, IdColumn, NewRows};
 use super::store::Store;
-use super::tables::{Tables, XidSource};
+use super::tables::{CursorScheme, Tables, XidSource};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{JobNews, Joiner, Limit, News, Tail, TailBatch, Wakeup};
+use crate::source::{JobNews, Joiner, Limit, News, Tail, Wakeup};
 use crate::sse::{JobEnd, Reset};
 use crate::supervise::restarted;
 use async_trait::async_trait;
@@ -28,11 +31,6 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-
-/// Bounds of one read of the tail.
-const READ_LIMIT: Limit = Limit { events: 2000, bytes: 1 << 20 };
-/// Most jobs that one read comes to, so that a sweep of many does not keep the others' news waiting.
-const MAX_JOBS_PER_READ: usize = 64;
 
 /// The tail of a PostgreSQL source.
 pub struct PostgresTail {
@@ -49,6 +47,8 @@ pub struct PostgresTail {
     unchecked: BTreeSet<JobId>,
     /// Watched jobs that have ended, and whose end is not published yet.
     endings: BTreeMap<JobId, Ending>,
+    /// Watched jobs whose rows cannot be read now.
+    faults: Faults,
     /// `None` after an error, and where it means nothing any more: then the next look is a full one.
     last_look: Option<LastLook>,
     /// Source of the transaction ids that the last look went by, also if it failed. `None` before the first.
@@ -110,26 +110,6 @@ struct Selection {
     completable: BTreeSet<JobId>,
 }
 
-/// The result of a read so far. The tail itself changes only when everything was read.
-struct Draft {
-    batch: TailBatch,
-    /// Positions after this read.
-    positions: BTreeMap<JobId, Position>,
-    /// Jobs that were read to their end.
-    done: BTreeSet<JobId>,
-    jobs_read: usize,
-}
-
-impl Draft {
-    fn new() -> Self {
-        Self { batch: TailBatch::new(READ_LIMIT), positions: BTreeMap::new(), done: BTreeSet::new(), jobs_read: 0 }
-    }
-
-    fn is_full(&self) -> bool {
-        self.batch.is_full() || self.jobs_read >= MAX_JOBS_PER_READ
-    }
-}
-
 impl PostgresTail {
     pub fn new(store: Arc<Store>) -> Self {
         let notified = Arc::new(Notify::new());
@@ -146,6 +126,7 @@ impl PostgresTail {
             pending: BTreeSet::new(),
             unchecked: BTreeSet::new(),
             endings: BTreeMap::new(),
+            faults: Faults::default(),
             last_look: None,
             xid_source: None,
             sweep: Sweep { last: Instant::now(), is_needed: true },
@@ -176,6 +157,7 @@ impl Tail for PostgresTail {
         self.pending.remove(job);
         self.unchecked.remove(job);
         self.endings.remove(job);
+        self.faults.remove(job);
     }
 
     async fn woken(&mut self) -> Wakeup {
@@ -216,13 +198,14 @@ impl PostgresTail {
         let mut endings = self.updated_endings(session, &changes);
         self.sweep_if_due(session, &changes);
         let selection = self.select_jobs(&changes, &endings);
-        let draft = self.read_jobs(session, joining, &selection).await?;
-        let caught_up_joiners = self.serve_joiners(session, joining, &draft).await?;
-        self.detect_endings(session, &changes.snapshot, &draft, &mut endings).await?;
+        let mut draft = self.read_jobs(session, joining, &selection).await?;
+        let caught_up_joiners = self.serve_joiners(session, joining, &mut draft).await?;
+        self.detect_endings(session, &changes.snapshot, &mut draft, &mut endings).await?;
         // Nothing fails from here on.
         self.endings = endings;
         let jobs = self.apply(session, changes, selection, draft);
-        Ok(News { jobs, caught_up_joiners, more: !self.pending.is_empty(), outage: None, faults: Vec::new() })
+        let faults = self.faults.to_news();
+        Ok(News { jobs, caught_up_joiners, more: !self.pending.is_empty(), outage: None, faults })
     }
 
     /// Notices that the tables have other transaction ids than at the last look, which means nothing by the new ones.
@@ -243,8 +226,27 @@ impl PostgresTail {
             }
         }
         let sql = self.changes_sql(session);
+        match session.connection.query(sql).await {
+            Ok(rows) => self.parse_changes(session, &rows),
+            Err(error) if error.is_of_rows() => self.changes_without_look(session).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where the rows of some job make the look itself fail: takes every watched job for changed. The read of each of
+    /// them tells which it is, and a read comes to a bounded number of them.
+    async fn changes_without_look(&self, session: &mut Session<'_>) -> Result<Changes, QueryError> {
+        let statuses = self.store.settings.statuses.all().collect();
+        let jobs = self.positions.keys().map(JobId::as_str).collect();
+        let query = ChangesQuery { jobs, new_rows: NewRows::None, final_statuses: statuses };
+        let system = CursorScheme { xids: XidSource::System, ..session.tables.best };
+        let sql = sql::changes(&session.tables.rows(system), session.durable_xid(), &query);
         let rows = session.connection.query(sql).await?;
-        self.parse_changes(session, &rows)
+        let mut changes = self.parse_changes(session, &rows)?;
+        if let Some(found) = &mut changes.found {
+            found.jobs = self.positions.keys().cloned().collect();
+        }
+        Ok(changes)
     }
 
     fn changes_sql(&self, session: &Session<'_>) -> String {
@@ -276,10 +278,12 @@ impl PostgresTail {
         let in_events = other_spellings(&session.tables.events.job_id);
         let in_jobs = session.tables.jobs.as_ref().map(|jobs| other_spellings(&jobs.id)).unwrap_or_default();
         for row in rows {
-            let Some(spelled) = row.try_get::<Option<String>, _>("job_id")? else {
+            let Some(spelled) = raw_bytes(row, "job_id")? else {
                 snapshot = Some(session.snapshot_of(row)?);
                 continue;
             };
+            // Nobody can ask for a job whose id is no text.
+            let Ok(spelled) = String::from_utf8(spelled) else { continue };
             let status: Option<String> = row.try_get("status")?;
             let others = if status.is_none() { &in_events } else { &in_jobs };
             let same = spelled.parse().ok().filter(|job| self.positions.contains_key(job));
@@ -322,6 +326,7 @@ impl PostgresTail {
         self.last_look = None;
         self.pending.clear();
         self.endings.clear();
+        self.faults.clear();
         let lost = |job| JobNews { job, events: Vec::new(), end: Some(JobEnd::Lost(Reset::Rewound)) };
         let jobs = std::mem::take(&mut self.positions).into_keys().map(lost).collect();
         Some(News { jobs, ..News::nothing(joining) })
@@ -359,7 +364,8 @@ impl PostgresTail {
         let completable = endings.iter().filter(|(_, ending)| is_completable(ending)).map(|(job, _)| job.clone());
         let completable: BTreeSet<JobId> = completable.collect();
         let mut jobs = changes.found.as_ref().map(|found| found.jobs.clone()).unwrap_or_default();
-        jobs.extend(completable.iter().chain(&self.pending).cloned());
+        jobs.extend(completable.iter().chain(&self.pending).chain(self.faults.due()).cloned());
+        jobs.retain(|job| !self.faults.is_waiting(job));
         Selection { jobs, completable }
     }
 
@@ -373,8 +379,10 @@ impl PostgresTail {
         let mut draft = Draft::new();
         let joined: BTreeSet<&JobId> = joining.iter().map(|joiner| &joiner.job).collect();
         for job in joined.into_iter().chain(&selection.jobs) {
-            if !draft.is_full() && !draft.done.contains(job) {
-                self.read_job(session, job, &mut draft).await?;
+            let is_over = draft.done.contains(job) || draft.failed.contains_key(job) || self.faults.is_waiting(job);
+            if !draft.is_full() && !is_over {
+                let read = self.read_job(session, job, &mut draft).await;
+                draft.narrow(job, read)?;
             }
         }
         Ok(draft)
@@ -402,7 +410,7 @@ impl PostgresTail {
         &self,
         session: &mut Session<'_>,
         joining: &[Joiner],
-        draft: &Draft,
+        draft: &mut Draft,
     ) -> Result<Vec<Option<Vec<(Event, Cursor)>>>, QueryError> {
         let mut caught_up_joiners = Vec::with_capacity(joining.len());
         for Joiner { job, after } in joining {
@@ -410,7 +418,8 @@ impl PostgresTail {
             let position = Position::from_cursor(job, after.as_str());
             caught_up_joiners.push(match published.zip(position) {
                 Some((published, mut position)) => {
-                    session.read_missing(job, &mut position, published, READ_LIMIT).await?
+                    let missing = session.read_missing(job, &mut position, published, READ_LIMIT).await;
+                    draft.narrow(job, missing)?.flatten()
                 }
                 None => None,
             });
@@ -423,11 +432,12 @@ impl PostgresTail {
         &self,
         session: &mut Session<'_>,
         snapshot: &Snapshot,
-        draft: &Draft,
+        draft: &mut Draft,
         endings: &mut BTreeMap<JobId, Ending>,
     ) -> Result<(), QueryError> {
-        for job in &self.unchecked {
-            if let Some(status) = session.read_final_event(job).await? {
+        for job in self.unchecked.iter().filter(|job| !self.faults.is_waiting(job)) {
+            let status = session.read_final_event(job).await;
+            if let Some(status) = draft.narrow(job, status)?.flatten() {
                 endings.entry(job.clone()).or_insert(Ending::new(status, snapshot));
             }
         }
@@ -441,15 +451,20 @@ impl PostgresTail {
 
     /// Takes over what was read, and returns the news. Never fails.
     fn apply(&mut self, session: &Session<'_>, changes: Changes, selection: Selection, draft: Draft) -> Vec<JobNews> {
-        let Draft { mut batch, positions, done, .. } = draft;
+        let Draft { mut batch, positions, done, failed, .. } = draft;
+        positions.keys().filter(|job| !failed.contains_key(job)).for_each(|job| self.faults.remove(job));
+        self.unchecked.retain(|job| self.faults.contains(job) || failed.contains_key(job));
+        for (job, error) in failed {
+            self.faults.add(job.clone(), self.store.error("reading new events", error).of_job(job));
+        }
         let is_unread = |job: &JobId| !done.contains(job) && self.positions.contains_key(job);
+        let is_unread = |job: &JobId| is_unread(job) && !self.faults.contains(job);
         self.pending = selection.jobs.into_iter().filter(is_unread).collect();
-        self.unchecked.clear();
         self.positions.extend(positions);
         if changes.found.is_some() && session.tables.best.xids == XidSource::Column {
             // The index found all new rows. So every other job has nothing undelivered below the mark.
             for (job, position) in &mut self.positions {
-                if !self.pending.contains(job) && !done.contains(job) {
+                if !self.pending.contains(job) && !done.contains(job) && !self.faults.contains(job) {
                     position.finish(&position.next_end(changes.snapshot.mark()));
                     position.adopt(session.tables.best);
                 }

@@ -168,7 +168,9 @@ impl Model {
     }
 
     /// Delivers one answer of the database, whole or in part. Whoever takes over the token delivers the rest.
-    fn poll(&mut self, stops_after: Option<usize>, lists: Option<bool>, counts: bool, is_fresh: bool) {
+    ///
+    /// Returns the mark of the server, and true if the position that the answer begins at leaves no trace.
+    fn poll(&mut self, stops_after: Option<usize>, lists: Option<bool>, counts: bool, is_fresh: bool) -> (u64, bool) {
         let (old, new) = (CursorScheme { xids: XidSource::System, order: RowOrder::Time }, CursorScheme::default());
         let is_in_columns = self.position.scheme == new && !self.position.is_beginning();
         let best = if self.has_columns && (is_fresh || is_in_columns) { new } else { old };
@@ -188,6 +190,7 @@ impl Model {
             (None, Some(true)) if listed.mark > mark => listed.clone(),
             _ => self.position.next_end(mark),
         };
+        let is_superseded = self.position.is_superseded_by(&end, mark);
         let mut nth: BTreeMap<u64, u64> = BTreeMap::new();
         let rank = |row: &Row| (matches!(row.key(scheme), Key::Number(_)), row.key(scheme));
         self.committed.sort_by_key(rank);
@@ -223,7 +226,60 @@ impl Model {
         let (token, left_out) = self.position.to_bytes(usize::MAX);
         assert!(!left_out);
         assert_eq!(Position::from_bytes(self.position.scheme, &token).as_ref(), Some(&self.position));
+        (mark, is_superseded)
     }
+
+    /// Begins a channel where the last page of a reader ends, as `build_page` does it, whatever position the reader came
+    /// with. From here on `delivered` is what honest readers beside it have.
+    fn begin_channel(&mut self, foreign: Position, lists: bool) {
+        let best = if self.has_columns { CursorScheme::default() } else { OLD };
+        self.delivered.clear();
+        self.position = foreign.clone();
+        let (mark, is_superseded) = self.poll(None, lists.then_some(false), false, true);
+        if self.delivered.is_empty() && foreign.is_reached_mark(mark, best) {
+            self.position = foreign;
+        } else if !is_superseded || self.position.scheme != best {
+            let mut counted = BTreeMap::new();
+            for row in self.committed.iter().filter(|row| row.xid(best) >= mark) {
+                *counted.entry(row.xid(best)).or_default() += 1;
+            }
+            self.position = Position::new_settled(best, EndedXids::below(mark), counted);
+        }
+        self.delivered = self.committed.clone();
+    }
+
+    /// Ends all transactions, and reads to the end.
+    fn finish(&mut self) {
+        for open in std::mem::take(&mut self.open) {
+            self.committed.extend(open.rows);
+        }
+        for is_fresh in [false, true, true] {
+            self.poll(None, None, false, is_fresh);
+        }
+        self.delivered.sort();
+        self.committed.sort();
+    }
+}
+
+const OLD: CursorScheme = CursorScheme { xids: XidSource::System, order: RowOrder::Time };
+
+/// A position with every field drawn at random, around the transactions of the model.
+fn foreign_position() -> impl Strategy<Value = Position> {
+    let xid = || 90..130_u64;
+    let ended = move || {
+        (xid(), prop::collection::btree_set(xid(), 0..3))
+            .prop_map(|(mark, open)| EndedXids { mark, open }.truncated(mark))
+    };
+    let key = prop_oneof![
+        (0..300_i64).prop_map(Key::Number),
+        (0..600_i64).prop_map(|high| Key::Time { at: high << 20, id: KeyId::of("") }),
+    ];
+    let range = prop::option::of((ended(), key).prop_map(|(end, key)| Range { end, key }));
+    let counted = prop::collection::btree_map(xid(), 1..5_u64, 0..4);
+    (any::<bool>(), ended(), range, counted).prop_map(|(is_old, settled, range, counted)| {
+        let scheme = if is_old { OLD } else { CursorScheme::default() };
+        Position { scheme, settled, range, counted }
+    })
 }
 
 proptest! {
@@ -237,16 +293,31 @@ proptest! {
         for one in &acts {
             model.act(one);
         }
-        for open in std::mem::take(&mut model.open) {
-            model.committed.extend(open.rows);
+        model.finish();
+        prop_assert_eq!(model.delivered, model.committed);
+    }
+
+    #[test]
+    fn readers_beside_one_who_lies_lose_nothing_and_repeat_nothing(
+        before in prop::collection::vec(act(), 1..30),
+        lie in prop::option::of(foreign_position()),
+        lists in any::<bool>(),
+        after in prop::collection::vec(act(), 1..30),
+    ) {
+        let mut model = Model::default();
+        for one in &before {
+            model.act(one);
         }
-        for is_fresh in [false, true, true] {
-            model.poll(None, None, false, is_fresh);
+        let mut first = lie.unwrap_or_else(|| model.position.clone());
+        if !model.has_columns {
+            first.scheme = OLD;
         }
-        let mut delivered = model.delivered;
-        delivered.sort();
-        model.committed.sort();
-        prop_assert_eq!(delivered, model.committed);
+        model.begin_channel(first, lists);
+        for one in &after {
+            model.act(one);
+        }
+        model.finish();
+        prop_assert_eq!(model.delivered, model.committed);
     }
 
     #[test]

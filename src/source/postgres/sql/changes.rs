@@ -1,5 +1,6 @@
 //! The statement with which the tail finds out which watched jobs have something new.
 
+use super::super::tables::JobTable;
 use super::snapshot::{NO_SNAPSHOT, SNAPSHOT_COLUMNS, snapshot_ctes};
 use super::{EventRows, XidBound, text_array};
 
@@ -14,6 +15,8 @@ pub struct ChangesQuery<'a> {
 
 /// Rows that may be new since the last look.
 pub enum NewRows<'a> {
+    /// None are looked for.
+    None,
     /// Rows that were not visible in the last look's snapshot, of any job. They are few: to compare them with the ids
     /// of all watched jobs would cost more, and tempt the planner to read all rows of those jobs.
     NotVisibleIn { snapshot: &'a str, durable_xid: u64 },
@@ -32,16 +35,27 @@ pub fn changes(rows: &EventRows, durable_xid: u64, query: &ChangesQuery) -> Stri
     if query.jobs.is_empty() {
         return snapshot;
     }
-    let new_rows = format!(
+    let new_rows = match query.new_rows {
+        NewRows::None => None,
+        _ => Some(changed_jobs(rows, query)),
+    };
+    let statuses = rows.tables.jobs.as_ref().map(|jobs| final_statuses(jobs, query));
+    [Some(snapshot), new_rows, statuses].into_iter().flatten().collect::<Vec<_>>().join(" UNION ALL ")
+}
+
+fn changed_jobs(rows: &EventRows, query: &ChangesQuery) -> String {
+    format!(
         "SELECT {NO_SNAPSHOT}, changed.job_id, NULL
          FROM (SELECT DISTINCT {job_id}::text AS job_id FROM {events} e WHERE {condition}) changed",
         job_id = rows.tables.events.job_id.column(),
         events = rows.table(),
         condition = new_rows(rows, query),
-    );
-    let Some(jobs) = &rows.tables.jobs else { return format!("{snapshot} UNION ALL {new_rows}") };
+    )
+}
+
+fn final_statuses(jobs: &JobTable, query: &ChangesQuery) -> String {
     format!(
-        "{snapshot} UNION ALL {new_rows} UNION ALL
+        "
          SELECT {NO_SNAPSHOT}, {id}::text, {status}::text FROM {table} j
          WHERE {watched} AND {status}::text = ANY ({finals})",
         id = jobs.id.column(),
@@ -55,6 +69,7 @@ pub fn changes(rows: &EventRows, durable_xid: u64, query: &ChangesQuery) -> Stri
 fn new_rows(rows: &EventRows, query: &ChangesQuery) -> String {
     let watched = || rows.tables.events.job_id.equals_any(query.jobs.iter().copied());
     match query.new_rows {
+        NewRows::None => "false".into(),
         NewRows::NotVisibleIn { snapshot, durable_xid } => rows.not_visible_in(snapshot, durable_xid),
         NewRows::Since(xid) => format!("{} AND {}", rows.written_since(&XidBound::below(xid)), watched()),
         NewRows::SinceAndYounger(xid, seconds) => format!(

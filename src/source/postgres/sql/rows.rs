@@ -207,7 +207,8 @@ impl<'a> EventRows<'a> {
             // The digest finds the event that it is of. Where that is gone, all of the same time come once more.
             KeyId::Digest(digest) => format!(
                 "({time_key} >= {at} AND (({time_key}, {id_key}) > ({at}, (SELECT {id_key} FROM {} e
-                 WHERE {} AND {time_key} = {at} AND substr(sha256(convert_to({id_key}::text, 'UTF8')), 1, 8)
+                 WHERE {} AND {time_key} = {at} AND substr(sha256(convert_to({id_key}::text,
+                   CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)), 1, 8)
                  = decode('{}', 'hex') LIMIT 1))) IS NOT FALSE)",
                 self.table(),
                 self.tables.events.job_id.equals(job),
@@ -216,11 +217,12 @@ impl<'a> EventRows<'a> {
         }
     }
 
-    /// The columns that an event is made of: `ordinal, xid, number, at, id, step_id, type, actor, payload`.
+    /// The columns that an event is made of: `ordinal, xid, number, at, has_time, id, step_id, type, actor, payload`.
     ///
-    /// `ordinal` counts in the order of keys; `number` is null where the key is none; `at` is in microseconds since 1970.
+    /// `ordinal` counts in the order of keys; `number` is null where the key is none; `at` is in microseconds since 1970,
+    /// also where the row has no time.
     pub fn select_list(&self) -> String {
-        let EventColumns { id, step_id, kind, time_key, actor, payload, seq, .. } = self.columns();
+        let EventColumns { id, step_id, kind, timestamp, time_key, actor, payload, seq, .. } = self.columns();
         let number = match self.scheme.order {
             RowOrder::Number => format!("e.{seq}::bigint"),
             RowOrder::Time => "NULL::bigint".into(),
@@ -230,7 +232,7 @@ impl<'a> EventRows<'a> {
             "row_number() OVER (ORDER BY {order}) AS ordinal, {xid} AS xid, {number} AS number,
              CASE WHEN isfinite({time_key}) THEN (extract(epoch FROM {time_key}) * 1000000)::bigint
                   WHEN {time_key} < 'epoch' THEN '{min}'::bigint ELSE '{max}'::bigint END AS at,
-             coalesce(e.{id}::text, '') AS id, {step_id}::text AS step_id, coalesce(e.{kind}::text, '') AS type,
+             e.{timestamp} IS NOT NULL AS has_time, coalesce(e.{id}::text, '') AS id, {step_id}::text AS step_id, coalesce(e.{kind}::text, '') AS type,
              {actor}::text AS actor, e.{payload}::text AS payload",
             order = self.order(),
             xid = self.xid(),

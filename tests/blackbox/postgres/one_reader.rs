@@ -1,0 +1,118 @@
+//! One reader sends, and one job's rows do, whatever they like: the others lose nothing, and wait for nothing.
+
+use super::{RECOMMENDED, serve};
+use crate::support::postgres::append;
+use crate::support::{Daemon, Postgres, numbers};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sqlx::{Executor, Row};
+
+/// A cursor of a table with both columns which says that all below `mark` was delivered.
+fn forged(job: &str, mark: u64) -> String {
+    let mut inside = Vec::new();
+    let mut rest = mark;
+    while rest >= 0x80 {
+        inside.push((rest & 0x7f) as u8 | 0x80);
+        rest >>= 7;
+    }
+    inside.extend([rest as u8, 0, 0, 0]);
+    let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = [job.as_bytes(), &[0], &inside].concat().iter().fold(0xcbf2_9ce4_8422_2325, fnv);
+    let checksum = (((hash >> 32) ^ hash) as u32).to_be_bytes();
+    format!("p{}", URL_SAFE_NO_PAD.encode([&checksum[..], &inside].concat()))
+}
+
+#[tokio::test]
+async fn a_forged_cursor_past_an_open_transaction_takes_its_rows_from_nobody_else() {
+    let server = Postgres::start().await;
+    let daemon = serve(&server, RECOMMENDED, &[("source.poll_interval", "20ms")]).await;
+    let (mut late, mut rows) = (server.connect().await, server.connect().await);
+    rows.execute("INSERT INTO runner_jobs (id, status) VALUES ('job', 'RUNNING')").await.expect("a job");
+    append(&mut rows, "job", [0]).await;
+    late.execute("BEGIN").await.expect("begin");
+    append(&mut late, "job", [1, 2]).await;
+    rows.execute("SELECT pg_current_xact_id()").await.expect("a later transaction");
+    let now = rows.fetch_one("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint").await.expect("a snapshot");
+    let mut liar = daemon.stream_after("job", &forged("job", now.get::<i64, _>(0) as u64)).await;
+    // The liar is on the channel once it is given this one.
+    append(&mut rows, "job", [3]).await;
+    assert_eq!(liar.event().await.number(), 3);
+    let mut honest = daemon.stream("job").await;
+    let mut seen = numbers(&honest.take(2).await);
+    late.execute("COMMIT").await.expect("commit");
+    let last = honest.take(2).await;
+    seen.extend(numbers(&last));
+    seen.sort();
+    assert_eq!(seen, [0, 1, 2, 3]);
+    append(&mut rows, "job", [4]).await;
+    assert_eq!(honest.event().await.number(), 4);
+    assert_eq!(daemon.stream_after("job", last[1].cursor()).await.event().await.number(), 4);
+}
+
+#[tokio::test]
+async fn a_cursor_of_the_future_is_answered_at_once_by_a_primary() {
+    let server = Postgres::start().await;
+    let daemon = serve(&server, RECOMMENDED, &[("source.settle", "60s")]).await;
+    append(&mut server.connect().await, "job", [0]).await;
+    let mut stream = daemon.stream_after("job", &forged("job", 1 << 61)).await;
+    assert!(stream.event().await.is("stream.reset"));
+    assert_eq!(stream.event().await.number(), 0);
+}
+
+/// A view that casts, over a table that takes everything.
+const CASTING: &str = "
+    CREATE TABLE runner_jobs (id text PRIMARY KEY, status text NOT NULL DEFAULT 'RUNNING');
+    CREATE TABLE rows (seq bigint GENERATED ALWAYS AS IDENTITY, xid xid8 DEFAULT pg_current_xact_id(), id text, job_id text,
+      type text, timestamp timestamptz DEFAULT now(), payload text);
+    CREATE VIEW job_events AS SELECT seq, xid, id, job_id, type, timestamp, payload::jsonb AS payload FROM rows;
+    ALTER VIEW job_events ALTER COLUMN xid SET DEFAULT pg_current_xact_id();";
+
+#[tokio::test]
+async fn a_row_that_a_view_cannot_cast_stops_its_own_job_until_it_is_mended_and_no_other() {
+    let server = Postgres::start().await;
+    let settings = [("source.poll_interval", "20ms"), ("source.retry_initial", "100ms"), ("source.retry_max", "300ms")];
+    let daemon = serve(&server, CASTING, &settings).await;
+    let mut rows = server.connect().await;
+    let mut insert = async |sql: &'static str| rows.execute(sql).await.map(|_| ()).expect(sql);
+    insert("INSERT INTO rows (id, job_id, type, payload) SELECT 'a', 'job-' || n, 'x', '{\"n\":0}' FROM generate_series(9, 10) n").await;
+    let (mut ninth, mut tenth) = (daemon.stream("job-9").await, daemon.stream("job-10").await);
+    ninth.take(1).await;
+    tenth.take(1).await;
+    insert("INSERT INTO rows (id, job_id, type, payload) VALUES ('b', 'job-9', 'x', 'none')").await;
+    insert("INSERT INTO rows (id, job_id, type, payload) VALUES ('b', 'job-10', 'x', '{\"n\":1}')").await;
+    assert_eq!(tenth.event().await.number(), 1);
+    let mut late = daemon.stream("job-9").await;
+    let told = late.event().await;
+    assert!(told.is("stream.error") && told.json()["retryable"] == true, "{told:?}");
+    insert("INSERT INTO rows (id, job_id, type, payload) VALUES ('c', 'job-10', 'x', '{\"n\":2}')").await;
+    assert_eq!(tenth.event().await.number(), 2);
+    insert("UPDATE rows SET payload = '{\"n\":1}' WHERE id = 'b' AND job_id = 'job-9'").await;
+    let mut next = ninth.event().await;
+    while next.is("stream.error") {
+        next = ninth.event().await;
+    }
+    assert_eq!(next.number(), 1);
+}
+
+#[tokio::test]
+async fn bytes_and_times_that_nobody_can_read_hurt_their_own_part_of_their_own_event() {
+    let server = Postgres::start().await;
+    server.execute("CREATE DATABASE bare ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
+    let url = server.url("postgres");
+    let url = format!("{}/bare", url.strip_suffix("/postgres").expect("the name of a database"));
+    let mut rows: sqlx::PgConnection = sqlx::Connection::connect(&url).await.expect("a database without encoding");
+    rows.execute(sqlx::raw_sql(super::LEGACY)).await.expect("tables");
+    rows.execute(sqlx::raw_sql(
+        r#"INSERT INTO job_events (id, job_id, type, timestamp, payload) VALUES
+             (convert_from('\xe9', 'SQL_ASCII'), 'job', convert_from('\x78e9', 'SQL_ASCII'), '2020-01-01', '{"n":0}'),
+             ('b', 'job', 'x', '290000-01-01', '{"n":1}'), ('c', 'job', 'x', 'infinity', '{"n":2}'),
+             ('z', convert_from('\xff', 'SQL_ASCII'), 'x', now(), '{"n":3}')"#,
+    ))
+    .await
+    .expect("events");
+    let daemon = Daemon::on("postgres", &url, &[("source.poll_interval", "20ms")]).await;
+    let seen = daemon.stream("job").await.take(3).await;
+    let unreadable: Vec<_> = seen.iter().map(|event| event.json()["unreadable"].to_string()).collect();
+    assert_eq!(unreadable, [r#"["id","type"]"#, r#"["timestamp"]"#, r#"["timestamp"]"#]);
+    assert_eq!(numbers(&daemon.stream_after("job", seen[0].cursor()).await.take(2).await), [1, 2]);
+}
