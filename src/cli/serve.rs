@@ -118,26 +118,44 @@ pub async fn serve_source(
     };
     let failure = shutdown.on_signal(&mut signals, &leaving, supervisor.failed(), drain_now, admission.empty()).await;
 
-    let joined = async {
-        // From the outside in: new requests, streams, the tail, and last the listener that shows how it goes.
-        delivery.threads.stop();
-        public.handle.stop(false).await;
-        delivery.join().await;
-        let _ = upkeep.await;
-        admin.handle.stop(false).await;
-        let _ = public.task.await;
-        let _ = admin.task.await;
-    };
-    if tokio::time::timeout(JOIN_TIMEOUT, joined).await.is_err() {
-        tracing::error!("not every part ended in time");
-    }
-    receiver.abort();
+    Parts { delivery, upkeep, receiver, public, admin }.end().await;
     match failure {
         None => {
             tracing::info!("left");
             Ok(())
         }
         Some(failure) => Err(failure.into()),
+    }
+}
+
+/// Everything that runs besides the wait for a signal.
+struct Parts {
+    delivery: Delivery,
+    /// Folds the metrics.
+    upkeep: Task<()>,
+    /// Receives the signals.
+    receiver: Task<()>,
+    public: Server,
+    admin: Server,
+}
+
+impl Parts {
+    /// Ends all, from the outside in: new requests, streams, the tail, and last the listener that shows how it goes.
+    async fn end(self) {
+        let Self { delivery, upkeep, receiver, public, admin } = self;
+        receiver.abort();
+        let ended = async {
+            delivery.threads.stop();
+            public.handle.stop(false).await;
+            delivery.join().await;
+            let _ = upkeep.await;
+            admin.handle.stop(false).await;
+            let _ = public.task.await;
+            let _ = admin.task.await;
+        };
+        if tokio::time::timeout(JOIN_TIMEOUT, ended).await.is_err() {
+            tracing::error!("not every part ended in time");
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The process: the log holds nobody up, and no part of the daemon dies alone.
 
-use crate::support::daemon::{BINARY, jobcast, run, stream_path, write_rows};
+use crate::support::daemon::{jobcast, run, stream_path, write_rows};
 use crate::support::http::request;
 use crate::support::{Stream, address, eventually};
 use sqlx::ConnectOptions;
@@ -8,7 +8,6 @@ use sqlx::sqlite::SqliteConnectOptions;
 use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
@@ -56,6 +55,12 @@ impl Process {
         let event = format!("{{\"type\":\"x\",\"id\":\"e-{id}\",\"payload\":{{\"n\":{id}}}}}");
         let headers = [("Content-Type", "application/json")];
         request(self.http, "POST", "/runner-jobs/job/events", &headers, event.as_bytes()).await.status
+    }
+
+    #[cfg(feature = "fault-injection")]
+    async fn metric(&self, name: &str) -> Option<f64> {
+        let metrics = request(self.admin, "GET", "/metrics", &[], b"").await.text();
+        metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
     }
 
     async fn stream(&self) -> Stream {
@@ -148,13 +153,31 @@ async fn commands_whose_output_cannot_be_written_end_quietly_or_with_an_error() 
         let full = jobcast(arguments, &settings).stdout(full()).stderr(full()).status().expect("the binary");
         assert_eq!(full.code(), Some(1), "{arguments:?}");
     }
-    assert!(Path::new(BINARY).exists());
 }
 
 #[cfg(feature = "fault-injection")]
 mod faults {
     use super::*;
+    use crate::support::narrow;
     use std::time::{Duration, Instant};
+
+    impl Process {
+        /// Appends events of 50 kB each.
+        async fn fill(&self, ids: std::ops::Range<u64>) {
+            for id in ids {
+                let line = "x".repeat(50_000);
+                let event = format!("{{\"type\":\"x\",\"id\":\"e-{id}\",\"payload\":{{\"line\":\"{line}\"}}}}");
+                let headers = [("Content-Type", "application/json")];
+                let path = "/runner-jobs/job/events";
+                assert_eq!(request(self.http, "POST", path, &headers, event.as_bytes()).await.status, 201);
+            }
+        }
+
+        async fn has_subscribers(&self) {
+            let is_there = async || (self.metric("jobcast_subscribers").await? >= 1.0).then_some(());
+            eventually("a subscriber", is_there).await;
+        }
+    }
 
     /// Starts a daemon one part of which fails when [`strike`] says so.
     async fn with_fault(fault: &str) -> Process {
@@ -173,7 +196,6 @@ mod faults {
     async fn ends_the_daemon(fault: &str, is_told: bool) {
         let mut process = with_fault(fault).await;
         assert_eq!(process.send(0).await, 201);
-        // One stream on a delivery thread, one that actix keeps.
         let mut stream = process.stream().await;
         assert_eq!(stream.event().await.number(), 0);
         strike(&process);
@@ -200,11 +222,10 @@ mod faults {
 
     #[tokio::test]
     async fn a_delivery_thread_that_panics_or_ends_takes_the_daemon_with_it() {
-        let alone = [("http.workers", "1")];
         for fault in ["delivery-0:panic", "delivery-0:end"] {
             let folder = tempfile::tempdir().expect("a directory");
             let named = format!("{fault}:{}", folder.path().join("fault").display());
-            let variables = [("JOBCAST_FAULT", named.as_str()), ("JOBCAST_HTTP__WORKERS", alone[0].1)];
+            let variables = [("JOBCAST_FAULT", named.as_str()), ("JOBCAST_HTTP__WORKERS", "1")];
             let mut process = Process::start_in(folder, Stdio::null(), &variables).await;
             assert_eq!(process.send(0).await, 201);
             strike(&process);
@@ -216,22 +237,20 @@ mod faults {
     async fn a_daemon_of_which_a_part_has_failed_is_neither_ready_nor_healthy() {
         let mut process = with_fault("tail:panic").await;
         assert_eq!(process.send(0).await, 201);
-        // Streams that read nothing more keep the drain open.
-        let mut streams = Vec::new();
-        for _ in 0..500 {
-            streams.push(process.stream().await);
-        }
+        // A stream that reads nothing holds the drain up, for as long as that may take.
+        process.fill(1..200).await;
+        let ask = format!("GET {} HTTP/1.1\r\nHost: jobcast.test\r\n\r\n", stream_path("job"));
+        let blocked = narrow(process.http, ask.as_bytes()).await;
+        process.has_subscribers().await;
         assert_eq!((process.status("/readyz").await, process.status("/healthz").await), (200, 200));
         strike(&process);
-        let (http, admin) = (process.http, process.admin);
         eventually("the word of the failure", async || {
-            let answer = request(admin, "GET", "/readyz", &[], b"").await;
+            let answer = request(process.admin, "GET", "/readyz", &[], b"").await;
             (answer.status == 503 && answer.json()["code"] == "server.part_failed").then_some(())
         })
         .await;
-        let _ = http;
         assert_eq!(process.status("/healthz").await, 503);
-        drop(streams);
+        drop(blocked);
         assert_eq!(process.exit_code().await, Some(1));
     }
 
