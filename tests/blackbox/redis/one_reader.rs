@@ -28,7 +28,7 @@ impl Forged {
         [ms, seq].iter().for_each(|part| varint::write(&mut inside, part.parse().expect("a number")));
         self.ordinal.iter().for_each(|ordinal| varint::write(&mut inside, *ordinal));
         inside.extend(self.fingerprint.iter().flatten());
-        for ms in self.excused_up_to {
+        if let Some(ms) = self.excused_up_to {
             varint::write(&mut inside, ms);
             varint::write(&mut inside, 0);
         }

@@ -15,7 +15,9 @@ use serde_json::json;
 async fn add(rows: &mut MultiplexedConnection, job: &str, fields: &[(&str, &[u8])]) {
     let mut add = redis::cmd("XADD");
     add.arg(stream_key(job)).arg("*");
-    fields.iter().for_each(|(name, value)| drop(add.arg(name).arg(value)));
+    for (name, value) in fields {
+        add.arg(name).arg(value);
+    }
     add.query_async::<Value>(rows).await.expect("XADD");
 }
 
