@@ -33,16 +33,37 @@ use error::QueryError;
 use position::Position;
 use session::Session;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use store::Store;
 use tables::Tables;
+use tokio::sync::Mutex;
+
+/// Time for which a list of jobs is given to all who ask alike.
+const LIST_LIFETIME: Duration = Duration::from_secs(1);
 
 /// The source. Readers and the tail share its [`Store`].
-pub struct Postgres(Arc<Store>);
+pub struct Postgres {
+    store: Arc<Store>,
+    /// The newest list of jobs. Whoever reads one holds the lock, so lists take one connection, and the others wait for
+    /// that list instead of the server.
+    job_list: Mutex<Option<JobList>>,
+    /// Number of writes by this process. A list from before one is not given out after it.
+    writes: AtomicU64,
+}
+
+/// A list of jobs as it was read.
+struct JobList {
+    asked: (Option<JobStatus>, usize),
+    /// Writes of this process before it was read.
+    writes: u64,
+    read_at: Instant,
+    jobs: Vec<JobSummary>,
+}
 
 impl Postgres {
     pub async fn open(settings: &config::Source) -> Result<Self, SourceError> {
-        Ok(Self(Store::open(settings).await?))
+        Ok(Self { store: Store::open(settings).await?, job_list: Mutex::default(), writes: AtomicU64::default() })
     }
 }
 
@@ -60,21 +81,23 @@ impl Source for Postgres {
         if let Some(position) = Position::from_cursor(job, text) {
             return Ok(Some(position.to_cursor(job)));
         }
-        self.0
+        self.store
             .with_job_session("looking up an event id", job, async |session| session.find_event(job, text).await)
             .await
     }
 
     async fn newest(&self, job: &JobId) -> Result<Option<Standing>, SourceError> {
-        self.0.with_job_session("reading the newest event", job, async |session| session.newest_event(job).await).await
+        self.store
+            .with_job_session("reading the newest event", job, async |session| session.newest_event(job).await)
+            .await
     }
 
     async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError> {
         let Some(position) = Position::from_cursor(job, after.as_str()) else {
             return Ok(PageResult::Lost(Reset::Unknown));
         };
-        let tables = self.0.tables_for(&position).await?;
-        let (store, job) = (self.0.clone(), job.clone());
+        let tables = self.store.tables_for(&position).await?;
+        let (store, job) = (self.store.clone(), job.clone());
         // The read runs to its end even if everybody who asked for it leaves. The server would not stop either, and
         // whoever comes back at once would have it do the same work a second time beside the first.
         let read = tokio::spawn(async move {
@@ -88,27 +111,43 @@ impl Source for Postgres {
     }
 
     fn tail(&self) -> Box<dyn Tail> {
-        Box::new(tail::PostgresTail::new(self.0.clone()))
+        Box::new(tail::PostgresTail::new(self.store.clone()))
     }
 
     async fn append(&self, job: &JobId, events: Vec<NewEvent>) -> Result<Vec<Appended>, SourceError> {
         let append = async || {
             let events = events.clone();
-            self.0.with_session("writing events", async |session| session.append(job, events).await).await
+            self.store.with_session("writing events", async |session| session.append(job, events).await).await
         };
-        match append().await {
+        let result = match append().await {
             // Another process may have appended the same event just now. Then it is found the second time.
             Err(error) if error.code == SourceCode::Refused => append().await,
             result => result,
-        }
+        };
+        self.writes.fetch_add(1, Ordering::Release);
+        result
     }
 
     async fn set_status(&self, job: &JobId, status: JobStatus) -> Result<(), SourceError> {
-        self.0.with_session("writing a status", async |session| session.set_status(job, status).await).await
+        let write = self.store.with_session("writing a status", async |session| session.set_status(job, status).await);
+        let result = write.await;
+        self.writes.fetch_add(1, Ordering::Release);
+        result
     }
 
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError> {
-        self.0.with_session("listing jobs", async |session| session.list_jobs(status, limit).await).await
+        let mut list = self.job_list.lock().await;
+        let (asked, writes) = ((status, limit), self.writes.load(Ordering::Acquire));
+        let is_fresh =
+            |list: &&JobList| (list.asked, list.writes) == (asked, writes) && list.read_at.elapsed() < LIST_LIFETIME;
+        if let Some(list) = list.as_ref().filter(is_fresh) {
+            return Ok(list.jobs.clone());
+        }
+        let read_at = Instant::now();
+        let read = self.store.with_session("listing jobs", async |session| session.list_jobs(status, limit).await);
+        let jobs = read.await?;
+        *list = Some(JobList { asked, writes, read_at, jobs: jobs.clone() });
+        Ok(jobs)
     }
 }
 

@@ -5,7 +5,7 @@ use crate::support::postgres::append;
 use crate::support::{Daemon, Postgres, numbers};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use sqlx::{Executor, Row};
+use sqlx::{Connection, Executor, PgConnection, Row};
 
 /// A cursor of a table with both columns which says that all below `mark` was delivered.
 fn forged(job: &str, mark: u64) -> String {
@@ -100,7 +100,7 @@ async fn bytes_and_times_that_nobody_can_read_hurt_their_own_part_of_their_own_e
     server.execute("CREATE DATABASE bare ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
     let url = server.url("postgres");
     let url = format!("{}/bare", url.strip_suffix("/postgres").expect("the name of a database"));
-    let mut rows: sqlx::PgConnection = sqlx::Connection::connect(&url).await.expect("a database without encoding");
+    let mut rows = PgConnection::connect(&url).await.expect("a database without encoding");
     rows.execute(sqlx::raw_sql(super::LEGACY)).await.expect("tables");
     rows.execute(sqlx::raw_sql(
         r#"INSERT INTO job_events (id, job_id, type, timestamp, payload) VALUES

@@ -1,6 +1,6 @@
 //! Statements on the job table.
 
-use super::super::tables::{JobTable, Tables};
+use super::super::tables::{JobTable, RowOrder, Tables};
 use super::literal;
 use crate::event::{JobId, JobStatus};
 
@@ -17,6 +17,22 @@ pub fn has_job(tables: &Tables, job: &JobId) -> String {
     format!("EXISTS (SELECT FROM {} j WHERE {})", jobs.name, jobs.id.equals(job.as_str()))
 }
 
+/// Expression: the time of a job's newest event, found by the index that history is read by.
+fn newest_time(tables: &Tables, job: &JobTable) -> String {
+    let rows = tables.rows(tables.best);
+    let (timestamp, events, seq) = (rows.timestamp(), &tables.events.name, &tables.events.columns.seq);
+    let of_job = format!("{} = {}", tables.events.job_id.column(), job.id.column());
+    let by_time = format!("(SELECT max({timestamp}) FROM {events} e WHERE {of_job})");
+    if tables.best.order == RowOrder::Time {
+        return by_time;
+    }
+    let by_number = format!(
+        "(SELECT {timestamp} FROM {events} e WHERE {of_job} AND NOT {} ORDER BY e.{seq} DESC LIMIT 1)",
+        rows.is_unnumbered()
+    );
+    if tables.events.has_unnumbered { format!("coalesce({by_number}, {by_time})") } else { by_number }
+}
+
 /// Lists jobs, those with the newest events first: `job_id, status, last_event_at`.
 pub fn list_jobs(tables: &Tables, jobs: &JobTable, status: Option<JobStatus>, limit: usize) -> String {
     let is_wanted = status
@@ -25,14 +41,12 @@ pub fn list_jobs(tables: &Tables, jobs: &JobTable, status: Option<JobStatus>, li
         "SELECT {id}::text AS job_id, {status}::text AS status,
                 to_char(newest.at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') AS last_event_at
          FROM {table} j
-         LEFT JOIN LATERAL (SELECT max({timestamp}) AS at FROM {events} e WHERE {job_id} = {id}) newest ON true
+         LEFT JOIN LATERAL (SELECT {newest} AS at) newest ON true
          WHERE {is_wanted} ORDER BY newest.at DESC NULLS LAST, 1 LIMIT {limit}",
         id = jobs.id.column(),
         status = jobs.status(),
         table = jobs.name,
-        timestamp = tables.rows(tables.best).timestamp(),
-        events = tables.events.name,
-        job_id = tables.events.job_id.column(),
+        newest = newest_time(tables, jobs),
     )
 }
 
