@@ -2,7 +2,7 @@
 
 use super::error::SqliteError;
 use super::position::Position;
-use super::read_event;
+use super::rows::read_event;
 use crate::error::SourceError;
 use crate::event::{JobId, JobStatus, Rfc3339};
 use crate::source::{Appended, NewEvent};
