@@ -6,6 +6,7 @@
 
 mod changes;
 mod check;
+mod database;
 mod driver;
 mod error;
 mod file_watch;
@@ -25,15 +26,14 @@ use crate::error::{SourceCode, SourceError};
 use crate::event::{JobId, JobStatus};
 use crate::sse::Reset;
 use async_trait::async_trait;
+use database::Database;
 use error::SqliteError;
 use futures_util::TryStreamExt;
 use position::Position;
 use rows::{bytes_of, job_of, number_of, read_event, status_of};
 use sqlx::ConnectOptions;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-};
-use std::path::{Path, PathBuf};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteRow, SqliteSynchronous};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -44,40 +44,36 @@ const SCHEMA: &str = include_str!("schema.sql");
 const READERS: u32 = 4;
 
 pub struct Sqlite {
-    path: PathBuf,
-    /// Connections for everybody but the tail and the writer, which have their own.
-    readers: SqlitePool,
+    database: Arc<Database>,
     writer: writer::Writer,
     /// Wakes the tail after each commit of our own writer.
     written: Arc<Notify>,
 }
 
 impl Sqlite {
-    /// Opens the file; creates it, and its tables, where they do not exist.
+    /// Opens the file; creates it, and its tables, where they do not exist. Where another process keeps it locked, the
+    /// tail opens it later.
     async fn open(settings: &config::Source) -> Result<Self, SourceError> {
-        let path = &settings.sqlite.path;
-        let opening = || format!("opening {}", path.display());
-        let failed = |error: sqlx::Error| SqliteError::from(error).during(opening());
-        let mut first = options(path).create_if_missing(true).connect().await.map_err(failed)?;
-        sqlx::raw_sql(SCHEMA).execute(&mut first).await.map_err(failed)?;
-        let findings = check::check_schema(&mut first).await.map_err(|error| error.during(opening()))?;
-        if let Some(problem) = findings.into_iter().find(|finding| finding.is_problem) {
-            let help = "see `jobcast check` and `jobcast schema sqlite`, or give another file by source.sqlite.path";
-            return Err(SourceError::new(SourceCode::Schema, opening(), problem.summary, help));
+        let database = Arc::new(Database::new(&settings.sqlite.path));
+        if let Err(error) = database.open().await {
+            let is_locked = error.code() == SourceCode::Busy;
+            let error = error.during(format!("opening {}", database.path().display()));
+            if !is_locked {
+                return Err(error);
+            }
+            tracing::warn!(%error, "the database is locked; waiting for it");
         }
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_with(options(path))
-            .await
-            .map_err(failed)?;
         let written = Arc::new(Notify::new());
-        let writer = writer::Writer::start(first, path.clone(), written.clone());
-        Ok(Self { path: path.clone(), readers, writer, written })
+        let writer = writer::Writer::start(database.clone(), written.clone());
+        Ok(Self { database, writer, written })
     }
 
-    fn failed(&self, operation: &str, error: sqlx::Error) -> SourceError {
-        SqliteError::from(error).during(format!("{operation} in {}", self.path.display()))
+    fn failed(&self, operation: &str, error: impl Into<SqliteError>) -> SourceError {
+        error.into().during(format!("{operation} in {}", self.database.path().display()))
+    }
+
+    fn readers(&self, operation: &str) -> Result<SqlitePool, SourceError> {
+        self.database.readers().map_err(|error| self.failed(operation, error))
     }
 }
 
@@ -106,12 +102,13 @@ impl Source for Sqlite {
         }
         let sql = "SELECT seq FROM job_events WHERE job_id IN (?1, CAST(?1 AS BLOB)) AND id IN (?2, CAST(?2 AS BLOB))
              ORDER BY seq LIMIT 1";
+        let operation = "looking up an event id";
         let seq: Option<i64> = sqlx::query_scalar(sql)
             .bind(job.as_str())
             .bind(text)
-            .fetch_optional(&self.readers)
+            .fetch_optional(&self.readers(operation)?)
             .await
-            .map_err(|error| self.failed("looking up an event id", error))?;
+            .map_err(|error| self.failed(operation, error))?;
         Ok(seq.map(|seq| Position::after(seq, text).seal(job)))
     }
 
@@ -127,7 +124,7 @@ impl Source for Sqlite {
     }
 
     fn tail(&self) -> Box<dyn Tail> {
-        Box::new(tail::SqliteTail::new(&self.path, self.written.clone()))
+        Box::new(tail::SqliteTail::new(self.database.clone(), self.written.clone()))
     }
 
     async fn append(&self, job: &JobId, events: Vec<NewEvent>) -> Result<Vec<Appended>, SourceError> {
@@ -139,6 +136,7 @@ impl Source for Sqlite {
     }
 
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError> {
+        let operation = "listing jobs";
         let rows = sqlx::query(
             "SELECT j.id, j.status,
                (SELECT e.timestamp FROM job_events e WHERE e.job_id = j.id ORDER BY e.seq DESC LIMIT 1) AS last_event_at
@@ -148,9 +146,9 @@ impl Source for Sqlite {
         )
         .bind(status.map(JobStatus::as_str))
         .bind(limit as i64)
-        .fetch_all(&self.readers)
+        .fetch_all(&self.readers(operation)?)
         .await
-        .map_err(|error| self.failed("listing jobs", error))?;
+        .map_err(|error| self.failed(operation, error))?;
         let summary = |row: &SqliteRow| {
             Some(JobSummary {
                 job_id: job_of(bytes_of(row, 0).ok()?)?,
@@ -165,7 +163,7 @@ impl Source for Sqlite {
 // The id of a job may be stored as text or as BLOB, and an event counts for the job in both cases. Two look-ups by index
 // are merged: `IN` would sort all events of the job. Of two statuses, the one under the text counts.
 impl Sqlite {
-    async fn read_newest(&self, job: &JobId) -> Result<Option<Standing>, sqlx::Error> {
+    async fn read_newest(&self, job: &JobId) -> Result<Option<Standing>, SqliteError> {
         let row = sqlx::query(
             "SELECT w.status, e.seq, e.id
              FROM (SELECT coalesce((SELECT status FROM runner_jobs WHERE id = ?1),
@@ -175,7 +173,7 @@ impl Sqlite {
              LEFT JOIN job_events e ON e.seq = w.newest",
         )
         .bind(job.as_str())
-        .fetch_one(&self.readers)
+        .fetch_one(&self.database.readers()?)
         .await?;
         let status = bytes_of(&row, 0)?;
         let seq = number_of(&row, 1)?;
@@ -188,7 +186,8 @@ impl Sqlite {
     }
 
     /// Reads by one statement, so that status, mark and events are of one snapshot.
-    async fn read_page(&self, job: &JobId, after: Position, limit: Limit) -> Result<PageResult, sqlx::Error> {
+    async fn read_page(&self, job: &JobId, after: Position, limit: Limit) -> Result<PageResult, SqliteError> {
+        let readers = self.database.readers()?;
         // The first row has no number; instead of an event it holds the id at the position, the highest number, the status.
         let mut rows = sqlx::query(
             "SELECT NULL AS seq,
@@ -206,7 +205,7 @@ impl Sqlite {
         .bind(job.as_str())
         .bind(after.seq)
         .bind(limit.events as i64 + 2)
-        .fetch(&self.readers);
+        .fetch(&readers);
         let mut page = PageBuilder::new(limit);
         let (mut is_last, mut status, mut mark) = (true, None, None);
         while let Some(row) = rows.try_next().await? {

@@ -6,9 +6,9 @@
 //! Invariant: `live` is what `temp.watched` holds on the present connection, and every job in it is read up to `mark`.
 
 use super::changes::{Changes, read_changes};
+use super::database::{Connected, Database, FileId};
 use super::error::SqliteError;
 use super::file_watch::FileWatch;
-use super::options;
 use super::position::Position;
 use super::rows::{bytes_of, job_of, number_of, read_event};
 use crate::cursor::Cursor;
@@ -19,10 +19,8 @@ use crate::sse::{JobEnd, Reset};
 use crate::telemetry;
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
-use sqlx::ConnectOptions;
 use sqlx::sqlite::SqliteConnection;
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::Notify;
 
@@ -30,9 +28,11 @@ use tokio::sync::Notify;
 const READ: Limit = Limit { events: 1000, bytes: 1 << 20 };
 
 pub struct SqliteTail {
-    path: PathBuf,
+    database: Arc<Database>,
     /// `None` before the first read, and after a failed one.
-    connection: Option<SqliteConnection>,
+    connection: Option<Connected>,
+    /// The file of the last read.
+    read_from: Option<FileId>,
     /// Notified by our own writer after each commit.
     written: Arc<Notify>,
     file: FileWatch,
@@ -70,14 +70,17 @@ impl ReadUpTo {
 
 /// The result of all queries of one read. What is left to do with it cannot fail.
 enum ReadResult {
-    /// The highest `seq` is below the mark: a backup was put in place, or the table was created anew.
+    /// It is another file, or the highest `seq` is below the mark: a backup was put in place, or the table was created
+    /// anew.
     Rewound {
         newest: i64,
+        file: FileId,
     },
     Read(Box<Progress>),
 }
 
 struct Progress {
+    file: FileId,
     changes: Changes,
     /// The new mark; below `changes.newest` where the read was cut short.
     upto: i64,
@@ -97,12 +100,13 @@ struct CaughtUpWatches {
 }
 
 impl SqliteTail {
-    pub fn new(path: &Path, written: Arc<Notify>) -> Self {
+    pub fn new(database: Arc<Database>, written: Arc<Notify>) -> Self {
         Self {
-            path: path.to_path_buf(),
+            file: FileWatch::new(database.path()),
+            database,
             connection: None,
+            read_from: None,
             written,
-            file: FileWatch::new(path),
             mark: None,
             status_mark: 0,
             live: HashSet::new(),
@@ -139,8 +143,11 @@ impl Tail for SqliteTail {
         match self.try_read(joining).await {
             Ok(result) => Ok(self.apply(result, joining)),
             Err(error) => {
-                self.disconnect();
-                Err(error.during(format!("reading new events from {}", self.path.display())))
+                // While the file is away, the open connection keeps another file from getting its number.
+                if !matches!(error, SqliteError::Missing) || self.connection.is_none() {
+                    self.disconnect();
+                }
+                Err(error.during(format!("reading new events from {}", self.database.path().display())))
             }
         }
     }
@@ -149,7 +156,13 @@ impl Tail for SqliteTail {
 impl SqliteTail {
     /// Runs all queries of a read, and changes nothing but the connection.
     async fn try_read(&mut self, joining: &[Joiner]) -> Result<ReadResult, SqliteError> {
-        let connection = ensure_connection(&mut self.connection, &self.path).await?;
+        let Connected { sqlite: connection, file } = ensure_connection(&mut self.connection, &self.database).await?;
+        let file = *file;
+        if self.read_from.is_some_and(|read| read != file) {
+            let newest = read_changes(connection, 0, &[]).await?.newest;
+            tracing::warn!(path = %self.database.path().display(), "the database file was replaced by another one");
+            return Ok(ReadResult::Rewound { newest, file });
+        }
         delete_watched(connection, &self.unwatched).await?;
         // A job that has ended by this query has all of its events in the queries that follow.
         let catching_up: Vec<&JobId> = self.catching_up.iter().map(|(job, _)| job).collect();
@@ -157,7 +170,7 @@ impl SqliteTail {
         let newest = changes.newest;
         let mark = self.mark.unwrap_or(newest);
         if newest < mark {
-            return Ok(ReadResult::Rewound { newest });
+            return Ok(ReadResult::Rewound { newest, file });
         }
         let mut batch = TailBatch::new(READ);
         let upto = if self.live.is_empty() || newest == mark {
@@ -171,17 +184,21 @@ impl SqliteTail {
             let is_live = self.live.contains(&joiner.job) || watches.caught_up.contains(&joiner.job);
             caught_up_joiners.push(if is_live { catch_up_joiner(connection, joiner, upto).await? } else { None });
         }
-        Ok(ReadResult::Read(Box::new(Progress { changes, upto, batch, watches, caught_up_joiners })))
+        Ok(ReadResult::Read(Box::new(Progress { file, changes, upto, batch, watches, caught_up_joiners })))
     }
 
     /// Moves the tail on to where the queries got, and tells what is new.
     fn apply(&mut self, result: ReadResult, joining: &[Joiner]) -> News {
         self.unwatched.clear();
-        let Progress { changes, upto, mut batch, watches, caught_up_joiners } = match result {
+        let Progress { file, changes, upto, mut batch, watches, caught_up_joiners } = match result {
             ReadResult::Read(progress) => *progress,
-            ReadResult::Rewound { newest } => return self.rewind(newest, joining),
+            ReadResult::Rewound { newest, file } => {
+                self.read_from = Some(file);
+                return self.rewind(newest, joining);
+            }
         };
         let more = upto < changes.newest || !watches.behind.is_empty();
+        self.read_from = Some(file);
         self.mark = Some(upto);
         self.status_mark = changes.status_mark;
         self.live.extend(watches.caught_up);
@@ -243,17 +260,19 @@ impl SqliteTail {
     }
 }
 
+/// Returns a connection to the file that is at the path now. While there is none, an open connection is kept.
 async fn ensure_connection<'a>(
-    connection: &'a mut Option<SqliteConnection>,
-    path: &Path,
-) -> Result<&'a mut SqliteConnection, SqliteError> {
+    connection: &'a mut Option<Connected>,
+    database: &Database,
+) -> Result<&'a mut Connected, SqliteError> {
+    let file = database.file()?;
     let open = match connection.take() {
-        Some(open) => open,
-        None => {
-            let mut new = options(path).connect().await?;
+        Some(open) if open.file == file => open,
+        _ => {
+            let mut new = database.open().await?;
             // without a type, ids here compare with `job_events.job_id` as a bound one does in the reads of pages
             let sql = "CREATE TEMP TABLE watched (job_id BLOB PRIMARY KEY) WITHOUT ROWID";
-            sqlx::raw_sql(sql).execute(&mut new).await?;
+            sqlx::raw_sql(sql).execute(&mut new.sqlite).await?;
             new
         }
     };
@@ -428,9 +447,11 @@ async fn read_missing(
 
 #[cfg(test)]
 mod tests {
+    use super::super::options;
     use super::*;
     use crate::config;
     use crate::source::open;
+    use sqlx::ConnectOptions;
 
     #[tokio::test]
     async fn a_read_has_one_entry_for_each_joiner_also_where_the_table_was_rewound() {
