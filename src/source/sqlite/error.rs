@@ -12,6 +12,15 @@ pub enum SqliteError {
     /// The writer's task is gone, which only a panic in it can bring about.
     #[error("the writing task has stopped")]
     WriterStopped,
+    #[error("another process has kept the database locked since the start")]
+    NotOpenYet,
+    #[error("the database file is gone, or empty")]
+    Missing,
+    #[error("the database file was replaced by another one")]
+    Replaced,
+    /// A table, column or index is missing.
+    #[error("{0}")]
+    Tables(String),
 }
 
 impl SqliteError {
@@ -24,12 +33,17 @@ impl SqliteError {
         };
         let help = match self {
             Self::WriterStopped => "see the log, and restart Jobcast",
-            Self::Sqlx(_) | Self::Json(_) => help(code),
+            Self::Missing => "put the file back; Jobcast makes a new one only when it starts",
+            Self::Replaced => "the new file is opened at once",
+            Self::Tables(_) => {
+                "see `jobcast check` and `jobcast schema sqlite`, or give another file by source.sqlite.path"
+            }
+            Self::NotOpenYet | Self::Sqlx(_) | Self::Json(_) => help(code),
         };
         SourceError::new(code, operation, cause, help).with_source(self)
     }
 
-    fn code(&self) -> SourceCode {
+    pub fn code(&self) -> SourceCode {
         match self {
             Self::Sqlx(sqlx::Error::Database(answer)) => {
                 let extended = answer.code().and_then(|code| code.parse().ok()).unwrap_or(SQLITE_ERROR);
@@ -38,6 +52,9 @@ impl SqliteError {
             Self::Sqlx(sqlx::Error::PoolTimedOut) => SourceCode::TimedOut,
             Self::Sqlx(sqlx::Error::Io(_)) => SourceCode::Io,
             Self::Sqlx(sqlx::Error::ColumnNotFound(_) | sqlx::Error::ColumnDecode { .. }) => SourceCode::Schema,
+            Self::NotOpenYet => SourceCode::Busy,
+            Self::Missing | Self::Replaced => SourceCode::Unavailable,
+            Self::Tables(_) => SourceCode::Schema,
             Self::Sqlx(_) | Self::Json(_) | Self::WriterStopped => SourceCode::Other,
         }
     }

@@ -4,11 +4,16 @@
 //! together: a reader that has seen a number has seen every smaller one. A position is therefore one number
 //! ([`position`]), and the tail needs one mark for all jobs ([`tail`]).
 
+mod changes;
 mod check;
+mod database;
 mod driver;
 mod error;
 mod file_watch;
+#[cfg(test)]
+mod odd_rows;
 mod position;
+mod rows;
 mod tail;
 mod writer;
 
@@ -18,18 +23,17 @@ use super::{Appended, JobSummary, Limit, NewEvent, Page, PageBuilder, PageResult
 use crate::config;
 use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
-use crate::event::{Event, JobId, JobStatus, Payload};
+use crate::event::{JobId, JobStatus};
 use crate::sse::Reset;
 use async_trait::async_trait;
+use database::Database;
 use error::SqliteError;
 use futures_util::TryStreamExt;
-use jiff::Timestamp;
 use position::Position;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-};
-use sqlx::{ConnectOptions, Row};
-use std::path::{Path, PathBuf};
+use rows::{bytes_of, job_of, number_of, read_event, status_of};
+use sqlx::ConnectOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteRow, SqliteSynchronous};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -40,40 +44,36 @@ const SCHEMA: &str = include_str!("schema.sql");
 const READERS: u32 = 4;
 
 pub struct Sqlite {
-    path: PathBuf,
-    /// Connections for everybody but the tail and the writer, which have their own.
-    readers: SqlitePool,
+    database: Arc<Database>,
     writer: writer::Writer,
     /// Wakes the tail after each commit of our own writer.
     written: Arc<Notify>,
 }
 
 impl Sqlite {
-    /// Opens the file; creates it, and its tables, where they do not exist.
+    /// Opens the file; creates it, and its tables, where they do not exist. Where another process keeps it locked, the
+    /// tail opens it later.
     async fn open(settings: &config::Source) -> Result<Self, SourceError> {
-        let path = &settings.sqlite.path;
-        let opening = || format!("opening {}", path.display());
-        let failed = |error: sqlx::Error| SqliteError::from(error).during(opening());
-        let mut first = options(path).create_if_missing(true).connect().await.map_err(failed)?;
-        sqlx::raw_sql(SCHEMA).execute(&mut first).await.map_err(failed)?;
-        let findings = check::check_schema(&mut first).await.map_err(|error| error.during(opening()))?;
-        if let Some(problem) = findings.into_iter().find(|finding| finding.is_problem) {
-            let help = "see `jobcast check` and `jobcast schema sqlite`, or give another file by source.sqlite.path";
-            return Err(SourceError::new(SourceCode::Schema, opening(), problem.summary, help));
+        let database = Arc::new(Database::new(&settings.sqlite.path));
+        if let Err(error) = database.open().await {
+            let is_locked = error.code() == SourceCode::Busy;
+            let error = error.during(format!("opening {}", database.path().display()));
+            if !is_locked {
+                return Err(error);
+            }
+            tracing::warn!(%error, "the database is locked; waiting for it");
         }
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_with(options(path))
-            .await
-            .map_err(failed)?;
         let written = Arc::new(Notify::new());
-        let writer = writer::Writer::start(first, path.clone(), written.clone());
-        Ok(Self { path: path.clone(), readers, writer, written })
+        let writer = writer::Writer::start(database.clone(), written.clone());
+        Ok(Self { database, writer, written })
     }
 
-    fn failed(&self, operation: &str, error: sqlx::Error) -> SourceError {
-        SqliteError::from(error).during(format!("{operation} in {}", self.path.display()))
+    fn failed(&self, operation: &str, error: impl Into<SqliteError>) -> SourceError {
+        error.into().during(format!("{operation} in {}", self.database.path().display()))
+    }
+
+    fn readers(&self, operation: &str) -> Result<SqlitePool, SourceError> {
+        self.database.readers().map_err(|error| self.failed(operation, error))
     }
 }
 
@@ -100,12 +100,15 @@ impl Source for Sqlite {
         if let Some(position) = Position::open(job, text) {
             return Ok(Some(position.seal(job)));
         }
-        let seq: Option<i64> = sqlx::query_scalar("SELECT seq FROM job_events WHERE job_id = ?1 AND id = ?2")
+        let sql = "SELECT seq FROM job_events WHERE job_id IN (?1, CAST(?1 AS BLOB)) AND id IN (?2, CAST(?2 AS BLOB))
+             ORDER BY seq LIMIT 1";
+        let operation = "looking up an event id";
+        let seq: Option<i64> = sqlx::query_scalar(sql)
             .bind(job.as_str())
             .bind(text)
-            .fetch_optional(&self.readers)
+            .fetch_optional(&self.readers(operation)?)
             .await
-            .map_err(|error| self.failed("looking up an event id", error))?;
+            .map_err(|error| self.failed(operation, error))?;
         Ok(seq.map(|seq| Position::after(seq, text).seal(job)))
     }
 
@@ -121,7 +124,7 @@ impl Source for Sqlite {
     }
 
     fn tail(&self) -> Box<dyn Tail> {
-        Box::new(tail::SqliteTail::new(&self.path, self.written.clone()))
+        Box::new(tail::SqliteTail::new(self.database.clone(), self.written.clone()))
     }
 
     async fn append(&self, job: &JobId, events: Vec<NewEvent>) -> Result<Vec<Appended>, SourceError> {
@@ -133,78 +136,88 @@ impl Source for Sqlite {
     }
 
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError> {
+        let operation = "listing jobs";
         let rows = sqlx::query(
-            "SELECT j.id AS id, j.status AS status,
+            "SELECT j.id, j.status,
                (SELECT e.timestamp FROM job_events e WHERE e.job_id = j.id ORDER BY e.seq DESC LIMIT 1) AS last_event_at
-             FROM runner_jobs j WHERE ?1 IS NULL OR j.status = ?1
+             FROM runner_jobs j WHERE (?1 IS NULL OR j.status = ?1) AND (typeof(j.id) = 'text'
+               OR NOT EXISTS (SELECT 1 FROM runner_jobs t WHERE t.id = CAST(j.id AS TEXT)))
              ORDER BY max(coalesce(last_event_at, ''), j.updated_at) DESC, j.id LIMIT ?2",
         )
         .bind(status.map(JobStatus::as_str))
         .bind(limit as i64)
-        .fetch_all(&self.readers)
+        .fetch_all(&self.readers(operation)?)
         .await
-        .map_err(|error| self.failed("listing jobs", error))?;
+        .map_err(|error| self.failed(operation, error))?;
         let summary = |row: &SqliteRow| {
             Some(JobSummary {
-                job_id: row.try_get::<String, _>("id").ok()?.parse().ok()?,
-                status: row.try_get::<String, _>("status").ok()?.parse().ok(),
-                last_event_at: row.try_get("last_event_at").ok()?,
+                job_id: job_of(bytes_of(row, 0).ok()?)?,
+                status: status_of(bytes_of(row, 1).ok()?.as_deref()),
+                last_event_at: bytes_of(row, 2).ok()?.and_then(|bytes| String::from_utf8(bytes).ok()),
             })
         };
         Ok(rows.iter().filter_map(summary).collect())
     }
 }
 
+// The id of a job may be stored as text or as BLOB, and an event counts for the job in both cases. Two look-ups by index
+// are merged: `IN` would sort all events of the job. Of two statuses, the one under the text counts.
 impl Sqlite {
-    async fn read_newest(&self, job: &JobId) -> Result<Option<Standing>, sqlx::Error> {
+    async fn read_newest(&self, job: &JobId) -> Result<Option<Standing>, SqliteError> {
         let row = sqlx::query(
-            "SELECT j.status AS status, e.seq AS seq, e.id AS id FROM (SELECT ?1 AS job_id) w
-             LEFT JOIN runner_jobs j ON j.id = w.job_id
-             LEFT JOIN job_events e ON e.job_id = w.job_id ORDER BY e.seq DESC LIMIT 1",
+            "SELECT w.status, e.seq, e.id
+             FROM (SELECT coalesce((SELECT status FROM runner_jobs WHERE id = ?1),
+                       (SELECT status FROM runner_jobs WHERE id = CAST(?1 AS BLOB))) AS status,
+                     max(coalesce((SELECT max(seq) FROM job_events WHERE job_id = ?1), 0),
+                       coalesce((SELECT max(seq) FROM job_events WHERE job_id = CAST(?1 AS BLOB)), 0)) AS newest) w
+             LEFT JOIN job_events e ON e.seq = w.newest",
         )
         .bind(job.as_str())
-        .fetch_one(&self.readers)
+        .fetch_one(&self.database.readers()?)
         .await?;
-        let status: Option<String> = row.try_get("status")?;
-        let seq: Option<i64> = row.try_get("seq")?;
-        let id: Option<String> = row.try_get("id")?;
-        if status.is_none() && seq.is_none() {
+        let status = bytes_of(&row, 0)?;
+        let seq = number_of(&row, 1)?;
+        if status.is_none() && seq == 0 {
             return Ok(None);
         }
-        let position = seq.map_or(Position::BEGINNING, |seq| Position::after(seq, id.as_deref().unwrap_or_default()));
-        let status = status.and_then(|status| status.parse().ok());
-        Ok(Some(Standing { cursor: position.seal(job), status }))
+        let id = bytes_of(&row, 2)?.unwrap_or_default();
+        let position = if seq == 0 { Position::BEGINNING } else { Position::after(seq, id) };
+        Ok(Some(Standing { cursor: position.seal(job), status: status_of(status.as_deref()) }))
     }
 
     /// Reads by one statement, so that status, mark and events are of one snapshot.
-    async fn read_page(&self, job: &JobId, after: Position, limit: Limit) -> Result<PageResult, sqlx::Error> {
+    async fn read_page(&self, job: &JobId, after: Position, limit: Limit) -> Result<PageResult, SqliteError> {
+        let readers = self.database.readers()?;
+        // The first row has no number; instead of an event it holds the id at the position, the highest number, the status.
         let mut rows = sqlx::query(
-            "SELECT e.seq, e.id, e.job_id, e.step_id, e.type, e.timestamp, e.actor, e.payload,
-               w.status AS status, w.mark AS mark, w.newest AS newest
-             FROM (SELECT ?1 AS job_id,
-                     (SELECT status FROM runner_jobs WHERE id = ?1) AS status,
-                     (SELECT id FROM job_events WHERE seq = ?2 AND job_id = ?1) AS mark,
-                     coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job_events'), 0) AS newest) w
-             LEFT JOIN job_events e ON e.job_id = w.job_id AND e.seq > ?2
-             ORDER BY e.seq LIMIT ?3",
+            "SELECT NULL AS seq,
+               (SELECT coalesce(id, '') FROM job_events WHERE seq = ?2 AND job_id IN (?1, CAST(?1 AS BLOB))) AS id,
+               coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job_events'), 0) AS job_id,
+               coalesce((SELECT status FROM runner_jobs WHERE id = ?1),
+                 (SELECT status FROM runner_jobs WHERE id = CAST(?1 AS BLOB))) AS step_id,
+               NULL AS type, NULL AS timestamp, NULL AS actor, NULL AS payload
+             UNION ALL SELECT seq, id, job_id, step_id, type, timestamp, actor, payload
+               FROM job_events WHERE job_id = ?1 AND seq > ?2
+             UNION ALL SELECT seq, id, job_id, step_id, type, timestamp, actor, payload
+               FROM job_events WHERE job_id = CAST(?1 AS BLOB) AND seq > ?2
+             ORDER BY seq LIMIT ?3",
         )
         .bind(job.as_str())
         .bind(after.seq)
-        .bind(limit.events as i64 + 1)
-        .fetch(&self.readers);
+        .bind(limit.events as i64 + 2)
+        .fetch(&readers);
         let mut page = PageBuilder::new(limit);
-        let (mut is_last, mut status) = (true, None);
+        let (mut is_last, mut status, mut mark) = (true, None, None);
         while let Some(row) = rows.try_next().await? {
-            let mark: Option<String> = row.try_get("mark")?;
-            status = row.try_get::<Option<String>, _>("status")?;
-            if !after.is_held_by(mark.as_deref()) {
-                // the number belongs to another event, or was never given out; else the event was deleted
-                let is_rewound = mark.is_some() || after.seq > row.try_get("newest")?;
-                return Ok(PageResult::Lost(if is_rewound { Reset::Rewound } else { Reset::Trimmed }));
-            }
-            if row.try_get::<Option<i64>, _>(0)?.is_none() {
-                // the one row of a job without events after the position
-                break;
+            if number_of(&row, 0)? == 0 {
+                mark = bytes_of(&row, 1)?;
+                status = bytes_of(&row, 3)?;
+                if !after.is_held_by(mark.as_deref()) {
+                    // the number belongs to another event, or was never given out; else the event was deleted
+                    let is_rewound = mark.is_some() || after.seq > number_of(&row, 2)?;
+                    return Ok(PageResult::Lost(if is_rewound { Reset::Rewound } else { Reset::Trimmed }));
+                }
+                continue;
             }
             if page.is_full() {
                 is_last = false;
@@ -216,39 +229,15 @@ impl Sqlite {
         if status.is_none() && page.is_empty() && after == Position::BEGINNING {
             return Ok(PageResult::NoSuchJob);
         }
-        let status = status.and_then(|status| status.parse::<JobStatus>().ok());
+        // Without an event after it, the event at the position is the newest; this read has seen it.
+        let newest = || mark.map_or(Position::BEGINNING, |id| Position::after(after.seq, id)).seal(job);
+        let status = status_of(status.as_deref());
         Ok(PageResult::Page(Page {
-            end: page.end().cloned().unwrap_or_else(|| after.seal(job)),
+            end: page.end().cloned().unwrap_or_else(newest),
             events: page.into_events(),
             is_last,
             status,
             is_complete: is_last && status.is_some_and(JobStatus::is_final),
         }))
     }
-}
-
-/// Reads a row that begins with `seq, id, job_id, step_id, type, timestamp, actor, payload`. The caller knows the job.
-///
-/// Columns are read by number: this runs for every event, and a name would be looked up each time.
-fn read_event(row: &SqliteRow, job: &JobId) -> Result<(Event, Position), sqlx::Error> {
-    let id: String = row.try_get(1)?;
-    let position = Position::after(row.try_get(0)?, &id);
-    let timestamp: String = row.try_get(5)?;
-    let event = Event {
-        id,
-        job_id: job.clone(),
-        step_id: row.try_get(3)?,
-        kind: row.try_get(4)?,
-        timestamp: read_timestamp(&timestamp),
-        actor: row.try_get(6)?,
-        payload: Payload::from_text(row.try_get(7)?),
-        unreadable: Vec::new(),
-    };
-    Ok((event, position))
-}
-
-/// Reads RFC 3339, or UTC as SQLite's own functions write it (`2026-11-23 21:00:00`). `None` for anything else:
-/// an event is not lost for its timestamp.
-fn read_timestamp(text: &str) -> Option<Timestamp> {
-    text.parse().or_else(|_| format!("{}Z", text.trim_end_matches('Z')).parse()).ok()
 }

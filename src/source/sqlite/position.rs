@@ -22,8 +22,8 @@ impl Position {
     pub const BEGINNING: Self = Self { seq: 0, event: [0; CHECK_BYTES] };
 
     /// Returns the position after the event with this number and id.
-    pub fn after(seq: i64, id: &str) -> Self {
-        Self { seq, event: fingerprint(id.as_bytes()) }
+    pub fn after(seq: i64, id: impl AsRef<[u8]>) -> Self {
+        Self { seq, event: fingerprint(id.as_ref()) }
     }
 
     pub fn seal(self, job: &JobId) -> Cursor {
@@ -48,8 +48,8 @@ impl Position {
     }
 
     /// Tells whether the table still has the event of this position under its number; `id` is the id that it has there.
-    pub fn is_held_by(self, id: Option<&str>) -> bool {
-        self == Self::BEGINNING || id.is_some_and(|id| fingerprint(id.as_bytes()) == self.event)
+    pub fn is_held_by(self, id: Option<&[u8]>) -> bool {
+        self == Self::BEGINNING || id.is_some_and(|id| fingerprint(id) == self.event)
     }
 }
 

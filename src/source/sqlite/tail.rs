@@ -5,21 +5,22 @@
 //!
 //! Invariant: `live` is what `temp.watched` holds on the present connection, and every job in it is read up to `mark`.
 
+use super::changes::{Changes, read_changes};
+use super::database::{Connected, Database, FileId};
 use super::error::SqliteError;
 use super::file_watch::FileWatch;
 use super::position::Position;
-use super::{options, read_event};
+use super::rows::{bytes_of, job_of, number_of, read_event};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
 use crate::source::{JobNews, Joiner, Limit, News, PageBuilder, Tail, TailBatch, Wakeup};
 use crate::sse::{JobEnd, Reset};
+use crate::telemetry;
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use sqlx::sqlite::SqliteConnection;
-use sqlx::{ConnectOptions, Row};
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::Notify;
 
@@ -27,9 +28,11 @@ use tokio::sync::Notify;
 const READ: Limit = Limit { events: 1000, bytes: 1 << 20 };
 
 pub struct SqliteTail {
-    path: PathBuf,
+    database: Arc<Database>,
     /// `None` before the first read, and after a failed one.
-    connection: Option<SqliteConnection>,
+    connection: Option<Connected>,
+    /// The file of the last read.
+    read_from: Option<FileId>,
     /// Notified by our own writer after each commit.
     written: Arc<Notify>,
     file: FileWatch,
@@ -39,24 +42,45 @@ pub struct SqliteTail {
     /// The highest `runner_jobs.changed` that was read.
     status_mark: i64,
     live: HashSet<JobId>,
-    /// Watched jobs that are not live yet, each with the `seq` up to which it was read.
-    catching_up: Vec<(JobId, i64)>,
+    /// Watched jobs that are not live yet.
+    catching_up: Vec<(JobId, ReadUpTo)>,
     /// Jobs to be deleted from `temp.watched`.
     unwatched: Vec<JobId>,
     /// Watched jobs with a final status, until all of their events are read.
     ending: HashMap<JobId, JobStatus>,
 }
 
+/// The place up to which a job that is catching up was read.
+#[derive(Clone, Copy)]
+enum ReadUpTo {
+    /// The position that its watch began with. The file may have been replaced since the position was made.
+    Position(Position),
+    /// The `seq` that the tail itself got to.
+    Seq(i64),
+}
+
+impl ReadUpTo {
+    fn seq(self) -> i64 {
+        match self {
+            Self::Position(position) => position.seq,
+            Self::Seq(seq) => seq,
+        }
+    }
+}
+
 /// The result of all queries of one read. What is left to do with it cannot fail.
 enum ReadResult {
-    /// The highest `seq` is below the mark: a backup was put in place, or the table was created anew.
+    /// It is another file, or the highest `seq` is below the mark: a backup was put in place, or the table was created
+    /// anew.
     Rewound {
         newest: i64,
+        file: FileId,
     },
     Read(Box<Progress>),
 }
 
 struct Progress {
+    file: FileId,
     changes: Changes,
     /// The new mark; below `changes.newest` where the read was cut short.
     upto: i64,
@@ -65,31 +89,24 @@ struct Progress {
     caught_up_joiners: Vec<Option<Vec<(Event, Cursor)>>>,
 }
 
-/// The answer to the first and cheapest query of a read.
-struct Changes {
-    /// The highest `seq` of all events.
-    newest: i64,
-    /// The highest `runner_jobs.changed`.
-    status_mark: i64,
-    /// Statuses that changed since the last read, and those of jobs that are catching up.
-    statuses: Vec<(JobId, JobStatus)>,
-}
-
 /// Watches that were catching up before a read, after it.
 #[derive(Default)]
 struct CaughtUpWatches {
     caught_up: HashSet<JobId>,
-    /// Too much was missing for one read; each with the `seq` up to which it was read.
-    behind: Vec<(JobId, i64)>,
+    /// Too much was missing for one read, or the read ended before the position of the watch.
+    behind: Vec<(JobId, ReadUpTo)>,
+    /// Another event has the number of the watch's position.
+    lost: Vec<JobId>,
 }
 
 impl SqliteTail {
-    pub fn new(path: &Path, written: Arc<Notify>) -> Self {
+    pub fn new(database: Arc<Database>, written: Arc<Notify>) -> Self {
         Self {
-            path: path.to_path_buf(),
+            file: FileWatch::new(database.path()),
+            database,
             connection: None,
+            read_from: None,
             written,
-            file: FileWatch::new(path),
             mark: None,
             status_mark: 0,
             live: HashSet::new(),
@@ -104,7 +121,7 @@ impl SqliteTail {
 impl Tail for SqliteTail {
     fn watch(&mut self, job: JobId, after: Cursor) {
         let after = Position::open(&job, after.as_str()).unwrap_or(Position::BEGINNING);
-        self.catching_up.push((job, after.seq));
+        self.catching_up.push((job, ReadUpTo::Position(after)));
     }
 
     fn unwatch(&mut self, job: &JobId) {
@@ -126,8 +143,11 @@ impl Tail for SqliteTail {
         match self.try_read(joining).await {
             Ok(result) => Ok(self.apply(result, joining)),
             Err(error) => {
-                self.disconnect();
-                Err(error.during(format!("reading new events from {}", self.path.display())))
+                // While the file is away, the open connection keeps another file from getting its number.
+                if !matches!(error, SqliteError::Missing) || self.connection.is_none() {
+                    self.disconnect();
+                }
+                Err(error.during(format!("reading new events from {}", self.database.path().display())))
             }
         }
     }
@@ -136,14 +156,21 @@ impl Tail for SqliteTail {
 impl SqliteTail {
     /// Runs all queries of a read, and changes nothing but the connection.
     async fn try_read(&mut self, joining: &[Joiner]) -> Result<ReadResult, SqliteError> {
-        let connection = ensure_connection(&mut self.connection, &self.path).await?;
+        let Connected { sqlite: connection, file } = ensure_connection(&mut self.connection, &self.database).await?;
+        let file = *file;
+        if self.read_from.is_some_and(|read| read != file) {
+            let newest = read_changes(connection, 0, &[]).await?.newest;
+            tracing::warn!(path = %self.database.path().display(), "the database file was replaced by another one");
+            return Ok(ReadResult::Rewound { newest, file });
+        }
         delete_watched(connection, &self.unwatched).await?;
         // A job that has ended by this query has all of its events in the queries that follow.
-        let changes = read_changes(connection, self.status_mark, &self.catching_up).await?;
+        let catching_up: Vec<&JobId> = self.catching_up.iter().map(|(job, _)| job).collect();
+        let changes = read_changes(connection, self.status_mark, &catching_up).await?;
         let newest = changes.newest;
         let mark = self.mark.unwrap_or(newest);
         if newest < mark {
-            return Ok(ReadResult::Rewound { newest });
+            return Ok(ReadResult::Rewound { newest, file });
         }
         let mut batch = TailBatch::new(READ);
         let upto = if self.live.is_empty() || newest == mark {
@@ -151,28 +178,36 @@ impl SqliteTail {
         } else {
             read_new_rows(connection, mark, newest, &mut batch).await?
         };
-        let watches = catch_up_watches(connection, &self.catching_up, upto, &mut batch).await?;
+        let watches = catch_up_watches(connection, &self.catching_up, upto, newest, &mut batch).await?;
         let mut caught_up_joiners = Vec::with_capacity(joining.len());
         for joiner in joining {
             let is_live = self.live.contains(&joiner.job) || watches.caught_up.contains(&joiner.job);
             caught_up_joiners.push(if is_live { catch_up_joiner(connection, joiner, upto).await? } else { None });
         }
-        Ok(ReadResult::Read(Box::new(Progress { changes, upto, batch, watches, caught_up_joiners })))
+        Ok(ReadResult::Read(Box::new(Progress { file, changes, upto, batch, watches, caught_up_joiners })))
     }
 
     /// Moves the tail on to where the queries got, and tells what is new.
     fn apply(&mut self, result: ReadResult, joining: &[Joiner]) -> News {
         self.unwatched.clear();
-        let Progress { changes, upto, mut batch, watches, caught_up_joiners } = match result {
+        let Progress { file, changes, upto, mut batch, watches, caught_up_joiners } = match result {
             ReadResult::Read(progress) => *progress,
-            ReadResult::Rewound { newest } => return self.rewind(newest, joining),
+            ReadResult::Rewound { newest, file } => {
+                self.read_from = Some(file);
+                return self.rewind(newest, joining);
+            }
         };
         let more = upto < changes.newest || !watches.behind.is_empty();
+        self.read_from = Some(file);
         self.mark = Some(upto);
         self.status_mark = changes.status_mark;
         self.live.extend(watches.caught_up);
         self.catching_up = watches.behind;
         self.note_statuses(changes.statuses);
+        for job in watches.lost {
+            batch.end(&job, JobEnd::Lost(Reset::Rewound));
+            self.unwatch(&job);
+        }
         if !more {
             for (job, status) in self.take_ended() {
                 batch.end(&job, JobEnd::Complete(status));
@@ -220,21 +255,24 @@ impl SqliteTail {
     fn disconnect(&mut self) {
         self.connection = None;
         let mark = self.mark.unwrap_or(0);
-        self.catching_up.extend(self.live.drain().map(|job| (job, mark)));
+        self.catching_up.extend(self.live.drain().map(|job| (job, ReadUpTo::Seq(mark))));
         self.unwatched.clear();
     }
 }
 
+/// Returns a connection to the file that is at the path now. While there is none, an open connection is kept.
 async fn ensure_connection<'a>(
-    connection: &'a mut Option<SqliteConnection>,
-    path: &Path,
-) -> Result<&'a mut SqliteConnection, SqliteError> {
+    connection: &'a mut Option<Connected>,
+    database: &Database,
+) -> Result<&'a mut Connected, SqliteError> {
+    let file = database.file()?;
     let open = match connection.take() {
-        Some(open) => open,
-        None => {
-            let mut new = options(path).connect().await?;
-            let sql = "CREATE TEMP TABLE watched (job_id TEXT PRIMARY KEY) WITHOUT ROWID";
-            sqlx::raw_sql(sql).execute(&mut new).await?;
+        Some(open) if open.file == file => open,
+        _ => {
+            let mut new = database.open().await?;
+            // without a type, ids here compare with `job_events.job_id` as a bound one does in the reads of pages
+            let sql = "CREATE TEMP TABLE watched (job_id BLOB PRIMARY KEY) WITHOUT ROWID";
+            sqlx::raw_sql(sql).execute(&mut new.sqlite).await?;
             new
         }
     };
@@ -245,10 +283,9 @@ async fn delete_watched(connection: &mut SqliteConnection, jobs: &[JobId]) -> Re
     if jobs.is_empty() {
         return Ok(());
     }
-    sqlx::query("DELETE FROM temp.watched WHERE job_id IN (SELECT value FROM json_each(?1))")
-        .bind(serde_json::to_string(jobs)?)
-        .execute(connection)
-        .await?;
+    let sql = "DELETE FROM temp.watched WHERE job_id IN
+         (SELECT value FROM json_each(?1) UNION ALL SELECT CAST(value AS BLOB) FROM json_each(?1))";
+    sqlx::query(sql).bind(serde_json::to_string(jobs)?).execute(connection).await?;
     Ok(())
 }
 
@@ -256,48 +293,14 @@ async fn insert_watched(connection: &mut SqliteConnection, jobs: &HashSet<JobId>
     if jobs.is_empty() {
         return Ok(());
     }
-    sqlx::query("INSERT OR IGNORE INTO temp.watched SELECT value FROM json_each(?1)")
-        .bind(serde_json::to_string(jobs)?)
-        .execute(connection)
-        .await?;
+    let sql = "INSERT OR IGNORE INTO temp.watched
+         SELECT value FROM json_each(?1) UNION ALL SELECT CAST(value AS BLOB) FROM json_each(?1)";
+    sqlx::query(sql).bind(serde_json::to_string(jobs)?).execute(connection).await?;
     Ok(())
 }
 
-/// Reads how far events go, the statuses that changed after `status_mark`, and those of jobs that are catching up.
-async fn read_changes(
-    connection: &mut SqliteConnection,
-    status_mark: i64,
-    catching_up: &[(JobId, i64)],
-) -> Result<Changes, SqliteError> {
-    let catching_up: Vec<&JobId> = catching_up.iter().map(|(job, _)| job).collect();
-    let mut rows = sqlx::query(
-        "SELECT NULL AS job, NULL AS status,
-           coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job_events'), (SELECT max(seq) FROM job_events), 0) AS number
-         UNION ALL SELECT id, status, changed FROM runner_jobs WHERE changed > ?1
-         UNION ALL SELECT id, status, ?1 FROM runner_jobs WHERE id IN (SELECT value FROM json_each(?2))",
-    )
-    .bind(status_mark)
-    .bind(serde_json::to_string(&catching_up)?)
-    .fetch(connection);
-    let mut changes = Changes { newest: 0, status_mark, statuses: Vec::new() };
-    while let Some(row) = rows.try_next().await? {
-        let job: Option<String> = row.try_get("job")?;
-        let status: Option<String> = row.try_get("status")?;
-        let number = row.try_get("number")?;
-        let (Some(job), Some(status)) = (job, status) else {
-            changes.newest = number;
-            continue;
-        };
-        changes.status_mark = changes.status_mark.max(number);
-        if let (Ok(job), Ok(status)) = (job.parse(), status.parse()) {
-            changes.statuses.push((job, status));
-        }
-    }
-    Ok(changes)
-}
-
 /// Reads the events of live jobs in `(mark, newest]`, as far as the batch takes them. Returns the `seq` up to which
-/// everything was read.
+/// everything was read. Rows without a job are counted as skipped.
 async fn read_new_rows(
     connection: &mut SqliteConnection,
     mark: i64,
@@ -306,37 +309,60 @@ async fn read_new_rows(
 ) -> Result<i64, SqliteError> {
     let mut rows = sqlx::query(
         "SELECT seq, id, job_id, step_id, type, timestamp, actor, payload FROM job_events NOT INDEXED
-         WHERE seq > ?1 AND seq <= ?2 AND job_id IN (SELECT job_id FROM temp.watched) ORDER BY seq LIMIT ?3",
+         WHERE seq > ?1 AND seq <= ?2
+           AND (job_id IN (SELECT job_id FROM temp.watched) OR job_id IS NULL)
+         ORDER BY seq LIMIT ?3",
     )
     .bind(mark)
     .bind(newest)
     .bind(READ.events as i64)
     .fetch(connection);
-    while let Some(row) = rows.try_next().await? {
-        let Ok(job) = row.try_get::<String, _>(2)?.parse::<JobId>() else { continue };
-        let (event, position) = read_event(&row, &job)?;
-        batch.push(&job, event, position.seal(&job));
+    let mut last = mark;
+    for _ in 0..READ.events {
+        let Some(row) = rows.try_next().await? else { return Ok(newest) };
+        if let Some(job) = job_of(bytes_of(&row, 2)?) {
+            let (event, position) = read_event(&row, &job)?;
+            last = position.seq;
+            batch.push(&job, event, position.seal(&job));
+        } else {
+            last = number_of(&row, 0)?;
+            telemetry::SKIPPED.counter(&[]).increment(1);
+        }
         if batch.is_full() {
-            return Ok(position.seq);
+            break;
         }
     }
-    Ok(newest)
+    Ok(last)
 }
 
 /// Reads each new watch up to `upto`, and adds those that got there to `temp.watched`.
 async fn catch_up_watches(
     connection: &mut SqliteConnection,
-    catching_up: &[(JobId, i64)],
+    catching_up: &[(JobId, ReadUpTo)],
     upto: i64,
+    newest: i64,
     batch: &mut TailBatch,
 ) -> Result<CaughtUpWatches, SqliteError> {
     let mut watches = CaughtUpWatches::default();
     for (job, after) in catching_up {
-        let missing = read_missing(connection, job, *after, upto).await?;
+        let is_lost = match *after {
+            ReadUpTo::Position(position) => position.seq > newest || is_contradicted(connection, job, position).await?,
+            ReadUpTo::Seq(_) => false,
+        };
+        if is_lost {
+            watches.lost.push(job.clone());
+            continue;
+        }
+        if after.seq() > upto {
+            // made live here, it would get the events up to its position once more
+            watches.behind.push((job.clone(), *after));
+            continue;
+        }
+        let missing = read_missing(connection, job, after.seq(), upto).await?;
         if missing.is_all {
             watches.caught_up.insert(job.clone());
         } else {
-            watches.behind.push((job.clone(), missing.last));
+            watches.behind.push((job.clone(), ReadUpTo::Seq(missing.last)));
         }
         batch.extend(job, missing.events);
     }
@@ -344,7 +370,27 @@ async fn catch_up_watches(
     Ok(watches)
 }
 
-/// Reads what a joiner of a live job lacks. `None` where its cursor is ahead of the read, or too much is missing.
+/// Tells whether another event has the number of this position. An event that was deleted contradicts nothing.
+async fn is_contradicted(
+    connection: &mut SqliteConnection,
+    job: &JobId,
+    position: Position,
+) -> Result<bool, SqliteError> {
+    let row = sqlx::query(
+        "SELECT CASE WHEN job_id IN (?2, CAST(?2 AS BLOB)) THEN coalesce(id, '') END FROM job_events WHERE seq = ?1",
+    )
+    .bind(position.seq)
+    .bind(job.as_str())
+    .fetch_optional(connection)
+    .await?;
+    Ok(match row {
+        Some(row) => !position.is_held_by(bytes_of(&row, 0)?.as_deref()),
+        None => false,
+    })
+}
+
+/// Reads what a joiner of a live job lacks. `None` where its cursor is ahead of the read or of another life of the file,
+/// or too much is missing.
 async fn catch_up_joiner(
     connection: &mut SqliteConnection,
     joiner: &Joiner,
@@ -353,6 +399,9 @@ async fn catch_up_joiner(
     let Some(after) = Position::open(&joiner.job, joiner.after.as_str()).filter(|after| after.seq <= upto) else {
         return Ok(None);
     };
+    if is_contradicted(connection, &joiner.job, after).await? {
+        return Ok(None);
+    }
     let missing = read_missing(connection, &joiner.job, after.seq, upto).await?;
     Ok(missing.is_all.then_some(missing.events))
 }
@@ -374,7 +423,10 @@ async fn read_missing(
 ) -> Result<Missing, SqliteError> {
     let mut rows = sqlx::query(
         "SELECT seq, id, job_id, step_id, type, timestamp, actor, payload FROM job_events
-         WHERE job_id = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
+         WHERE job_id = ?1 AND seq > ?2 AND seq <= ?3
+         UNION ALL SELECT seq, id, job_id, step_id, type, timestamp, actor, payload FROM job_events
+         WHERE job_id = CAST(?1 AS BLOB) AND seq > ?2 AND seq <= ?3
+         ORDER BY seq LIMIT ?4",
     )
     .bind(job.as_str())
     .bind(after)
@@ -395,9 +447,11 @@ async fn read_missing(
 
 #[cfg(test)]
 mod tests {
+    use super::super::options;
     use super::*;
     use crate::config;
     use crate::source::open;
+    use sqlx::ConnectOptions;
 
     #[tokio::test]
     async fn a_read_has_one_entry_for_each_joiner_also_where_the_table_was_rewound() {

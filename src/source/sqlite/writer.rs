@@ -1,15 +1,15 @@
 //! The one writer of this process. Requests that arrive during a commit are committed together by the next one.
 
+use super::database::{Connected, Database};
 use super::error::SqliteError;
 use super::position::Position;
-use super::read_event;
+use super::rows::read_event;
 use crate::error::SourceError;
 use crate::event::{JobId, JobStatus, Rfc3339};
 use crate::source::{Appended, NewEvent};
 use crate::supervise::guarded;
-use sqlx::{Row, SqliteConnection};
+use sqlx::Row;
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -32,9 +32,9 @@ struct Append {
 
 impl Writer {
     /// Starts the task. It ends with the last handle, after all requests that were sent.
-    pub fn start(connection: SqliteConnection, path: PathBuf, written: Arc<Notify>) -> Self {
+    pub fn start(database: Arc<Database>, written: Arc<Notify>) -> Self {
         let (requests, inbox) = mpsc::channel(MAX_WAITING_REQUESTS);
-        tokio::spawn(Task { connection, path, written }.run(inbox));
+        tokio::spawn(Task { database, connection: None, written }.run(inbox));
         Self(requests)
     }
 
@@ -60,8 +60,9 @@ impl Writer {
 }
 
 struct Task {
-    connection: SqliteConnection,
-    path: PathBuf,
+    database: Arc<Database>,
+    /// `None` before the first request.
+    connection: Option<Connected>,
     /// Wakes the tail.
     written: Arc<Notify>,
 }
@@ -93,7 +94,7 @@ impl Task {
     }
 
     fn failed(&self, error: SqliteError) -> SourceError {
-        error.during(format!("writing to {}", self.path.display()))
+        error.during(format!("writing to {}", self.database.path().display()))
     }
 
     /// Appends for several requests by one statement, which costs one commit. Where it fails, each is tried by itself,
@@ -117,8 +118,29 @@ impl Task {
         }
     }
 
-    /// Inserts events of several jobs. Returns one list for each, with an entry for each of its events.
+    /// Returns a connection to the file that is at the path now.
+    async fn connection(&mut self) -> Result<&mut Connected, SqliteError> {
+        let file = self.database.current()?;
+        let connected = match self.connection.take() {
+            Some(connected) if connected.file == file => connected,
+            _ => self.database.connect().await?,
+        };
+        Ok(self.connection.insert(connected))
+    }
+
+    /// Inserts events of several jobs. Returns one list for each, with an entry for each of its events. Fails where the
+    /// file was removed or replaced before it is over: nobody would see the events.
     async fn insert(&mut self, appends: &[(&JobId, &[NewEvent])]) -> Result<Vec<Vec<Appended>>, SqliteError> {
+        let file = self.connection().await?.file;
+        let stored = self.insert_into_open_file(appends).await?;
+        self.database.confirm(file)?;
+        Ok(stored)
+    }
+
+    async fn insert_into_open_file(
+        &mut self,
+        appends: &[(&JobId, &[NewEvent])],
+    ) -> Result<Vec<Vec<Appended>>, SqliteError> {
         let mut numbers = self.insert_rows(appends).await?;
         let mut answers = Vec::with_capacity(appends.len());
         for (job, events) in appends {
@@ -158,7 +180,7 @@ impl Task {
              ON CONFLICT (job_id, id) DO NOTHING RETURNING job_id, id, seq",
         )
         .bind(serde_json::to_string(&rows)?)
-        .fetch_all(&mut self.connection)
+        .fetch_all(&mut self.connection().await?.sqlite)
         .await?;
         let mut numbers = HashMap::with_capacity(inserted.len());
         for row in inserted {
@@ -174,21 +196,23 @@ impl Task {
         )
         .bind(job.as_str())
         .bind(id)
-        .fetch_one(&mut self.connection)
+        .fetch_one(&mut self.connection().await?.sqlite)
         .await?;
         let (event, position) = read_event(&row, job)?;
         Ok(Appended { event, cursor: position.seal(job), is_new: false })
     }
 
     async fn set_status(&mut self, job: &JobId, status: JobStatus) -> Result<(), SqliteError> {
+        let Connected { sqlite, file } = self.connection().await?;
+        let file = *file;
         sqlx::query(
             "INSERT INTO runner_jobs (id, status) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE
              SET status = excluded.status, updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
         )
         .bind(job.as_str())
         .bind(status.as_str())
-        .execute(&mut self.connection)
+        .execute(sqlite)
         .await?;
-        Ok(())
+        self.database.confirm(file)
     }
 }

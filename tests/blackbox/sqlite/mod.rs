@@ -1,6 +1,7 @@
 //! SQLite: one file, one writer at a time, whichever process it is in.
 
 mod lost;
+mod odd_rows;
 mod outage;
 mod torture;
 

@@ -1,0 +1,52 @@
+//! The first and cheapest query of a read of the tail.
+
+use super::error::SqliteError;
+use super::rows::{bytes_of, job_of, number_of, status_of};
+use crate::event::{JobId, JobStatus};
+use futures_util::TryStreamExt;
+use sqlx::sqlite::SqliteConnection;
+
+pub struct Changes {
+    /// The highest `seq` of all events.
+    pub newest: i64,
+    /// The highest `runner_jobs.changed`.
+    pub status_mark: i64,
+    /// Statuses that changed since the last read, and those of jobs that are catching up.
+    pub statuses: Vec<(JobId, JobStatus)>,
+}
+
+/// Reads how far events go, the statuses that changed after `status_mark`, and those of jobs that are catching up.
+///
+/// A job's id may be stored as text or as BLOB. Where both are there, the text counts.
+pub async fn read_changes(
+    connection: &mut SqliteConnection,
+    status_mark: i64,
+    catching_up: &[&JobId],
+) -> Result<Changes, SqliteError> {
+    let mut rows = sqlx::query(
+        "SELECT 0, NULL, NULL,
+           coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job_events'), (SELECT max(seq) FROM job_events), 0)
+         UNION ALL SELECT 1, j.id, j.status, j.changed FROM runner_jobs j
+           WHERE j.changed > ?1 AND (typeof(j.id) = 'text'
+             OR NOT EXISTS (SELECT 1 FROM runner_jobs t WHERE t.id = CAST(j.id AS TEXT)))
+         UNION ALL SELECT 1, w.value, coalesce((SELECT status FROM runner_jobs WHERE id = w.value),
+             (SELECT status FROM runner_jobs WHERE id = CAST(w.value AS BLOB))), ?1
+           FROM json_each(?2) w",
+    )
+    .bind(status_mark)
+    .bind(serde_json::to_string(catching_up)?)
+    .fetch(connection);
+    let mut changes = Changes { newest: 0, status_mark, statuses: Vec::new() };
+    while let Some(row) = rows.try_next().await? {
+        let number = number_of(&row, 3)?;
+        if number_of(&row, 0)? == 0 {
+            changes.newest = number;
+            continue;
+        }
+        changes.status_mark = changes.status_mark.max(number);
+        if let (Some(job), Some(status)) = (job_of(bytes_of(&row, 1)?), status_of(bytes_of(&row, 2)?.as_deref())) {
+            changes.statuses.push((job, status));
+        }
+    }
+    Ok(changes)
+}
