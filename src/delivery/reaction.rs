@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(
             step(Step::Outage(error(SourceCode::Busy), wait)),
             (
-                "retry: 1500\nevent: stream.error\ndata: {\"code\":\"source.busy\",\"message\":\"reading: gone (wait)\",\
+                "retry: 1500\nevent: stream.error\ndata: {\"code\":\"source.busy\",\"message\":\"reading: gone (wait; it is tried again)\",\
                  \"retryInMs\":1500,\"retryable\":true}\n\n"
                     .into(),
                 None
