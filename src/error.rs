@@ -1,6 +1,10 @@
 //! Failures of a source, as everybody above it needs to know them: a stable code, a decision on retrying, the work that
 //! failed, and the remedy.
 
+mod incidents;
+
+pub use incidents::Incidents;
+
 use crate::event::JobId;
 use std::fmt;
 use std::sync::Arc;
@@ -23,7 +27,7 @@ impl Retry {
 }
 
 /// The kind of a failure. Its text is stable: logs, metrics, problem details and `stream.error` carry it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SourceCode {
     /// Another process holds a lock for longer than we wait.
     Busy,
@@ -95,7 +99,7 @@ impl SourceCode {
 }
 
 /// The extent of a failure. A failure of one event is none: it is delivered with its unreadable parts named.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     /// The rows of one job. All other jobs go on.
     Job(JobId),

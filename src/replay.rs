@@ -1,5 +1,10 @@
 //! The past of a job for one subscriber: pages from the source, until the ring of the job's channel reaches back to the
 //! subscriber's cursor. Subscribers that need the same page at the same time share one read.
+//!
+//! A cursor that a subscriber sends is foreign: it may say that events were received that nobody ever gave out. It is spent
+//! here, in page reads, and decides what this subscriber is given. It never gets as far as the hub. A replay goes live at a
+//! position of the source's own making, which the end of a last page is, and gives a new ring only pages that begin at one;
+//! [`Reached`] keeps the two apart.
 
 use crate::backoff::Backoff;
 use crate::config;
@@ -94,13 +99,41 @@ pub struct Replay {
     pages: Arc<Pages>,
     hub: Hub,
     job: JobId,
-    /// The position after everything that the reader got so far.
-    cursor: Cursor,
+    reached: Reached,
     phase: Phase,
-    /// The last page that held events. If this reader creates the job's channel, the ring begins with it.
+    /// The last page that held events, if it began at a position of the source's own. If this reader creates the job's
+    /// channel, the ring begins with it.
     seed: Option<Seed>,
     /// The source was asked, since the ring did not reach back to the reader.
     has_read: bool,
+}
+
+/// The position after everything that a reader got so far, by its lineage.
+enum Reached {
+    /// The source made it from what it saw itself: the beginning, the end of a last page, or what descends from these.
+    Own(Cursor),
+    /// It descends from what the reader sent, and may lie.
+    Sent(Cursor),
+}
+
+impl Reached {
+    fn cursor(&self) -> &Cursor {
+        match self {
+            Self::Own(cursor) | Self::Sent(cursor) => cursor,
+        }
+    }
+
+    /// Moves on by a page, and returns the position before it if that was the source's own.
+    fn advance(&mut self, end: Cursor, is_last: bool) -> Option<Cursor> {
+        let next = match self {
+            Self::Sent(_) if !is_last => Self::Sent(end),
+            Self::Own(_) | Self::Sent(_) => Self::Own(end),
+        };
+        match std::mem::replace(self, next) {
+            Self::Own(before) => Some(before),
+            Self::Sent(_) => None,
+        }
+    }
 }
 
 /// The progress of a replay.
@@ -136,15 +169,21 @@ pub enum Step {
 }
 
 impl Replay {
-    /// A replay of everything after `cursor`.
+    /// A replay of the job's whole history.
+    pub fn from_beginning(pages: Arc<Pages>, hub: Hub, job: JobId) -> Self {
+        let reached = Reached::Own(pages.source.beginning(&job));
+        Self { pages, hub, job, reached, phase: Phase::Reading, seed: None, has_read: false }
+    }
+
+    /// A replay of everything after `cursor`, which may be foreign.
     pub fn after(pages: Arc<Pages>, hub: Hub, job: JobId, cursor: Cursor) -> Self {
-        Self { pages, hub, job, cursor, phase: Phase::Reading, seed: None, has_read: false }
+        Self { reached: Reached::Sent(cursor), ..Self::from_beginning(pages, hub, job) }
     }
 
     /// A replay of nothing but what comes from now on. `cursor` is the job's newest position, as the source gave it just
     /// now.
     pub fn from_newest(pages: Arc<Pages>, hub: Hub, job: JobId, cursor: Cursor) -> Self {
-        Self { phase: Phase::CaughtUp, ..Self::after(pages, hub, job, cursor) }
+        Self { reached: Reached::Own(cursor), phase: Phase::CaughtUp, ..Self::from_beginning(pages, hub, job) }
     }
 
     pub fn job(&self) -> &JobId {
@@ -153,7 +192,7 @@ impl Replay {
 
     /// The position after everything that the reader got so far.
     pub fn cursor(&self) -> &Cursor {
-        &self.cursor
+        self.reached.cursor()
     }
 
     /// True if the source was asked; false if the ring reached back to the reader from the start.
@@ -165,9 +204,9 @@ impl Replay {
     pub async fn next(&mut self) -> Step {
         loop {
             if let Phase::Complete(status) = self.phase {
-                return Step::Complete(status, self.cursor.clone());
+                return Step::Complete(status, self.cursor().clone());
             }
-            if let Some((subscription, place)) = self.hub.join(&self.job, &self.cursor) {
+            if let Some((subscription, place)) = self.hub.join(&self.job, self.reached.cursor()) {
                 return self.live(CaughtUp { missing: Vec::new(), subscription, place });
             }
             match &self.phase {
@@ -181,17 +220,18 @@ impl Replay {
                 Phase::Reading | Phase::Complete(_) => {}
             }
             self.has_read = true;
-            let read = self.pages.read(&self.job, &self.cursor).await;
+            let read = self.pages.read(&self.job, self.reached.cursor()).await;
             if let Some(step) = self.take_page(read) {
                 return step;
             }
         }
     }
 
-    /// Makes a reader live that has caught up with the source. None if the channel ended, or the tail gave up, before the
-    /// reader was caught up with the channel: then it must read on.
+    /// Makes a reader live that has caught up with the source, and so stands at a position of its making. None if the channel
+    /// ended, or the tail gave up, before the reader was caught up with the channel: then it must read on.
     async fn join_or_create(&mut self) -> Option<CaughtUp> {
-        match self.hub.join_or_create(&self.job, &self.cursor, self.seed.take()) {
+        let Reached::Own(cursor) = &self.reached else { return None };
+        match self.hub.join_or_create(&self.job, cursor, self.seed.take()) {
             Join::CaughtUp(caught_up) => Some(caught_up),
             Join::Wait(answer) => answer.await.ok(),
         }
@@ -206,19 +246,20 @@ impl Replay {
                     None if *is_last => Phase::CaughtUp,
                     None => Phase::Reading,
                 };
-                let base = std::mem::replace(&mut self.cursor, end.clone());
+                let base = self.reached.advance(end.clone(), *is_last);
                 if segments.is_empty() {
                     return None;
                 }
-                self.seed = Some(Seed { base, segments: segments.clone() });
+                self.seed = base.map(|base| Seed { base, segments: segments.clone() });
                 Some(Step::Events(segments.clone()))
             }
             Ok(EncodedPage::NoSuchJob) => Some(Step::NoSuchJob),
             Ok(EncodedPage::Lost(reset)) => {
                 self.phase = Phase::Reading;
                 self.seed = None;
-                self.cursor = self.pages.source.beginning(&self.job);
-                Some(Step::Reset(*reset, self.cursor.clone()))
+                let beginning = self.pages.source.beginning(&self.job);
+                self.reached = Reached::Own(beginning.clone());
+                Some(Step::Reset(*reset, beginning))
             }
             Err(error) => {
                 let (is_first, mut backoff) = match std::mem::replace(&mut self.phase, Phase::Reading) {
@@ -235,9 +276,9 @@ impl Replay {
     fn live(&mut self, caught_up: CaughtUp) -> Step {
         let CaughtUp { missing, subscription, place } = caught_up;
         if let Some(last) = missing.last() {
-            self.cursor = last.end();
+            self.reached = Reached::Own(last.end());
         }
-        Step::Live { missing, subscription, place, cursor: self.cursor.clone() }
+        Step::Live { missing, subscription, place, cursor: self.cursor().clone() }
     }
 }
 
@@ -369,7 +410,7 @@ mod tests {
                 *received = *number;
             }
         };
-        let mut replay = Replay::after(pages.clone(), hub.clone(), job(), cursor(0));
+        let mut replay = Replay::from_beginning(pages.clone(), hub.clone(), job());
         loop {
             // A step that is not waited for may neither lose nor repeat anything.
             let Some(step) = polled(random.random_range(0..=6), replay.next()).await else { continue };

@@ -114,8 +114,10 @@ fn exact(bytes: &[u8]) -> Bytes {
 
 fn write_event(to: &mut Vec<u8>, event: &Event, cursor: &Cursor, shape: Shape) {
     let name = &event.kind;
-    // A row written by others may neither use one of our types nor break the line: it is sent without a type.
-    if name.is_empty() || is_reserved(name) || name.contains(['\n', '\r', '\0']) {
+    // A row written by others may neither use one of our types, nor break the line, nor fire a page's `onerror` or `onopen`:
+    // it is sent without a type, which its envelope has all the same.
+    let fires_a_handler = matches!(name.as_str(), "error" | "open");
+    if name.is_empty() || is_reserved(name) || fires_a_handler || name.contains(['\n', '\r', '\0']) {
         infallible(write!(to, "id: {cursor}\ndata: "));
     } else {
         infallible(write!(to, "id: {cursor}\nevent: {name}\ndata: "));
@@ -360,6 +362,14 @@ mod tests {
     fn a_row_of_others_can_neither_speak_in_our_name_nor_break_a_line() {
         assert!(text("stream.complete", "{}", Shape::Envelope).starts_with("id: c1\ndata: {"));
         assert!(text("a\nid: 9", "{}", Shape::Envelope).starts_with("id: c1\ndata: {"));
+        for fires_a_handler in ["error", "open"] {
+            let sent = text(fires_a_handler, "{}", Shape::Envelope);
+            assert!(
+                sent.starts_with("id: c1\ndata: {") && sent.contains(&format!("\"type\":\"{fires_a_handler}\"")),
+                "{sent}"
+            );
+        }
+        assert!(text("errors", "{}", Shape::Envelope).contains("event: errors\n"));
         let broken = text("x", "not\njson", Shape::Envelope);
         assert!(broken.contains(r#""payload":"not\njson""#), "{broken}");
     }

@@ -1,24 +1,26 @@
 //! The one loop that reads the source for all watched jobs, whenever it is woken or its poll is due.
 
+mod joins;
+
 use crate::backoff::Backoff;
 use crate::config;
 use crate::cursor::Cursor;
-use crate::error::SourceError;
+use crate::error::{Incidents, Scope, SourceError};
 use crate::event::{Event, JobId};
-use crate::hub::{Hub, JoinRequest, Outage, TailRequest};
+use crate::hub::{Hub, Outage, TailRequest};
 use crate::shutdown::{Phase, ShutdownWatch};
-use crate::source::{JobNews, Joiner, News, Source, Tail, Wakeup};
+use crate::source::{JobNews, News, Source, Tail, Wakeup};
 use crate::sse::{self, JobEnd, Segment, Shape};
 use crate::telemetry;
 use jiff::Timestamp;
+use joins::JoinQueue;
 use metrics::Gauge;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Readers that one read catches up, at most.
-const MAX_JOINS_PER_READ: usize = 256;
-/// Reads that may fail to catch one reader up. After the last, it must replay again.
-const MAX_JOIN_ATTEMPTS: u8 = 3;
+/// The jobs with events that could not be read whole, each said once.
+static UNREADABLE_JOBS: Incidents<JobId> = Incidents::new();
 
 /// Runs until the process stops. It goes on also after an error that trying again cannot help, since an operator may mend
 /// the cause meanwhile.
@@ -35,8 +37,10 @@ struct TailLoop {
     pace: config::Pace,
     shape: Shape,
     shutdown: ShutdownWatch,
-    /// Readers that wait to be caught up, oldest first.
-    join_requests: Vec<JoinRequest>,
+    /// Readers that wait to be caught up.
+    joins: JoinQueue,
+    /// The jobs whose rows the last read that told could not read.
+    faulty: HashSet<JobId>,
     /// The wait after the next failed read.
     backoff: Backoff,
     /// There is work that the last read did not get to: read again at once.
@@ -55,7 +59,8 @@ impl TailLoop {
             hub,
             shape,
             shutdown,
-            join_requests: Vec::new(),
+            joins: JoinQueue::default(),
+            faulty: HashSet::new(),
             backoff: Backoff::new(pace.retry_initial, pace.retry_max),
             pace,
             has_more: false,
@@ -68,10 +73,10 @@ impl TailLoop {
         while let Some(wakeup) = self.next_wakeup().await {
             telemetry::SOURCE_WAKEUPS.increment(&[("by", wakeup.as_str())], 1);
             self.apply_requests();
-            let joiners = self.joiners();
+            let joiners = self.joins.begin_read(|job| self.hub.is_live(job));
             let began = Instant::now();
             match self.tail.read(&joiners).await {
-                Ok(news) => self.on_news(news, joiners.len(), began),
+                Ok(news) => self.on_news(news, began),
                 Err(error) => self.on_error(error).await,
             }
         }
@@ -94,37 +99,34 @@ impl TailLoop {
         for request in self.hub.take_requests() {
             match request {
                 TailRequest::Watch { job, after } => self.tail.watch(job, after),
-                TailRequest::Join(request) => self.join_requests.push(request),
+                TailRequest::Join(request) => self.joins.push(request),
             }
         }
         // Sweep only after taking the requests. A channel may be swept whose watch is still among them: started after the
         // sweep, that watch would go on without a channel, and publish to the job's next one.
         for job in self.hub.sweep(Instant::now()) {
             self.tail.unwatch(&job);
+            self.faulty.remove(&job);
         }
-        // A reader whose channel is gone sees its request dropped, and replays again.
-        self.join_requests.retain(|request| self.hub.is_live(&request.job));
     }
 
-    /// Returns the readers that the next read is to catch up.
-    fn joiners(&self) -> Vec<Joiner> {
-        let next = self.join_requests.iter().take(MAX_JOINS_PER_READ);
-        next.map(|request| Joiner { job: request.job.clone(), after: request.after.clone() }).collect()
-    }
-
-    /// Publishes what a read found that began at `began` and was asked to catch up so many readers.
-    fn on_news(&mut self, news: News, joiners: usize, began: Instant) {
+    /// Publishes what a read found that began at `began`.
+    fn on_news(&mut self, news: News, began: Instant) {
         telemetry::SOURCE_READ.histogram().record(began.elapsed());
-        self.has_more = news.more || self.join_requests.len() > joiners;
+        // A job whose rows cannot be read must not keep the tail reading: it waits for the poll.
+        let is_stuck = news.jobs.is_empty() && !news.faults.is_empty();
+        self.has_more = (news.more && !is_stuck) || self.joins.has_waiting();
         self.behind_since = self.has_more.then(|| self.behind_since.unwrap_or(began));
         self.lag.set(self.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64()));
         self.backoff = Backoff::new(self.pace.retry_initial, self.pace.retry_max);
         // Clear the outage before publishing, so that a subscriber woken by these events does not see a stale outage.
+        let is_whole = news.outage.is_none();
         match news.outage {
             Some(error) => self.announce_outage(error, self.pace.poll_interval),
             None if self.hub.outage().is_some() => {
                 tracing::info!(source = self.kind, "source is back");
                 telemetry::SOURCE_UP.gauge(&[]).set(1.0);
+                SourceError::incidents_end(&Scope::Source);
                 self.hub.set_outage(None);
             }
             None => {}
@@ -133,6 +135,7 @@ impl TailLoop {
         // its last event and after its last reader has joined.
         let ends = self.publish(news.jobs);
         self.complete_joins(news.caught_up_joiners);
+        self.announce_faults(news.faults, is_whole);
         for (job, end) in ends {
             self.hub.finish(&job, end);
         }
@@ -154,9 +157,37 @@ impl TailLoop {
     fn announce_outage(&self, error: SourceError, retry_in: Duration) {
         telemetry::SOURCE_UP.gauge(&[]).set(0.0);
         count_error(&error);
+        let is_news = error.begins_incident();
         if self.hub.outage().is_none_or(|known| known.error.is_retryable() && !error.is_retryable()) {
-            tracing::warn!(source = self.kind, code = error.code.as_str(), %error, ?retry_in, "source went away");
+            let (source, code) = (self.kind, error.code.as_str());
+            match is_news {
+                true => tracing::warn!(source, code, %error, ?retry_in, "source went away"),
+                // A request has met it first, and said it.
+                false => tracing::info!(source, code, %error, ?retry_in, "source went away"),
+            }
             self.hub.set_outage(Some(Outage { error, since: Instant::now(), retry_in }));
+        }
+    }
+
+    /// Tells the subscribers of the jobs whose own rows cannot be read, and nobody else. `is_whole` says that all other
+    /// watched jobs were read.
+    fn announce_faults(&mut self, faults: Vec<(JobId, SourceError)>, is_whole: bool) {
+        let mut recovered = if is_whole { std::mem::take(&mut self.faulty) } else { HashSet::new() };
+        for (job, error) in faults {
+            count_error(&error);
+            recovered.remove(&job);
+            let retry_in = self.pace.poll_interval;
+            if error.begins_incident() {
+                let (source, code) = (self.kind, error.code.as_str());
+                tracing::warn!(source, code, job = ?job.as_str(), %error, ?retry_in, "a job's rows cannot be read");
+            }
+            self.hub.set_fault(&job, Some(Outage { error, since: Instant::now(), retry_in }));
+            self.faulty.insert(job);
+        }
+        for job in recovered {
+            tracing::info!(source = self.kind, job = ?job.as_str(), "the job's rows can be read again");
+            self.hub.set_fault(&job, None);
+            SourceError::incidents_end(&Scope::Job(job));
         }
     }
 
@@ -184,27 +215,20 @@ impl TailLoop {
         ends
     }
 
-    /// Answers the oldest join requests, of which the read has caught up those that are `Some`.
+    /// Answers the join requests that the read has caught up.
     fn complete_joins(&mut self, caught_up: Vec<Option<Vec<(Event, Cursor)>>>) {
-        let answered = self.join_requests.len().min(caught_up.len());
-        let mut waiting = Vec::new();
-        for (mut request, missing) in self.join_requests.drain(..answered).zip(caught_up) {
-            match missing {
-                Some(missing) => self.hub.complete_join(request, encode(&missing, self.shape)),
-                None if request.attempts < MAX_JOIN_ATTEMPTS => {
-                    request.attempts += 1;
-                    waiting.push(request);
-                }
-                // Too much was written since. The reader sees its request dropped, and replays again.
-                None => drop(request),
+        for (missing, requests) in self.joins.end_read(caught_up) {
+            let missing = encode(&missing, self.shape);
+            for request in requests {
+                self.hub.complete_join(request, missing.clone());
             }
         }
-        self.join_requests.extend(waiting);
     }
 }
 
 /// Encodes events into segments that subscribers share.
 pub fn encode(events: &[(Event, Cursor)], shape: Shape) -> Vec<Arc<Segment>> {
+    count_unreadable(events);
     sse::encode(events.iter().map(|(event, cursor)| (event, cursor)), shape).into_iter().map(Arc::new).collect()
 }
 
@@ -217,4 +241,19 @@ fn age_of(event: &Event, now: Timestamp) -> Option<f64> {
 pub fn count_error(error: &SourceError) {
     let retryable = if error.is_retryable() { "true" } else { "false" };
     telemetry::SOURCE_ERRORS.increment(&[("code", error.code.as_str()), ("retryable", retryable)], 1);
+}
+
+/// Counts the events that could not be read whole, and says the first of a job.
+pub fn count_unreadable(events: &[(Event, Cursor)]) {
+    let mut count = 0;
+    for (event, _) in events.iter().filter(|(event, _)| !event.unreadable.is_empty()) {
+        count += 1;
+        if UNREADABLE_JOBS.begins(event.job_id.clone()) {
+            let (job, parts) = (event.job_id.as_str(), &event.unreadable);
+            tracing::warn!(?job, event = ?event.id, unreadable = ?parts, "an event has a part that cannot be read");
+        }
+    }
+    if count > 0 {
+        telemetry::UNREADABLE.counter(&[]).increment(count);
+    }
 }

@@ -14,6 +14,8 @@ export interface JobEvent {
   readonly timestamp: string;
   readonly actor: string | null;
   readonly payload: unknown;
+  /** Parts that the source could not read as they are stored, such as `payload`; each is lossy or null here. */
+  readonly unreadable?: readonly string[];
 }
 
 export type JobStatus = "PENDING" | "QUEUED" | "RUNNING" | "COMPLETED" | "FAILED" | "CANCELLED" | (string & {});
@@ -56,6 +58,7 @@ export function toJobEvent(jobId: string, type: string, data: unknown, cursor: s
   const record = asRecord(data);
   const id = asString(record.id);
   const hasEnvelope = id !== null && asString(record.type) !== null && "payload" in record;
+  const unreadable = hasEnvelope && Array.isArray(record.unreadable) ? record.unreadable.map(String) : [];
   return {
     id: hasEnvelope ? id : bareId,
     cursor,
@@ -65,5 +68,6 @@ export function toJobEvent(jobId: string, type: string, data: unknown, cursor: s
     timestamp: (hasEnvelope && asString(record.timestamp)) || new Date().toISOString(),
     actor: hasEnvelope ? asString(record.actor) : null,
     payload: hasEnvelope ? record.payload : data,
+    ...(unreadable.length > 0 && { unreadable }),
   };
 }

@@ -26,7 +26,7 @@ pub struct Source {
     /// Time that the end of a job waits for transactions that were open when its status became final.
     #[serde(with = "duration")]
     pub settle: Duration,
-    /// Time without an answer of the source after which /readyz says no.
+    /// Time without an answer of the source after which /readyz says no; 0s for never, since streams are held meanwhile.
     #[serde(with = "duration")]
     pub ready_grace: Duration,
     /// The embedded store, for kind "sqlite".
@@ -65,7 +65,7 @@ impl Default for Source {
             retry_initial: Duration::from_millis(200),
             retry_max: Duration::from_secs(10),
             settle: Duration::from_secs(2),
-            ready_grace: Duration::from_secs(10),
+            ready_grace: Duration::ZERO,
             sqlite: Sqlite::default(),
             postgres: Postgres::default(),
             redis: Redis::default(),

@@ -229,7 +229,13 @@ impl Body {
                 self.carry_out(reaction::on_job_end(&self.job, end, cursor));
                 true
             }
-            (None, None) => false,
+            (None, None) => match live.listening.untold(unread.fault.as_ref()) {
+                Some(fault) => {
+                    self.notify(reaction::on_outage(&fault.outage));
+                    true
+                }
+                None => false,
+            },
         }
     }
 

@@ -23,7 +23,7 @@ pub struct Health {
     /// The parts without which the process is of no use.
     pub supervisor: Supervisor,
     pub metrics: MetricsExporter,
-    /// Length of an outage after which `/readyz` says no.
+    /// Length of an outage after which `/readyz` says no; zero for never.
     pub ready_grace: Duration,
 }
 
@@ -52,22 +52,29 @@ async fn healthy(health: web::Data<Health>) -> HttpResponse {
     }
 }
 
+/// Answers 200 also while the source is down, since streams are held and answered better here than by a balancer; the JSON
+/// says so. Only `source.ready_grace` makes it a 503.
 async fn ready(health: web::Data<Health>) -> HttpResponse {
-    let not = |code: &str, detail: String| {
+    let not = |code: &str, detail: &str| {
         HttpResponse::ServiceUnavailable().json(json!({ "status": "unready", "code": code, "detail": detail }))
     };
     if let Some(failure) = health.supervisor.failure() {
-        return not(PART_FAILED, failure.to_string());
+        return not(PART_FAILED, &failure.to_string());
     }
     if health.shutdown.phase() > Phase::Serving {
-        return not("server.draining", "this Jobcast is leaving".into());
+        return not("server.draining", "this Jobcast is leaving");
     }
-    match health.hub.outage() {
-        Some(outage) if outage.since.elapsed() > health.ready_grace || !outage.error.is_retryable() => {
-            not(outage.error.code.as_str(), outage.error.to_string())
-        }
-        _ => HttpResponse::Ok().json(json!({ "status": "ready" })),
+    let Some(outage) = health.hub.outage() else { return HttpResponse::Ok().json(json!({ "status": "ready" })) };
+    let code = outage.error.code.as_str();
+    if !health.ready_grace.is_zero() && outage.since.elapsed() >= health.ready_grace {
+        return not(code, "the source does not answer");
     }
+    let detail = if outage.error.is_retryable() {
+        "the source does not answer; streams are held, and go on when it does"
+    } else {
+        "the source cannot be read until an operator mends it; the log says how"
+    };
+    HttpResponse::Ok().json(json!({ "status": "source_down", "code": code, "detail": detail }))
 }
 
 async fn metrics(health: web::Data<Health>) -> HttpResponse {

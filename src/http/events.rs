@@ -9,6 +9,7 @@ use crate::hub::Listening;
 use crate::replay::{Replay, Step};
 use crate::source::{Limit, Page, PageResult};
 use crate::sse::Reset;
+use crate::tail;
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
@@ -84,6 +85,7 @@ async fn begin(app: &App, job: &JobId, start: Start) -> Result<(Cursor, Option<R
 }
 
 fn answer(app: &App, page: Page, reset: Option<Reset>) -> HttpResponse {
+    tail::count_unreadable(&page.events);
     HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(Polled {
         events: page.events.into_iter().map(|(event, cursor)| Sent { event, cursor }).collect(),
         cursor: page.end,

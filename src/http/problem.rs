@@ -1,7 +1,7 @@
 //! Errors as RFC 9457 problem details, each with a stable code. The table here has every code but those of the source,
 //! which stand in `error.rs`.
 
-use crate::error::{SourceCode, SourceError};
+use crate::error::{Scope, SourceCode, SourceError};
 use crate::tail;
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
@@ -68,8 +68,11 @@ impl Problem {
 impl From<SourceError> for Problem {
     fn from(error: SourceError) -> Self {
         tail::count_error(&error);
-        tracing::warn!(code = error.code.as_str(), %error, "a request failed at the source");
+        if error.begins_incident() {
+            tracing::warn!(code = error.code.as_str(), scope = ?error.scope, %error, "a request failed at the source");
+        }
         let (status, retry_after_s) = match (error.is_retryable(), error.code) {
+            _ if matches!(error.scope, Scope::Job(_)) => (StatusCode::SERVICE_UNAVAILABLE, Some(1)),
             (_, SourceCode::Refused) => (StatusCode::UNPROCESSABLE_ENTITY, None),
             (_, SourceCode::DiskFull) => (StatusCode::INSUFFICIENT_STORAGE, Some(10)),
             (true, _) => (StatusCode::SERVICE_UNAVAILABLE, Some(1)),

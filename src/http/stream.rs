@@ -85,28 +85,28 @@ struct Opened {
 
 impl Opened {
     async fn open(app: &App, job: &JobId, start: Start) -> Result<Self, SourceError> {
-        let new = |cursor| Replay::after(app.streams.pages.clone(), app.streams.hub.clone(), job.clone(), cursor);
-        let beginning = app.source.beginning(job);
+        let (pages, hub) = (app.streams.pages.clone(), app.streams.hub.clone());
+        let from_beginning = || Replay::from_beginning(pages.clone(), hub.clone(), job.clone());
         let (mut reset, mut position) = (None, None);
         let is_now = start == Start::Now;
         let mut is_resume = matches!(start, Start::After(_));
         let mut replay = match start {
-            Start::Beginning => new(beginning),
+            Start::Beginning => from_beginning(),
             Start::After(text) => match app.resolve(job, &text).await? {
-                Some(cursor) => new(cursor),
+                Some(cursor) => app.streams.replay_after(job.clone(), cursor),
                 None => {
                     is_resume = false;
-                    reset = Some((Reset::Unknown, beginning.clone()));
-                    new(beginning)
+                    reset = Some((Reset::Unknown, app.source.beginning(job)));
+                    from_beginning()
                 }
             },
             Start::Now => match app.newest(job).await? {
                 Some(cursor) => {
                     position = Some(cursor.clone());
-                    Replay::from_newest(app.streams.pages.clone(), app.streams.hub.clone(), job.clone(), cursor)
+                    Replay::from_newest(pages.clone(), hub.clone(), job.clone(), cursor)
                 }
                 // There is no such job, which the first page will say.
-                None => new(beginning),
+                None => from_beginning(),
             },
         };
         let mut first = replay.next().await;

@@ -1,5 +1,6 @@
 //! One live job: its ring, and the listeners that are woken when it grows.
 
+use super::Outage;
 use super::ring::{Overtaken, Place, Ring, Run, Volume};
 use crate::cursor::Cursor;
 use crate::event::JobId;
@@ -10,7 +11,8 @@ use std::time::Instant;
 
 /// A delivery thread or a task that has subscribers of a channel.
 pub trait ChannelListener: Send + Sync {
-    /// Called once for each batch of events, and when the channel ends. It may read the channel.
+    /// Called once for each batch of events, when the job's rows cannot be read, and when the channel ends. It may read the
+    /// channel.
     fn wake(&self, channel: &Arc<Channel>);
 }
 
@@ -28,6 +30,10 @@ struct State {
     ring: Ring,
     /// None while the tail watches the job. Once set, nothing is appended any more.
     end: Option<JobEnd>,
+    /// The present fault of the job's rows, if there is one.
+    fault: Option<Fault>,
+    /// The number of faults so far.
+    faults: u64,
     /// When the newest events were read from the source; the fan-out metric counts from here.
     read_at: Instant,
     /// Listeners that are woken when the channel grows or ends. There are few: one per delivery thread that has
@@ -45,6 +51,14 @@ pub struct ChannelId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenerId(pub u64);
 
+/// A time in which the source cannot read the job's own rows, while all other jobs go on.
+#[derive(Clone)]
+pub struct Fault {
+    /// Counted from 1 in each channel, so that each subscriber is told once.
+    pub number: u64,
+    pub outage: Arc<Outage>,
+}
+
 /// The events after a subscriber's place.
 pub struct Unread {
     pub run: Run,
@@ -54,12 +68,15 @@ pub struct Unread {
     pub read_at: Instant,
     /// Set if the channel has ended: nothing comes after the run.
     pub ended: Option<JobEnd>,
+    /// Set while nothing comes because the job's rows cannot be read.
+    pub fault: Option<Fault>,
 }
 
 impl Channel {
     pub(super) fn new(id: ChannelId, job: JobId, ring: Ring) -> Arc<Self> {
         let now = Instant::now();
-        let state = State { ring, end: None, read_at: now, listeners: Vec::new(), idle_since: Some(now) };
+        let (listeners, idle_since) = (Vec::new(), Some(now));
+        let state = State { ring, end: None, fault: None, faults: 0, read_at: now, listeners, idle_since };
         Arc::new(Self { id, job, state: Mutex::new(state), subscribers: AtomicUsize::new(0) })
     }
 
@@ -75,7 +92,13 @@ impl Channel {
     /// Returns everything from `place` on.
     pub fn read_from(&self, place: Place) -> Result<Unread, Overtaken> {
         let state = self.state();
-        Ok(Unread { run: state.ring.run(place)?, end: state.ring.end(), read_at: state.read_at, ended: state.end })
+        Ok(Unread {
+            run: state.ring.run(place)?,
+            end: state.ring.end(),
+            read_at: state.read_at,
+            ended: state.end,
+            fault: state.fault.clone(),
+        })
     }
 
     /// Returns the place after `cursor`, if the ring reaches back to it.
@@ -126,6 +149,23 @@ impl Channel {
     /// Marks the channel ended, without waking anybody.
     pub(super) fn finish(&self, end: JobEnd) {
         self.state().end = Some(end);
+    }
+
+    /// Sets or clears the fault of the job's rows, without waking anybody. True if it is a new one.
+    pub(super) fn set_fault(&self, fault: Option<Outage>) -> bool {
+        let mut state = self.state();
+        match (fault, &state.fault) {
+            (Some(outage), None) => {
+                state.faults += 1;
+                state.fault = Some(Fault { number: state.faults, outage: Arc::new(outage) });
+                true
+            }
+            (Some(_), Some(_)) => false,
+            (None, _) => {
+                state.fault = None;
+                false
+            }
+        }
     }
 
     pub fn ended(&self) -> Option<JobEnd> {

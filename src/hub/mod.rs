@@ -1,9 +1,15 @@
 //! All live jobs of this process. The hub knows neither where events come from nor how they reach a socket: the tail
 //! publishes them here, and subscribers are places in a channel's ring.
 //!
-//! A channel is created by the first reader that has caught up with the source, at that reader's cursor. A later reader
-//! joins where the ring reaches back to its cursor; otherwise it asks the tail to catch it up. Only the tail removes
-//! channels, between two of its reads, so that the events of a read are never published to the channel of a later watch.
+//! A channel is created by the first reader that has caught up with the source, at the position that the source gave it
+//! then. A later reader joins where the ring reaches back to its cursor; otherwise it asks the tail to catch it up. Only the
+//! tail removes channels, between two of its reads, so that the events of a read are never published to the channel of a
+//! later watch.
+//!
+//! Invariant, "one reader": a channel, its ring, the tail's watch and every join request begin only at a position that the
+//! source made itself, from what it saw. A cursor that a reader sent is compared with the ring's, and goes no further: one
+//! that the ring knows by its token is by that one of the source's making. A reader's cursor therefore decides what that
+//! reader is given, and nothing else. Replays keep the two kinds apart.
 //!
 //! Locks, in the order in which they may be nested: `channels` → `requests`, and `channels` → a channel's state. A channel's
 //! state and `requests` are never held together, and no lock is held across an await.
@@ -16,7 +22,7 @@ pub mod model;
 mod ring;
 mod subscriber;
 
-pub use channel::{Channel, ChannelId, ChannelListener, ListenerId, Unread};
+pub use channel::{Channel, ChannelId, ChannelListener, Fault, ListenerId, Unread};
 pub use ring::{Overtaken, Place, Run};
 pub use subscriber::{Listening, Subscription};
 
@@ -90,7 +96,7 @@ pub struct CaughtUp {
     pub place: Place,
 }
 
-/// A time in which the source does not answer.
+/// A time in which the source does not answer: for no job at all, or, as part of a [`Fault`], not for one.
 #[derive(Clone, Debug)]
 pub struct Outage {
     pub error: SourceError,
@@ -108,9 +114,10 @@ pub enum Join {
 }
 
 /// The page that a reader read just before it created a channel. The ring begins with it, so that others who come at the
-/// same time find their place.
+/// same time find their place. It must descend from a position of the source's own making, since its cursors become the
+/// ring's.
 pub struct Seed {
-    /// The cursor before the first event.
+    /// The cursor before the first event, made by the source.
     pub base: Cursor,
     pub segments: Vec<Arc<Segment>>,
 }
@@ -165,8 +172,8 @@ impl Hub {
         self.channels().get(job).map(|channel| channel.newest().1)
     }
 
-    /// Makes a reader live that caught up with the source, at `cursor`, a moment ago. Creates the channel if there is none,
-    /// with `seed` in its ring.
+    /// Makes a reader live that caught up with the source, at `cursor`, a moment ago. The source made `cursor` itself; one that
+    /// a reader sent would become everybody's. Creates the channel if there is none, with `seed` in its ring.
     pub fn join_or_create(&self, job: &JobId, cursor: &Cursor, seed: Option<Seed>) -> Join {
         let mut channels = self.channels();
         if let Some(channel) = channels.get(job) {
@@ -287,6 +294,14 @@ impl Hub {
     /// Announces that the source does not answer, or, with `None`, that it is back.
     pub fn set_outage(&self, outage: Option<Outage>) {
         self.0.outage.send_replace(outage.map(Arc::new));
+    }
+
+    /// Tells the subscribers of one job that its rows cannot be read, or notes that they can again.
+    pub fn set_fault(&self, job: &JobId, fault: Option<Outage>) {
+        let Some(channel) = self.channels().get(job).cloned() else { return };
+        if channel.set_fault(fault) {
+            channel.wake_all();
+        }
     }
 
     // ---- inside

@@ -8,7 +8,7 @@
 //! cursor = source.beginning(job), or source.resolve(job, text), or source.newest(job).cursor
 //! loop {
 //!     page = source.page(job, cursor, limit)
-//!     deliver page.events; cursor = page.end
+//!     deliver page.events; cursor = page.end      // on the last page: made by the source, whatever `cursor` was
 //!     if page.is_complete { return }              // the job has ended, and this was all of it
 //!     if page.is_last { break }
 //! }
@@ -32,6 +32,18 @@
 //! A reader is *caught up* when it has received every event that the tail has published of its job. From then on it gets
 //! exactly what the tail publishes. A reader that begins a watch is caught up at once, since the tail goes on at its own
 //! cursor; one that joins a watch is caught up by [`Tail::read`].
+//!
+//! # One reader
+//!
+//! A reader's cursor is foreign input. Whoever can read the store can write one that was never given out: "all of these were
+//! received", of events that are not committed yet. Such a cursor decides which events *that reader* is given, and nothing
+//! else:
+//!
+//! - Only [`Source::resolve`] and [`Source::page`] are ever given a foreign position.
+//! - [`Page::end`] of a last page is a position that the source made itself from what it saw in that very read. All who come
+//!   by way of a last page therefore stand at positions of the source's making, and so do those from [`Source::beginning`]
+//!   and [`Source::newest`].
+//! - [`Tail::watch`] and [`Joiner`] get no others.
 
 mod news;
 mod page;
@@ -69,7 +81,9 @@ pub trait Source: Send + Sync {
     /// Returns the position after the job's newest event. `None` where there is no such job.
     async fn newest(&self, job: &JobId) -> Result<Option<Standing>, SourceError>;
 
-    /// Returns the events after a cursor, as many as `limit` allows.
+    /// Returns the events after a cursor, as many as `limit` allows. The cursor may be foreign: one that [`Source::resolve`]
+    /// let pass, but that was never given out. It decides which events are in the page, and nothing of the end of a last
+    /// one: see [`Page::end`].
     async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError>;
 
     /// Returns a new tail, which watches nothing yet.
@@ -89,7 +103,8 @@ pub trait Source: Send + Sync {
 /// The one reader for all watched jobs. It keeps the position of each of them.
 #[async_trait]
 pub trait Tail: Send {
-    /// Makes the events of `job` after `after` news, from the next read on.
+    /// Makes the events of `job` after `after` news, from the next read on. The source itself made `after`, and may believe
+    /// it.
     fn watch(&mut self, job: JobId, after: Cursor);
 
     fn unwatch(&mut self, job: &JobId);
@@ -135,7 +150,8 @@ impl Wakeup {
     }
 }
 
-/// A reader that joins the watch of a job, and has received everything up to `after`.
+/// A reader that joins the watch of a job, and has received everything up to `after`, a position that the source itself
+/// made.
 #[derive(Clone, Debug)]
 pub struct Joiner {
     pub job: JobId,
@@ -211,7 +227,9 @@ pub enum PageResult {
 #[derive(Debug)]
 pub struct Page {
     pub events: Vec<(Event, Cursor)>,
-    /// The position after this page.
+    /// The position after this page. On the last page the source makes it itself, from what it saw in this read: everything
+    /// of the job that was there then, whatever `after` said. Where a page is not the last, it may descend from `after`, as
+    /// the cursors of the events may.
     pub end: Cursor,
     /// Nothing was left after this page when it was read.
     pub is_last: bool,

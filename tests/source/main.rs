@@ -1,7 +1,10 @@
 //! A source that Jobcast does not know, served by the real hub, tail, replay and HTTP in this process: whatever implements
 //! `Source` and `Tail` gets the promises.
 
+mod faults;
+mod forgers;
 mod memory;
+mod position;
 
 use jobcast::cli::serve::serve_source;
 use jobcast::config::Settings;
@@ -47,6 +50,10 @@ fn job() -> JobId {
 }
 
 async fn append(store: &Memory, numbers: Range<usize>) {
+    append_to(store, &job(), numbers).await;
+}
+
+async fn append_to(store: &Memory, job: &JobId, numbers: Range<usize>) {
     let event = |number: usize| NewEvent {
         id: format!("e-{number}"),
         step_id: None,
@@ -55,7 +62,7 @@ async fn append(store: &Memory, numbers: Range<usize>) {
         actor: None,
         payload: Payload::from_text(number.to_string()),
     };
-    store.append(&job(), numbers.map(event).collect()).await.expect("appended");
+    store.append(job, numbers.map(event).collect()).await.expect("appended");
 }
 
 /// One block of a stream that has data.
@@ -81,11 +88,15 @@ struct Stream(BufReader<TcpStream>);
 
 impl Stream {
     async fn open(address: SocketAddr, after: Option<&str>) -> Self {
+        Self::of(address, &job(), after).await
+    }
+
+    async fn of(address: SocketAddr, job: &JobId, after: Option<&str>) -> Self {
         let mut socket = TcpStream::connect(address).await.expect("a connection");
         let after = after.map(|cursor| format!("Last-Event-ID: {cursor}\r\n")).unwrap_or_default();
         let request = format!(
             "GET /runner-jobs/{}/events/stream HTTP/1.1\r\nHost: test\r\nAccept: text/event-stream\r\n{after}\r\n",
-            job().as_str()
+            job.as_str()
         );
         socket.write_all(request.as_bytes()).await.expect("a request");
         Self(BufReader::new(socket))

@@ -1,10 +1,11 @@
 //! A store in memory: the smallest source there can be, and an example of one.
 //!
-//! A job is a list of events, and a position is the number of events before it. Everything is behind one lock, so a read
-//! of the tail sees all jobs at one moment.
+//! A job is a list of numbered slots. A writer may reserve a slot and fill it later, as a transaction does that commits late.
+//! Everything is behind one lock, so a read of the tail sees all jobs at one moment.
 
+use super::position::Position;
 use async_trait::async_trait;
-use jobcast::cursor::{Cursor, varint};
+use jobcast::cursor::Cursor;
 use jobcast::error::SourceError;
 use jobcast::event::{Event, JobId, JobStatus};
 use jobcast::source::{
@@ -13,14 +14,12 @@ use jobcast::source::{
 };
 use jobcast::sse::{JobEnd, Reset};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-/// The bounds of one read of the tail; small, so that tests meet them.
+/// The bounds of one read of the tail, and of a page; small, so that tests meet them.
 const READ: Limit = Limit { events: 20, bytes: 1 << 20 };
-
-/// The letter of its cursors; no store of Jobcast's own has it.
-const LETTER: char = 'm';
 
 #[derive(Clone, Default)]
 pub struct Memory(Arc<Store>);
@@ -30,18 +29,50 @@ struct Store {
     jobs: Mutex<HashMap<JobId, Job>>,
     /// Notified by every write. One tail waits for it.
     changed: Notify,
+    /// The number of times that a tail asked for the rows of a job that cannot be read.
+    asked_in_vain: AtomicUsize,
 }
 
 #[derive(Default)]
 struct Job {
-    events: Vec<Event>,
+    /// A slot without an event is reserved.
+    slots: Vec<Option<Event>>,
     status: Option<JobStatus>,
+    /// The job's rows cannot be read, for this reason.
+    fault: Option<SourceError>,
 }
 
 impl Job {
-    /// Returns the job's final status, once it has one.
+    fn events(&self) -> impl Iterator<Item = (usize, &Event)> {
+        self.slots.iter().enumerate().filter_map(|(slot, event)| Some((slot, event.as_ref()?)))
+    }
+
+    /// Returns the job's final status, once it has one and no slot is reserved.
     fn ending(&self) -> Option<JobStatus> {
-        self.status.filter(|status| status.is_final())
+        self.status.filter(|status| status.is_final() && self.slots.iter().all(Option::is_some))
+    }
+
+    /// Returns the position after everything that can be seen now.
+    fn newest(&self) -> Position {
+        self.position_at(self.slots.len())
+    }
+
+    /// Returns the position after the events up to a slot that can be seen now.
+    fn position_at(&self, slot: usize) -> Position {
+        let mut position = Position::default();
+        self.events().filter(|(other, _)| *other <= slot).for_each(|(slot, _)| position.add(slot));
+        position
+    }
+
+    /// Returns the events that `after` has not, each with the cursor after it.
+    fn events_after(&self, job: &JobId, mut after: Position) -> Vec<(usize, Event, Cursor)> {
+        let lacking: Vec<_> = self.events().filter(|(slot, _)| !after.has(*slot)).collect();
+        let mut numbered = Vec::new();
+        for (slot, event) in lacking {
+            after.add(slot);
+            numbered.push((slot, event.clone(), after.seal(job)));
+        }
+        numbered
     }
 }
 
@@ -51,24 +82,37 @@ impl Store {
     }
 }
 
-/// Makes the cursor after the first `count` events of a job.
-fn seal(job: &JobId, count: usize) -> Cursor {
-    let mut inside = Vec::new();
-    varint::write(&mut inside, count as u64);
-    Cursor::seal(LETTER, job, &inside)
-}
+impl Memory {
+    /// Reserves the next slot of a job, and returns its number.
+    pub fn reserve(&self, job: &JobId) -> usize {
+        let mut jobs = self.0.jobs();
+        let stored = jobs.entry(job.clone()).or_default();
+        stored.slots.push(None);
+        stored.slots.len() - 1
+    }
 
-fn open(job: &JobId, text: &str) -> Option<usize> {
-    let inside = Cursor::open(LETTER, job, text)?;
-    let from = &mut &*inside;
-    let count = varint::read(from)?;
-    from.is_empty().then_some(count as usize)
-}
+    /// Fills a reserved slot.
+    pub fn fill(&self, job: &JobId, slot: usize, event: NewEvent) {
+        self.0.jobs().get_mut(job).expect("a job").slots[slot] = Some(event.into_event(job.clone()));
+        self.0.changed.notify_one();
+    }
 
-/// Returns the events of a job after its first `after`, each with its cursor.
-fn events_after(job: &JobId, stored: &Job, after: usize) -> Vec<(Event, Cursor)> {
-    let numbered = stored.events.iter().enumerate().skip(after);
-    numbered.map(|(number, event)| (event.clone(), seal(job, number + 1))).collect()
+    /// Makes the rows of one job unreadable, or readable again.
+    pub fn set_fault(&self, job: &JobId, fault: Option<SourceError>) {
+        self.0.jobs().entry(job.clone()).or_default().fault = fault.map(|error| error.of_job(job.clone()));
+        self.0.changed.notify_one();
+    }
+
+    /// Returns how often a tail asked for the rows of a job that cannot be read.
+    pub fn asked_in_vain(&self) -> usize {
+        self.0.asked_in_vain.load(Ordering::SeqCst)
+    }
+
+    /// Stores an event as it is.
+    pub fn put(&self, job: &JobId, event: Event) {
+        self.0.jobs().entry(job.clone()).or_default().slots.push(Some(event));
+        self.0.changed.notify_one();
+    }
 }
 
 #[async_trait]
@@ -78,36 +122,46 @@ impl Source for Memory {
     }
 
     fn beginning(&self, job: &JobId) -> Cursor {
-        seal(job, 0)
+        Position::default().seal(job)
     }
 
     async fn resolve(&self, job: &JobId, text: &str) -> Result<Option<Cursor>, SourceError> {
-        let of_event = || self.0.jobs().get(job)?.events.iter().position(|event| event.id == text).map(|at| at + 1);
-        Ok(open(job, text).or_else(of_event).map(|count| seal(job, count)))
+        if let Some(position) = Position::open(job, text) {
+            return Ok(Some(position.seal(job)));
+        }
+        let jobs = self.0.jobs();
+        let Some(stored) = jobs.get(job) else { return Ok(None) };
+        let found = stored.events().find(|(_, event)| event.id == text);
+        Ok(found.map(|(slot, _)| stored.position_at(slot).seal(job)))
     }
 
     async fn newest(&self, job: &JobId) -> Result<Option<Standing>, SourceError> {
         let jobs = self.0.jobs();
-        Ok(jobs.get(job).map(|stored| Standing { cursor: seal(job, stored.events.len()), status: stored.status }))
+        Ok(jobs.get(job).map(|stored| Standing { cursor: stored.newest().seal(job), status: stored.status }))
     }
 
     async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError> {
-        let Some(after) = open(job, after.as_str()) else { return Ok(PageResult::Lost(Reset::Unknown)) };
+        let Some(after) = Position::open(job, after.as_str()) else { return Ok(PageResult::Lost(Reset::Unknown)) };
         let jobs = self.0.jobs();
         let Some(stored) = jobs.get(job) else { return Ok(PageResult::NoSuchJob) };
-        if after > stored.events.len() {
+        if let Some(error) = &stored.fault {
+            return Err(error.clone());
+        }
+        if after.is_beyond(stored.slots.len()) {
             return Ok(PageResult::Lost(Reset::Rewound));
         }
-        let mut page = PageBuilder::new(limit);
-        let mut rest = events_after(job, stored, after).into_iter();
+        let mut page = PageBuilder::new(Limit { events: limit.events.min(READ.events), ..limit });
+        let mut rest = stored.events_after(job, after).into_iter();
         while !page.is_full()
-            && let Some((event, cursor)) = rest.next()
+            && let Some((_, event, cursor)) = rest.next()
         {
             page.push(event, cursor);
         }
         let is_last = rest.next().is_none();
+        // The end of the last page is made of what is seen here, and of nothing that a reader sent.
+        let end = page.end().filter(|_| !is_last).cloned();
         Ok(PageResult::Page(Page {
-            end: page.end().cloned().unwrap_or_else(|| seal(job, after)),
+            end: end.unwrap_or_else(|| stored.newest().seal(job)),
             events: page.into_events(),
             is_last,
             status: stored.status,
@@ -125,13 +179,13 @@ impl Source for Memory {
             jobs.entry(job.clone()).or_insert_with(|| Job { status: Some(JobStatus::Running), ..Job::default() });
         let mut appended = Vec::new();
         for new in events {
-            let known = stored.events.iter().position(|event| event.id == new.id);
-            let at = known.unwrap_or(stored.events.len());
+            let known = stored.events().find(|(_, event)| event.id == new.id).map(|(slot, _)| slot);
+            let slot = known.unwrap_or(stored.slots.len());
             if known.is_none() {
-                stored.events.push(new.into_event(job.clone()));
+                stored.slots.push(Some(new.into_event(job.clone())));
             }
-            let (event, cursor) = (stored.events[at].clone(), seal(job, at + 1));
-            appended.push(Appended { event, cursor, is_new: known.is_none() });
+            let event = stored.slots[slot].clone().expect("just found, or just stored");
+            appended.push(Appended { event, cursor: stored.position_at(slot).seal(job), is_new: known.is_none() });
         }
         self.0.changed.notify_one();
         Ok(appended)
@@ -149,7 +203,7 @@ impl Source for Memory {
         let summary = |(job, stored): (&JobId, &Job)| JobSummary {
             job_id: job.clone(),
             status: stored.status,
-            last_event_at: stored.events.last().and_then(|event| event.timestamp).map(|at| at.to_string()),
+            last_event_at: stored.events().last().and_then(|(_, event)| event.timestamp).map(|at| at.to_string()),
         };
         Ok(wanted.map(summary).take(limit).collect())
     }
@@ -157,19 +211,19 @@ impl Source for Memory {
 
 struct MemoryTail {
     store: Arc<Store>,
-    /// Watched jobs, each with the number of its events that were published.
-    watched: HashMap<JobId, usize>,
+    /// Watched jobs, each with the position up to which its events were published.
+    watched: HashMap<JobId, Position>,
 }
 
 impl MemoryTail {
     /// Moves on the watch of one job, as far as the batch takes it. Returns whether something is left.
     fn read_job(&mut self, job: &JobId, stored: &Job, batch: &mut TailBatch) -> bool {
         let published = self.watched.entry(job.clone()).or_default();
-        let mut rest = events_after(job, stored, *published).into_iter();
+        let mut rest = stored.events_after(job, published.clone()).into_iter();
         while !batch.is_full()
-            && let Some((event, cursor)) = rest.next()
+            && let Some((slot, event, cursor)) = rest.next()
         {
-            *published += 1;
+            published.add(slot);
             batch.push(job, event, cursor);
         }
         let is_left = rest.next().is_some();
@@ -180,20 +234,28 @@ impl MemoryTail {
         is_left
     }
 
-    /// Returns what a joiner lacks of the published events; `None` where its job is not watched.
+    /// Returns the published events that a joiner lacks; `None` where its job is not watched, or it is ahead of the watch.
     fn catch_up(&self, joiner: &Joiner, stored: &Job) -> Option<Vec<(Event, Cursor)>> {
-        let published = *self.watched.get(&joiner.job)?;
-        let after = open(&joiner.job, joiner.after.as_str()).filter(|after| *after <= published)?;
-        let mut missing = events_after(&joiner.job, stored, after);
-        missing.truncate(published - after);
-        Some(missing)
+        let published = self.watched.get(&joiner.job)?;
+        let mut reached = Position::open(&joiner.job, joiner.after.as_str())?;
+        if !reached.is_within(published) {
+            return None;
+        }
+        let lacking = stored.events().filter(|(slot, _)| published.has(*slot) && !reached.has(*slot));
+        let lacking: Vec<_> = lacking.map(|(slot, event)| (slot, event.clone())).collect();
+        let missing = lacking.into_iter().map(|(slot, event)| {
+            reached.add(slot);
+            (event, reached.seal(&joiner.job))
+        });
+        Some(missing.collect())
     }
 }
 
 #[async_trait]
 impl Tail for MemoryTail {
     fn watch(&mut self, job: JobId, after: Cursor) {
-        let published = open(&job, after.as_str()).unwrap_or(0);
+        // Believed as it is: no reader made it.
+        let published = Position::open(&job, after.as_str()).expect("a position of this source");
         self.watched.insert(job, published);
     }
 
@@ -210,14 +272,25 @@ impl Tail for MemoryTail {
         let store = self.store.clone();
         let jobs = store.jobs();
         let mut batch = TailBatch::new(READ);
-        let mut more = false;
+        let mut news = News::nothing(joining);
         for job in self.watched.keys().cloned().collect::<Vec<_>>() {
-            if let Some(stored) = jobs.get(&job) {
-                more |= self.read_job(&job, stored, &mut batch);
+            match jobs.get(&job) {
+                Some(Job { fault: Some(error), .. }) => {
+                    store.asked_in_vain.fetch_add(1, Ordering::SeqCst);
+                    news.faults.push((job, error.clone()));
+                    // There may well be more to read, which must not make anybody ask at once.
+                    news.more = true;
+                }
+                Some(stored) => news.more |= self.read_job(&job, stored, &mut batch),
+                None => {}
             }
         }
-        let missing = |joiner: &Joiner| self.catch_up(joiner, jobs.get(&joiner.job)?);
-        let caught_up_joiners = joining.iter().map(missing).collect();
-        Ok(News { jobs: batch.into_jobs(), caught_up_joiners, more, ..News::nothing(joining) })
+        let missing = |joiner: &Joiner| {
+            let stored = jobs.get(&joiner.job).filter(|stored| stored.fault.is_none())?;
+            self.catch_up(joiner, stored)
+        };
+        news.caught_up_joiners = joining.iter().map(missing).collect();
+        news.jobs = batch.into_jobs();
+        Ok(news)
     }
 }

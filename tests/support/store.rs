@@ -23,6 +23,12 @@ pub trait Store: Sized {
     /// Appends numbered events in their order.
     async fn append(&self, job: &str, numbers: Range<u64>);
 
+    /// Appends numbered events in one transaction that stays open for so long, where the store has such; else after that.
+    async fn append_within(&self, job: &str, numbers: Range<u64>, open_for: Duration) {
+        tokio::time::sleep(open_for).await;
+        self.append(job, numbers).await;
+    }
+
     /// Appends numbered events with so many bytes of ballast each and sets the job's status, all in one transaction.
     async fn append_and_end(&self, job: &str, numbers: Range<u64>, ballast: usize, status: &str);
 
@@ -104,6 +110,12 @@ impl Store for Postgres {
 
     async fn append(&self, job: &str, numbers: Range<u64>) {
         postgres::append(&mut self.connect().await, job, numbers).await;
+    }
+
+    async fn append_within(&self, job: &str, numbers: Range<u64>, open_for: Duration) {
+        let rows = Vec::from_iter(numbers.map(|n| format!("('e-{n}', '{job}', 'x', '{}')", payload(n, 0)))).join(",");
+        let insert = format!("INSERT INTO job_events (id, job_id, type, payload) VALUES {rows};");
+        self.execute(&format!("BEGIN; {insert} SELECT pg_sleep({}); COMMIT;", open_for.as_secs_f64())).await;
     }
 
     async fn append_and_end(&self, job: &str, numbers: Range<u64>, ballast: usize, status: &str) {

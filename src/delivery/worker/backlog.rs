@@ -124,6 +124,9 @@ impl Worker {
                 if let Some(end) = unread.ended {
                     let job = self.groups[group].channel.job.clone();
                     self.carry_out(key, reaction::on_job_end(&job, end, reached));
+                } else if let State::Member { membership, .. } = &mut self.subscribers[key].state {
+                    let untold = membership.subscription.untold(unread.fault.as_ref());
+                    self.tell_fault(key, untold);
                 }
             }
         }

@@ -5,7 +5,7 @@ use super::subscriber::State;
 use super::write::{self, RunCursor, WriteOutcome};
 use crate::cursor::Cursor;
 use crate::delivery::reaction;
-use crate::hub::{Channel, ChannelId, ListenerId, Place, Run, Unread};
+use crate::hub::{Channel, ChannelId, Fault, ListenerId, Place, Run, Unread};
 use std::sync::Arc;
 
 /// The subscribers of one channel on this thread.
@@ -21,6 +21,8 @@ pub struct Group {
     pub place: Place,
     pub cursor: Cursor,
     pub state: GroupState,
+    /// The number of the newest fault of the job's rows that all members were told of.
+    told: u64,
 }
 
 /// The work that a group has.
@@ -52,7 +54,7 @@ pub struct Delivery {
 
 impl Group {
     fn new(channel: Arc<Channel>, listener: ListenerId, place: Place, cursor: Cursor) -> Self {
-        Self { channel, listener, members: Vec::new(), attached: 0, place, cursor, state: GroupState::Idle }
+        Self { channel, listener, members: Vec::new(), attached: 0, place, cursor, state: GroupState::Idle, told: 0 }
     }
 
     /// True where nothing refers to the group any more: no subscriber, and no place in the worker's queue.
@@ -188,9 +190,11 @@ impl Worker {
             self.replay_members(id);
             return None;
         };
-        if unread.run.is_empty() && unread.ended.is_none() {
+        let has_fault = unread.fault.as_ref().is_some_and(|fault| fault.number > group.told);
+        if unread.run.is_empty() && unread.ended.is_none() && !has_fault {
             return None;
         }
+        group.told = unread.fault.as_ref().map_or(group.told, |fault| fault.number);
         group.state = GroupState::Delivering;
         let end_cursor = unread.run.end().unwrap_or_else(|| group.cursor.clone());
         Some(Delivery { start: group.place, remaining: group.members.len(), end_cursor, unread, has_more: false })
@@ -231,7 +235,22 @@ impl Worker {
         }
         if let Some(end) = delivery.unread.ended {
             let job = &self.groups[group].channel.job;
-            self.carry_out(key, reaction::on_job_end(job, end, delivery.end_cursor.clone()));
+            return self.carry_out(key, reaction::on_job_end(job, end, delivery.end_cursor.clone()));
+        }
+        if let Some(fault) = &delivery.unread.fault
+            && let State::Member { membership, cursor, .. } = &mut self.subscribers[key].state
+        {
+            // Its own from here on, since the group's is still that before the delivery.
+            cursor.get_or_insert_with(|| delivery.end_cursor.clone());
+            let untold = membership.subscription.untold(Some(fault));
+            self.tell_fault(key, untold);
+        }
+    }
+
+    /// Tells a subscriber of a fault of its job's rows.
+    pub(super) fn tell_fault(&mut self, key: usize, fault: Option<&Fault>) {
+        if let Some(fault) = fault {
+            self.send_notice(key, &reaction::on_outage(&fault.outage));
         }
     }
 

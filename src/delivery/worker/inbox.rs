@@ -33,7 +33,7 @@ pub struct HandedOver {
 pub enum Message {
     /// Serve this stream from now on.
     Adopt(Box<HandedOver>),
-    /// The channel has grown, or ended.
+    /// The channel has grown, has ended, or has a fault.
     ChannelGrew(Arc<Channel>),
     /// The replay of one subscriber has come to its next step.
     ReplayStep { to: SubscriberId, job: JobId, step: Step },

@@ -2,6 +2,7 @@
 
 mod completion;
 pub mod cursors;
+mod forging;
 mod ingest;
 mod outage;
 pub mod reading;
@@ -52,6 +53,7 @@ macro_rules! of_every_store {
             completion::a_job_that_ends_with_more_than_one_read_holds_gives_all_of_it_first
             cursors::junk_cursors_get_a_reset_or_a_400_and_never_a_wrong_answer
             cursors::a_cursor_has_at_most_128_bytes_that_no_browser_asks_leave_for
+            forging::honest_readers_beside_50_that_forge_lose_and_repeat_nothing_and_are_never_reset
             ingest::an_event_is_answered_as_it_is_stored_and_a_repeated_id_is_stored_once
             ingest::events_that_are_sent_in_reach_the_subscribers_of_every_replica
         }
@@ -63,6 +65,7 @@ macro_rules! of_every_server {
         of_every_store!($store);
         tests! { $store;
             outage::a_server_that_dies_and_comes_back_is_told_once_and_loses_nothing
+            outage::an_outage_is_one_warning_however_many_ask
             outage::a_daemon_starts_without_its_server_and_comes_up_when_that_comes
         }
     };

@@ -3,6 +3,7 @@
 use crate::support::daemon::stream_path;
 use crate::support::store::Server;
 use crate::support::{Stream, eventually, numbers};
+use futures_util::future::join_all;
 
 pub async fn a_server_that_dies_and_comes_back_is_told_once_and_loses_nothing<S: Server>() {
     let mut store = S::start().await;
@@ -35,13 +36,39 @@ pub async fn a_daemon_starts_without_its_server_and_comes_up_when_that_comes<S: 
     let mut store = S::start().await;
     store.append("job", 0..3).await;
     store.shut_down().await;
-    let daemon = store.daemon(&[("source.ready_grace", "0s")]).await;
-    eventually("not to be ready", async || (daemon.ask_admin("/readyz").await.status == 503).then_some(())).await;
+    let daemon = store.daemon(&[]).await;
+    let down = eventually("the outage to be said", async || {
+        Some(daemon.ask_admin("/readyz").await).filter(|answer| answer.json()["code"] == "source.unreachable")
+    })
+    .await;
+    assert_eq!((down.status, &down.json()["status"]), (200, &"source_down".into()), "streams are held here");
     let mut early = Stream::open(daemon.http, &stream_path("job"), &[]).await;
     assert_eq!(early.head.status, 200);
     let error = early.event().await;
     assert_eq!((&error.json()["code"], &error.json()["retryable"]), (&"source.unreachable".into(), &true.into()));
     store.come_back().await;
-    eventually("to be ready", async || (daemon.ask_admin("/readyz").await.status == 200).then_some(())).await;
+    eventually("to be ready", async || (daemon.ask_admin("/readyz").await.json()["status"] == "ready").then_some(()))
+        .await;
     assert_eq!(numbers(&daemon.stream("job").await.take(3).await), [0, 1, 2]);
+}
+
+pub async fn an_outage_is_one_warning_however_many_ask<S: Server>() {
+    let mut store = S::start().await;
+    let daemon = store.daemon(&[("source.ready_grace", "1ms")]).await;
+    store.append("job", 0..3).await;
+    daemon.stream("job").await.take(3).await;
+    store.shut_down().await;
+    for answer in join_all((0..50).map(|_| daemon.get("/runner-jobs/job/events"))).await {
+        assert_eq!((answer.status, answer.header("Retry-After").is_some()), (503, true), "{answer:?}");
+    }
+    eventually("not to be ready after the grace", async || {
+        (daemon.ask_admin("/readyz").await.status == 503).then_some(())
+    })
+    .await;
+    let warnings = daemon.log().lines().filter(|line| line.contains("WARN")).count();
+    // Another code, such as that of a server which is just leaving, is another incident.
+    assert!((1..=3).contains(&warnings), "{warnings} warnings: {}", daemon.log());
+    assert!(daemon.metric("jobcast_source_errors_total").await >= 50.0);
+    store.come_back().await;
+    eventually("to be ready", async || (daemon.ask_admin("/readyz").await.status == 200).then_some(())).await;
 }
