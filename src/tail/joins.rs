@@ -22,6 +22,8 @@ pub struct JoinQueue {
 
 /// The events that a joiner lacks; `None` where the read could not say.
 type Missing = Option<Vec<(Event, Cursor)>>;
+/// The events that some readers lack, and the requests of those readers.
+type Answered = (Vec<(Event, Cursor)>, Vec<JoinRequest>);
 
 impl JoinQueue {
     pub fn push(&mut self, request: JoinRequest) {
@@ -60,7 +62,7 @@ impl JoinQueue {
 
     /// Takes the result of the read that was begun last. Returns for each joiner that is caught up the events that it lacks,
     /// and the requests that get them.
-    pub fn end_read(&mut self, caught_up: Vec<Missing>) -> Vec<(Vec<(Event, Cursor)>, Vec<JoinRequest>)> {
+    pub fn end_read(&mut self, caught_up: Vec<Missing>) -> Vec<Answered> {
         let answers = caught_up.into_iter().chain(std::iter::repeat_with(|| None));
         let mut done = Vec::new();
         for (requests, missing) in std::mem::take(&mut self.asked).into_iter().zip(answers) {

@@ -36,7 +36,7 @@ impl Session<'_> {
         if may_know && self.knows_ends(&rows.snapshot, before).await? {
             return self.build_page(job, before.clone(), position, rows, limit).await.map(Some);
         }
-        if !may_know && !(rows.snapshot.is_standby && can_wait) {
+        if !(may_know || rows.snapshot.is_standby && can_wait) {
             // A primary has nothing to catch up with.
             return Ok(Some(PageResult::Lost(Reset::Rewound)));
         }
