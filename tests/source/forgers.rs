@@ -213,3 +213,38 @@ fn honest_readers_lose_and_repeat_nothing_beside_readers_whose_every_position_is
         });
     }
 }
+
+#[tokio::test]
+async fn a_ring_never_begins_with_a_page_that_was_read_from_a_readers_own_position() {
+    let (world, shutdown, wait) = (World::new(), Shutdown::default(), Duration::from_millis(1));
+    let pace = config::Pace { poll_interval: wait, retry_initial: wait, retry_max: wait };
+    let source = Arc::new(world.store.clone());
+    let tail = tokio::spawn(tail::run(source, world.hub.clone(), pace, Shape::Payload, shutdown.watch()));
+    for slot in 0..5 {
+        match slot {
+            2 => assert_eq!(world.store.reserve(&job()), slot),
+            _ => drop(world.store.append(&job(), vec![event(slot)]).await.expect("appended")),
+        }
+    }
+    // A lie now, which comes true: slot 2 is not there yet.
+    let token = Position::forged(4, []).seal(&job());
+    let mut liar = world.replay(Some(token.as_str())).await;
+    let _live = loop {
+        if let Step::Live { subscription, .. } = liar.next().await {
+            break subscription;
+        }
+    };
+    world.store.fill(&job(), 2, event(2));
+    let mut seen = Vec::new();
+    let honest = world.replay(Some(token.as_str())).await;
+    let end = async {
+        for _ in 0..50 {
+            yield_now().await;
+        }
+        world.store.append(&job(), vec![event(5)]).await.expect("appended");
+        world.store.set_status(&job(), JobStatus::Completed).await.expect("a status");
+    };
+    let (stopped, ()) = tokio::join!(world.follow(honest, 100, |slot, _| seen.push(slot)), end);
+    assert_eq!((stopped, seen), (Stopped::Complete, vec![4, 5]), "slot 2 was received before");
+    tail.abort();
+}
