@@ -237,9 +237,14 @@ async fn a_ring_never_begins_with_a_page_that_was_read_from_a_readers_own_positi
     world.store.fill(&job(), 2, event(2));
     let mut seen = Vec::new();
     let honest = world.replay(Some(token.as_str())).await;
-    world.store.append(&job(), vec![event(5)]).await.expect("appended");
-    world.store.set_status(&job(), JobStatus::Completed).await.expect("a status");
-    let stopped = world.follow(honest, 100, |slot, _| seen.push(slot)).await;
+    let end = async {
+        for _ in 0..50 {
+            yield_now().await;
+        }
+        world.store.append(&job(), vec![event(5)]).await.expect("appended");
+        world.store.set_status(&job(), JobStatus::Completed).await.expect("a status");
+    };
+    let (stopped, ()) = tokio::join!(world.follow(honest, 100, |slot, _| seen.push(slot)), end);
     assert_eq!((stopped, seen), (Stopped::Complete, vec![4, 5]), "slot 2 was received before");
     tail.abort();
 }
