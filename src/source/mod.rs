@@ -100,26 +100,6 @@ pub trait Source: Send + Sync {
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError>;
 }
 
-/// The one reader for all watched jobs. It keeps the position of each of them.
-#[async_trait]
-pub trait Tail: Send {
-    /// Makes the events of `job` after `after` news, from the next read on. The source itself made `after`, and may believe
-    /// it.
-    fn watch(&mut self, job: JobId, after: Cursor);
-
-    fn unwatch(&mut self, job: &JobId);
-
-    /// Returns when a read may find something new before the next poll is due. It may never return. It may be dropped
-    /// at any time and called again, and no wake-up is lost.
-    async fn woken(&mut self) -> Wakeup;
-
-    /// Reads the news of all watched jobs, and for each of `joining` the published events that it lacks.
-    ///
-    /// It is atomic: after an error the next read returns the same news. A job that is given an end is no longer
-    /// watched.
-    async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError>;
-}
-
 /// The cause of a read; the label of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wakeup {
@@ -148,6 +128,26 @@ impl Wakeup {
             Self::More => "more",
         }
     }
+}
+
+/// The one reader for all watched jobs. It keeps the position of each of them.
+#[async_trait]
+pub trait Tail: Send {
+    /// Makes the events of `job` after `after` news, from the next read on. The source itself made `after`, and may believe
+    /// it.
+    fn watch(&mut self, job: JobId, after: Cursor);
+
+    fn unwatch(&mut self, job: &JobId);
+
+    /// Returns when a read may find something new before the next poll is due. It may never return. It may be dropped
+    /// at any time and called again, and no wake-up is lost.
+    async fn woken(&mut self) -> Wakeup;
+
+    /// Reads the news of all watched jobs, and for each of `joining` the published events that it lacks.
+    ///
+    /// It is atomic: after an error the next read returns the same news. A job that is given an end is no longer
+    /// watched.
+    async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError>;
 }
 
 /// A reader that joins the watch of a job, and has received everything up to `after`, a position that the source itself

@@ -69,8 +69,8 @@ async fn a_forged_cursor_that_comes_first_takes_nothing_from_the_readers_beside_
         entries.extend(append(&mut rows, &job, 5..10).await);
         seen.extend(honest.take(5).await);
         assert_eq!(numbers(&seen), Vec::from_iter(0..10), "{forged:?}");
-        for after in 0..10 {
-            resumes(&other, &job, seen[after].cursor(), after as u64 + 1..10, &forged).await;
+        for (rest, event) in (1..).zip(&seen) {
+            resumes(&other, &job, event.cursor(), rest..10, &forged).await;
         }
         // what nobody lacks may go, and what somebody lacks is said
         server.ask::<()>(&["XTRIM", &stream_key(&job), "MAXLEN", "3"]).await;
