@@ -233,7 +233,7 @@ impl PostgresTail {
         }
     }
 
-    /// Where the rows of some job make the look itself fail: takes every watched job for changed. The read of each of
+    /// Takes every watched job for changed, because the rows of some job make the look itself fail. The read of each of
     /// them tells which it is, and a read comes to a bounded number of them.
     async fn changes_without_look(&self, session: &mut Session<'_>) -> Result<Changes, QueryError> {
         let statuses = self.store.settings.statuses.all().collect();
