@@ -6,7 +6,7 @@
 use super::error::QueryError;
 use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult, TimeoutType};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, Executor};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, Executor, Row};
 use std::time::Duration;
 
 /// Longest time that a statement may take; after it the connection is given up.
@@ -14,6 +14,8 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Goes before every statement outside of a transaction, in the same message, so that it costs no round trip and passes
 /// a pooler in transaction mode. The server stops a statement before we give it up, so none works on for nobody.
 const SERVER_TIMEOUT: &str = "SET LOCAL statement_timeout = '10s'; ";
+/// The same for a database without an encoding, which else refuses to send what is no UTF-8.
+const BARE_ENCODING: &str = "SET LOCAL client_encoding = 'SQL_ASCII'; ";
 /// Longest time to connect, to ping, or to wait until one of our connections is free.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that was idle for longer is pinged before it is used.
@@ -28,6 +30,8 @@ const CLOSE_AFTER_IDLE: Duration = Duration::from_secs(300);
 pub struct Connection {
     connection: PgConnection,
     state: State,
+    /// Goes before every statement outside of a transaction.
+    prefix: String,
 }
 
 enum State {
@@ -42,7 +46,7 @@ enum State {
 impl Connection {
     /// Runs one statement by the simple protocol and returns all of its rows.
     pub async fn query(&mut self, sql: String) -> Result<Vec<PgRow>, QueryError> {
-        let sql = if matches!(self.state, State::Idle) { format!("{SERVER_TIMEOUT}{sql}") } else { sql };
+        let sql = if matches!(self.state, State::Idle) { format!("{}{sql}", self.prefix) } else { sql };
         self.run(sql).await
     }
 
@@ -112,7 +116,11 @@ impl Manager for Connector {
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<Connection, sqlx::Error> {
-        Ok(Connection { connection: self.0.connect().await?, state: State::Idle })
+        let mut connection = self.0.connect().await?;
+        let encoding = connection.fetch_one(sqlx::raw_sql("SHOW server_encoding")).await?;
+        let is_bare = encoding.try_get::<String, _>(0)? == "SQL_ASCII";
+        let prefix = format!("{SERVER_TIMEOUT}{}", if is_bare { BARE_ENCODING } else { "" });
+        Ok(Connection { connection, state: State::Idle, prefix })
     }
 
     async fn recycle(&self, connection: &mut Connection, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
