@@ -110,7 +110,7 @@ impl World {
                         match unread.ended {
                             Some(JobEnd::Complete(_)) => return Stopped::Complete,
                             Some(JobEnd::Lost(_)) => return Stopped::Reset,
-                            None if unread.run.is_empty() => listening.news().await,
+                            None if unread.run.is_empty() => listening.changed().await,
                             None => yield_now().await,
                         }
                     }
