@@ -16,7 +16,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("shutdown", &[]),
     ("logging", &["telemetry"]),
     ("supervise", &["shutdown"]),
-    ("source", &["event", "cursor", "error", "sse", "config", "telemetry", "supervise"]),
+    ("source", &["event", "cursor", "error", "sse", "backoff", "config", "telemetry", "supervise"]),
     ("hub", &["event", "cursor", "error", "sse", "config", "telemetry"]),
     ("tail", &["backoff", "event", "cursor", "error", "sse", "config", "telemetry", "shutdown", "source", "hub"]),
     ("replay", &["backoff", "event", "cursor", "error", "sse", "config", "supervise", "source", "hub", "tail"]),
