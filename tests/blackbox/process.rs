@@ -31,7 +31,7 @@ impl Process {
             ("admin.listen", admin.to_string()),
             ("source.sqlite.path", folder.path().join("jobs.db").display().to_string()),
             ("source.poll_interval", "100ms".into()),
-            ("source.ready_grace", "0s".into()),
+            ("source.ready_grace", "1ms".into()),
             ("shutdown.grace", "10m".into()),
             ("shutdown.drain", "10m".into()),
         ];

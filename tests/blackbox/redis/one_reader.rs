@@ -3,7 +3,7 @@
 
 use super::daemon_on;
 use crate::support::redis::{append, ask, stream_key, xadd};
-use crate::support::{Daemon, Redis, Stream, numbers};
+use crate::support::{Daemon, Redis, Stream, eventually, numbers};
 use jobcast::cursor::{Cursor, varint};
 use redis::{Pipeline, Value};
 
@@ -77,6 +77,8 @@ async fn a_forged_cursor_that_comes_first_takes_nothing_from_the_readers_beside_
         resumes(&other, &job, seen[6].cursor(), 7..10, &forged).await;
         assert_eq!(reset_after(&other, &job, seen[5].cursor()).await.as_deref(), Some("trimmed"), "{forged:?}");
         delete(&server, &job, &entries[8]).await;
+        // a ring that is still there would have what was deleted
+        eventually("the ring to go", async || (other.metric("jobcast_channels").await == 0.0).then_some(())).await;
         assert_eq!(reset_after(&other, &job, seen[7].cursor()).await.as_deref(), Some("trimmed"), "{forged:?}");
         drop(forger);
     }
