@@ -81,7 +81,9 @@ export class Daemon {
   }
 
   async #isReady(): Promise<boolean> {
-    return (await fetch(`http://${this.admin}/readyz`)).ok;
+    // While the source is down the answer is 200, too, and says so.
+    const answer = (await (await fetch(`http://${this.admin}/readyz`)).json()) as { status: string };
+    return answer.status === "ready";
   }
 
   ready(): Promise<void> {
