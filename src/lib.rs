@@ -9,12 +9,14 @@
 //! - [`source`]: the stores of events, one folder for each kind.
 //! - [`hub`]: the live jobs of this process, their rings and their subscribers. No SQL.
 //! - [`tail`] reads the source once for all watched jobs; [`replay`] reads history for one subscriber.
+//! - [`auth`]: the rights of those who watch.
 //! - [`delivery`]: the sockets that actix has let go of, and the threads that write to them.
 //! - [`http`]: the addresses, one module for each group of them.
 //! - [`cli`]: the commands; puts the parts together.
 //!
 //! ARCHITECTURE.md has the whole on one page.
 
+pub mod auth;
 pub mod backoff;
 pub mod cli;
 pub mod config;

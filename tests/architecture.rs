@@ -20,7 +20,11 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("hub", &["event", "cursor", "error", "sse", "config", "telemetry"]),
     ("tail", &["backoff", "event", "cursor", "error", "sse", "config", "telemetry", "shutdown", "source", "hub"]),
     ("replay", &["backoff", "event", "cursor", "error", "sse", "config", "supervise", "source", "hub", "tail"]),
-    ("delivery", &["event", "cursor", "error", "sse", "config", "telemetry", "shutdown", "supervise", "hub", "replay"]),
+    ("auth", &["event", "config", "telemetry", "shutdown", "supervise"]),
+    (
+        "delivery",
+        &["event", "cursor", "error", "sse", "config", "telemetry", "shutdown", "supervise", "hub", "replay", "auth"],
+    ),
     (
         "http",
         &[
@@ -36,6 +40,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "hub",
             "tail",
             "replay",
+            "auth",
             "delivery",
         ],
     ),
