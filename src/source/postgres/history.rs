@@ -6,6 +6,7 @@ use super::position::{EndedXids, Key, Position};
 use super::session::Session;
 use super::snapshot::Snapshot;
 use super::sql::{self, MAX_XID_SCAN, XidBound};
+use super::tables::XidSource;
 use crate::cursor::Cursor;
 use crate::event::{Event, JobId, JobStatus};
 use crate::source::{JobSummary, Limit, Page, PageResult, Standing};
@@ -13,6 +14,9 @@ use crate::sse::Reset;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use std::collections::BTreeMap;
+
+/// Most lists of the open transactions that are read for one position.
+const MAX_LISTS: usize = 4;
 
 impl Session<'_> {
     /// Reads a page of history after `position`. `None` where a standby has not come to the position, and
@@ -67,7 +71,10 @@ impl Session<'_> {
             position
         } else {
             let own = self.own_position(job, mark).await?;
-            is_last = self.bring_level(job, &position, &own, &mut events, limit).await?;
+            // A position that its cursor cannot hold would repeat events. More pages bring the reader there later, but
+            // for one that has nothing to read: only that many transactions which stay open can be the cause.
+            let is_held = own.fits_cursor() || events.is_empty();
+            is_last = is_held && self.bring_level(job, &position, &own, &mut events, limit).await?;
             if is_last { own } else { position }
         };
         let mut ended = self.final_status(status.as_deref(), &events);
@@ -85,8 +92,7 @@ impl Session<'_> {
 
     /// Makes the position after all rows of the job that are visible now, from a mark that the server has reached.
     async fn own_position(&mut self, job: &JobId, mark: u64) -> Result<Position, QueryError> {
-        let (end, counted) = self.count_newer(job, mark, None).await?;
-        Ok(Position::new_settled(self.tables.best, end, counted))
+        self.count_newer(job, mark, None).await
     }
 
     /// Adds the events that a reader at `position` lacks of those before `own`. False if they do not fit into the page.
@@ -136,39 +142,50 @@ impl Session<'_> {
         let answer = self.connection.query(sql).await?;
         let Some(row) = answer.first() else { return Ok(None) };
         let (snapshot, found) = (self.snapshot_of(row)?, StoredRow::parse(row, job)?);
-        let (end, counted) = self.count_newer(job, snapshot.mark(), Some(&found.key)).await?;
-        Ok(Some(Position::after_key(best, end, found.key, counted).to_cursor(job)))
+        let newer = self.count_newer(job, snapshot.mark(), Some(&found.key)).await?;
+        Ok(Some(newer.up_to_key(found.key).to_cursor(job)))
     }
 
     /// Counts the rows of each transaction that had not ended at `mark`, up to the key `last`. Where those transactions
     /// are many, it goes on from a list of the open ones instead of the mark.
-    async fn count_newer(
-        &mut self,
-        job: &JobId,
-        mark: u64,
-        last: Option<&Key>,
-    ) -> Result<(EndedXids, BTreeMap<u64, u64>), QueryError> {
+    ///
+    /// Others commit meanwhile. Where the list and the counts are of one snapshot, that makes no difference. Elsewhere the
+    /// counts are of a later one, and may be more than a cursor holds ([`Position::fits_cursor`]): then both are read
+    /// again, a few times.
+    async fn count_newer(&mut self, job: &JobId, mark: u64, last: Option<&Key>) -> Result<Position, QueryError> {
         let best = self.tables.best;
         let mut end = EndedXids::below(mark);
+        let mut tries = 0;
         loop {
             let bound = XidBound::Fixed(end.clone());
             let sql = sql::count_by_xid(&self.tables.rows(best), self.durable_xid(), job, &bound, last);
+            let rows = self.connection.query(sql).await?;
+            let snapshot = self.snapshot_of(rows.first().ok_or(QueryError::NoRow)?)?;
             let mut counted = BTreeMap::new();
-            for row in self.connection.query(sql).await? {
-                counted.insert(row.try_get::<i64, _>("xid")? as u64, row.try_get::<i64, _>("count")? as u64);
+            for row in &rows {
+                if let Some(xid) = row.try_get::<Option<i64>, _>("xid")? {
+                    counted.insert(xid as u64, row.try_get::<i64, _>("count")? as u64);
+                }
             }
-            if counted.len() <= MAX_COUNTED_XIDS || !end.open.is_empty() {
-                return Ok((end, counted));
-            }
-            let settled = Position::new_settled(best, end.clone(), BTreeMap::new());
-            let list = self.list_open(&settled, false).await?;
-            let Some(list) = list.filter(|list| list.ended.mark > end.mark) else { return Ok((end, counted)) };
-            // Visible rows have committed, which a crash does not undo.
             let last_committed = counted.keys().next_back().map_or(0, |last| last + 1);
+            let is_short = counted.len() <= MAX_COUNTED_XIDS;
+            let mut position = Position::new_settled(best, end.clone(), counted);
+            if is_short || (tries > 0 && position.fits_cursor()) || tries == MAX_LISTS {
+                return Ok(position);
+            }
+            if best.xids == XidSource::Column && !snapshot.is_standby {
+                position.settle_by_snapshot(&snapshot);
+                return Ok(position);
+            }
+            let settled = Position::new_settled(best, EndedXids::below(mark), BTreeMap::new());
+            let list = self.list_open(&settled, false).await?;
+            let Some(list) = list.filter(|list| list.ended.mark > mark) else { return Ok(position) };
+            // Visible rows have committed, which a crash does not undo.
             end = list.ended.truncated(list.durable_xid.max(last_committed));
             if end.open.is_empty() && end.mark == mark {
-                return Ok((end, counted));
+                return Ok(position);
             }
+            tries += 1;
         }
     }
 

@@ -121,11 +121,33 @@ impl Position {
         Some(position).filter(|_| is_bounded)
     }
 
-    /// Returns true if a cursor can hold this list when it is settled, and, if it is to end a range, before that too.
-    fn has_room_for(&self, list: &EndedXids, ends_range: bool) -> bool {
-        let settled = Self::new_settled(self.scheme, list.clone(), BTreeMap::new());
-        settled.encoded_length() <= MAX_LIST_BYTES
-            && (!ends_range || self.at_range_start(list).encoded_length() + MAX_KEY_BYTES <= Cursor::MAX_INSIDE)
+    /// Returns true if a cursor holds all that the position counts, with room for what is counted next.
+    pub fn fits_cursor(&self) -> bool {
+        self.counted().len() <= MAX_COUNTS && self.encoded_length() <= MAX_COUNTED_BYTES
+    }
+
+    /// Cuts a list of the open transactions down to what a cursor has room for when it is settled, and, if it is to end a
+    /// range, before that too.
+    fn cut_list(&self, mut list: EndedXids, ends_range: bool) -> EndedXids {
+        let has_room = |list: &EndedXids| {
+            let settled = Self::new_settled(self.scheme, list.clone(), BTreeMap::new());
+            settled.encoded_length() <= MAX_LIST_BYTES
+                && (!ends_range || self.at_range_start(list).encoded_length() + MAX_KEY_BYTES <= Cursor::MAX_INSIDE)
+        };
+        while !list.open.is_empty() && !has_room(&list) {
+            list.mark = list.open.pop_last().unwrap_or(list.mark);
+        }
+        list
+    }
+
+    /// Replaces counts by the list of the transactions that were open in the very snapshot of a primary in which they
+    /// were counted: all others had ended, and their rows were counted. By the column only, whose ids a snapshot lists.
+    pub fn settle_by_snapshot(&mut self, snapshot: &Snapshot) {
+        let last_committed = self.counted().keys().next_back().map_or(0, |xid| xid + 1);
+        let list = self.cut_list(snapshot.listed(), false).truncated(snapshot.durable_xid.max(last_committed));
+        if list.mark >= self.settled().mark {
+            self.finish(&list);
+        }
     }
 }
 
@@ -329,10 +351,7 @@ impl Session<'_> {
         if !is_in_snapshot && snapshot.xmax - snapshot.xmin >= MAX_XID_SCAN {
             return Ok(None);
         }
-        let mut ended = EndedXids { mark: snapshot.xmax, open };
-        while !ended.open.is_empty() && !position.has_room_for(&ended, ends_range) {
-            ended.mark = ended.open.pop_last().unwrap_or(ended.mark);
-        }
+        let ended = position.cut_list(EndedXids { mark: snapshot.xmax, open }, ends_range);
         let list = OpenList { ended, durable_xid: snapshot.durable_xid };
         Ok(Some(list).filter(|list| list.ended.mark >= position.settled().mark))
     }

@@ -259,9 +259,9 @@ impl Position {
         Self { range: Some(Range { end: end.clone(), key: Key::Number(0) }), ..self.clone() }
     }
 
-    /// The position of a reader that was given all rows of `end` up to `key`, and `counted` rows of other transactions.
-    pub fn after_key(scheme: CursorScheme, end: EndedXids, key: Key, counted: BTreeMap<u64, u64>) -> Self {
-        Self { scheme, settled: EndedXids::default(), range: Some(Range { end, key }), counted }
+    /// The position of a reader that was given, of all that is settled here, only the rows up to `key`.
+    pub fn up_to_key(self, key: Key) -> Self {
+        Self { settled: EndedXids::default(), range: Some(Range { end: self.settled, key }), ..self }
     }
 
     /// Transactions of which everything was delivered.

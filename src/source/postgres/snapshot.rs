@@ -1,7 +1,7 @@
 //! The snapshot that an answer of the database is of, and how much of it a crash of the server would not undo.
 
 use super::error::QueryError;
-use super::position::Position;
+use super::position::{EndedXids, Position};
 use super::session::Session;
 use super::sql;
 use crate::event::JobId;
@@ -34,6 +34,12 @@ impl Snapshot {
     /// The settled mark: every transaction below it has ended, and a crash does not change that.
     pub fn mark(&self) -> u64 {
         self.xmin.min(self.durable_xid)
+    }
+
+    /// Everything that had ended, as the snapshot of a primary lists it: top-level transactions only.
+    pub fn listed(&self) -> EndedXids {
+        let open = self.text.rsplit(':').next().unwrap_or_default();
+        EndedXids { mark: self.xmax, open: open.split(',').filter_map(|xid| xid.parse().ok()).collect() }
     }
 
     /// Returns false for a position that speaks of transactions which this database has not begun. It is of another

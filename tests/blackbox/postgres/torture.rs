@@ -8,7 +8,7 @@ use crate::support::postgres::append;
 use crate::support::{Daemon, Pooler, Postgres, alone};
 use rand::RngExt;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -195,6 +195,39 @@ async fn calm(server: &Postgres, daemons: &mut [Daemon; 2]) {
     forgotten.execute("COMMIT").await.expect("commit");
 }
 
+/// Beside a transaction that stays open, eight writers commit single rows of one job without a pause, so that many commit
+/// between any two statements of a reader.
+async fn hasty(server: &Postgres, daemons: &mut [Daemon; 2]) {
+    let mut forgotten = server.connect().await;
+    forgotten.execute("BEGIN").await.expect("begin");
+    append(&mut forgotten, "job-0", [1_000_000]).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (2..10)
+        .map(|writer| {
+            let (stop, url) = (stop.clone(), server.url("postgres"));
+            tokio::spawn(async move {
+                let mut connection = PgConnection::connect(&url).await.expect("a connection");
+                for number in writer * 1_000_000.. {
+                    append(&mut connection, "job-2", [number]).await;
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            })
+        })
+        .collect();
+    for daemon in daemons {
+        sleep(Duration::from_secs(4)).await;
+        daemon.kill();
+        daemon.restart().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.expect("a writer");
+    }
+    forgotten.execute("COMMIT").await.expect("commit");
+}
+
 /// The server crashes and comes back, backends are killed, ours and the writers', and a daemon.
 async fn rough(server: &Postgres, daemons: &mut [Daemon; 2]) {
     let kill = async |whose: &str| {
@@ -231,6 +264,20 @@ async fn a_table_without_numbers_or_transaction_ids_loses_and_repeats_nothing() 
     let _alone = alone();
     let (server, daemons) = arena(LEGACY).await;
     torture(&server, daemons, calm).await;
+}
+
+#[tokio::test]
+async fn a_job_that_is_written_without_a_pause_beside_a_forgotten_transaction_loses_and_repeats_nothing() {
+    let _alone = alone();
+    let (server, daemons) = arena(RECOMMENDED).await;
+    torture(&server, daemons, hasty).await;
+}
+
+#[tokio::test]
+async fn a_job_without_transaction_ids_that_is_written_without_a_pause_loses_and_repeats_nothing() {
+    let _alone = alone();
+    let (server, daemons) = arena(LEGACY).await;
+    torture(&server, daemons, hasty).await;
 }
 
 #[tokio::test]

@@ -35,14 +35,18 @@ pub fn newest_event(rows: &EventRows, durable_xid: u64, job: &JobId) -> String {
     )
 }
 
-/// Counts the job's rows by transaction, of those that had not ended at `bound`: `xid, count`. Counts only rows up to
-/// `last`, an event that [`find_event`] has found, or all.
+/// Counts the job's rows by transaction, of those that had not ended at `bound`: `xid, count` beside the snapshot; a
+/// single row with nulls where there are none. Counts only rows up to `last`, an event that [`find_event`] has found, or
+/// all.
 pub fn count_by_xid(rows: &EventRows, durable_xid: u64, job: &JobId, bound: &XidBound, last: Option<&Key>) -> String {
     let up_to_last =
         last.map_or_else(|| "true".into(), |key| format!("({}) IS NOT TRUE", rows.after_key(job.as_str(), key)));
     format!(
-        "{ctes} SELECT newer.xid, count(*)::bigint AS count
-         FROM (SELECT {columns} FROM {events} e WHERE {of_job} AND {since} AND {up_to_last}) newer GROUP BY 1",
+        "{ctes} SELECT {SNAPSHOT_COLUMNS}, newer.xid, newer.count FROM snapshot CROSS JOIN mark
+         LEFT JOIN (
+           SELECT xid, count(*)::bigint AS count
+           FROM (SELECT {columns} FROM {events} e WHERE {of_job} AND {since} AND {up_to_last}) e GROUP BY xid
+         ) newer ON true",
         ctes = snapshot_ctes(rows, durable_xid, None),
         columns = rows.select_list(),
         events = rows.table(),

@@ -80,7 +80,7 @@ fn the_page_statement_is_the_reviewed_one_at_every_kind_of_position() {
     });
     assert_in_each_scheme("page_within_a_range", |rows| {
         let (best, end) = (rows.tables.best, ended(740, &[]));
-        let position = Position::after_key(best, end.clone(), key(best), BTreeMap::from([(741, 2)]));
+        let position = Position::new_settled(best, end.clone(), BTreeMap::from([(741, 2)])).up_to_key(key(best));
         page_sql(rows, &position, XidBound::Fixed(end), None)
     });
     assert_in_each_scheme("page_of_published_rows", |rows| {
