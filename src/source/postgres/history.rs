@@ -142,7 +142,7 @@ impl Session<'_> {
 
     /// Counts the rows of each transaction that had not ended at `mark`, up to the key `last`. Where those transactions
     /// are many, it goes on from a list of the open ones instead of the mark.
-    async fn count_newer(
+    pub async fn count_newer(
         &mut self,
         job: &JobId,
         mark: u64,
