@@ -12,14 +12,12 @@ use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
 use crate::event::{JobId, JobStatus};
 use crate::hub::{CaughtUp, Hub, Join, Place, Seed, Subscription};
+use crate::single_flight::{Flight, SingleFlight};
 use crate::source::{Limit, PageResult, Source};
 use crate::sse::{Reset, Segment, Shape};
-use crate::supervise::guarded;
+use crate::supervise::Panicked;
 use crate::tail;
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared, WeakShared};
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The size of a page. It is small, since a subscriber that reads nothing holds one of them.
@@ -31,12 +29,11 @@ pub struct Pages {
     shape: Shape,
     /// Gives the waits after failed reads.
     pace: config::Pace,
-    /// The reads that have not ended, by the job and the cursor before the page. Weak, so that a read ends when nobody waits
-    /// for it any more.
-    in_flight: Mutex<HashMap<(JobId, Cursor), WeakShared<PageRead>>>,
+    /// The reads that have not ended, by the job and the cursor before the page.
+    in_flight: SingleFlight<(JobId, Cursor), PageRead>,
 }
 
-type PageRead = BoxFuture<'static, Result<Arc<EncodedPage>, SourceError>>;
+type PageRead = Result<Arc<EncodedPage>, SourceError>;
 
 enum EncodedPage {
     /// Some of a job's history, up to `end`. `complete` has the job's status where nothing more will come.
@@ -52,32 +49,21 @@ enum EncodedPage {
 
 impl Pages {
     pub fn new(source: Arc<dyn Source>, shape: Shape, pace: config::Pace) -> Arc<Self> {
-        Arc::new(Self { source, shape, pace, in_flight: Mutex::default() })
+        Arc::new(Self { source, shape, pace, in_flight: SingleFlight::default() })
     }
 
     /// Reads the page after `after`, or joins a read of the same page.
-    fn read(self: &Arc<Self>, job: &JobId, after: &Cursor) -> Shared<PageRead> {
-        let key = (job.clone(), after.clone());
-        let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(read) = in_flight.get(&key).and_then(WeakShared::upgrade) {
-            return read;
-        }
-        let pages = self.clone();
-        let read = async move {
-            let reading = async { pages.source.page(&key.0, &key.1, PAGE).await.map(|result| pages.encode(result)) };
-            // A panic must not get out of here: of those who share the read, only one would be woken.
-            let result = guarded("page", reading).await.unwrap_or_else(|panicked| {
-                Err(SourceError::new(SourceCode::Other, "reading history", panicked.to_string(), ""))
-            });
-            // Forgotten before it is given out, since who asks from now on may need events written meanwhile.
-            pages.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-            result.map(Arc::new).inspect_err(tail::count_error)
+    fn read(self: &Arc<Self>, job: &JobId, after: &Cursor) -> Flight<PageRead> {
+        let (pages, key) = (self.clone(), (job.clone(), after.clone()));
+        let read = || async move {
+            let page = pages.source.page(&key.0, &key.1, PAGE).await.map(|result| Arc::new(pages.encode(result)));
+            page.inspect_err(tail::count_error)
         };
-        let read = read.boxed().shared();
-        if let Some(weak) = read.downgrade() {
-            in_flight.insert((job.clone(), after.clone()), weak);
-        }
-        read
+        let panicked = |panic: Panicked| {
+            let error = SourceError::new(SourceCode::Other, "reading history", panic.to_string(), "");
+            Err(error).inspect_err(tail::count_error)
+        };
+        self.in_flight.join("page", (job.clone(), after.clone()), read, panicked).flight
     }
 
     fn encode(&self, result: PageResult) -> EncodedPage {
@@ -292,6 +278,7 @@ mod tests {
     use bytesize::ByteSize;
     use rand::rngs::StdRng;
     use rand::{RngExt, SeedableRng};
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
     use tokio::task::yield_now;
 

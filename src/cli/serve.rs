@@ -11,7 +11,7 @@ use crate::hub::Hub;
 use crate::logging;
 use crate::replay::Pages;
 use crate::shutdown::{FAILED_DRAIN, Leaving, Phase, Shutdown, ShutdownWatch, Signals};
-use crate::source::{self, Source};
+use crate::source::{self, SharedLists, Source};
 use crate::supervise::{PartFailure, Supervisor, guarded};
 use crate::tail;
 use crate::telemetry::MetricsExporter;
@@ -78,6 +78,7 @@ pub async fn serve_source(
     on_serving: impl FnOnce(SocketAddr, ShutdownWatch),
 ) -> Result<(), ServeError> {
     raise_open_files(settings.http.max_connections);
+    let source: Arc<dyn Source> = SharedLists::new(source);
     let public = http::listen(Listener::Public, settings.http.listen)?;
     let admin = http::listen(Listener::Admin, settings.admin.listen)?;
     let (public_address, admin_address) = (public.local_addr()?, admin.local_addr()?);

@@ -4,8 +4,9 @@ use super::App;
 use super::extract::{JobPath, PollQuery, Query};
 use super::problem::Problem;
 use crate::cursor::{Cursor, Start};
+use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
-use crate::hub::Listening;
+use crate::hub::{Hub, Listening, Place, Subscription};
 use crate::replay::{Replay, Step};
 use crate::source::{Limit, Page, PageResult};
 use crate::sse::Reset;
@@ -61,7 +62,7 @@ pub async fn get(
             }
             PageResult::Page(page) => {
                 let is_news = !page.events.is_empty() || page.is_complete || reset.is_some();
-                if is_news || !something_new(&app, &job, &page.end, until).await {
+                if is_news || !something_new(&app, &job, &page.end, until).await? {
                     return Ok(answer(&app, page, reset));
                 }
                 after = page.end;
@@ -96,26 +97,43 @@ fn answer(app: &App, page: Page, reset: Option<Reset>) -> HttpResponse {
     })
 }
 
-/// Waits until there is something after `cursor`, and returns false if the time is up first.
-async fn something_new(app: &App, job: &JobId, cursor: &Cursor, until: Instant) -> bool {
-    timeout_at(until, wait_for_news(app, job, cursor)).await.is_ok()
+/// Waits until there is something after `cursor`, and returns false if the time is up first. Fails where the source
+/// does, since a caller who is told of nothing takes that for news of the job.
+async fn something_new(app: &App, job: &JobId, cursor: &Cursor, until: Instant) -> Result<bool, SourceError> {
+    match timeout_at(until, wait_for_news(app, job, cursor)).await {
+        Ok(result) => result.map(|()| true),
+        Err(_) => Ok(false),
+    }
 }
 
 /// Watches the job as a stream would, and returns when there is something after `cursor`.
-async fn wait_for_news(app: &App, job: &JobId, cursor: &Cursor) {
-    let mut replay = Replay::after(app.streams.pages.clone(), app.streams.hub.clone(), job.clone(), cursor.clone());
+async fn wait_for_news(app: &App, job: &JobId, cursor: &Cursor) -> Result<(), SourceError> {
+    let hub = &app.streams.hub;
+    let mut replay = Replay::after(app.streams.pages.clone(), hub.clone(), job.clone(), cursor.clone());
+    match replay.next().await {
+        Step::Live { missing, subscription, place, .. } if missing.is_empty() => {
+            wait_for_growth(hub, subscription, place).await
+        }
+        Step::Outage(error, _) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+async fn wait_for_growth(hub: &Hub, subscription: Subscription, place: Place) -> Result<(), SourceError> {
+    let (listening, mut outages) = (Listening::new(hub, subscription), hub.outages());
     loop {
-        match replay.next().await {
-            Step::Live { missing, subscription, place, .. } if missing.is_empty() => {
-                let listening = Listening::new(&app.streams.hub, subscription);
-                let channel = listening.channel();
-                while channel.newest().0 <= place && channel.ended().is_none() {
-                    listening.changed().await;
-                }
-                return;
-            }
-            Step::Outage(..) => {}
-            _ => return,
+        let Ok(unread) = listening.channel().read_from(place) else { return Ok(()) };
+        if unread.end > place || unread.ended.is_some() {
+            return Ok(());
+        }
+        let outage = unread.fault.map(|fault| fault.outage).or_else(|| outages.borrow_and_update().clone());
+        if let Some(outage) = outage {
+            return Err(outage.error.clone());
+        }
+        tokio::select! {
+            () = listening.changed() => {}
+            // The hub keeps the sender.
+            _ = outages.changed() => {}
         }
     }
 }

@@ -5,6 +5,7 @@ use super::App;
 use super::problem::Problem;
 use crate::cursor::Start;
 use crate::event::{BadJobId, JobId, JobStatus};
+use crate::source::MAX_JOBS;
 use actix_web::dev::Payload;
 use actix_web::http::header::{ACCEPT, Accept, Header};
 use actix_web::{FromRequest, HttpRequest, web};
@@ -202,7 +203,7 @@ impl FromQuery for JobsQuery {
     fn from_query(parameters: &Parameters) -> Result<Self, Problem> {
         let status = parameters.text("status").map(str::parse::<JobStatus>).transpose();
         Ok(Self {
-            limit: parameters.number("limit", 50, 1..=1000)?,
+            limit: parameters.number("limit", 50, 1..=MAX_JOBS)?,
             status: status.map_err(|error| Problem::bad_query(error.to_string()))?,
         })
     }

@@ -45,6 +45,7 @@
 //!   and [`Source::newest`].
 //! - [`Tail::watch`] and [`Joiner`] get no others.
 
+mod job_lists;
 mod news;
 mod page;
 mod postgres;
@@ -53,6 +54,7 @@ mod registry;
 mod sqlite;
 mod tls;
 
+pub use job_lists::{MAX_JOBS, SharedLists};
 pub use news::TailBatch;
 pub use page::PageBuilder;
 pub use registry::{DRIVERS, Driver, driver, open};

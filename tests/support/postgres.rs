@@ -61,6 +61,11 @@ impl Postgres {
         std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("its rights");
     }
 
+    /// Everything that the server has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).expect("the server's log")
+    }
+
     fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }

@@ -152,7 +152,7 @@ impl Session<'_> {
     /// Others commit meanwhile. Where the list and the counts are of one snapshot, that makes no difference. Elsewhere the
     /// counts are of a later one, and may be more than a cursor holds ([`Position::fits_cursor`]): then both are read
     /// again, a few times.
-    async fn count_newer(&mut self, job: &JobId, mark: u64, last: Option<&Key>) -> Result<Position, QueryError> {
+    pub async fn count_newer(&mut self, job: &JobId, mark: u64, last: Option<&Key>) -> Result<Position, QueryError> {
         let best = self.tables.best;
         let mut end = EndedXids::below(mark);
         let mut tries = 0;

@@ -32,7 +32,8 @@ async fn listen_until_error(store: &Store, channel: &str, notified: &Notify) -> 
     // Something may have come between two connections.
     notified.notify_one();
     loop {
-        listener.recv().await?;
+        // None where the connection was lost: it has been made anew, and something may have come in between.
+        listener.try_recv().await?;
         notified.notify_one();
     }
 }

@@ -18,6 +18,7 @@ mod sql;
 mod store;
 mod tables;
 mod tail;
+mod turns;
 mod writer;
 
 pub use driver::PostgresDriver;
@@ -33,37 +34,19 @@ use error::QueryError;
 use position::Position;
 use session::Session;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use store::Store;
 use tables::Tables;
-use tokio::sync::Mutex;
-
-/// Time for which a list of jobs is given to all who ask alike.
-const LIST_LIFETIME: Duration = Duration::from_secs(1);
+use turns::Kind;
 
 /// The source. Readers and the tail share its [`Store`].
 pub struct Postgres {
     store: Arc<Store>,
-    /// The newest list of jobs. Whoever reads one holds the lock, so lists take one connection, and the others wait for
-    /// that list instead of the server.
-    job_list: Mutex<Option<JobList>>,
-    /// Number of writes by this process. A list from before one is not given out after it.
-    writes: AtomicU64,
-}
-
-/// A list of jobs as it was read.
-struct JobList {
-    asked: (Option<JobStatus>, usize),
-    /// Writes of this process before it was read.
-    writes: u64,
-    read_at: Instant,
-    jobs: Vec<JobSummary>,
 }
 
 impl Postgres {
     pub async fn open(settings: &config::Source) -> Result<Self, SourceError> {
-        Ok(Self { store: Store::open(settings).await?, job_list: Mutex::default(), writes: AtomicU64::default() })
+        Ok(Self { store: Store::open(settings).await? })
     }
 }
 
@@ -97,17 +80,10 @@ impl Source for Postgres {
             return Ok(PageResult::Lost(Reset::Unknown));
         };
         let tables = self.store.tables_for(&position).await?;
-        let (store, job) = (self.store.clone(), job.clone());
-        // The read runs to its end even if everybody who asked for it leaves. The server would not stop either, and
-        // whoever comes back at once would have it do the same work a second time beside the first.
-        let read = tokio::spawn(async move {
-            let page = read_page(&store, tables, &job, position, limit).await;
-            match page {
-                Ok(page) => Ok(page),
-                Err(error) => Err(store.job_error("reading history", error, &job).await),
-            }
-        });
-        read.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+        match read_page(&self.store, tables, job, position, limit).await {
+            Ok(page) => Ok(page),
+            Err(error) => Err(self.store.job_error("reading history", error, job).await),
+        }
     }
 
     fn tail(&self) -> Box<dyn Tail> {
@@ -119,35 +95,19 @@ impl Source for Postgres {
             let events = events.clone();
             self.store.with_session("writing events", async |session| session.append(job, events).await).await
         };
-        let result = match append().await {
+        match append().await {
             // Another process may have appended the same event just now. Then it is found the second time.
             Err(error) if error.code == SourceCode::Refused => append().await,
             result => result,
-        };
-        self.writes.fetch_add(1, Ordering::Release);
-        result
+        }
     }
 
     async fn set_status(&self, job: &JobId, status: JobStatus) -> Result<(), SourceError> {
-        let write = self.store.with_session("writing a status", async |session| session.set_status(job, status).await);
-        let result = write.await;
-        self.writes.fetch_add(1, Ordering::Release);
-        result
+        self.store.with_session("writing a status", async |session| session.set_status(job, status).await).await
     }
 
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError> {
-        let mut list = self.job_list.lock().await;
-        let (asked, writes) = ((status, limit), self.writes.load(Ordering::Acquire));
-        let is_fresh =
-            |list: &&JobList| (list.asked, list.writes) == (asked, writes) && list.read_at.elapsed() < LIST_LIFETIME;
-        if let Some(list) = list.as_ref().filter(is_fresh) {
-            return Ok(list.jobs.clone());
-        }
-        let read_at = Instant::now();
-        let read = self.store.with_session("listing jobs", async |session| session.list_jobs(status, limit).await);
-        let jobs = read.await?;
-        *list = Some(JobList { asked, writes, read_at, jobs: jobs.clone() });
-        Ok(jobs)
+        self.store.with_session("listing jobs", async |session| session.list_jobs(status, limit).await).await
     }
 }
 
@@ -165,7 +125,8 @@ async fn read_page(
 ) -> Result<PageResult, QueryError> {
     let began = Instant::now();
     loop {
-        let mut session = Session { store, connection: store.pool.get().await?, tables: tables.clone() };
+        let connection = store.pool.get_for(Kind::page(job, &position)).await?;
+        let mut session = Session { store, connection, tables: tables.clone() };
         let can_wait = began.elapsed() < store.settle;
         if let Some(page) = session.page(job, &position, limit, can_wait).await? {
             return Ok(page);

@@ -36,6 +36,9 @@ pub const MAX_COUNTED_XIDS: usize = 3;
 const MAX_COUNTS: usize = 20;
 /// Most rows that a cursor counts of one transaction.
 const MAX_COUNT: u64 = 1 << 40;
+/// Most rows of one transaction that are counted without ado. Honest cursors seldom have more: a long history is
+/// delivered by key, in a range.
+const MAX_CHEAP_COUNT: u64 = 10_000;
 /// Most bytes of a position that is nothing but a mark and a list of open transactions.
 const MAX_LIST_BYTES: usize = 30;
 /// Most bytes of a position that also counts.
@@ -119,6 +122,12 @@ impl Position {
         let is_bounded =
             position.counted().len() <= MAX_COUNTS && position.counted().values().all(|count| *count <= MAX_COUNT);
         Some(position).filter(|_| is_bounded)
+    }
+
+    /// Returns true for a position that may take the server long to read on from: each count is a subquery over the rows
+    /// that it counts.
+    pub fn is_dear(&self) -> bool {
+        self.counted().len() > MAX_COUNTED_XIDS || self.counted().values().any(|count| *count > MAX_CHEAP_COUNT)
     }
 
     /// Returns true if a cursor holds all that the position counts, with room for what is counted next.

@@ -4,10 +4,17 @@
 //! trip more per statement. Here a connection is pinged only after it has been idle for a while.
 
 use super::error::QueryError;
+use super::sql;
+use super::turns::{Kind, Turn, Turns};
 use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult, TimeoutType};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, Executor, Row};
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+use uuid::Uuid;
 
 /// Longest time that a statement may take; after it the connection is given up.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -22,16 +29,21 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
 /// A connection that was idle for longer is closed instead of used.
 const CLOSE_AFTER_IDLE: Duration = Duration::from_secs(300);
+/// Time for a statement that nobody waits for any more to end by itself, before it is cancelled.
+const ENDING: Duration = Duration::from_millis(50);
+/// Longest time to cancel it, and the same for its end after that.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One connection to the server.
 ///
-/// After a statement that broke off or was not awaited, or failed within a transaction, it never returns to the pool, so that whatever it left open (a
-/// transaction, half a result) ends with it.
+/// Only an idle one returns to the pool, so that whatever it left open (a transaction, half a result) ends with it.
 pub struct Connection {
     connection: PgConnection,
     state: State,
     /// Goes before every statement outside of a transaction.
     prefix: String,
+    /// Text in the prefix by which the server's other connections find what this one runs.
+    tag: String,
 }
 
 enum State {
@@ -39,8 +51,10 @@ enum State {
     Idle,
     /// Between [`Connection::begin`] and [`Connection::commit`].
     InTransaction,
-    /// A statement is running, or one has broken off or was dropped.
-    Unfinished,
+    /// A statement is running. Where its future was dropped, the server works on it for nobody.
+    Running,
+    /// A statement has broken off, or failed within a transaction.
+    Broken,
 }
 
 impl Connection {
@@ -51,15 +65,13 @@ impl Connection {
     }
 
     async fn run(&mut self, sql: String) -> Result<Vec<PgRow>, QueryError> {
-        let state = std::mem::replace(&mut self.state, State::Unfinished);
+        let state = std::mem::replace(&mut self.state, State::Running);
         let rows = self.connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql)));
-        let rows = tokio::time::timeout(STATEMENT_TIMEOUT, rows).await.map_err(|_| QueryError::Timeout)?;
+        let rows = timeout(STATEMENT_TIMEOUT, rows).await;
         // A statement that the server has refused leaves nothing open, but for a transaction.
-        let is_refused = matches!(rows, Err(sqlx::Error::Database(_))) && matches!(state, State::Idle);
-        if rows.is_ok() || is_refused {
-            self.state = state;
-        }
-        Ok(rows?)
+        let is_refused = matches!(rows, Ok(Err(sqlx::Error::Database(_)))) && matches!(state, State::Idle);
+        self.state = if matches!(rows, Ok(Ok(_))) || is_refused { state } else { State::Broken };
+        Ok(rows.map_err(|_| QueryError::Timeout)??)
     }
 
     /// Runs a statement that returns at least one row, and returns the first.
@@ -82,29 +94,120 @@ impl Connection {
 }
 
 /// A bounded number of connections, made when they are needed.
-pub struct ConnectionPool(Pool<Connector>);
-
-/// A connection on loan from the pool; it returns when this is dropped.
-pub type PooledConnection = Object<Connector>;
+pub struct ConnectionPool {
+    pool: Pool<Connector>,
+    turns: Arc<Turns>,
+    canceller: Arc<Canceller>,
+}
 
 impl ConnectionPool {
     pub fn new(options: PgConnectOptions, max_connections: u32) -> Self {
-        let pool = Pool::builder(Connector(options))
-            .max_size(max_connections.max(1) as usize)
+        let max_connections = max_connections.max(1) as usize;
+        let pool = Pool::builder(Connector(options.clone()))
+            .max_size(max_connections)
             .runtime(deadpool::Runtime::Tokio1)
             .wait_timeout(Some(CONNECT_TIMEOUT))
             .create_timeout(Some(CONNECT_TIMEOUT))
             .recycle_timeout(Some(CONNECT_TIMEOUT));
         // Building fails only for time-outs without a runtime.
-        Self(pool.build().unwrap_or_else(|error| unreachable!("{error}")))
+        let pool = pool.build().unwrap_or_else(|error| unreachable!("{error}"));
+        Self {
+            pool,
+            turns: Turns::new(max_connections),
+            canceller: Arc::new(Canceller { options, turn: Mutex::default() }),
+        }
     }
 
     pub async fn get(&self) -> Result<PooledConnection, QueryError> {
-        self.0.get().await.map_err(|error| match error {
+        self.lend(None).await
+    }
+
+    /// Lends a connection to a reader when it is its turn.
+    pub async fn get_for(&self, kind: Kind) -> Result<PooledConnection, QueryError> {
+        let turn = timeout(CONNECT_TIMEOUT, self.turns.take(kind)).await;
+        self.lend(Some(turn.ok().flatten().ok_or(QueryError::PoolExhausted)?)).await
+    }
+
+    async fn lend(&self, turn: Option<Turn>) -> Result<PooledConnection, QueryError> {
+        let connection = self.pool.get().await.map_err(|error| match error {
             PoolError::Backend(error) => error.into(),
             PoolError::Timeout(TimeoutType::Wait) => QueryError::PoolExhausted,
             error => QueryError::NotConnected(error.to_string()),
-        })
+        })?;
+        Ok(PooledConnection { loan: Some(Loan { connection, _turn: turn }), canceller: self.canceller.clone() })
+    }
+}
+
+/// A connection on loan from the pool; it returns when this is dropped.
+pub struct PooledConnection {
+    /// `None` only while it is dropped.
+    loan: Option<Loan>,
+    canceller: Arc<Canceller>,
+}
+
+struct Loan {
+    connection: Object<Connector>,
+    _turn: Option<Turn>,
+}
+
+impl Deref for PooledConnection {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.loan.as_ref().map_or_else(|| unreachable!("it was dropped"), |loan| &loan.connection)
+    }
+}
+
+impl DerefMut for PooledConnection {
+    fn deref_mut(&mut self) -> &mut Connection {
+        self.loan.as_mut().map_or_else(|| unreachable!("it was dropped"), |loan| &mut loan.connection)
+    }
+}
+
+impl Drop for PooledConnection {
+    fn drop(&mut self) {
+        let Some(loan) = self.loan.take() else { return };
+        match (&loan.connection.state, tokio::runtime::Handle::try_current()) {
+            (State::Idle, _) => {}
+            (State::Running, Ok(runtime)) => drop(runtime.spawn(loan.end(self.canceller.clone()))),
+            _ => drop(Object::take(loan.connection)),
+        }
+    }
+}
+
+impl Loan {
+    /// Waits for the end of a statement that nobody waits for any more, and cancels it if that is not soon. The
+    /// connection counts as taken until then, so that who leaves and comes back gets no more of the server than who
+    /// stays.
+    async fn end(mut self, canceller: Arc<Canceller>) {
+        if timeout(ENDING, self.connection.connection.ping()).await.is_err() {
+            canceller.cancel(&self.connection.tag).await;
+            let _ = timeout(CANCEL_TIMEOUT, self.connection.connection.ping()).await;
+        }
+        drop(Object::take(self.connection));
+    }
+}
+
+/// Cancels statements, on a connection of its own that is closed afterwards: the pool's may all be taken.
+struct Canceller {
+    options: PgConnectOptions,
+    /// Held by whoever cancels, so that one connection is enough.
+    turn: Mutex<()>,
+}
+
+impl Canceller {
+    /// Cancels the statement that has this tag. The driver does not tell the key for a request to cancel, and a pooler
+    /// would not tell the process; the server's list of activity has both the text and the process.
+    async fn cancel(&self, tag: &str) {
+        let _turn = self.turn.lock().await;
+        let cancelled = timeout(CANCEL_TIMEOUT, async {
+            let mut connection = self.options.connect().await?;
+            connection.execute(sqlx::raw_sql(AssertSqlSafe(sql::cancel_statement(tag)))).await?;
+            connection.close().await
+        });
+        if !matches!(cancelled.await, Ok(Ok(()))) {
+            tracing::debug!("a statement that nobody waits for could not be cancelled");
+        }
     }
 }
 
@@ -119,8 +222,10 @@ impl Manager for Connector {
         let mut connection = self.0.connect().await?;
         let encoding = connection.fetch_one(sqlx::raw_sql("SHOW server_encoding")).await?;
         let is_bare = encoding.try_get::<String, _>(0)? == "SQL_ASCII";
-        let prefix = format!("{SERVER_TIMEOUT}{}", if is_bare { BARE_ENCODING } else { "" });
-        Ok(Connection { connection, state: State::Idle, prefix })
+        let tag = Uuid::now_v7().simple().to_string();
+        // Not before the first statement: servers up to version 15 gather statistics of `SET` by its text.
+        let prefix = format!("{SERVER_TIMEOUT}{}/* {tag} */ ", if is_bare { BARE_ENCODING } else { "" });
+        Ok(Connection { connection, state: State::Idle, prefix, tag })
     }
 
     async fn recycle(&self, connection: &mut Connection, metrics: &Metrics) -> RecycleResult<sqlx::Error> {

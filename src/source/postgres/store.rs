@@ -7,6 +7,7 @@ use super::session::Session;
 use super::snapshot::DurableMark;
 use super::sql;
 use super::tables::{Column, MissingColumn, Tables};
+use super::turns::Kind;
 use crate::config;
 use crate::error::{SourceCode, SourceError};
 use crate::event::JobId;
@@ -14,7 +15,7 @@ use crate::source::tls::root_certificate;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::{ConnectOptions, Row};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::RwLock;
 
 pub struct Store {
@@ -28,12 +29,20 @@ pub struct Store {
     /// For the one connection that listens for notifications; sqlx's listener needs a pool of sqlx's.
     pub listener_pool: PgPool,
     /// Read when they are first needed, and forgotten when the database says that they have changed.
-    tables: RwLock<Option<Arc<Tables>>>,
+    tables: RwLock<Option<KnownTables>>,
     /// Host, port and database for messages; never a password.
     address: String,
     /// Port in the URL; `None` for a socket of this machine.
     port: Option<u16>,
     durable_mark: Mutex<DurableMark>,
+}
+
+/// Least time between two looks at the catalogue because of a cursor, which anybody can make up.
+const CATALOGUE_LIFETIME: Duration = Duration::from_secs(1);
+
+struct KnownTables {
+    tables: Arc<Tables>,
+    read_at: Instant,
 }
 
 impl Store {
@@ -97,7 +106,7 @@ impl Store {
         work: impl AsyncFnOnce(&mut Session<'_>) -> Result<T, QueryError>,
     ) -> Result<T, SourceError> {
         let tables = self.tables().await?;
-        match self.run(tables, work).await {
+        match self.run(tables, None, work).await {
             Ok(result) => Ok(result),
             Err(error) => Err(self.table_error(operation, error).await),
         }
@@ -111,7 +120,7 @@ impl Store {
         work: impl AsyncFnOnce(&mut Session<'_>) -> Result<T, QueryError>,
     ) -> Result<T, SourceError> {
         let tables = self.tables().await?;
-        match self.run(tables, work).await {
+        match self.run(tables, Some(Kind::lookup(job)), work).await {
             Ok(result) => Ok(result),
             Err(error) => Err(self.job_error(operation, error, job).await),
         }
@@ -120,17 +129,22 @@ impl Store {
     async fn run<T>(
         &self,
         tables: Arc<Tables>,
+        reader: Option<Kind>,
         work: impl AsyncFnOnce(&mut Session<'_>) -> Result<T, QueryError>,
     ) -> Result<T, QueryError> {
-        let connection = self.pool.get().await?;
+        let connection = match reader {
+            Some(kind) => self.pool.get_for(kind).await?,
+            None => self.pool.get().await?,
+        };
         work(&mut Session { store: self, connection, tables }).await
     }
 
     /// Returns the tables as they are known, or reads them from the catalogue.
     pub async fn tables(&self) -> Result<Arc<Tables>, SourceError> {
-        if let Some(tables) = &*self.tables.read().await {
-            return Ok(tables.clone());
+        if let Some(known) = &*self.tables.read().await {
+            return Ok(known.tables.clone());
         }
+        let read_at = Instant::now();
         let catalogue = self.read_catalogue().await;
         let catalogue = catalogue.map_err(|error| self.error("looking at the tables", error))?;
         let tables = Arc::new(self.resolve_tables(&catalogue)?);
@@ -140,7 +154,7 @@ impl Store {
             has_jobs = tables.jobs.is_some(),
             "the tables are understood"
         );
-        *self.tables.write().await = Some(tables.clone());
+        *self.tables.write().await = Some(KnownTables { tables: tables.clone(), read_at });
         Ok(tables)
     }
 
@@ -151,7 +165,12 @@ impl Store {
         if position.is_beginning() || tables.supports(position.scheme) {
             return Ok(tables);
         }
-        *self.tables.write().await = None;
+        let mut known = self.tables.write().await;
+        if known.as_ref().is_some_and(|known| known.read_at.elapsed() < CATALOGUE_LIFETIME) {
+            return Ok(tables);
+        }
+        *known = None;
+        drop(known);
         self.tables().await
     }
 

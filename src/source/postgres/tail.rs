@@ -24,8 +24,8 @@ use crate::source::{JobNews, Joiner, Limit, News, Tail, Wakeup};
 use crate::sse::{JobEnd, Reset};
 use crate::supervise::restarted;
 use async_trait::async_trait;
-use sqlx::Row;
 use sqlx::postgres::PgRow;
+use sqlx::{Row, ValueRef};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
@@ -278,12 +278,12 @@ impl PostgresTail {
         let in_events = other_spellings(&session.tables.events.job_id);
         let in_jobs = session.tables.jobs.as_ref().map(|jobs| other_spellings(&jobs.id)).unwrap_or_default();
         for row in rows {
-            let Some(spelled) = raw_bytes(row, "job_id")? else {
+            if !row.try_get_raw("snapshot_text")?.is_null() {
                 snapshot = Some(session.snapshot_of(row)?);
                 continue;
-            };
-            // Nobody can ask for a job whose id is no text.
-            let Ok(spelled) = String::from_utf8(spelled) else { continue };
+            }
+            // Nobody can ask for a job that has no id, or one that is no text.
+            let Some(Ok(spelled)) = raw_bytes(row, "job_id")?.map(String::from_utf8) else { continue };
             let status: Option<String> = row.try_get("status")?;
             let others = if status.is_none() { &in_events } else { &in_jobs };
             let same = spelled.parse().ok().filter(|job| self.positions.contains_key(job));

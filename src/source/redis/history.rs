@@ -8,13 +8,12 @@ use super::topology::NodeError;
 use super::{JobHash, MAX_ENTRIES_PER_REQUEST, Store};
 use crate::cursor::Cursor;
 use crate::event::{Event, JobId};
+use crate::single_flight::{Joined, SingleFlight};
 use crate::source::{Limit, Page, PageBuilder, PageResult, Standing};
+use crate::supervise::Panicked;
 use crate::telemetry;
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared, WeakShared};
-use redis::{Value, cmd};
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use redis::{ErrorKind, Value, cmd};
+use std::sync::Arc;
 
 /// Entries in the first request for a stream, while the size of its entries is not known.
 const FIRST_REQUEST_ENTRIES: usize = 32;
@@ -25,17 +24,8 @@ const MAX_SEARCH_BYTES: usize = 2 << 20;
 /// Entries in the first request of such a search.
 const FIRST_SEARCH_ENTRIES: usize = 16;
 
-/// Look-ups of event ids that have not ended, by job and id. Weak, so that one ends when nobody waits for it any more.
-#[derive(Default)]
-pub struct Lookups(Mutex<HashMap<(JobId, String), WeakShared<Lookup>>>);
-
-type Lookup = BoxFuture<'static, Result<Option<Cursor>, NodeError>>;
-
-impl Lookups {
-    fn lock(&self) -> MutexGuard<'_, HashMap<(JobId, String), WeakShared<Lookup>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+/// Look-ups of event ids that have not ended, by job and id.
+pub type Lookups = SingleFlight<(JobId, String), Result<Option<Cursor>, NodeError>>;
 
 /// The key of a job's stream, as a reader finds it.
 enum Readable {
@@ -112,7 +102,7 @@ impl PageReader {
             return (events, last.unwrap_or_else(|| self.read.seal(job)));
         };
         let cursor = end.seal(job);
-        // one place has one name
+        // One place has one name.
         if let Some((_, last)) = events.last_mut().filter(|_| self.last_event == Some(end.id)) {
             *last = cursor.clone();
         }
@@ -122,7 +112,7 @@ impl PageReader {
 
 impl Store {
     pub(super) async fn page(&self, job: &JobId, after: Position, limit: Limit) -> Result<PageResult, NodeError> {
-        // before the events: where the status is final by then, all events come before the end
+        // The status comes before the events: where it is final by then, all events come before the end.
         let hash = self.job_hash(job).await?;
         let mut reader = PageReader::new(after, limit);
         let (info, stream_end) = loop {
@@ -196,32 +186,24 @@ impl Store {
 
     /// Finds an event's id. All who ask for the same one at the same time share one look-up.
     pub(super) async fn find_shared(self: &Arc<Self>, job: &JobId, id: &str) -> Result<Option<Cursor>, NodeError> {
-        let (lookup, is_own) = self.lookup(job, id);
-        let found = lookup.await?;
+        let Joined { flight, is_own } = self.lookup(job, id);
+        let found = flight.await?;
         if is_own || found.is_some() {
             return Ok(found);
         }
-        // that one may have begun before the event was written; the next one cannot
-        self.lookup(job, id).0.await
+        // That one may have begun before the event was written; the next one cannot.
+        self.lookup(job, id).flight.await
     }
 
-    /// Starts a look-up, or joins the one that has not ended. Returns true with one of the caller's own.
-    fn lookup(self: &Arc<Self>, job: &JobId, id: &str) -> (Shared<Lookup>, bool) {
-        let key = (job.clone(), id.to_string());
-        let mut lookups = self.lookups.lock();
-        if let Some(lookup) = lookups.get(&key).and_then(WeakShared::upgrade) {
-            return (lookup, false);
-        }
-        lookups.retain(|_, lookup| lookup.upgrade().is_some());
-        let (store, of_lookup) = (self.clone(), key.clone());
-        let lookup = async move {
-            let found = store.find(&of_lookup.0, &of_lookup.1).await;
-            store.lookups.lock().remove(&of_lookup);
-            found
+    /// Starts a look-up, or joins the one that has not ended.
+    fn lookup(self: &Arc<Self>, job: &JobId, id: &str) -> Joined<Result<Option<Cursor>, NodeError>> {
+        let (store, key) = (self.clone(), (job.clone(), id.to_string()));
+        let (of_panic, of_lookup) = (self.topology.clone(), key.clone());
+        let lookup = || async move { store.find(&of_lookup.0, &of_lookup.1).await };
+        let panicked = move |panic: Panicked| {
+            Err(of_panic.node_error((ErrorKind::Client, "looking up an event id", panic.to_string()).into()))
         };
-        let lookup = lookup.boxed().shared();
-        lookups.extend(lookup.downgrade().map(|weak| (key, weak)));
-        (lookup, true)
+        self.lookups.join("lookup", key, lookup, panicked)
     }
 
     /// Returns the position after the event with this id, if it is among the newest [`MAX_SEARCH_ENTRIES`] entries and
@@ -232,14 +214,14 @@ impl Store {
         let mut count = FIRST_SEARCH_ENTRIES;
         let mut size = info.last_entry.as_ref().map_or(1, Entry::size).max(1);
         let mut from = "+".to_string();
-        // entries that were added after this one and are still there
+        // It counts the entries that were added after this one and are still there.
         let mut newer = 0;
         while newer < MAX_SEARCH_ENTRIES && bytes >= size {
-            // only twice as many as before: the older ones may be larger
+            // There are only twice as many as before, since the older ones may be larger.
             count = count.min(bytes / size).min(MAX_ENTRIES_PER_REQUEST);
             let request = self.events_request(job, |key| vec![older_entries_command(key, &from, count)]);
             let entries = self.parse_range(self.send(request).await?.pop())?;
-            // an entry above `last_id` was added after the state was read, and is not counted in it
+            // An entry above `last_id` was added after the state was read, and is not counted in it.
             for entry in entries.iter().filter(|entry| entry.id <= info.last_id) {
                 if entry.event_id() == id && entry.kind().is_some() {
                     return Ok(Some(Position::after(entry, ordinal_from_end(&info, entry, newer)).seal(job)));

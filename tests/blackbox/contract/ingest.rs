@@ -3,6 +3,7 @@
 use crate::support::daemon::{numbered, run};
 use crate::support::numbers;
 use crate::support::store::Store;
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 const PATH: &str = "/runner-jobs/job/events";
@@ -82,4 +83,31 @@ pub async fn events_that_are_sent_in_reach_the_subscribers_of_every_replica<S: S
     let emitted = run(&["emit", "job-2", "hello", "--payload", "{\"n\":1}"], &settings).await;
     assert!(emitted.status.success(), "{emitted:?}");
     assert_eq!(other.stream("job-2").await.event().await.number(), 1);
+}
+
+const WRITERS: u64 = 64;
+const EVENTS: u64 = 2000;
+
+pub async fn of_64_writers_at_once_on_two_daemons_each_event_is_acknowledged_and_received_once<S: Store>() {
+    let store = S::start().await;
+    let daemons = [store.daemon(&[]).await, store.daemon(&[]).await];
+    daemons[0].set_status("job", "RUNNING").await;
+    let mut streams = [daemons[0].stream("job").await, daemons[1].stream("job").await];
+    let writers = (0..WRITERS).map(async |writer| {
+        for number in (writer..EVENTS).step_by(WRITERS as usize) {
+            let answer = daemons[(writer % 2) as usize].send("POST", PATH, &numbered(number)).await;
+            assert_eq!((answer.status, &answer.json()["payload"]["n"]), (201, &number.into()), "{answer:?}");
+        }
+    });
+    join_all(writers).await;
+    for stream in &mut streams {
+        let mut seen = numbers(&stream.take(EVENTS as usize).await);
+        // Each writer waited for its own events.
+        for writer in 0..WRITERS {
+            let own: Vec<u64> = seen.iter().copied().filter(|number| number % WRITERS == writer).collect();
+            assert!(own.is_sorted(), "{own:?}");
+        }
+        seen.sort();
+        assert_eq!(seen, Vec::from_iter(0..EVENTS));
+    }
 }

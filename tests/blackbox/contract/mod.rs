@@ -56,6 +56,7 @@ macro_rules! of_every_store {
             forging::honest_readers_beside_50_that_forge_lose_and_repeat_nothing_and_are_never_reset
             ingest::an_event_is_answered_as_it_is_stored_and_a_repeated_id_is_stored_once
             ingest::events_that_are_sent_in_reach_the_subscribers_of_every_replica
+            ingest::of_64_writers_at_once_on_two_daemons_each_event_is_acknowledged_and_received_once
         }
     };
 }
@@ -66,6 +67,7 @@ macro_rules! of_every_server {
         tests! { $store;
             outage::a_server_that_dies_and_comes_back_is_told_once_and_loses_nothing
             outage::an_outage_is_one_warning_however_many_ask
+            outage::a_long_poll_that_waits_when_the_server_dies_is_told_of_it
             outage::a_daemon_starts_without_its_server_and_comes_up_when_that_comes
         }
     };

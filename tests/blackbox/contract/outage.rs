@@ -72,3 +72,18 @@ pub async fn an_outage_is_one_warning_however_many_ask<S: Server>() {
     store.come_back().await;
     eventually("to be ready", async || (daemon.ask_admin("/readyz").await.status == 200).then_some(())).await;
 }
+
+pub async fn a_long_poll_that_waits_when_the_server_dies_is_told_of_it<S: Server>() {
+    let mut store = S::start().await;
+    let daemon = store.daemon(&[]).await;
+    store.append("job", 0..3).await;
+    let page = daemon.get("/runner-jobs/job/events").await.json();
+    let poll = format!("/runner-jobs/job/events?after={}&wait=60", page["cursor"].as_str().expect("a cursor"));
+    let dies = async {
+        eventually("the poll to wait", async || (daemon.metric("jobcast_channels").await >= 1.0).then_some(())).await;
+        store.crash().await;
+    };
+    let (answer, ()) = tokio::join!(daemon.get(&poll), dies);
+    assert_eq!((answer.status, answer.header("Retry-After").is_some()), (503, true), "{answer:?}");
+    assert!(answer.code().starts_with("source."), "{answer:?}");
+}

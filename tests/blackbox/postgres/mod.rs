@@ -1,9 +1,12 @@
 //! PostgreSQL: every committed event once, whatever its writers do.
 
 mod access;
+mod ingest;
+mod odd_rows;
 mod one_reader;
 mod tables;
 mod torture;
+mod wakeups;
 
 use super::contract::reading::is_tailed;
 use crate::support::daemon::stream_path;

@@ -2,10 +2,12 @@
 
 use super::{RECOMMENDED, serve};
 use crate::support::postgres::append;
-use crate::support::{Daemon, Postgres, numbers};
+use crate::support::{Daemon, Postgres, eventually, numbers};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sqlx::{Connection, Executor, PgConnection, Row};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 /// A cursor of a table with both columns which says that all below `mark` was delivered.
 fn forged(job: &str, mark: u64) -> String {
@@ -59,6 +61,34 @@ async fn a_cursor_of_the_future_is_answered_at_once_by_a_primary() {
     assert_eq!(stream.event().await.number(), 0);
 }
 
+#[tokio::test]
+async fn statements_of_readers_who_left_are_cancelled() {
+    let server = Postgres::start().await;
+    let daemon = serve(&server, RECOMMENDED, &[]).await;
+    let (mut holder, mut rows) = (server.connect().await, server.connect().await);
+    append(&mut rows, "job", [0]).await;
+    holder.execute(sqlx::raw_sql("BEGIN; LOCK TABLE job_events")).await.expect("a lock");
+    let mut readers = Vec::new();
+    for number in 0..8 {
+        let mut reader = TcpStream::connect(daemon.http).await.expect("a connection");
+        let ask = format!("GET /runner-jobs/job-{number}/events HTTP/1.1\r\nHost: x\r\n\r\n");
+        reader.write_all(ask.as_bytes()).await.expect("ask");
+        readers.push(reader);
+    }
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'reader' AND wait_event_type = 'Lock'";
+    eventually("all connections for readers to wait", async || {
+        (rows.fetch_one(waiting).await.expect("a count").get::<i64, _>(0) >= 4).then_some(())
+    })
+    .await;
+    drop(readers);
+    eventually("their statements to be cancelled", async || {
+        (server.log().matches("canceling statement due to user request").count() >= 3).then_some(())
+    })
+    .await;
+    holder.execute("COMMIT").await.expect("commit");
+    assert_eq!(daemon.get("/runner-jobs/job/events").await.json()["events"][0]["payload"]["n"], 0);
+}
+
 /// A view that casts, over a table that takes everything.
 const CASTING: &str = "
     CREATE TABLE runner_jobs (id text PRIMARY KEY, status text NOT NULL DEFAULT 'RUNNING');
@@ -89,6 +119,62 @@ async fn a_row_that_a_view_cannot_cast_stops_its_own_job_until_it_is_mended_and_
         next = ninth.event().await;
     }
     assert_eq!(next.number(), 1);
+}
+
+/// A view whose rows of one job make every look for new rows fail, but no read of another job.
+const FAILING_LOOK: &str = "
+    CREATE TABLE runner_jobs (id text PRIMARY KEY, status text NOT NULL DEFAULT 'RUNNING');
+    CREATE TABLE rows (seq bigint GENERATED ALWAYS AS IDENTITY, writer text DEFAULT pg_current_xact_id(), id text, job_id text,
+      type text, timestamp timestamptz DEFAULT now(), payload jsonb);
+    CREATE INDEX ON rows (job_id, seq);
+    CREATE VIEW job_events AS SELECT seq, writer::bigint::text::xid8 AS xid, id, job_id, type, timestamp, payload FROM rows;
+    ALTER VIEW job_events ALTER COLUMN xid SET DEFAULT pg_current_xact_id();";
+
+#[tokio::test]
+async fn rows_that_make_the_look_itself_fail_stop_their_own_job_and_no_other() {
+    let server = Postgres::start().await;
+    let settings = [("source.poll_interval", "20ms"), ("source.retry_initial", "100ms"), ("source.retry_max", "300ms")];
+    let daemon = serve(&server, FAILING_LOOK, &settings).await;
+    let mut rows = server.connect().await;
+    let mut insert = async |sql: String| {
+        rows.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(sql.as_str()))).await.map(|_| ()).expect(&sql)
+    };
+    let row = |job: u64, number: u64| {
+        format!(
+            "INSERT INTO rows (id, job_id, type, payload) VALUES ('e-{number}', 'job-{job}', 'x', '{{\"n\":{number}}}')"
+        )
+    };
+    insert(row(9, 0)).await;
+    insert(row(10, 0)).await;
+    let (mut ninth, mut tenth) = (daemon.stream("job-9").await, daemon.stream("job-10").await);
+    ninth.take(1).await;
+    tenth.take(1).await;
+    insert("INSERT INTO rows (id, job_id, type, writer) VALUES ('bad', 'job-9', 'x', 'nobody')".into()).await;
+    for number in 1..4 {
+        insert(row(10, number)).await;
+        assert_eq!(tenth.event().await.number(), number);
+    }
+    let told = ninth.event().await;
+    assert!(told.is("stream.error") && told.json()["retryable"] == true, "{told:?}");
+    assert_eq!(daemon.ask_admin("/readyz").await.json()["status"], "ready");
+    insert("DELETE FROM rows WHERE id = 'bad'".into()).await;
+    insert(row(9, 1)).await;
+    assert_eq!(ninth.event().await.number(), 1);
+}
+
+#[tokio::test]
+async fn a_statement_that_takes_too_long_is_ended_by_the_server_and_told_to_who_asked() {
+    let server = Postgres::start().await;
+    let daemon = serve(&server, RECOMMENDED, &[]).await;
+    append(&mut server.connect().await, "job", [0]).await;
+    assert_eq!(daemon.get("/runner-jobs/job/events").await.status, 200);
+    let mut holder = server.connect().await;
+    holder.execute(sqlx::raw_sql("BEGIN; LOCK TABLE job_events")).await.expect("a lock");
+    let answer = daemon.get("/runner-jobs/job/events").await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "source.timed_out"), "{answer:?}");
+    assert!(server.log().contains("canceling statement due to statement timeout"), "{}", server.log());
+    holder.execute("COMMIT").await.expect("commit");
+    assert_eq!(daemon.get("/runner-jobs/job/events").await.status, 200);
 }
 
 #[tokio::test]

@@ -190,9 +190,10 @@ async fn a_connection_that_is_silently_dead_is_noticed() {
 }
 
 #[tokio::test]
-async fn connections_that_the_server_closes_are_no_outage() {
+async fn connections_that_the_server_closes_are_no_outage_and_wake_ups_come_again() {
     let server = Redis::start().await;
-    let daemon = daemon_on(&server.url(), &[]).await;
+    // The poll would come too late for the test.
+    let daemon = daemon_on(&server.url(), &[("source.poll_interval", "10m")]).await;
     let mut rows = server.connect().await;
     append(&mut rows, "job", [0]).await;
     let mut stream = daemon.stream("job").await;

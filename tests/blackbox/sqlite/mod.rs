@@ -1,5 +1,6 @@
 //! SQLite: one file, one writer at a time, whichever process it is in.
 
+mod file;
 mod lost;
 mod odd_rows;
 mod outage;

@@ -53,3 +53,12 @@ pub fn has_notify_trigger(table: &str) -> String {
         literal(table)
     )
 }
+
+/// Cancels the statement of another connection of this user that has `tag` in the beginning of its text.
+pub fn cancel_statement(tag: &str) -> String {
+    format!(
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+         WHERE state = 'active' AND pid <> pg_backend_pid() AND position({} IN query) > 0",
+        literal(tag)
+    )
+}

@@ -55,6 +55,31 @@ pub fn count_by_xid(rows: &EventRows, durable_xid: u64, job: &JobId, bound: &Xid
     )
 }
 
+/// Counts the same rows by transaction and place: `xid, place, count`. The place of a row is the number of events with
+/// these ids before it.
+pub fn count_by_place<'a>(
+    rows: &EventRows,
+    durable_xid: u64,
+    job: &JobId,
+    bound: &XidBound,
+    ids: impl IntoIterator<Item = &'a str>,
+) -> String {
+    format!(
+        "{ctes} SELECT newer.xid, newer.place, count(*)::bigint AS count
+         FROM (SELECT {xid} AS xid, ({since}) IS TRUE AS is_newer, count(*) FILTER (WHERE {of_ids})
+                 OVER (ORDER BY {order} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS place
+               FROM {events} e WHERE {of_job} AND ({since} OR {of_ids})) newer
+         WHERE newer.is_newer GROUP BY 1, 2 ORDER BY 2",
+        ctes = snapshot_ctes(rows, durable_xid, None),
+        xid = rows.xid(),
+        since = rows.written_since(bound),
+        of_ids = rows.tables.events.id.equals_any(ids),
+        order = rows.order(),
+        events = rows.table(),
+        of_job = rows.tables.events.job_id.equals(job.as_str()),
+    )
+}
+
 /// Finds an event of the job whose type ends it.
 pub fn final_event<'a>(tables: &Tables, job: &JobId, final_types: impl IntoIterator<Item = &'a str>) -> String {
     format!(
@@ -67,10 +92,11 @@ pub fn final_event<'a>(tables: &Tables, job: &JobId, final_types: impl IntoItera
     )
 }
 
-/// Reads those of the events that the job has already, by their ids.
+/// Reads those of the events that the job has already, by their ids, in the order of their keys, beside the snapshot.
 pub fn stored_events(rows: &EventRows, durable_xid: u64, job: &JobId, events: &[NewEvent]) -> String {
     format!(
-        "{ctes} SELECT {columns} FROM {table} e WHERE {of_job} AND {of_ids}",
+        "{ctes} SELECT {SNAPSHOT_COLUMNS}, stored.*
+         FROM snapshot, mark, (SELECT {columns} FROM {table} e WHERE {of_job} AND {of_ids}) stored ORDER BY stored.ordinal",
         ctes = snapshot_ctes(rows, durable_xid, None),
         columns = rows.select_list(),
         table = rows.table(),

@@ -108,6 +108,9 @@ fn statements_on_events_are_the_reviewed_ones_in_every_scheme() {
     assert_in_each_scheme("count_by_xid", |rows| {
         count_by_xid(rows, DURABLE_XID, job, &XidBound::Fixed(ended(745, &[740, 743])), Some(&key(rows.tables.best)))
     });
+    assert_in_each_scheme("count_by_place", |rows| {
+        count_by_place(rows, DURABLE_XID, job, &XidBound::Fixed(ended(745, &[740, 743])), ["e-58", "e-59"])
+    });
     assert_in_each_scheme("stored_events", |rows| stored_events(rows, DURABLE_XID, job, &new_events()));
 }
 
@@ -140,6 +143,7 @@ fn statements_on_jobs_and_the_catalogue_are_the_reviewed_ones() {
     assert_statement("table_columns", &table_columns("app.job_events"));
     assert_statement("has_index", &has_index("\"job_events\"", ["job_id", "seq"]));
     assert_statement("may_insert", &may_insert("\"job_events\""));
+    assert_statement("cancel_statement", &cancel_statement("0199aaaa"));
     assert_statement("has_notify_trigger", &has_notify_trigger("\"job_events\""));
 }
 

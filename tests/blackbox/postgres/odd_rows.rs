@@ -1,0 +1,93 @@
+//! Rows of one job that hold whatever a database without an encoding takes: the others lose nothing beside them.
+
+use crate::support::postgres::append;
+use crate::support::{Daemon, Postgres, numbers};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+const TABLES: &str = "
+    CREATE TABLE runner_jobs (id text, status text);
+    CREATE TABLE job_events (seq bigint GENERATED ALWAYS AS IDENTITY, xid xid8 DEFAULT pg_current_xact_id(), id text, job_id text,
+      step_id text, type text, timestamp timestamptz DEFAULT now(), actor text, payload text);
+    CREATE INDEX ON job_events (job_id, seq);";
+
+const LENGTHS: [usize; 5] = [0, 1, 7, 300, 20_000];
+/// Those of a text that an index takes.
+const SHORT: [usize; 4] = [0, 1, 7, 300];
+
+/// A text of random bytes, or a readable one, or none.
+fn text(random: &mut StdRng, lengths: &[usize]) -> String {
+    let length = lengths[random.random_range(0..lengths.len())];
+    let bytes = |random: &mut StdRng, range: std::ops::Range<u8>| -> String {
+        (0..length).map(|_| format!("{:02x}", random.random_range(range.clone()))).collect()
+    };
+    match random.random_range(0..4) {
+        0 => "NULL".into(),
+        1 => format!("convert_from('\\x{}', 'SQL_ASCII')", bytes(random, 32..127)),
+        2 => "'{\"n\": 1}'".into(),
+        _ => format!("convert_from('\\x{}', 'SQL_ASCII')", bytes(random, 1..255)),
+    }
+}
+
+fn time(random: &mut StdRng) -> &'static str {
+    let times = ["NULL", "now()", "'infinity'", "'-infinity'", "'290000-01-01'", "'4713-01-01 BC'", "'epoch'"];
+    times[random.random_range(0..times.len())]
+}
+
+/// Inserts some rows in one transaction, and returns how many of them are events of the job `odd`.
+async fn insert_odd(rows: &mut PgConnection, random: &mut StdRng) -> usize {
+    let count = random.random_range(1..4);
+    let mut of_odd = 0;
+    let mut values = Vec::new();
+    for _ in 0..count {
+        let is_odd = random.random_bool(0.8);
+        of_odd += usize::from(is_odd);
+        let job = if is_odd { "'odd'".into() } else { text(random, &SHORT) };
+        let [id, step, kind, actor, payload] = std::array::from_fn(|_| text(random, &LENGTHS));
+        values.push(format!("({id}, {job}, {step}, {kind}, {}, {actor}, {payload})", time(random)));
+    }
+    let sql = format!(
+        "INSERT INTO job_events (id, job_id, step_id, type, timestamp, actor, payload) VALUES {};
+         INSERT INTO runner_jobs VALUES ({}, {})",
+        values.join(", "),
+        text(random, &LENGTHS),
+        text(random, &LENGTHS)
+    );
+    rows.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.expect("rows");
+    of_odd
+}
+
+#[tokio::test]
+async fn rows_of_random_bytes_nulls_and_times_are_all_delivered_and_ten_other_jobs_lose_nothing_beside_them() {
+    let server = Postgres::start().await;
+    server.execute("CREATE DATABASE bare ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
+    let url = server.url("postgres");
+    let url = format!("{}/bare", url.strip_suffix("/postgres").expect("the name of a database"));
+    let mut rows = PgConnection::connect(&url).await.expect("a database without encoding");
+    rows.execute(sqlx::raw_sql(TABLES)).await.expect("tables");
+    let daemon = Daemon::on("postgres", &url, &[("source.poll_interval", "20ms")]).await;
+    let others: Vec<String> = (0..10).map(|number| format!("other-{number}")).collect();
+    let mut streams = Vec::new();
+    for (number, job) in (0..).zip(&others) {
+        append(&mut rows, job, [number]).await;
+        streams.push(daemon.stream(job).await);
+    }
+    append(&mut rows, "odd", [0]).await;
+    let mut odd = daemon.stream("odd").await;
+    let mut random = StdRng::seed_from_u64(15);
+    let mut events = 1;
+    for number in 10..150 {
+        events += insert_odd(&mut rows, &mut random).await;
+        append(&mut rows, &others[number as usize % 10], [number]).await;
+    }
+    let live: Vec<_> = odd.take(events).await.into_iter().map(|event| event.data).collect();
+    for (job, stream) in streams.iter_mut().enumerate() {
+        assert_eq!(numbers(&stream.take(15).await), Vec::from_iter((job as u64..150).step_by(10)));
+    }
+    let history: Vec<_> = daemon.stream("odd").await.take(events).await.into_iter().map(|event| event.data).collect();
+    assert_eq!(live, history);
+    assert_eq!(daemon.get("/runner-jobs").await.status, 200);
+    assert_eq!(daemon.ask_admin("/readyz").await.status, 200);
+    assert_eq!(daemon.metric("jobcast_source_errors_total").await, 0.0, "{}", daemon.log());
+}
