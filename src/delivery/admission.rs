@@ -1,6 +1,7 @@
 //! The limits on open streams, and the account of every open stream. actix does not count the sockets that have left it,
 //! so the limits are kept here.
 
+use crate::auth::{Grant, Withdrawal};
 use crate::telemetry;
 use metrics::{Gauge, Histogram};
 use std::collections::HashMap;
@@ -54,6 +55,10 @@ pub enum Reason {
     Drain,
     /// It reached `stream.max_age`.
     Age,
+    /// The credentials that it was opened with ran out.
+    Expired,
+    /// The caller lost the right to watch, or an operator closed it.
+    Revoked,
     /// The source failed in a way that trying again does not help.
     Failed,
 }
@@ -67,6 +72,8 @@ impl Reason {
             Self::Memory => "memory",
             Self::Drain => "drain",
             Self::Age => "age",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
             Self::Failed => "failed",
         }
     }
@@ -108,7 +115,7 @@ impl Admission {
             return Err(LimitReached::Process);
         }
         let number = inner.next_number.fetch_add(1, Ordering::Relaxed);
-        Ok(StreamPermit { admission: self.clone(), number, since: Instant::now(), ip, reason: None })
+        Ok(StreamPermit { admission: self.clone(), grant: None, number, since: Instant::now(), ip, reason: None })
     }
 
     /// Returns the number of open streams.
@@ -136,6 +143,8 @@ impl Admission {
 /// One open stream, from its admission to its end, wherever it is served.
 pub struct StreamPermit {
     admission: Admission,
+    /// The right to watch that it was opened with; None where nobody is asked for one.
+    grant: Option<Arc<Grant>>,
     number: u64,
     since: Instant,
     ip: Option<IpAddr>,
@@ -144,6 +153,21 @@ pub struct StreamPermit {
 }
 
 impl StreamPermit {
+    /// Ties the stream to the right to watch that it was opened with.
+    pub fn with_grant(mut self, grant: impl Into<Option<Arc<Grant>>>) -> Self {
+        self.grant = grant.into();
+        self
+    }
+
+    pub fn grant(&self) -> Option<&Arc<Grant>> {
+        self.grant.as_ref()
+    }
+
+    /// Returns the reason for which the right to watch has ended, if it has.
+    pub fn withdrawal(&self, now: Instant) -> Option<Withdrawal> {
+        self.grant.as_ref()?.ended(now)
+    }
+
     /// The id in `X-Jobcast-Connection` and in the logs.
     pub fn id(&self) -> String {
         format!("{:08x}-{:x}", self.admission.0.prefix, self.number)

@@ -67,8 +67,8 @@ enum Event {
     Heartbeat,
     /// The process begins to drain.
     Drain,
-    /// The time of the stream is up.
-    Deadline,
+    /// The time of the stream is up, or its right to watch has ended.
+    TimeIsUp,
 }
 
 impl Body {
@@ -105,7 +105,7 @@ impl Body {
             if matches!(self.state, State::Over) {
                 return None;
             }
-            if self.read_ring() {
+            if self.end_in_time() || self.read_ring() {
                 continue;
             }
             let event = self.wait_for_event().await;
@@ -115,20 +115,20 @@ impl Body {
 
     async fn wait_for_event(&mut self) -> Event {
         let heartbeat = Instant::now() + self.streams.rules.heartbeat;
-        let (shutdown, deadline) = (&self.streams.shutdown, self.deadline);
+        let (shutdown, permit, deadline) = (&self.streams.shutdown, self.permit.as_ref(), self.deadline);
         match &mut self.state {
             State::Replaying { replay, ready } => tokio::select! {
                 biased;
                 step = next_step(replay, ready) => Event::Step(step),
                 () = drain_begins(shutdown, deadline) => Event::Drain,
-                () = reached(deadline) => Event::Deadline,
+                () = time_is_up(permit, deadline) => Event::TimeIsUp,
                 () = sleep_until(heartbeat.into()) => Event::Heartbeat,
             },
             State::Live(live) => tokio::select! {
                 () = live.listening.changed() => Event::ChannelGrew,
                 outage = next_outage(&mut self.outages) => Event::Outage(outage),
                 () = drain_begins(shutdown, deadline) => Event::Drain,
-                () = reached(deadline) => Event::Deadline,
+                () = time_is_up(permit, deadline) => Event::TimeIsUp,
                 () = sleep_until(heartbeat.into()) => Event::Heartbeat,
             },
             State::Over | State::Left => std::future::pending().await,
@@ -141,16 +141,19 @@ impl Body {
                 let reaction = reaction::on_replay_step(&self.job, step, || self.streams.reconnect_delay());
                 self.carry_out(reaction);
             }
-            Event::ChannelGrew => {} // The ring is read next.
+            Event::ChannelGrew | Event::TimeIsUp => {} // Both are looked at next.
             Event::Outage(outage) => self.notify(reaction::on_outage(&outage)),
             Event::Heartbeat => self.queue.push_back(Bytes::from_static(sse::HEARTBEAT)),
             Event::Drain => self.deadline.drain_by(self.streams.drain_deadline()),
-            Event::Deadline => {
-                if let Some(reason) = self.deadline.reached(Instant::now()) {
-                    self.notify(reaction::on_deadline(reason, self.streams.reconnect_delay()));
-                }
-            }
         }
+    }
+
+    /// Ends the stream if there is a reason of Jobcast's own. False if there is none.
+    fn end_in_time(&mut self) -> bool {
+        let Some(permit) = &self.permit else { return false };
+        let Some(reason) = reaction::due_bye(permit, self.deadline, Instant::now()) else { return false };
+        self.notify(reaction::on_bye(reason, self.streams.reconnect_delay()));
+        true
     }
 
     fn carry_out(&mut self, reaction: Reaction) {
@@ -256,11 +259,20 @@ async fn next_step(replay: &mut Replay, ready: &mut Option<Step>) -> Step {
     }
 }
 
-/// Returns when the deadline has come.
-async fn reached(deadline: Deadline) {
-    match deadline.at() {
-        Some(at) => sleep_until(at.into()).await,
-        None => std::future::pending().await,
+/// Returns when the deadline has come, or the right to watch has ended.
+async fn time_is_up(permit: Option<&StreamPermit>, deadline: Deadline) {
+    let reached = async {
+        match deadline.at() {
+            Some(at) => sleep_until(at.into()).await,
+            None => std::future::pending().await,
+        }
+    };
+    match permit.and_then(StreamPermit::grant) {
+        Some(grant) => tokio::select! {
+            () = reached => {}
+            () = grant.end() => {}
+        },
+        None => reached.await,
     }
 }
 
