@@ -3,7 +3,7 @@
 //! The modules, lowest first. None uses a later one, which `tests/architecture.rs` checks.
 //!
 //! - [`telemetry`], [`logging`]: metrics and logs; [`shutdown`], [`supervise`]: the phases of leaving, and the parts that
-//!   must not die alone; [`backoff`]: waits between attempts.
+//!   must not die alone; [`systemd`]: the service manager; [`backoff`]: waits between attempts.
 //! - [`event`], [`cursor`], [`error`], [`sse`]: domain types, such as jobs, events, cursors and errors. No I/O.
 //! - [`config`]: settings, checked and typed.
 //! - [`source`]: the stores of events, one folder for each kind.
@@ -32,5 +32,6 @@ pub mod shutdown;
 pub mod source;
 pub mod sse;
 pub mod supervise;
+pub mod systemd;
 pub mod tail;
 pub mod telemetry;

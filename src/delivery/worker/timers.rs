@@ -109,10 +109,7 @@ impl Worker {
         for (key, due) in all {
             match due {
                 Due::Heartbeat => self.send_control(key, heartbeat.clone()),
-                Due::Bye(reason) => {
-                    let notice = reaction::on_bye(reason, self.streams.reconnect_delay());
-                    self.send_notice(key, &notice);
-                }
+                Due::Bye(reason) => self.send_bye(key, reason),
                 Due::Slow => self.close(key, Reason::Slow),
                 Due::PeerClose => self.remove(key),
             }
@@ -143,7 +140,7 @@ mod tests {
     fn subscriber(grant: &Arc<Grant>, deadline: Deadline) -> Subscriber {
         let listener = TcpListener::bind("127.0.0.1:0".parse().expect("an address")).expect("a listener");
         let socket = TcpStream::connect(listener.local_addr().expect("an address")).expect("a socket");
-        let permit = Admission::new(1, 0).admit(None).expect("room").with_grant(grant.clone());
+        let permit = Admission::new(1, 0, 1).admit(None).expect("room").with_grant(grant.clone());
         Subscriber { socket, permit, serial: 0, last_write: 0, deadline, state: State::Detached }
     }
 
