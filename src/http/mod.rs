@@ -2,7 +2,7 @@
 
 mod admin;
 mod connections;
-mod cors;
+mod current_cors;
 mod events;
 mod extract;
 mod in_flight;

@@ -1,6 +1,6 @@
 //! The two listeners and the public server. Its connections are wrapped so that a live stream's socket can leave actix.
 
-use super::cors::CurrentCors;
+use super::current_cors::CurrentCors;
 use super::{App, in_flight, routes};
 use crate::delivery::handoff::Connection;
 use crate::delivery::threads::Threads;
