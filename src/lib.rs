@@ -3,7 +3,8 @@
 //! The modules, lowest first. None uses a later one, which `tests/architecture.rs` checks.
 //!
 //! - [`telemetry`], [`logging`]: metrics and logs; [`shutdown`], [`supervise`]: the phases of leaving, and the parts that
-//!   must not die alone; [`backoff`]: waits between attempts; [`single_flight`]: work that many share.
+//!   must not die alone; [`systemd`]: the service manager; [`backoff`]: waits between attempts; [`single_flight`]: work that
+//!   many share.
 //! - [`event`], [`cursor`], [`error`], [`sse`]: domain types, such as jobs, events, cursors and errors. No I/O.
 //! - [`config`]: settings, checked and typed.
 //! - [`source`]: the stores of events, one folder for each kind.
@@ -33,5 +34,6 @@ pub mod single_flight;
 pub mod source;
 pub mod sse;
 pub mod supervise;
+pub mod systemd;
 pub mod tail;
 pub mod telemetry;

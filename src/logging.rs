@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread;
 use std::time::Duration;
+use tracing_subscriber::{EnvFilter, reload};
 
 /// Lines that wait for standard error to take them; those beyond are lost.
 const MAX_WAITING_LINES: usize = 4096;
@@ -40,6 +41,12 @@ enum Message {
 /// The queue of the thread that writes, once there is one.
 static QUEUE: OnceLock<SyncSender<Message>> = OnceLock::new();
 
+/// Changes the filter of the log that is set up.
+type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+
+/// Present once there is a log.
+static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
+
 /// Waits, when it is dropped, until the lines so far are written, for a second at most.
 #[must_use]
 pub struct LogGuard(());
@@ -63,23 +70,45 @@ pub fn to_stderr(level: &str, format: LogFormat) -> LogGuard {
     // Without the thread every line is lost, and counted.
     drop(writer);
     let _ = QUEUE.set(queue);
-    // The server library's words on its workers, and on peers that do not talk HTTP, are of no use to operators.
-    let filter = format!("{level},actix_server=warn,actix_http=off");
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| "info".into());
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter(level))
         .with_writer(|| Lines)
         .with_target(false)
         .log_internal_errors(false);
     let is_installed = match format {
-        LogFormat::Pretty => builder.with_ansi(io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Pretty => {
+            let builder = builder.with_ansi(io::stderr().is_terminal()).with_filter_reloading();
+            keep_handle(builder.reload_handle());
+            builder.try_init()
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            keep_handle(builder.reload_handle());
+            builder.try_init()
+        }
     };
     if let Err(error) = is_installed {
         say(format_args!("logs cannot be set up: {error}"));
     }
     std::panic::set_hook(Box::new(log_panic));
     LogGuard(())
+}
+
+fn keep_handle<S: 'static>(handle: reload::Handle<EnvFilter, S>) {
+    let _ = SET_FILTER.set(Box::new(move |filter| handle.reload(filter)));
+}
+
+/// Changes the level from which lines are logged.
+pub fn set_level(level: &str) {
+    let Some(set) = SET_FILTER.get() else { return };
+    if let Err(error) = set(filter(level)) {
+        tracing::error!(%error, level, "the level of the log cannot be changed");
+    }
+}
+
+/// The server library's words on its workers, and on peers that do not talk HTTP, are of no use to operators.
+fn filter(level: &str) -> EnvFilter {
+    EnvFilter::try_new(format!("{level},actix_server=warn,actix_http=off")).unwrap_or_else(|_| "info".into())
 }
 
 /// Writes a line for the person who started a command to standard error, if it can be written.

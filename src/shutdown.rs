@@ -1,8 +1,10 @@
 //! The phases of a shutdown, and the one place where the system's signals are received.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::signal::unix;
+use tokio::sync::{Notify, mpsc, watch};
 
 /// The longest drain of a process of which a part has failed.
 pub const FAILED_DRAIN: Duration = Duration::from_secs(3);
@@ -79,8 +81,9 @@ impl Shutdown {
         });
     }
 
-    /// Waits for SIGTERM or SIGINT, then goes through the phases. A second signal skips to the last. The drain ends early
-    /// when `empty` resolves, which means that no stream is left.
+    /// Waits for a signal to leave, then goes through the phases. A second signal skips to the last. The drain ends early
+    /// when `empty` resolves, which means that no stream is left and every request is answered; it is polled only once the
+    /// drain has begun.
     ///
     /// A failure of a part, which `failed` gives, leads to a drain at once and in a hurry, and is returned. `on_failure` is
     /// called when that drain begins.
@@ -91,7 +94,7 @@ impl Shutdown {
         failed: impl Future<Output = F>,
         on_failure: impl Fn(&F),
         empty: impl Future<Output = ()>,
-    ) -> Option<F> {
+    ) -> Left<F> {
         let (mut failed, mut empty) = (pin!(failed), pin!(empty));
         let mut failure = tokio::select! {
             biased;
@@ -117,12 +120,19 @@ impl Shutdown {
                 self.drain(&Leaving { grace: Duration::ZERO, drain: settings.drain.min(FAILED_DRAIN) }, empty).await;
             }
         };
-        tokio::select! {
-            () = leave => {}
-            Some(second) = signals.0.recv() => tracing::warn!(signal = second, "leaving at once"),
-        }
+        let is_hurried = tokio::select! {
+            () = leave => false,
+            Some(second) = signals.0.recv() => {
+                tracing::warn!(signal = second, "leaving at once");
+                true
+            }
+        };
         self.enter(Phase::Stopped);
-        failure
+        match failure {
+            Some(failure) => Left::Failed(failure),
+            None if is_hurried => Left::AtOnce,
+            None => Left::InOrder,
+        }
     }
 
     async fn drain(&self, settings: &Leaving, empty: impl Future<Output = ()>) {
@@ -130,6 +140,17 @@ impl Shutdown {
         self.enter(Phase::Draining);
         let _ = tokio::time::timeout(settings.drain, empty).await;
     }
+}
+
+/// The way in which the process came to leave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Left<F> {
+    /// It was told to, and everything was answered, or its time was up.
+    InOrder,
+    /// It was told twice.
+    AtOnce,
+    /// A part has failed.
+    Failed(F),
 }
 
 /// The times that a shutdown takes.
@@ -141,39 +162,72 @@ pub struct Leaving {
     pub drain: Duration,
 }
 
-/// SIGTERM and SIGINT, as they come.
+/// The signals that ask the process to leave, as they come: SIGTERM, SIGINT and SIGQUIT.
 pub struct Signals(mpsc::Receiver<&'static str>);
 
-impl Signals {
-    /// Begins to receive the signals. They come for as long as the work that is returned goes on.
-    pub fn receive() -> std::io::Result<(Self, impl Future<Output = ()> + Send + 'static)> {
-        let mut system = SystemSignals::new()?;
-        let (sender, receiver) = mpsc::channel(MAX_WAITING_SIGNALS);
-        let receive = async move {
-            while let Some(signal) = system.next().await {
-                let _ = sender.try_send(signal);
-            }
-        };
-        Ok((Self(receiver), receive))
+/// SIGHUP, which asks the process to reload its settings; cheap to clone. Several that come at once count as one.
+#[derive(Clone, Debug, Default)]
+pub struct ReloadSignal(Arc<Notify>);
+
+impl ReloadSignal {
+    /// Returns when the signal has come since this last returned.
+    pub async fn received(&self) {
+        self.0.notified().await;
     }
 }
 
+impl Signals {
+    /// Begins to receive the signals. They come for as long as the work that is returned goes on.
+    pub fn receive() -> std::io::Result<(Self, ReloadSignal, impl Future<Output = ()> + Send + 'static)> {
+        let mut system = SystemSignals::new()?;
+        let (sender, receiver) = mpsc::channel(MAX_WAITING_SIGNALS);
+        let reload = ReloadSignal::default();
+        let reload_sender = reload.clone();
+        let receive = async move {
+            while let Some(signal) = system.next().await {
+                match signal {
+                    Received::Leave(name) => {
+                        let _ = sender.try_send(name);
+                    }
+                    Received::Reload => reload_sender.0.notify_one(),
+                }
+            }
+        };
+        Ok((Self(receiver), reload, receive))
+    }
+}
+
+enum Received {
+    /// With the signal's name.
+    Leave(&'static str),
+    Reload,
+}
+
 struct SystemSignals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+    quit: unix::Signal,
+    hangup: unix::Signal,
 }
 
 impl SystemSignals {
     fn new() -> std::io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        use unix::{SignalKind, signal};
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
     /// Returns the next signal; `None` when there will be no more.
-    async fn next(&mut self) -> Option<&'static str> {
+    async fn next(&mut self) -> Option<Received> {
         tokio::select! {
-            received = self.terminate.recv() => received.map(|()| "SIGTERM"),
-            received = self.interrupt.recv() => received.map(|()| "SIGINT"),
+            received = self.terminate.recv() => received.map(|()| Received::Leave("SIGTERM")),
+            received = self.interrupt.recv() => received.map(|()| Received::Leave("SIGINT")),
+            received = self.quit.recv() => received.map(|()| Received::Leave("SIGQUIT")),
+            received = self.hangup.recv() => received.map(|()| Received::Reload),
         }
     }
 }

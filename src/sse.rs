@@ -206,6 +206,10 @@ pub enum Bye {
     Drain,
     /// The stream has reached `stream.max_age`.
     Age,
+    /// The credentials that the stream was opened with have run out.
+    Expired,
+    /// The caller has lost the right to watch, or an operator closed the stream.
+    Revoked,
 }
 
 impl Bye {
@@ -213,6 +217,8 @@ impl Bye {
         match self {
             Self::Drain => "drain",
             Self::Age => "age",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
         }
     }
 }

@@ -139,7 +139,7 @@ metrics_table! {
     CONNECTIONS = counter("jobcast_connections_total", "Requests for a stream, by outcome")
         .by(&[one_of("outcome", &["accepted", "complete", "not_found", "draining", "full", "full_address", "source_failed"])]);
     DISCONNECTS = counter("jobcast_disconnects_total", "Streams that ended, by reason")
-        .by(&[one_of("reason", &["gone", "complete", "slow", "memory", "drain", "age", "failed"])]);
+        .by(&[one_of("reason", &["gone", "complete", "slow", "memory", "drain", "age", "expired", "revoked", "failed"])]);
     STREAM_DURATION = seconds("jobcast_stream_duration_seconds", "How long streams were open", LONG);
     RESUMES = counter("jobcast_resumes_total", "Streams begun, by where their past came from")
         .by(&[one_of("from", &["ring", "source", "none", "reset"])]);

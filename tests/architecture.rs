@@ -14,6 +14,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
     ("backoff", &[]),
     ("shutdown", &[]),
+    ("systemd", &["shutdown", "supervise"]),
     ("logging", &["telemetry"]),
     ("supervise", &["shutdown"]),
     ("single_flight", &["supervise"]),

@@ -5,13 +5,15 @@ mod check;
 mod client;
 mod demo;
 mod emit;
+mod files;
 mod healthcheck;
+mod reload;
 mod schema;
 pub mod serve;
 mod sse_parser;
 mod tail;
 
-use crate::config::{ConfigErrors, Settings};
+use crate::config::{ConfigErrors, Settings, Values};
 use crate::logging::say;
 use clap::{Parser, Subcommand};
 use std::fmt::Display;
@@ -42,10 +44,23 @@ struct ConfigFile {
 
 impl ConfigFile {
     fn load(&self) -> Result<Settings, ConfigErrors> {
+        Settings::load(self.config.as_deref(), Self::variables())
+    }
+
+    /// As [`Self::load`], with the values by key.
+    fn load_with_values(&self) -> Result<(Settings, Values), ConfigErrors> {
+        Settings::load_with_values(self.config.as_deref(), Self::variables())
+    }
+
+    /// The files that the settings come from.
+    fn files(&self) -> Vec<PathBuf> {
+        let secrets = Settings::secret_files(Self::variables());
+        self.config.iter().cloned().chain(secrets).collect()
+    }
+
+    fn variables() -> impl Iterator<Item = (String, String)> {
         // No setting has a value that is not UTF-8.
-        let variables =
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        Settings::load(self.config.as_deref(), variables)
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
     }
 }
 

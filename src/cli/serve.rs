@@ -1,18 +1,22 @@
 //! `jobcast serve`: puts source, hub, delivery and http together, and takes them apart again in the right order.
 
+use super::files::{OpenFiles, TooFewFiles};
+use super::reload::{Reloadable, Reloader};
 use super::{ConfigFile, failed, misused};
-use crate::config::Settings;
+use crate::config::{self, Settings};
 use crate::delivery::admission::Admission;
+use crate::delivery::connections::Registry;
 use crate::delivery::threads::Threads;
 use crate::delivery::{StreamContext, StreamRules};
 use crate::error::SourceError;
-use crate::http::{self, App, Health, ListenError, Listener};
+use crate::http::{self, App, Connections, Health, InFlight, ListenError, Listener};
 use crate::hub::Hub;
 use crate::logging;
 use crate::replay::Pages;
-use crate::shutdown::{FAILED_DRAIN, Leaving, Phase, Shutdown, ShutdownWatch, Signals};
+use crate::shutdown::{FAILED_DRAIN, Leaving, Left, Phase, ReloadSignal, Shutdown, ShutdownWatch, Signals};
 use crate::source::{self, SharedLists, Source};
 use crate::supervise::{PartFailure, Supervisor, guarded};
+use crate::systemd::{self, Sockets};
 use crate::tail;
 use crate::telemetry::MetricsExporter;
 use actix_server::ServerHandle;
@@ -23,24 +27,32 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinHandle as Task;
 
 /// Interval at which histograms fold what they gathered.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
-/// Files that the process needs besides one for each stream.
-const OTHER_FILES: u64 = 1024;
+/// Time in which connections that were accepted just before accepting ended reach a worker and send their requests.
+const ACCEPT_SETTLES: Duration = Duration::from_millis(250);
 /// Time for the threads and tasks to end, once everything is closed.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval between two looks whether a thread has ended.
 const JOIN_LOOK: Duration = Duration::from_millis(5);
 
 pub(super) async fn run(config: ConfigFile) -> ExitCode {
-    let settings = match config.load() {
-        Ok(settings) => settings,
+    let sockets = match Sockets::inherited() {
+        Ok(sockets) => sockets,
+        Err(error) => return misused(error),
+    };
+    let (http, admin) = sockets.addresses();
+    let loaded = config.load_with_values();
+    let (settings, values) = match loaded.and_then(|(all, values)| Ok((all.listening_on(http, admin)?, values))) {
+        Ok(loaded) => loaded,
         Err(errors) => return misused(errors),
     };
     let _log = logging::to_stderr(&settings.log.level, settings.log.format);
-    match guarded("serve", serve(settings, |_, _| {})).await {
+    let surroundings = Surroundings { sockets, reloader: Some(Reloader::new(config, values)) };
+    match guarded("serve", open_and_serve(settings, surroundings, |_, _| {})).await {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => failed(error),
         Err(panicked) => failed(panicked),
@@ -59,15 +71,33 @@ pub enum ServeError {
     #[error(transparent)]
     Io(#[from] std::io::Error),
     #[error(transparent)]
+    Files(#[from] TooFewFiles),
+    #[error(transparent)]
     Part(#[from] PartFailure),
+}
+
+/// The parts of a daemon's surroundings that a demo or a test does without.
+#[derive(Default)]
+struct Surroundings {
+    sockets: Sockets,
+    /// Reads the settings again; None where they came from nowhere.
+    reloader: Option<Reloader>,
 }
 
 /// Opens the configured source and serves it until a signal says to leave. `on_serving` is called with the public address
 /// once it is open.
 pub async fn serve(settings: Settings, on_serving: impl FnOnce(SocketAddr, ShutdownWatch)) -> Result<(), ServeError> {
+    open_and_serve(settings, Surroundings::default(), on_serving).await
+}
+
+async fn open_and_serve(
+    settings: Settings,
+    surroundings: Surroundings,
+    on_serving: impl FnOnce(SocketAddr, ShutdownWatch),
+) -> Result<(), ServeError> {
     let metrics = MetricsExporter::install()?;
     let source = source::open(&settings.source).await?;
-    serve_source(settings, source, metrics, on_serving).await
+    serve_in(settings, surroundings, source, metrics, on_serving).await
 }
 
 /// Serves a source that is open. Tests bring sources of their own.
@@ -77,38 +107,56 @@ pub async fn serve_source(
     metrics: MetricsExporter,
     on_serving: impl FnOnce(SocketAddr, ShutdownWatch),
 ) -> Result<(), ServeError> {
-    raise_open_files(settings.http.max_connections);
+    serve_in(settings, Surroundings::default(), source, metrics, on_serving).await
+}
+
+async fn serve_in(
+    settings: Settings,
+    surroundings: Surroundings,
+    source: Arc<dyn Source>,
+    metrics: MetricsExporter,
+    on_serving: impl FnOnce(SocketAddr, ShutdownWatch),
+) -> Result<(), ServeError> {
     let source: Arc<dyn Source> = SharedLists::new(source);
-    let public = http::listen(Listener::Public, settings.http.listen)?;
-    let admin = http::listen(Listener::Admin, settings.admin.listen)?;
+    let Surroundings { sockets, reloader } = surroundings;
+    let outlives = sockets.http.is_some();
+    let public = sockets.http.map_or_else(|| http::listen(Listener::Public, settings.http.listen), Ok)?;
+    let admin = sockets.admin.map_or_else(|| http::listen(Listener::Admin, settings.admin.listen), Ok)?;
     let (public_address, admin_address) = (public.local_addr()?, admin.local_addr()?);
+    let files = OpenFiles::measure(2 * settings.http.worker_count());
+    let shares = files.share(settings.http.max_connections)?;
 
     let shutdown = Shutdown::default();
     let supervisor = Supervisor::new(shutdown.watch());
-    let (mut signals, receive_signals) = Signals::receive()?;
-    let admission = Admission::new(settings.http.max_connections, settings.http.max_connections_per_ip);
+    let (mut signals, reload_signal, receive_signals) = Signals::receive()?;
+    let admission = Admission::new(shares.streams, settings.http.max_connections_per_ip, shares.connections);
     let delivery = Delivery::start(&settings, source.clone(), admission.clone(), &shutdown, &supervisor)?;
-    let upkeep = supervisor.task("metrics", keep_metrics(metrics.clone(), shutdown.watch()));
-    let receiver = supervisor.task("signals", receive_signals);
-    let health = Health {
-        hub: delivery.streams.hub.clone(),
-        admission: admission.clone(),
-        shutdown: shutdown.watch(),
-        supervisor: supervisor.clone(),
-        metrics,
-        ready_grace: settings.source.ready_grace,
-    };
+    let (cors, current_cors) = watch::channel(settings.http.cors.clone());
+    let in_flight = InFlight::default();
     let app = web::Data::new(App {
         source: source.clone(),
         streams: delivery.streams.clone(),
         ingest_enabled: settings.ingest_enabled(),
         ingest: settings.ingest.clone(),
         settings: settings.http.clone(),
+        cors: current_cors,
+        in_flight: in_flight.clone(),
     });
+    let helpers = vec![
+        supervisor.task("metrics", keep_metrics(metrics.clone(), shutdown.watch())),
+        supervisor.task("service manager", keep_informed(&delivery, &supervisor, shutdown.watch())),
+        supervisor.task("reload", {
+            let parts = vec![reloadable_log(), reloadable_cors(cors), reloadable_limits(files, admission.clone())];
+            keep_reloading(reloader, parts, reload_signal, shutdown.watch())
+        }),
+    ];
+    let receiver = supervisor.task("signals", receive_signals);
     let public = Server::start("http", http::serve(public, app, delivery.threads.clone())?, &supervisor);
-    let admin = Server::start("admin", http::serve_admin(admin, health)?, &supervisor);
+    let admin = http::serve_admin(admin, delivery.health(&supervisor, metrics, &settings), delivery.connections())?;
+    let admin = Server::start("admin", admin, &supervisor);
 
     tracing::info!(http = %public_address, admin = %admin_address, source = source.kind(), "serving");
+    systemd::ready();
     on_serving(public_address, shutdown.watch());
     let leaving = Leaving { grace: settings.shutdown.grace, drain: settings.shutdown.drain };
     // The part that failed may be the one that passes the drain on.
@@ -117,23 +165,92 @@ pub async fn serve_source(
         delivery.threads.drain();
         exit_at_the_latest();
     };
-    let failure = shutdown.on_signal(&mut signals, &leaving, supervisor.failed(), drain_now, admission.empty()).await;
+    let empty = all_answered(public.handle.clone(), outlives, admission, in_flight);
+    let left = shutdown.on_signal(&mut signals, &leaving, supervisor.failed(), drain_now, empty).await;
 
-    Parts { delivery, upkeep, receiver, public, admin }.end().await;
-    match failure {
-        None => {
+    let parts = Parts { delivery, helpers, receiver, public, admin };
+    parts.end(left == Left::InOrder).await;
+    match left {
+        Left::InOrder | Left::AtOnce => {
             tracing::info!("left");
             Ok(())
         }
-        Some(failure) => Err(failure.into()),
+        Left::Failed(failure) => Err(failure.into()),
+    }
+}
+
+/// Returns when no stream is left and every request is answered. A listener that outlives the process accepts nothing more:
+/// who connects now waits for the next process.
+async fn all_answered(public: ServerHandle, outlives: bool, admission: Admission, in_flight: InFlight) {
+    if outlives {
+        public.pause().await;
+        tokio::time::sleep(ACCEPT_SETTLES).await;
+    }
+    loop {
+        admission.empty().await;
+        in_flight.empty().await;
+        if admission.open() == 0 {
+            return;
+        }
+    }
+}
+
+fn reloadable_log() -> Reloadable {
+    Reloadable::new(&["log.level"], |settings| {
+        let level = settings.log.level.clone();
+        Ok(Box::new(move || logging::set_level(&level)))
+    })
+}
+
+fn reloadable_cors(current: watch::Sender<config::Cors>) -> Reloadable {
+    let current = Arc::new(current);
+    Reloadable::new(&["http.cors"], move |settings| {
+        let (current, cors) = (current.clone(), settings.http.cors.clone());
+        Ok(Box::new(move || {
+            current.send_replace(cors);
+        }))
+    })
+}
+
+fn reloadable_limits(files: OpenFiles, admission: Admission) -> Reloadable {
+    Reloadable::new(&["http.max_connections", "http.max_connections_per_ip"], move |settings| {
+        let shares = files.share(settings.http.max_connections).map_err(|error| error.to_string())?;
+        let (admission, max_per_ip) = (admission.clone(), settings.http.max_connections_per_ip);
+        Ok(Box::new(move || admission.set_limits(shares.streams, max_per_ip, shares.connections)))
+    })
+}
+
+/// Tells the service manager how the process stands, for as long as its delivery threads answer.
+fn keep_informed(
+    delivery: &Delivery,
+    supervisor: &Supervisor,
+    shutdown: ShutdownWatch,
+) -> impl Future<Output = ()> + Send + 'static {
+    let (threads, supervisor) = (delivery.threads.clone(), supervisor.clone());
+    systemd::keep_informed(supervisor, shutdown, move || {
+        let threads = threads.clone();
+        async move { threads.answer().await.is_ok() }
+    })
+}
+
+/// Reloads the settings when that is asked for, or only waits for the end where they came from nowhere.
+async fn keep_reloading(
+    reloader: Option<Reloader>,
+    parts: Vec<Reloadable>,
+    signal: ReloadSignal,
+    shutdown: ShutdownWatch,
+) {
+    match reloader {
+        Some(reloader) => reloader.run(parts, signal, shutdown).await,
+        None => shutdown.reached(Phase::Stopped).await,
     }
 }
 
 /// Everything that runs besides the wait for a signal.
 struct Parts {
     delivery: Delivery,
-    /// Folds the metrics.
-    upkeep: Task<()>,
+    /// Tasks that end by themselves when the process stops.
+    helpers: Vec<Task<()>>,
     /// Receives the signals.
     receiver: Task<()>,
     public: Server,
@@ -141,15 +258,18 @@ struct Parts {
 }
 
 impl Parts {
-    /// Ends all, from the outside in: new requests, streams, the tail, and last the listener that shows how it goes.
-    async fn end(self) {
-        let Self { delivery, upkeep, receiver, public, admin } = self;
+    /// Ends all, from the outside in: new requests, streams, the tail, and last the listener that shows how it goes. In
+    /// order, what has been answered is also sent.
+    async fn end(self, is_in_order: bool) {
+        let Self { delivery, helpers, receiver, public, admin } = self;
         receiver.abort();
         let ended = async {
             delivery.threads.stop();
-            public.handle.stop(false).await;
+            public.handle.stop(is_in_order).await;
             delivery.join().await;
-            let _ = upkeep.await;
+            for helper in helpers {
+                let _ = helper.await;
+            }
             admin.handle.stop(false).await;
             let _ = public.task.await;
             let _ = admin.task.await;
@@ -195,6 +315,7 @@ impl Delivery {
             pages: Pages::new(source.clone(), shape, pace),
             rules: StreamRules::new(&settings.stream, &settings.shutdown),
             admission,
+            registry: Registry::default(),
             shutdown: shutdown.watch(),
         };
         let lag_bytes = settings.hub.total_bytes.as_u64() as usize;
@@ -204,6 +325,26 @@ impl Delivery {
         let tail = supervisor.task("tail", tail::run(source, hub.clone(), pace, shape, shutdown.watch()));
         let messenger = supervisor.task("messenger", notify_threads(threads.clone(), hub, shutdown.watch()));
         Ok(Self { streams, threads, thread_handles, tail, messenger })
+    }
+
+    fn health(&self, supervisor: &Supervisor, metrics: MetricsExporter, settings: &Settings) -> Health {
+        Health {
+            hub: self.streams.hub.clone(),
+            admission: self.streams.admission.clone(),
+            shutdown: self.streams.shutdown.clone(),
+            supervisor: supervisor.clone(),
+            metrics,
+            ready_grace: settings.source.ready_grace,
+        }
+    }
+
+    fn connections(&self) -> Connections {
+        Connections {
+            hub: self.streams.hub.clone(),
+            registry: self.streams.registry.clone(),
+            threads: self.threads.clone(),
+            forget_rights: Arc::new(|_, _| {}),
+        }
     }
 
     /// Waits for the threads, which were told to stop, and for the tasks, which the shutdown ends.
@@ -265,19 +406,5 @@ async fn keep_metrics(metrics: MetricsExporter, shutdown: ShutdownWatch) {
             () = tokio::time::sleep(METRICS_UPKEEP) => metrics.upkeep(),
             () = shutdown.reached(Phase::Stopped) => return,
         }
-    }
-}
-
-/// Raises the soft limit of open files, 1,024 on many systems: each stream is an open file.
-fn raise_open_files(streams: usize) {
-    let wanted = streams as u64 + OTHER_FILES;
-    match rlimit::increase_nofile_limit(wanted) {
-        Ok(limit) if limit < wanted => tracing::warn!(
-            limit,
-            wanted,
-            "this process may hold fewer open files than http.max_connections needs: raise its limit (ulimit -n, LimitNOFILE)"
-        ),
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "the limit of open files cannot be read"),
     }
 }

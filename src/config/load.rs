@@ -6,7 +6,9 @@
 
 use super::Settings;
 use config::{Config, ConfigError, File, FileFormat, Map, Value, ValueKind};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -75,12 +77,58 @@ impl config::Source for Layer {
     }
 }
 
+/// The value of every key, secrets too, to find out which were changed. It is never printed.
+#[derive(Clone, Default)]
+pub struct Values(BTreeMap<String, ValueKind>);
+
+impl Values {
+    /// Returns the keys whose values differ.
+    pub fn changed(&self, other: &Self) -> Vec<String> {
+        let keys: BTreeSet<&String> = self.0.keys().chain(other.0.keys()).collect();
+        keys.into_iter().filter(|key| self.0.get(*key) != other.0.get(*key)).cloned().collect()
+    }
+
+    /// Takes over the value of one key.
+    pub fn take(&mut self, key: &str, from: &Self) {
+        if let Some(value) = from.0.get(key) {
+            self.0.insert(key.to_string(), value.clone());
+        }
+    }
+}
+
 impl Settings {
     /// Reads `file`, if there is one, and lays the variables over it.
     pub fn load(
         file: Option<&Path>,
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigErrors> {
+        Self::load_with_values(file, variables).map(|(settings, _)| settings)
+    }
+
+    /// Takes the addresses of sockets that are open already for those in the settings. The rules for a listener hold for
+    /// the address that it really has.
+    pub fn listening_on(mut self, http: Option<SocketAddr>, admin: Option<SocketAddr>) -> Result<Self, ConfigErrors> {
+        self.http.listen = http.unwrap_or(self.http.listen);
+        self.admin.listen = admin.unwrap_or(self.admin.listen);
+        let invalid = |(key, problem): (&str, String)| {
+            let origin = "the sockets from the service manager".to_string();
+            SettingError::Invalid { key: key.to_string(), origin, problem }
+        };
+        let errors: Vec<SettingError> = self.validate().into_iter().map(invalid).collect();
+        if errors.is_empty() { Ok(self) } else { Err(ConfigErrors(errors)) }
+    }
+
+    /// The files that the variables name, which are read again with the settings.
+    pub fn secret_files(variables: impl IntoIterator<Item = (String, String)>) -> Vec<PathBuf> {
+        let is_file = |name: &str| secret_of(name).is_some();
+        variables.into_iter().filter(|(name, _)| is_file(name)).map(|(_, path)| path.into()).collect()
+    }
+
+    /// As [`Settings::load`], with the values by key.
+    pub fn load_with_values(
+        file: Option<&Path>,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<(Self, Values), ConfigErrors> {
         let defaults = Defaults::new().map_err(|error| ConfigErrors(vec![error.into()]))?;
         let mut errors = Vec::new();
         let mut from_file = match file.map(read_file).transpose() {
@@ -93,15 +141,17 @@ impl Settings {
         let mut from_variables = read_variables(variables, &mut errors);
         defaults.keep_valid(&mut from_file, &mut errors);
         defaults.keep_valid(&mut from_variables, &mut errors);
-        let settings = defaults
-            .with([from_file.clone(), from_variables.clone()])
+        let layers = [from_file.clone(), from_variables.clone()];
+        let (settings, values) = defaults
+            .lay_over(layers)
+            .and_then(|all| Ok((all.clone().try_deserialize::<Self>()?, Values(flat(&all)))))
             .map_err(|error| ConfigErrors(vec![error.into()]))?;
         for (key, problem) in settings.validate() {
             let given = from_variables.0.iter().chain(&from_file.0).find(|one| one.key == key);
             let origin = given.map_or("the defaults", Override::origin).to_string();
             errors.push(SettingError::Invalid { key: key.to_string(), origin, problem });
         }
-        if errors.is_empty() { Ok(settings) } else { Err(ConfigErrors(errors)) }
+        if errors.is_empty() { Ok((settings, values)) } else { Err(ConfigErrors(errors)) }
     }
 }
 
@@ -116,8 +166,12 @@ impl Defaults {
 
     /// The settings that result from these layers, the last on top.
     fn with(&self, layers: impl IntoIterator<Item = Layer>) -> Result<Settings, ConfigError> {
+        self.lay_over(layers)?.try_deserialize()
+    }
+
+    fn lay_over(&self, layers: impl IntoIterator<Item = Layer>) -> Result<Config, ConfigError> {
         let builder = Config::builder().add_source(self.0.clone());
-        layers.into_iter().fold(builder, |builder, layer| builder.add_source(layer)).build()?.try_deserialize()
+        layers.into_iter().fold(builder, |builder, layer| builder.add_source(layer)).build()
     }
 
     /// Removes values that cannot be taken from a layer and notes why, so that the others can still be looked at.
@@ -161,19 +215,30 @@ impl Defaults {
     }
 
     fn keys(&self) -> Vec<String> {
-        let mut keys = Vec::new();
-        let mut groups = vec![(String::new(), self.0.cache.clone())];
-        while let Some((key, value)) = groups.pop() {
-            match value.kind {
-                ValueKind::Table(table) => {
-                    groups.extend(table.into_iter().map(|(name, value)| (join(&key, &name), value)));
-                }
-                _ => keys.push(key),
+        flat(&self.0).into_keys().collect()
+    }
+}
+
+/// Returns every value by its dotted key.
+fn flat(all: &Config) -> BTreeMap<String, ValueKind> {
+    let mut values = BTreeMap::new();
+    let mut groups = vec![(String::new(), all.cache.clone())];
+    while let Some((key, value)) = groups.pop() {
+        match value.kind {
+            ValueKind::Table(table) => {
+                groups.extend(table.into_iter().map(|(name, value)| (join(&key, &name), value)));
+            }
+            // Without the origins of its items, which make equal lists differ.
+            ValueKind::Array(items) => {
+                let items: Vec<Value> = items.into_iter().map(|item| Value::new(None, item.kind)).collect();
+                values.insert(key, ValueKind::Array(items));
+            }
+            kind => {
+                values.insert(key, kind);
             }
         }
-        keys.sort();
-        keys
     }
+    values
 }
 
 /// The message of `config` without the key and the origin, which stand before it.
@@ -250,14 +315,23 @@ fn convert(value: &DeValue<'_>) -> Option<ValueKind> {
     })
 }
 
+/// Returns the key that a variable stands for, if it is one of ours.
+fn key_of(name: &str) -> Option<String> {
+    let path = name.strip_prefix(VARIABLE_PREFIX).filter(|path| path.contains(VARIABLE_SEPARATOR))?;
+    Some(path.to_lowercase().replace(VARIABLE_SEPARATOR, "."))
+}
+
+/// Returns the key of the secret whose file a variable names.
+fn secret_of(name: &str) -> Option<String> {
+    let key = key_of(name)?;
+    key.strip_suffix("_file").filter(|key| SECRETS.contains(key)).map(str::to_string)
+}
+
 fn read_variables(variables: impl IntoIterator<Item = (String, String)>, errors: &mut Vec<SettingError>) -> Layer {
     let mut values = Vec::new();
     for (name, text) in variables {
-        let path = name.strip_prefix(VARIABLE_PREFIX).filter(|path| path.contains(VARIABLE_SEPARATOR));
-        let Some(path) = path else { continue };
-        let key = path.to_lowercase().replace(VARIABLE_SEPARATOR, ".");
-        let secret = key.strip_suffix("_file").filter(|key| SECRETS.contains(key)).map(str::to_string);
-        let (key, text) = match secret {
+        let Some(key) = key_of(&name) else { continue };
+        let (key, text) = match secret_of(&name) {
             None => (key, text),
             Some(key) => match std::fs::read_to_string(&text) {
                 Ok(secret) => (key, secret.trim_end_matches(['\n', '\r']).to_string()),

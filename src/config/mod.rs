@@ -17,7 +17,7 @@ mod source;
 mod validate;
 mod values;
 
-pub use load::ConfigErrors;
+pub use load::{ConfigErrors, Values};
 pub use sections::{Admin, Auth, AuthMode, Cors, Http, Hub, Ingest, Log, Shutdown, Stream};
 pub use source::{Columns, FinalStatuses, JobColumns, Pace, Postgres, Redis, Source, SourceKind, Sqlite};
 pub use values::{AutoBool, Network, Secret};

@@ -1,11 +1,12 @@
 //! The limits on open streams, and the account of every open stream. actix does not count the sockets that have left it,
 //! so the limits are kept here.
 
+use crate::auth::{Grant, Withdrawal};
 use crate::telemetry;
 use metrics::{Gauge, Histogram};
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::sync::watch;
@@ -15,12 +16,18 @@ use tokio::sync::watch;
 pub struct Admission(Arc<Inner>);
 
 struct Inner {
-    max_streams: usize,
+    max_streams: AtomicUsize,
     /// The most streams of one address; 0 for no limit.
-    max_per_ip: usize,
+    max_per_ip: AtomicUsize,
+    /// The most public connections, with and without a stream, so that files are left for everything else.
+    max_connections: AtomicUsize,
+    /// The number of open public connections, wherever they are served.
+    connections: AtomicUsize,
+    /// Set while connections are refused, which is logged once.
+    is_refusing: AtomicBool,
     /// The number of open streams. A drain waits until it is 0.
     open: watch::Sender<usize>,
-    /// The number of open streams by address; empty where there is no limit on them.
+    /// The number of open streams by address, of those that were opened while there was a limit on them.
     per_ip: Mutex<HashMap<IpAddr, usize>>,
     /// The next permit's number.
     next_number: AtomicU64,
@@ -54,6 +61,10 @@ pub enum Reason {
     Drain,
     /// It reached `stream.max_age`.
     Age,
+    /// The credentials that it was opened with ran out.
+    Expired,
+    /// The caller lost the right to watch, or an operator closed it.
+    Revoked,
     /// The source failed in a way that trying again does not help.
     Failed,
 }
@@ -67,16 +78,22 @@ impl Reason {
             Self::Memory => "memory",
             Self::Drain => "drain",
             Self::Age => "age",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
             Self::Failed => "failed",
         }
     }
 }
 
 impl Admission {
-    pub fn new(max_streams: usize, max_per_ip: usize) -> Self {
+    /// Admits so many streams, so many of them from one address, and so many connections in all.
+    pub fn new(max_streams: usize, max_per_ip: usize, max_connections: usize) -> Self {
         Self(Arc::new(Inner {
-            max_streams,
-            max_per_ip,
+            max_connections: AtomicUsize::new(max_connections),
+            connections: AtomicUsize::new(0),
+            is_refusing: AtomicBool::new(false),
+            max_streams: AtomicUsize::new(max_streams),
+            max_per_ip: AtomicUsize::new(max_per_ip),
             open: watch::Sender::new(0),
             per_ip: Mutex::default(),
             next_number: AtomicU64::new(0),
@@ -86,29 +103,78 @@ impl Admission {
         }))
     }
 
+    /// Counts one more connection, until what is returned is dropped. None if there is no room for it.
+    pub fn connect(&self) -> Option<CountedConnection> {
+        let inner = &self.0;
+        let open = inner.connections.fetch_add(1, Ordering::Relaxed);
+        let counted = CountedConnection { admission: self.clone(), is_kept: false };
+        let limit = inner.max_connections.load(Ordering::Relaxed);
+        if open < limit {
+            return Some(counted);
+        }
+        if !inner.is_refusing.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                limit,
+                "connections are refused: as many are open as there are files for (ulimit -n, LimitNOFILE)"
+            );
+        }
+        None
+    }
+
+    fn disconnect(&self) {
+        let inner = &self.0;
+        // Again below the limit by a tenth: what comes next is another incident.
+        let limit = inner.max_connections.load(Ordering::Relaxed);
+        if inner.connections.fetch_sub(1, Ordering::Relaxed) <= limit - limit.div_ceil(10) {
+            inner.is_refusing.store(false, Ordering::Relaxed);
+        }
+    }
+
     /// Counts one more stream, from `ip` where it is known, until the permit is dropped.
     pub fn admit(&self, ip: Option<IpAddr>) -> Result<StreamPermit, LimitReached> {
         let inner = &self.0;
-        let ip = ip.filter(|_| inner.max_per_ip > 0);
-        if let Some(ip) = ip {
+        let (max_streams, max_per_ip) = self.limits();
+        let counted_ip = ip.filter(|_| max_per_ip > 0);
+        if let Some(ip) = counted_ip {
             let mut per_ip = inner.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
             let open = per_ip.entry(ip).or_default();
-            if *open >= inner.max_per_ip {
+            if *open >= max_per_ip {
                 return Err(LimitReached::Address);
             }
             *open += 1;
         }
         let admitted = inner.open.send_if_modified(|open| {
-            let fits = *open < inner.max_streams;
+            let fits = *open < max_streams;
             *open += usize::from(fits);
             fits
         });
         if !admitted {
-            self.leave_ip(ip);
+            self.leave_ip(counted_ip);
             return Err(LimitReached::Process);
         }
-        let number = inner.next_number.fetch_add(1, Ordering::Relaxed);
-        Ok(StreamPermit { admission: self.clone(), number, since: Instant::now(), ip, reason: None })
+        Ok(StreamPermit {
+            admission: self.clone(),
+            grant: None,
+            number: inner.next_number.fetch_add(1, Ordering::Relaxed),
+            since: Instant::now(),
+            delivered: 0,
+            ip,
+            is_ip_counted: counted_ip.is_some(),
+            has_connection: false,
+            reason: None,
+        })
+    }
+
+    fn limits(&self) -> (usize, usize) {
+        (self.0.max_streams.load(Ordering::Relaxed), self.0.max_per_ip.load(Ordering::Relaxed))
+    }
+
+    /// Changes the limits. Streams that are open stay open. Those that were opened without a limit for each address are not
+    /// counted for it.
+    pub fn set_limits(&self, max_streams: usize, max_per_ip: usize, max_connections: usize) {
+        self.0.max_connections.store(max_connections, Ordering::Relaxed);
+        self.0.max_streams.store(max_streams, Ordering::Relaxed);
+        self.0.max_per_ip.store(max_per_ip, Ordering::Relaxed);
     }
 
     /// Returns the number of open streams.
@@ -133,17 +199,53 @@ impl Admission {
     }
 }
 
+/// One open connection of the public listener. A stream that leaves actix takes it over.
+pub struct CountedConnection {
+    admission: Admission,
+    is_kept: bool,
+}
+
+impl Drop for CountedConnection {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.admission.disconnect();
+        }
+    }
+}
+
 /// One open stream, from its admission to its end, wherever it is served.
 pub struct StreamPermit {
     admission: Admission,
+    /// The right to watch that it was opened with; None where nobody is asked for one.
+    grant: Option<Arc<Grant>>,
     number: u64,
     since: Instant,
+    /// The number of events that were written to it, as far as 32 bits can count.
+    delivered: u32,
     ip: Option<IpAddr>,
+    is_ip_counted: bool,
+    /// The stream is all that is left of its connection, and counts for it.
+    has_connection: bool,
     /// The reason to be counted when it ends. None until the request is answered with a stream.
     reason: Option<Reason>,
 }
 
 impl StreamPermit {
+    /// Ties the stream to the right to watch that it was opened with.
+    pub fn with_grant(mut self, grant: impl Into<Option<Arc<Grant>>>) -> Self {
+        self.grant = grant.into();
+        self
+    }
+
+    pub fn grant(&self) -> Option<&Arc<Grant>> {
+        self.grant.as_ref()
+    }
+
+    /// Returns the reason for which the right to watch has ended, if it has.
+    pub fn withdrawal(&self, now: Instant) -> Option<Withdrawal> {
+        self.grant.as_ref()?.ended(now)
+    }
+
     /// The id in `X-Jobcast-Connection` and in the logs.
     pub fn id(&self) -> String {
         format!("{:08x}-{:x}", self.admission.0.prefix, self.number)
@@ -152,6 +254,31 @@ impl StreamPermit {
     /// Returns when the stream was admitted.
     pub fn since(&self) -> Instant {
         self.since
+    }
+
+    /// The caller's name, where its credentials have one.
+    pub fn subject(&self) -> Option<&str> {
+        self.grant.as_ref()?.subject()
+    }
+
+    /// The address that the request came from, where it is known.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.ip
+    }
+
+    /// Takes the connection over whose only stream this is.
+    pub fn keep(&mut self, mut connection: CountedConnection) {
+        self.has_connection = true;
+        connection.is_kept = true;
+    }
+
+    /// Counts events that were written to the stream.
+    pub fn count(&mut self, events: u64) {
+        self.delivered = self.delivered.saturating_add(events.try_into().unwrap_or(u32::MAX));
+    }
+
+    pub fn delivered(&self) -> u32 {
+        self.delivered
     }
 
     /// Counts a subscriber, since the request is now answered with a stream.
@@ -172,7 +299,10 @@ impl Drop for StreamPermit {
     fn drop(&mut self) {
         let inner = &self.admission.0;
         inner.open.send_modify(|open| *open -= 1);
-        self.admission.leave_ip(self.ip);
+        if self.has_connection {
+            self.admission.disconnect();
+        }
+        self.admission.leave_ip(self.ip.filter(|_| self.is_ip_counted));
         let Some(reason) = self.reason else { return };
         inner.subscribers.decrement(1.0);
         let open_for = self.since.elapsed();

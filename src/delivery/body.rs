@@ -2,6 +2,7 @@
 //! stays here and is served from the ring.
 
 use super::admission::StreamPermit;
+use super::connections::Registration;
 use super::context::{Deadline, StreamContext};
 use super::handoff::{HandoffSlot, LiveStream};
 use super::reaction::{self, Notice, Reaction};
@@ -10,7 +11,7 @@ use crate::event::JobId;
 use crate::hub::{Listening, Outage, Overtaken, Place, Subscription};
 use crate::replay::{Replay, Step};
 use crate::shutdown::{Phase, ShutdownWatch};
-use crate::sse::{self, Segment};
+use crate::sse::{self, Bye, Segment};
 use crate::telemetry;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -25,6 +26,8 @@ pub struct Body {
     job: JobId,
     /// None once the stream has left.
     permit: Option<StreamPermit>,
+    /// None once the stream has left.
+    registration: Option<Registration>,
     /// The way out of actix; None where the connection cannot leave, or has left.
     slot: Option<HandoffSlot>,
     state: State,
@@ -67,8 +70,8 @@ enum Event {
     Heartbeat,
     /// The process begins to drain.
     Drain,
-    /// The time of the stream is up.
-    Deadline,
+    /// The time of the stream is up, or its right to watch has ended.
+    TimeIsUp,
 }
 
 impl Body {
@@ -85,6 +88,7 @@ impl Body {
         let mut outages = streams.hub.outages();
         outages.mark_unchanged();
         Self {
+            registration: Some(streams.registry.enter(&permit, replay.job())),
             job: replay.job().clone(),
             permit: Some(permit),
             slot,
@@ -105,7 +109,7 @@ impl Body {
             if matches!(self.state, State::Over) {
                 return None;
             }
-            if self.read_ring() {
+            if self.end_in_time() || self.read_ring() {
                 continue;
             }
             let event = self.wait_for_event().await;
@@ -116,19 +120,20 @@ impl Body {
     async fn wait_for_event(&mut self) -> Event {
         let heartbeat = Instant::now() + self.streams.rules.heartbeat;
         let (shutdown, deadline) = (&self.streams.shutdown, self.deadline);
+        let (permit, registration) = (self.permit.as_ref(), self.registration.as_ref());
         match &mut self.state {
             State::Replaying { replay, ready } => tokio::select! {
                 biased;
                 step = next_step(replay, ready) => Event::Step(step),
                 () = drain_begins(shutdown, deadline) => Event::Drain,
-                () = reached(deadline) => Event::Deadline,
+                () = time_is_up(permit, registration, deadline) => Event::TimeIsUp,
                 () = sleep_until(heartbeat.into()) => Event::Heartbeat,
             },
             State::Live(live) => tokio::select! {
                 () = live.listening.changed() => Event::ChannelGrew,
                 outage = next_outage(&mut self.outages) => Event::Outage(outage),
                 () = drain_begins(shutdown, deadline) => Event::Drain,
-                () = reached(deadline) => Event::Deadline,
+                () = time_is_up(permit, registration, deadline) => Event::TimeIsUp,
                 () = sleep_until(heartbeat.into()) => Event::Heartbeat,
             },
             State::Over | State::Left => std::future::pending().await,
@@ -141,16 +146,21 @@ impl Body {
                 let reaction = reaction::on_replay_step(&self.job, step, || self.streams.reconnect_delay());
                 self.carry_out(reaction);
             }
-            Event::ChannelGrew => {} // The ring is read next.
+            Event::ChannelGrew | Event::TimeIsUp => {} // Both are looked at next.
             Event::Outage(outage) => self.notify(reaction::on_outage(&outage)),
             Event::Heartbeat => self.queue.push_back(Bytes::from_static(sse::HEARTBEAT)),
             Event::Drain => self.deadline.drain_by(self.streams.drain_deadline()),
-            Event::Deadline => {
-                if let Some(reason) = self.deadline.reached(Instant::now()) {
-                    self.notify(reaction::on_deadline(reason, self.streams.reconnect_delay()));
-                }
-            }
         }
+    }
+
+    /// Ends the stream if there is a reason of Jobcast's own. False if there is none.
+    fn end_in_time(&mut self) -> bool {
+        let Some(permit) = &self.permit else { return false };
+        let is_revoked = self.registration.as_ref().is_some_and(Registration::is_revoked);
+        let due = || reaction::due_bye(permit, self.deadline, Instant::now());
+        let Some(reason) = is_revoked.then_some(Bye::Revoked).or_else(due) else { return false };
+        self.notify(reaction::on_bye(reason, self.streams.reconnect_delay()));
+        true
     }
 
     fn carry_out(&mut self, reaction: Reaction) {
@@ -195,7 +205,8 @@ impl Body {
             return;
         };
         if let Some(permit) = self.permit.take() {
-            slot.leave(LiveStream { permit, deadline: self.deadline, subscription, place, cursor });
+            let registration = self.registration.take();
+            slot.leave(LiveStream { permit, registration, deadline: self.deadline, subscription, place, cursor });
             self.state = State::Left;
         }
     }
@@ -221,7 +232,7 @@ impl Body {
                     self.queue.extend(events.map(|index| segment.event(index)));
                 }
                 (live.place, live.cursor) = (unread.end, end);
-                count_delivered(self.queue.iter());
+                self.count_delivered(0);
                 true
             }
             (None, Some(end)) => {
@@ -245,7 +256,23 @@ impl Body {
             self.queue.extend((0..segment.len()).map(|index| segment.event(index)));
         }
         telemetry::REPLAYED.increment(&[("from", "source")], (self.queue.len() - before) as u64);
-        count_delivered(self.queue.iter().skip(before));
+        self.count_delivered(before);
+    }
+
+    /// Counts the events that wait in the queue from index `from` on.
+    fn count_delivered(&mut self, from: usize) {
+        let events = self.queue.iter().skip(from);
+        let (count, bytes) = (events.len() as u64, events.map(|event| event.len() as u64).sum());
+        telemetry::DELIVERIES.counter(&[]).increment(count);
+        telemetry::DELIVERED_BYTES.counter(&[]).increment(bytes);
+        if let (Some(permit), Some(registration)) = (&mut self.permit, &self.registration) {
+            permit.count(count);
+            registration.count(count);
+            registration.set_place(match &self.state {
+                State::Live(live) => Some(live.place),
+                State::Replaying { .. } | State::Over | State::Left => None,
+            });
+        }
     }
 }
 
@@ -256,11 +283,30 @@ async fn next_step(replay: &mut Replay, ready: &mut Option<Step>) -> Step {
     }
 }
 
-/// Returns when the deadline has come.
-async fn reached(deadline: Deadline) {
-    match deadline.at() {
-        Some(at) => sleep_until(at.into()).await,
-        None => std::future::pending().await,
+/// Returns when the deadline has come, the right to watch has ended, or an operator closes the stream.
+async fn time_is_up(permit: Option<&StreamPermit>, registration: Option<&Registration>, deadline: Deadline) {
+    let reached = async {
+        match deadline.at() {
+            Some(at) => sleep_until(at.into()).await,
+            None => std::future::pending().await,
+        }
+    };
+    let withdrawn = async {
+        match permit.and_then(StreamPermit::grant) {
+            Some(grant) => grant.end().await,
+            None => std::future::pending().await,
+        }
+    };
+    let revoked = async {
+        match registration {
+            Some(registration) => registration.revoked().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = reached => {}
+        () = withdrawn => {}
+        () = revoked => {}
     }
 }
 
@@ -280,9 +326,4 @@ async fn next_outage(outages: &mut watch::Receiver<Option<Arc<Outage>>>) -> Arc<
         }
     }
     std::future::pending().await
-}
-
-fn count_delivered<'a>(events: impl ExactSizeIterator<Item = &'a Bytes>) {
-    telemetry::DELIVERIES.counter(&[]).increment(events.len() as u64);
-    telemetry::DELIVERED_BYTES.counter(&[]).increment(events.map(|event| event.len() as u64).sum());
 }

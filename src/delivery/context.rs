@@ -1,6 +1,7 @@
 //! The settings and the parts of the process that every stream is served with.
 
 use super::admission::Admission;
+use super::connections::Registry;
 use crate::config;
 use crate::cursor::Cursor;
 use crate::event::JobId;
@@ -70,6 +71,8 @@ pub struct StreamContext {
     pub pages: Arc<Pages>,
     pub rules: StreamRules,
     pub admission: Admission,
+    /// The streams that actix serves.
+    pub registry: Registry,
     pub shutdown: ShutdownWatch,
 }
 

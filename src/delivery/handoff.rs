@@ -1,6 +1,7 @@
 //! The way of a socket out of actix. Once its stream is live, a [`Connection`] keeps what actix still writes, shows actix
 //! the end of the file, and, when actix drops it, gives its socket to a delivery thread with the stream's place in the ring.
 
+use super::admission::CountedConnection;
 use super::threads::Threads;
 use super::worker::HandedOver;
 pub use super::worker::LiveStream;
@@ -38,13 +39,15 @@ impl HandoffSlot {
 pub struct Connection {
     /// None only while the connection is being dropped.
     socket: Option<tokio::net::TcpStream>,
+    /// None once a stream has it.
+    counted: Option<CountedConnection>,
     slot: HandoffSlot,
     threads: Threads,
 }
 
 impl Connection {
-    pub fn new(socket: tokio::net::TcpStream, threads: Threads) -> Self {
-        Self { socket: Some(socket), slot: HandoffSlot::default(), threads }
+    pub fn new(socket: tokio::net::TcpStream, counted: CountedConnection, threads: Threads) -> Self {
+        Self { socket: Some(socket), counted: Some(counted), slot: HandoffSlot::default(), threads }
     }
 
     pub fn slot(&self) -> HandoffSlot {
@@ -101,8 +104,11 @@ impl Drop for Connection {
     fn drop(&mut self) {
         // A stream that is Leaving but not Flushed is dropped with its socket: actix gave up on the connection of its own
         // accord, before all of the replay was written.
-        let State::Flushed { stream, unsent } = std::mem::take(&mut *self.slot.0.borrow_mut()) else { return };
+        let State::Flushed { mut stream, unsent } = std::mem::take(&mut *self.slot.0.borrow_mut()) else { return };
         let Some(socket) = self.socket.take() else { return };
+        if let Some(counted) = self.counted.take() {
+            stream.permit.keep(counted);
+        }
         match socket.into_std() {
             Ok(socket) => self.threads.adopt(HandedOver { stream, socket, unsent }),
             Err(error) => tracing::warn!(%error, "a connection could not be handed over"),

@@ -4,10 +4,11 @@
 //! the same channel.
 //!
 //! Both ways of delivery take their decisions in `reaction`. Each module below may use those before it in this list, and
-//! none after it: [`admission`] ← `context` ← `reaction` ← `worker` ← [`threads`] ← [`handoff`] ← [`body`].
+//! none after it: [`admission`] ← [`connections`] ← `context` ← `reaction` ← `worker` ← [`threads`] ← [`handoff`] ← [`body`].
 
 pub mod admission;
 pub mod body;
+pub mod connections;
 mod context;
 pub mod handoff;
 mod reaction;

@@ -2,7 +2,9 @@
 //! the end of its job, an outage of the source, or its deadline. Streaming bodies and delivery threads only carry them
 //! out. No I/O.
 
-use super::admission::Reason;
+use super::admission::{Reason, StreamPermit};
+use super::context::Deadline;
+use crate::auth::Withdrawal;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::JobId;
@@ -11,7 +13,7 @@ use crate::replay::Step;
 use crate::sse::{Bye, ControlEvent, JobEnd, Segment};
 use crate::telemetry;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// An instruction to whoever delivers a stream.
 pub enum Reaction {
@@ -81,11 +83,23 @@ pub fn on_outage(outage: &Outage) -> Notice {
     on_source_error(&outage.error, outage.retry_in)
 }
 
-/// Decides on a stream that has reached its deadline.
-pub fn on_deadline(reason: Bye, reconnect_in: Duration) -> Notice {
+/// Returns the reason of Jobcast's own for closing a stream now, if there is one. A right that has ended comes first, since
+/// nothing may be sent after it.
+pub fn due_bye(permit: &StreamPermit, deadline: Deadline, now: Instant) -> Option<Bye> {
+    let withdrawn = permit.withdrawal(now).map(|withdrawal| match withdrawal {
+        Withdrawal::Expired => Bye::Expired,
+        Withdrawal::Revoked => Bye::Revoked,
+    });
+    withdrawn.or_else(|| deadline.reached(now))
+}
+
+/// Decides on a stream that Jobcast closes for this reason.
+pub fn on_bye(reason: Bye, reconnect_in: Duration) -> Notice {
     let counted_as = match reason {
         Bye::Drain => Reason::Drain,
         Bye::Age => Reason::Age,
+        Bye::Expired => Reason::Expired,
+        Bye::Revoked => Reason::Revoked,
     };
     Notice::last(ControlEvent::Bye { reason, retry_in: reconnect_in }, counted_as)
 }
@@ -162,8 +176,14 @@ mod tests {
             format!("retry: 1500\nevent: stream.bye\ndata: {{\"reason\":\"{reason}\",\"retryInMs\":1500}}\n\n")
         };
         assert_eq!(step(Step::NoSuchJob), (bye("age"), Some(Reason::Failed)));
-        assert_eq!(sent(on_deadline(Bye::Drain, wait)), (bye("drain"), Some(Reason::Drain)));
-        assert_eq!(sent(on_deadline(Bye::Age, wait)), (bye("age"), Some(Reason::Age)));
+        for (reason, name, counted_as) in [
+            (Bye::Drain, "drain", Reason::Drain),
+            (Bye::Age, "age", Reason::Age),
+            (Bye::Expired, "expired", Reason::Expired),
+            (Bye::Revoked, "revoked", Reason::Revoked),
+        ] {
+            assert_eq!(sent(on_bye(reason, wait)), (bye(name), Some(counted_as)));
+        }
         assert!(matches!(on_job_end(&job, JobEnd::Lost(Reset::Rewound), cursor), Reaction::Replay(_)));
     }
 }

@@ -1,5 +1,6 @@
 //! The delivery threads of the process, as everybody else sees them: a place to hand streams over to.
 
+use super::connections::{Filter, Listed};
 use super::context::StreamContext;
 use super::worker::{HandedOver, Inbox, Message, Worker};
 use crate::hub::Outage;
@@ -8,10 +9,20 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::mpsc::{self, UnboundedSender};
 
 /// The subscribers of a channel up to which all are served by one thread, so that one wake-up serves them all. Further ones
 /// are spread over all threads.
 const SPREAD_FROM: usize = 256;
+
+/// The longest wait for a thread's answer to an operator.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A delivery thread has not answered in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a delivery thread has not answered within {ANSWER_TIMEOUT:?}: it is busy, or stands still")]
+pub struct NoAnswer;
 
 /// All delivery threads; cheap to clone.
 #[derive(Clone)]
@@ -67,6 +78,36 @@ impl Threads {
     /// Sends every stream the news that the source does not answer.
     pub fn announce_outage(&self, outage: &Arc<Outage>) {
         self.broadcast(|| Message::Outage(outage.clone()));
+    }
+
+    /// Lists the streams that `filter` allows, at most `limit` of each thread.
+    pub async fn list(&self, filter: &Arc<Filter>, limit: usize) -> Result<Vec<Listed>, NoAnswer> {
+        self.ask(|answer| Message::List { filter: filter.clone(), limit, answer }).await
+    }
+
+    /// Closes the streams that `filter` allows, and returns their number. Where a thread is late it closes them all the same.
+    pub async fn revoke(&self, filter: &Arc<Filter>) -> Result<usize, NoAnswer> {
+        let closed = self.ask(|answer| Message::Revoke { filter: filter.clone(), answer }).await?;
+        Ok(closed.into_iter().sum())
+    }
+
+    /// Returns once every thread has answered, which shows that none stands still.
+    pub async fn answer(&self) -> Result<(), NoAnswer> {
+        self.ask(Message::Answer).await.map(|_: Vec<()>| ())
+    }
+
+    /// Sends each thread a question, and waits for the answers of all.
+    async fn ask<T>(&self, question: impl Fn(UnboundedSender<T>) -> Message) -> Result<Vec<T>, NoAnswer> {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        self.broadcast(|| question(sender.clone()));
+        let (count, mut answers) = (self.0.inboxes.len(), Vec::new());
+        let gather = async {
+            while answers.len() < count {
+                answers.extend(receiver.recv().await);
+            }
+        };
+        tokio::time::timeout(ANSWER_TIMEOUT, gather).await.map_err(|_| NoAnswer)?;
+        Ok(answers)
     }
 
     /// Closes every stream, spread over the time for it.

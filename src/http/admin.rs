@@ -1,13 +1,19 @@
-//! The admin listener: health, readiness, metrics, and a view of the live jobs. It must not be reachable for the public.
+//! The admin listener: health, readiness, metrics, a view of the live jobs, and the open streams. It must not be reachable for the public.
 
+use super::connections::{self, Connections};
+use super::problem::Problem;
+use super::routes;
 use crate::delivery::admission::Admission;
 use crate::hub::Hub;
 use crate::shutdown::{Phase, ShutdownWatch};
 use crate::supervise::Supervisor;
 use crate::telemetry::MetricsExporter;
-use actix_web::{App, HttpResponse, HttpServer, web};
+use actix_web::http::header::{self, HeaderValue};
+use actix_web::middleware::from_fn;
+use actix_web::{App, FromRequest, Handler, HttpResponse, HttpServer, Resource, Responder, ResponseError, Route, web};
 use actix_web_lab::middleware::CatchPanic;
 use serde_json::json;
+use std::future;
 use std::io;
 use std::net::TcpListener;
 use std::time::Duration;
@@ -27,18 +33,61 @@ pub struct Health {
     pub ready_grace: Duration,
 }
 
+/// Open connections, at most, so that the process keeps files for everything else.
+pub const MAX_CONNECTIONS: usize = 32;
+
 /// Starts the admin server, on one thread of its own.
-pub fn serve(listener: TcpListener, health: Health) -> io::Result<actix_web::dev::Server> {
+pub fn serve(listener: TcpListener, health: Health, connections: Connections) -> io::Result<actix_web::dev::Server> {
     let server = HttpServer::new(move || {
         App::new()
             .wrap(CatchPanic::default())
+            .wrap(from_fn(routes::answer_panic))
             .app_data(web::Data::new(health.clone()))
-            .route("/healthz", web::get().to(healthy))
-            .route("/readyz", web::get().to(ready))
-            .route("/metrics", web::get().to(metrics))
-            .route("/debug/channels", web::get().to(channels))
+            .app_data(web::Data::new(connections.clone()))
+            .service(read_only("/healthz", healthy))
+            .service(read_only("/readyz", ready))
+            .service(read_only("/metrics", metrics))
+            .service(read_only("/debug/channels", channels))
+            .service(
+                read("/connections", connections::list)
+                    .route(web::delete().to(connections::close))
+                    .default_service(not_allowed("GET, HEAD, DELETE")),
+            )
+            .default_service(web::to(async || Problem::not_found(ADDRESSES).error_response()))
     });
-    Ok(server.workers(1).disable_signals().shutdown_timeout(1).listen(listener)?.run())
+    let server = server.workers(1).max_connections(MAX_CONNECTIONS).disable_signals().shutdown_timeout(1);
+    Ok(server.listen(listener)?.run())
+}
+
+/// The answer's detail where nothing is.
+const ADDRESSES: &str = "nothing is here; there are /healthz, /readyz, /metrics, /debug/channels and /connections";
+
+/// An address that answers GET, and HEAD as HTTP asks for (RFC 9110, section 9.1).
+fn read<F, Args>(path: &str, handler: F) -> Resource
+where
+    F: Handler<Args> + Copy,
+    F::Output: Responder + 'static,
+    Args: FromRequest + 'static,
+{
+    web::resource(path).route(web::get().to(handler)).route(web::head().to(handler))
+}
+
+fn read_only<F, Args>(path: &str, handler: F) -> Resource
+where
+    F: Handler<Args> + Copy,
+    F::Output: Responder + 'static,
+    Args: FromRequest + 'static,
+{
+    read(path, handler).default_service(not_allowed("GET, HEAD"))
+}
+
+/// Answers other methods with 405, and with those that are allowed.
+fn not_allowed(methods: &'static str) -> Route {
+    web::to(move || {
+        let mut response = Problem::not_allowed(format!("here is only {methods}")).error_response();
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+        future::ready(response)
+    })
 }
 
 /// Problem code of a process that ends because one of its parts has failed.

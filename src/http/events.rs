@@ -8,6 +8,7 @@ use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
 use crate::hub::{Hub, Listening, Place, Subscription};
 use crate::replay::{Replay, Step};
+use crate::shutdown::Phase;
 use crate::source::{Limit, Page, PageResult};
 use crate::sse::Reset;
 use crate::tail;
@@ -87,22 +88,25 @@ async fn begin(app: &App, job: &JobId, start: Start) -> Result<(Cursor, Option<R
 
 fn answer(app: &App, page: Page, reset: Option<Reset>) -> HttpResponse {
     tail::count_unreadable(&page.events);
+    // Those who are sent away by a drain do not come back at once, nor all together.
+    let is_draining = app.streams.shutdown.phase() >= Phase::Draining;
+    let retry = if is_draining { app.streams.reconnect_delay() } else { app.streams.rules.retry };
     HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(Polled {
         events: page.events.into_iter().map(|(event, cursor)| Sent { event, cursor }).collect(),
         cursor: page.end,
         complete: page.is_complete,
         status: page.status,
-        retry_ms: app.streams.rules.retry.as_millis() as u64,
+        retry_ms: retry.as_millis() as u64,
         reset: reset.map(|reason| ResetNote { reason }),
     })
 }
 
-/// Waits until there is something after `cursor`, and returns false if the time is up first. Fails where the source
-/// does, since a caller who is told of nothing takes that for news of the job.
+/// Waits until there is something after `cursor`, and returns false if the time is up first, or the process drains. Fails
+/// where the source does, since a caller who is told of nothing takes that for news of the job.
 async fn something_new(app: &App, job: &JobId, cursor: &Cursor, until: Instant) -> Result<bool, SourceError> {
-    match timeout_at(until, wait_for_news(app, job, cursor)).await {
-        Ok(result) => result.map(|()| true),
-        Err(_) => Ok(false),
+    tokio::select! {
+        news = timeout_at(until, wait_for_news(app, job, cursor)) => news.map_or(Ok(false), |news| news.map(|()| true)),
+        () = app.streams.shutdown.reached(Phase::Draining) => Ok(false),
     }
 }
 

@@ -4,6 +4,7 @@
 use super::App;
 use super::problem::Problem;
 use crate::cursor::Start;
+use crate::delivery::connections::Filter;
 use crate::event::{BadJobId, JobId, JobStatus};
 use crate::source::MAX_JOBS;
 use actix_web::dev::Payload;
@@ -149,6 +150,14 @@ impl Parameters {
         self.0.get(name).map(String::as_str).filter(|text| !text.is_empty())
     }
 
+    /// Fails if there is a parameter with another name.
+    fn only(&self, known: &[&str]) -> Result<(), Problem> {
+        match self.0.keys().find(|name| !known.contains(&name.as_str())) {
+            Some(name) => Err(Problem::bad_query(format!("{name:?} is none of {}", known.join(", ")))),
+            None => Ok(()),
+        }
+    }
+
     /// A whole number within its bounds.
     fn number(&self, name: &str, default: usize, bounds: RangeInclusive<usize>) -> Result<usize, Problem> {
         let Some(text) = self.0.get(name) else { return Ok(default) };
@@ -205,6 +214,30 @@ impl FromQuery for JobsQuery {
         Ok(Self {
             limit: parameters.number("limit", 50, 1..=MAX_JOBS)?,
             status: status.map_err(|error| Problem::bad_query(error.to_string()))?,
+        })
+    }
+}
+
+/// Query of `/connections` on the admin listener.
+pub struct ConnectionsQuery {
+    pub filter: Filter,
+    /// Connections of the answer, at most.
+    pub limit: usize,
+}
+
+impl FromQuery for ConnectionsQuery {
+    fn from_query(parameters: &Parameters) -> Result<Self, Problem> {
+        // A misspelt choice would close more than was meant.
+        parameters.only(&["id", "job", "subject", "limit"])?;
+        let text = |name| parameters.text(name).map(str::to_string);
+        let job = parameters.text("job").map(str::parse).transpose();
+        Ok(Self {
+            filter: Filter {
+                id: text("id"),
+                job: job.map_err(|error: BadJobId| Problem::bad_query(error.to_string()))?,
+                subject: text("subject"),
+            },
+            limit: parameters.number("limit", 100, 1..=10_000)?,
         })
     }
 }

@@ -1,8 +1,11 @@
 //! The addresses, one module each, and the servers that answer them. No SQL, and no bytes of events.
 
 mod admin;
+mod connections;
+mod current_cors;
 mod events;
 mod extract;
+mod in_flight;
 mod ingest;
 mod jobs;
 mod page;
@@ -11,7 +14,10 @@ mod routes;
 mod server;
 mod stream;
 
+pub use admin::MAX_CONNECTIONS as MAX_ADMIN_CONNECTIONS;
 pub use admin::{Health, serve as serve_admin};
+pub use connections::Connections;
+pub use in_flight::InFlight;
 pub use server::{ListenError, Listener, listen, serve};
 
 use crate::config;
@@ -23,6 +29,7 @@ use crate::source::Source;
 use actix_web::{HttpRequest, web};
 use problem::Problem;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// Longest text that is looked up as a cursor or an event's id: no id of ours is longer, and none of a source's.
 const MAX_ID_BYTES: usize = 256;
@@ -34,6 +41,10 @@ pub struct App {
     /// Parts that every stream needs; `hub` and `pages` also serve polling.
     pub streams: StreamContext,
     pub settings: config::Http,
+    /// `http.cors` of the moment.
+    pub cors: watch::Receiver<config::Cors>,
+    /// The requests that are being answered.
+    pub in_flight: InFlight,
     /// Section that holds the token of senders.
     pub ingest: config::Ingest,
     /// Set if events may be sent in: `ingest.enabled`, with `auto` decided.

@@ -45,6 +45,7 @@ problems! {
     no_such_job = NOT_FOUND, "job.not_found";
     not_allowed = METHOD_NOT_ALLOWED, "request.method";
     draining = SERVICE_UNAVAILABLE, "server.draining";
+    busy = SERVICE_UNAVAILABLE, "server.busy";
     internal = INTERNAL_SERVER_ERROR, "server.internal";
     too_many_streams = SERVICE_UNAVAILABLE, "server.too_many_streams";
     too_many_from_address = TOO_MANY_REQUESTS, "server.too_many_from_address";

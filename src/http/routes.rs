@@ -2,6 +2,7 @@
 
 use super::problem::Problem;
 use super::{App, events, ingest, jobs, page, stream};
+use crate::config;
 use actix_cors::Cors;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
@@ -53,8 +54,7 @@ fn problem(make: fn() -> Problem) -> Route {
 }
 
 /// Lets the pages of `http.cors.origins` watch.
-pub fn cors(app: &App) -> Cors {
-    let settings = &app.settings.cors;
+pub fn cors(settings: &config::Cors) -> Cors {
     let mut cors = Cors::default()
         .allowed_methods([Method::GET, Method::POST, Method::PUT])
         .allowed_headers(["Last-Event-ID", "Authorization", "Content-Type", "Cache-Control", "Accept"])

@@ -1,12 +1,14 @@
 //! The two listeners and the public server. Its connections are wrapped so that a live stream's socket can leave actix.
 
-use super::{App, routes};
+use super::current_cors::CurrentCors;
+use super::{App, in_flight, routes};
 use crate::delivery::handoff::Connection;
 use crate::delivery::threads::Threads;
+use actix_http::error::DispatchError;
 use actix_http::{Extensions, HttpService, KeepAlive};
 use actix_service::{ServiceFactoryExt, fn_service, map_config};
 use actix_web::dev::AppConfig;
-use actix_web::middleware::{Condition, from_fn};
+use actix_web::middleware::from_fn;
 use actix_web::web;
 use actix_web_lab::middleware::CatchPanic;
 use std::io;
@@ -18,8 +20,6 @@ use std::time::Duration;
 const BACKLOG: i32 = 4096;
 /// Bytes that the kernel may hold for one subscriber that reads slowly; more would be memory that no setting bounds.
 const SEND_BUFFER: usize = 128 * 1024;
-/// Connections beyond `http.max_connections` that are accepted, so that they can be told to come back.
-const SPARE_CONNECTIONS: usize = 1024;
 /// Time that an idle connection is kept for the next request.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
@@ -83,21 +83,28 @@ pub fn serve(listener: TcpListener, app: web::Data<App>, threads: Threads) -> io
     let write_timeout = app.streams.rules.write_timeout;
     let server = actix_server::Server::build()
         .workers(app.settings.worker_count())
-        // Streams whose sockets left actix do not count here; `Admission` counts them.
-        .max_concurrent_connections(app.settings.max_connections.saturating_add(SPARE_CONNECTIONS))
+        // `Admission` counts the connections, since those that have left actix count, too, and all workers together.
+        .max_concurrent_connections(usize::MAX)
         .disable_signals()
         .shutdown_timeout(1);
+    let leaving = server.graceful_shutdown_signal();
     let server = server.listen("http", listener, move || {
-        let (app, threads) = (app.clone(), threads.clone());
+        let (app, threads, leaving) = (app.clone(), threads.clone(), leaving.clone());
+        let admission = app.streams.admission.clone();
         let routes = actix_web::App::new()
             .wrap(CatchPanic::default())
             .wrap(from_fn(routes::answer_panic))
-            .wrap(Condition::new(!app.settings.cors.origins.is_empty(), routes::cors(&app)))
+            .wrap(CurrentCors::new(app.cors.clone()))
+            .wrap(from_fn(in_flight::count))
             .configure(move |config| routes::configure(config, &app));
         let http = HttpService::build()
             .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
             .client_request_timeout(header_timeout)
             .client_disconnect_timeout(Duration::from_secs(1))
+            .graceful_shutdown_signal(move || {
+                let leaving = leaving.clone();
+                async move { leaving.notified().await }
+            })
             .h1_allow_half_closed(false)
             .on_connect_ext(|connection: &Connection, data: &mut Extensions| {
                 data.insert(connection.slot());
@@ -106,8 +113,9 @@ pub fn serve(listener: TcpListener, app: web::Data<App>, threads: Threads) -> io
         fn_service(move |socket: tokio::net::TcpStream| {
             let peer = socket.peer_addr().ok();
             tune(&socket, write_timeout);
-            let connection = Connection::new(socket, threads.clone());
-            std::future::ready(Ok::<_, actix_http::error::DispatchError>((connection, peer)))
+            let connection = admission.connect().map(|counted| Connection::new(socket, counted, threads.clone()));
+            // Without room the socket is closed: an answer would need what there is no more of.
+            std::future::ready(connection.map(|connection| (connection, peer)).ok_or(DispatchError::InternalError))
         })
         .and_then(http)
     })?;

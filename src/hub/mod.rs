@@ -215,6 +215,11 @@ impl Hub {
         self.0.outage.borrow().clone()
     }
 
+    /// Returns the job's channel, if the job is live.
+    pub fn channel(&self, job: &JobId) -> Option<Arc<Channel>> {
+        self.channels().get(job).cloned()
+    }
+
     /// Returns all live channels.
     pub fn all(&self) -> Vec<Arc<Channel>> {
         self.channels().values().cloned().collect()

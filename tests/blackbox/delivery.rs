@@ -1,8 +1,8 @@
 //! Sockets: heartbeats, those who leave, those who read slowly, and the numbers of it all.
 
-use crate::support::daemon::stream_path;
-use crate::support::http::encode;
-use crate::support::{Daemon, Stream, eventually, narrow, numbers, write_big};
+use crate::support::daemon::{BINARY, finish, stream_path};
+use crate::support::http::{encode, raw};
+use crate::support::{Daemon, Stream, eventually, narrow, numbers, write_big, write_sized};
 use futures_util::future::join_all;
 use serde_json::json;
 use std::io::Write;
@@ -94,6 +94,134 @@ async fn memory_is_bounded_whatever_writers_do_and_however_subscribers_stall() {
     assert!(resident < 100e6, "{resident} bytes resident after 24 MB of events");
     let mut reader = daemon.stream("job-7").await;
     assert_eq!(numbers(&reader.take(600).await), Vec::from_iter(0..600));
+}
+
+#[tokio::test]
+async fn readers_that_stop_cost_little_memory_while_100_mb_pass_and_disturb_nobody() {
+    const EVENTS: u64 = 50_000;
+    let _alone = crate::support::alone();
+    let daemon = Daemon::with(&[("stream.write_timeout", "10m")]).await;
+    daemon.write("job", 0..1).await;
+    let mut stalled = Vec::new();
+    for _ in 0..20 {
+        stalled.push(narrow(daemon.http, &encode("GET", &stream_path("job"), &[], b"")).await);
+    }
+    let mut reader = daemon.stream("job").await;
+    daemon.has_subscribers(21).await;
+    // The ring and the store's own memory are filled first, which is no growth by readers.
+    let ((), seen) = tokio::join!(write_big(&daemon, "job", 1..2000), reader.take(2000));
+    assert_eq!(numbers(&seen), Vec::from_iter(0..2000));
+    let before = daemon.metric("process_resident_memory_bytes").await;
+    let read = async {
+        for expected in 2000..EVENTS {
+            assert_eq!(reader.event().await.number(), expected);
+        }
+    };
+    tokio::join!(write_big(&daemon, "job", 2000..EVENTS), read);
+    let grown = daemon.metric("process_resident_memory_bytes").await - before;
+    assert!(grown < 40e6, "{grown} bytes more");
+    daemon.has_subscribers(21).await;
+}
+
+/// One job has a hundred subscribers that do not read, the other one that reads late.
+#[tokio::test]
+async fn who_holds_most_memory_goes_first_and_not_who_blocks_next() {
+    let bounds = [("hub.ring_bytes", "256KiB"), ("hub.total_bytes", "256KiB")];
+    let settings = [bounds[0], bounds[1], ("http.workers", "1"), ("stream.write_timeout", "10m")];
+    let daemon = Daemon::with(&settings).await;
+    let request = |job| encode("GET", &stream_path(job), &[], b"");
+    let mut stalled = Vec::new();
+    daemon.write("greedy", 0..1).await;
+    daemon.write("honest", 0..1).await;
+    for _ in 0..100 {
+        stalled.push(narrow(daemon.http, &request("greedy")).await);
+    }
+    let honest = narrow(daemon.http, &request("honest")).await;
+    daemon.has_subscribers(101).await;
+    write_sized(&daemon, "greedy", 1..26, 20_000).await;
+    let closed = async || {
+        let metrics = daemon.ask_admin("/metrics").await.text();
+        let line =
+            metrics.lines().find_map(|line| line.strip_prefix("jobcast_disconnects_total{reason=\"memory\"} "))?;
+        line.parse::<f64>().ok()
+    };
+    eventually("the bound to be felt", closed).await;
+    write_sized(&daemon, "honest", 1..60, 8_000).await;
+    let mut honest = Stream::on(honest).await.expect("an answer");
+    assert_eq!(numbers(&honest.take(60).await), Vec::from_iter(0..60));
+}
+
+#[tokio::test]
+async fn a_peer_that_vanished_is_noticed_within_the_write_timeout() {
+    // In a network of its own, which is then taken down: nothing arrives any more, and nobody says so.
+    let script = r#"
+        set -e
+        ip link set lo up
+        "$JOBCAST" serve & daemon=$!
+        trap 'kill -9 $daemon' EXIT
+        until exec 3<>/dev/tcp/127.0.0.1/8080; do sleep 0.1; done 2>/dev/null
+        printf 'PUT /runner-jobs/job HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 20\r\nConnection: close\r\n\r\n{"status":"RUNNING"}' >&3
+        cat <&3 >/dev/null
+        exec 3<>/dev/tcp/127.0.0.1/8080
+        printf 'GET /runner-jobs/job/events/stream HTTP/1.1\r\nHost: localhost\r\n\r\n' >&3
+        count() { curl -s http://127.0.0.1:9464/metrics | grep '^jobcast_subscribers '; }
+        until count | grep -q ' 1$'; do sleep 0.1; done
+        files() { ls /proc/$daemon/fd | wc -l; }
+        before=$(files)
+        ip link set lo down
+        until [ $(files) -lt $before ]; do sleep 0.1; done
+        ip link set lo up
+        count
+    "#;
+    let folder = tempfile::tempdir().expect("a directory");
+    let database = folder.path().join("jobs.db").display().to_string();
+    let output = finish(
+        Command::new("unshare")
+            .args(["-rn", "bash", "-c", script])
+            .env("JOBCAST", BINARY)
+            .env("JOBCAST_SOURCE__SQLITE__PATH", database)
+            .env("JOBCAST_STREAM__HEARTBEAT", "500ms")
+            .env("JOBCAST_STREAM__WRITE_TIMEOUT", "2s")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped()),
+    )
+    .await;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said.trim(), "jobcast_subscribers 0", "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn two_hundred_files_are_enough_for_fewer_streams_and_readiness_never_lacks_one() {
+    let daemon = Daemon::after("ulimit -n 200", &[("http.workers", "2"), ("stream.heartbeat", "100ms")]).await;
+    let log = daemon.log();
+    let lowered = log.lines().find(|line| line.contains("fewer open files")).expect("a word at the start");
+    let streams: usize =
+        lowered.split(' ').find_map(|word| word.strip_prefix("streams=")?.parse().ok()).expect("the number of streams");
+    assert!((20..200).contains(&streams), "{lowered}");
+    daemon.write("job", 0..1).await;
+    let (mut open, mut told) = (Vec::new(), 0);
+    for _ in 0..300 {
+        let path = stream_path("job");
+        assert_eq!(daemon.ask_admin("/readyz").await.status, 200);
+        // A connection for which there is no file is closed.
+        let Ok(mut stream) = Stream::try_open(daemon.http, &path, &[]).await else { continue };
+        told += usize::from(stream.event().await.is("stream.error"));
+        open.push(stream);
+    }
+    assert_eq!(open.len() - told, streams, "as many streams as it said");
+    assert!(told > 0 && open.len() < 300, "{told} of {} were told to come back", open.len());
+    assert!(daemon.metric("process_open_fds").await <= 200.0);
+    // Those who were told to come back go, and everything is served.
+    open.truncate(streams);
+    eventually("room for a request", async || {
+        let request = encode("GET", "/runner-jobs", &[("Connection", "close")], b"");
+        raw(daemon.http, &request).await.starts_with(b"HTTP/1.1 200").then_some(())
+    })
+    .await;
+    daemon.write("job", 1..2).await;
+    for stream in &mut open {
+        assert_eq!(stream.event().await.number(), 1);
+    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use crate::support::daemon::stream_path;
 use crate::support::http::request;
 use crate::support::{Daemon, Stream, eventually, numbers};
 use futures_util::future::join_all;
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
@@ -95,4 +96,77 @@ async fn an_old_stream_is_told_to_come_back_and_loses_nothing() {
     assert_eq!(rest[3].json()["reason"], "age");
     daemon.write("job", 3..4).await;
     assert_eq!(daemon.stream_after("job", rest[2].cursor()).await.event().await.number(), 3);
+}
+
+#[tokio::test]
+async fn a_long_poll_is_answered_before_the_listener_goes_though_no_stream_is_open() {
+    let mut daemon = Daemon::with(&[("shutdown.grace", "0s"), ("shutdown.drain", "10m")]).await;
+    daemon.write("job", 0..1).await;
+    let first = daemon.get("/runner-jobs/job/events").await.json();
+    let path = format!("/runner-jobs/job/events?wait=60&after={}", first["cursor"].as_str().expect("a cursor"));
+    let began = Instant::now();
+    let (answer, ()) = tokio::join!(daemon.get(&path), async {
+        eventually("the poll", async || (daemon.metric("jobcast_channels").await == 1.0).then_some(())).await;
+        daemon.signal("TERM");
+    });
+    assert_eq!((answer.status, &answer.json()["events"]), (200, &json!([])));
+    assert_eq!(answer.json()["cursor"], first["cursor"]);
+    assert_eq!(answer.header("Connection"), Some("close"));
+    assert!(daemon.exit().await.success());
+    assert!(began.elapsed() < Duration::from_secs(30), "it waited for its own time: {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn sigquit_is_a_request_to_leave_like_sigterm() {
+    let mut daemon = Daemon::with(&[("shutdown.grace", "0s"), ("shutdown.drain", "2s")]).await;
+    daemon.write("job", 0..1).await;
+    let mut stream = daemon.stream("job").await;
+    stream.event().await;
+    daemon.signal("QUIT");
+    assert_eq!(stream.rest().await[0].json()["reason"], "drain");
+    assert!(daemon.exit().await.success());
+}
+
+#[tokio::test]
+async fn five_thousand_streams_leave_within_the_drain_spread_over_it_and_lose_nothing() {
+    const STREAMS: usize = 5000;
+    const DRAIN: Duration = Duration::from_secs(10);
+    let _alone = crate::support::alone();
+    rlimit::increase_nofile_limit(2 * STREAMS as u64).expect("open files");
+    let mut daemon = Daemon::with(&[("shutdown.grace", "0s"), ("shutdown.drain", "10s")]).await;
+    daemon.write("job", 0..3).await;
+    let mut streams = Vec::new();
+    while streams.len() < STREAMS {
+        let mut more = join_all((0..250).map(|_| daemon.stream("job"))).await;
+        join_all(more.iter_mut().map(|stream| stream.take(3))).await;
+        streams.append(&mut more);
+    }
+    daemon.has_subscribers(STREAMS).await;
+    let began = Instant::now();
+    daemon.signal("TERM");
+    let ends = join_all(streams.iter_mut().map(|stream| async {
+        let rest = stream.rest().await;
+        (began.elapsed(), rest)
+    }))
+    .await;
+    let took = began.elapsed();
+    assert!(daemon.exit().await.success());
+    assert!(took < DRAIN + Duration::from_secs(2), "{took:?}");
+    let (mut waits, mut tenths) = (BTreeSet::new(), [0; 10]);
+    for (at, rest) in &ends {
+        assert!(rest.len() == 1 && rest[0].is("stream.bye"), "{rest:?}");
+        waits.insert(rest[0].json()["retryInMs"].as_u64().expect("a wait"));
+        tenths[((at.as_secs_f64() / took.as_secs_f64() * 10.0) as usize).min(9)] += 1;
+    }
+    assert!(waits.len() > STREAMS / 10, "they would come back together: {} waits", waits.len());
+    assert!(tenths.iter().all(|streams| *streams < STREAMS / 4), "closed together: {tenths:?}");
+    drop(streams);
+
+    daemon.restart().await;
+    let last = daemon.stream("job").await.take(3).await[2].cursor().to_string();
+    daemon.write("job", 3..5).await;
+    let mut back = join_all((0..250).map(|_| daemon.stream_after("job", &last))).await;
+    for seen in join_all(back.iter_mut().map(|stream| stream.take(2))).await {
+        assert_eq!(numbers(&seen), [3, 4]);
+    }
 }

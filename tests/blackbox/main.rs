@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod admin;
 mod commands;
 mod contract;
 mod delivery;
@@ -14,5 +15,7 @@ mod polling;
 mod postgres;
 mod process;
 mod redis;
+mod reloading;
+mod service_manager;
 mod settings;
 mod sqlite;

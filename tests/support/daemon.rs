@@ -32,6 +32,11 @@ impl Daemon {
 
     /// Starts one with settings by their dotted names.
     pub async fn with(settings: &[(&str, &str)]) -> Self {
+        Self::after(":", settings).await
+    }
+
+    /// Starts one in a shell, after this line of the shell's.
+    pub async fn after(line: &str, settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let mut all = vec![
             ("http.listen".to_string(), address::free().to_string()),
@@ -40,7 +45,7 @@ impl Daemon {
         ];
         all.extend(settings.iter().map(|(key, value)| (key.to_string(), value.to_string())));
         let log = Arc::default();
-        let (child, http, admin) = spawn(&all, &log).await;
+        let (child, http, admin) = spawn(line, &all, &log).await;
         Self { child, folder, settings: all, log, http, admin }
     }
 
@@ -91,7 +96,7 @@ impl Daemon {
         let mut settings = self.settings.clone();
         settings.push(("http.listen".into(), self.http.to_string()));
         settings.push(("admin.listen".into(), self.admin.to_string()));
-        (self.child, _, _) = spawn(&settings, &self.log).await;
+        (self.child, _, _) = spawn(":", &settings, &self.log).await;
     }
 
     pub async fn exit(&mut self) -> ExitStatus {
@@ -193,6 +198,20 @@ pub fn jobcast(arguments: &[&str], settings: &[(String, String)]) -> Command {
     command
 }
 
+/// The same command in a shell, which it takes the place of after this line of the shell's.
+pub fn in_shell(line: &str, command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("{line}; exec \"$@\""), "sh"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell.stdin(Stdio::null());
+    shell
+}
+
 /// Runs a command of the binary to its end.
 pub async fn run(arguments: &[&str], settings: &[(&str, &str)]) -> Output {
     let settings: Vec<_> = settings.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
@@ -228,9 +247,10 @@ pub async fn finish(command: &mut Command) -> Output {
     Output { status, stdout: out.join().expect("stdout"), stderr: err.join().expect("stderr") }
 }
 
-async fn spawn(settings: &[(String, String)], log: &Arc<Mutex<String>>) -> (Child, SocketAddr, SocketAddr) {
+async fn spawn(line: &str, settings: &[(String, String)], log: &Arc<Mutex<String>>) -> (Child, SocketAddr, SocketAddr) {
     let before = log.lock().expect("the log").len();
-    let mut child = jobcast(&["serve"], settings).stderr(Stdio::piped()).spawn().expect("the binary");
+    let mut command = in_shell(line, &jobcast(&["serve"], settings));
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("the binary");
     let (into, from) = (log.clone(), child.stderr.take().expect("stderr"));
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {

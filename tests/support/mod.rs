@@ -4,6 +4,7 @@ pub mod address;
 pub mod daemon;
 pub mod flap;
 pub mod http;
+pub mod manager;
 pub mod postgres;
 pub mod redis;
 pub mod sse;
@@ -12,6 +13,7 @@ pub mod tls;
 
 pub use daemon::Daemon;
 pub use http::Answer;
+pub use manager::Manager;
 pub use postgres::{Pooler, Postgres};
 pub use redis::{Cluster, Redis, Sentinel};
 pub use sse::{Message, Stream};
@@ -63,11 +65,17 @@ pub async fn narrow(to: SocketAddr, request: &[u8]) -> TcpStream {
 
 /// Appends by ingest events of 2 KB each, so that some hundred of them fill every buffer between.
 pub async fn write_big(daemon: &Daemon, job: &str, numbers: Range<u64>) {
-    for first in numbers.clone().step_by(100) {
-        let events: Vec<Value> = (first..numbers.end.min(first + 100))
+    write_sized(daemon, job, numbers, 2000).await;
+}
+
+/// Appends by ingest events with so many bytes of ballast each.
+pub async fn write_sized(daemon: &Daemon, job: &str, numbers: Range<u64>, ballast: usize) {
+    let at_once = 200_000 / ballast;
+    for first in numbers.clone().step_by(at_once) {
+        let events: Vec<Value> = (first..numbers.end.min(first + at_once as u64))
             .map(|number| {
                 let mut event = daemon::numbered(number);
-                event["payload"]["line"] = "x".repeat(2000).into();
+                event["payload"]["line"] = "x".repeat(ballast).into();
                 event
             })
             .collect();

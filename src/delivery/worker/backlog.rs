@@ -8,7 +8,7 @@ use crate::cursor::Cursor;
 use crate::delivery::admission::Reason;
 use crate::delivery::reaction::{self, Notice, Reaction};
 use crate::hub::Place;
-use crate::sse::{self, ControlEvent};
+use crate::sse::{self, Bye, ControlEvent};
 use bytes::Bytes;
 use mio::{Interest, Token};
 use std::io::{self, Write};
@@ -39,8 +39,12 @@ impl Worker {
 
     /// Waits until the subscriber's socket is writable, because it has just taken less than there was.
     fn on_blocked(&mut self, key: usize) {
-        if self.backlog_bytes > self.max_backlog_bytes {
-            return self.close(key, Reason::Memory);
+        while self.backlog_bytes > self.max_backlog_bytes {
+            let largest = self.largest_backlog().unwrap_or(key);
+            self.close(largest, Reason::Memory);
+            if largest == key {
+                return;
+            }
         }
         let subscriber = &mut self.subscribers[key];
         let Some(backlog @ Backlog { blocked_since: None, .. }) = subscriber.state.backlog_mut() else { return };
@@ -49,6 +53,13 @@ impl Worker {
         if self.poll.registry().reregister(&mut subscriber.socket, Token(key), both).is_err() {
             self.remove(key);
         }
+    }
+
+    /// Returns the subscriber whose backlog is the largest. It goes first where memory runs out, so that nobody pays for
+    /// another's slowness. The look at all subscribers is worth it, as each one ends a stream.
+    fn largest_backlog(&self) -> Option<usize> {
+        let lengths = self.subscribers.iter().filter_map(|(key, one)| Some((one.state.backlog()?.len(), key)));
+        lengths.max().map(|(_, key)| key)
     }
 
     /// Goes on writing to a socket that was waited for.
@@ -153,6 +164,13 @@ impl Worker {
         match notice.closes {
             None => self.send_control(key, notice.event.encode_framed()),
             Some(reason) => self.send_last_and_close(key, &notice.event, reason),
+        }
+    }
+
+    /// Closes a stream for a reason of Jobcast's own, unless it is gone.
+    pub(super) fn send_bye(&mut self, key: usize, reason: Bye) {
+        if self.subscribers.contains(key) {
+            self.send_notice(key, &reaction::on_bye(reason, self.streams.reconnect_delay()));
         }
     }
 

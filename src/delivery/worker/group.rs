@@ -105,11 +105,15 @@ impl Worker {
         };
         membership.place = place;
         let group = &mut self.groups[membership.group];
-        let cursor = if group.members.is_empty() && group.is_between_deliveries() {
-            (group.place, group.cursor) = (place, cursor);
-            None
-        } else {
-            Some(cursor)
+        let is_empty = group.members.is_empty();
+        let cursor = match group.is_between_deliveries() {
+            true if is_empty => {
+                (group.place, group.cursor) = (place, cursor);
+                None
+            }
+            // The same place has the same cursor, of which one copy is enough.
+            true if group.place == place => None,
+            _ => Some(cursor),
         };
         let index = group.members.len() as u32;
         group.members.push(key);
@@ -261,6 +265,7 @@ impl Worker {
         if written.bytes > 0 {
             subscriber.last_write = self.clock.now();
         }
+        subscriber.permit.count(written.events);
         self.delivered.events += written.events;
         self.delivered.bytes += written.bytes;
         (written.events, written.outcome)

@@ -2,6 +2,7 @@
 
 use crate::cursor::Cursor;
 use crate::delivery::admission::StreamPermit;
+use crate::delivery::connections::{Filter, Listed, Registration};
 use crate::delivery::context::Deadline;
 use crate::event::JobId;
 use crate::hub::{Channel, ChannelListener, Outage, Place, Subscription};
@@ -9,10 +10,13 @@ use crate::replay::Step;
 use mio::Waker;
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::mpsc::UnboundedSender;
 
 /// A live stream that a delivery thread can take over.
 pub struct LiveStream {
     pub permit: StreamPermit,
+    /// Its entry among the streams that actix serves, until a thread has it.
+    pub registration: Option<Registration>,
     pub deadline: Deadline,
     pub subscription: Subscription,
     /// The next event to be sent, in the channel's ring.
@@ -41,6 +45,12 @@ pub enum Message {
     ReplayFailed(SubscriberId),
     /// The source does not answer.
     Outage(Arc<Outage>),
+    /// Answer, to show that the thread goes on.
+    Answer(UnboundedSender<()>),
+    /// List the streams that the filter allows, at most `limit`.
+    List { filter: Arc<Filter>, limit: usize, answer: UnboundedSender<Listed> },
+    /// Close the streams that the filter allows, and answer with their number.
+    Revoke { filter: Arc<Filter>, answer: UnboundedSender<usize> },
     /// Close all streams, spread over the time for it.
     Drain,
     /// Close all streams now, and end.

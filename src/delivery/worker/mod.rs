@@ -4,9 +4,11 @@
 //!
 //! This file has the loop, and how subscribers come and go. `group` delivers to all subscribers of a channel, `backlog`
 //! looks after those whose sockets take no more, `replay` after those whom the ring has overtaken, `timers` after
-//! heartbeats and deadlines; `write` writes a run, `subscriber` has the states, `inbox` the messages from outside.
+//! heartbeats and deadlines, `connections` lists and closes them for an operator; `write` writes a run, `subscriber` has the
+//! states, `inbox` the messages from outside.
 
 mod backlog;
+mod connections;
 mod group;
 mod inbox;
 mod replay;
@@ -21,6 +23,7 @@ use super::context::StreamContext;
 use super::reaction::{self, Notice};
 use crate::cursor::Cursor;
 use crate::hub::{ChannelId, Outage, Place, Subscription};
+use crate::sse::Bye;
 use crate::telemetry;
 use bytes::Bytes;
 use group::Group;
@@ -141,6 +144,15 @@ impl Worker {
                     Message::ReplayStep { to, job, step } => self.on_replay_step(to, &job, step),
                     Message::ReplayFailed(to) => self.on_replay_failed(to),
                     Message::Outage(outage) => self.on_outage(&outage),
+                    Message::Answer(to) => {
+                        let _ = to.send(());
+                    }
+                    Message::List { filter, limit, answer } => {
+                        let _ = answer.send(self.list(&filter, limit));
+                    }
+                    Message::Revoke { filter, answer } => {
+                        let _ = answer.send(self.revoke(&filter));
+                    }
                     Message::Drain => self.drain(),
                     Message::Stop => return self.stop(),
                     #[cfg(feature = "fault-injection")]
@@ -172,7 +184,7 @@ impl Worker {
 
     fn adopt(&mut self, handed_over: HandedOver) {
         let HandedOver { stream, socket, unsent } = handed_over;
-        let LiveStream { permit, mut deadline, subscription, place, cursor } = stream;
+        let LiveStream { permit, registration, mut deadline, subscription, place, cursor } = stream;
         let mut socket = TcpStream::from_std(socket);
         let entry = self.subscribers.vacant_entry();
         let key = entry.key();
@@ -190,6 +202,9 @@ impl Worker {
         self.backlog_bytes += unsent.len();
         backlog.push(Bytes::from(unsent));
         self.attach(key, subscription, place, cursor, backlog);
+        if registration.is_some_and(|registration| registration.is_revoked()) {
+            self.send_bye(key, Bye::Revoked);
+        }
     }
 
     /// Makes a detached subscriber one of its channel's, at `place`. Its backlog is written first.

@@ -28,7 +28,8 @@ impl Worker {
         let job = membership.subscription.channel().job.clone();
         let (requests, requested) = mpsc::channel(1);
         let backlog = self.detach(key).unwrap_or_default();
-        self.subscribers[key].state = State::Replaying { backlog, next_page: NextPage::Requested, requests };
+        self.subscribers[key].state =
+            State::Replaying { job: job.clone(), backlog, next_page: NextPage::Requested, requests };
         let to = SubscriberId { key, serial: self.subscribers[key].serial };
         let replay = self.streams.replay_after(job, cursor);
         let inbox = self.inbox.clone();
@@ -61,6 +62,7 @@ impl Worker {
 
     pub(super) fn push_replayed(&mut self, key: usize, segments: &[Arc<Segment>]) {
         for segment in segments {
+            self.subscribers[key].permit.count(segment.len() as u64);
             self.delivered.events += segment.len() as u64;
             self.delivered.bytes += segment.framed().len() as u64;
             telemetry::REPLAYED.increment(&[("from", "source")], segment.len() as u64);

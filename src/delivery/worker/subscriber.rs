@@ -12,6 +12,7 @@ use super::timers::Tick;
 use crate::cursor::Cursor;
 use crate::delivery::admission::StreamPermit;
 use crate::delivery::context::Deadline;
+use crate::event::JobId;
 use crate::hub::{Place, Subscription};
 use bytes::Bytes;
 use mio::net::TcpStream;
@@ -47,6 +48,7 @@ pub enum State {
         backlog: Box<Backlog>,
     },
     Replaying {
+        job: JobId,
         backlog: Box<Backlog>,
         next_page: NextPage,
         /// Asks the replay for its next step. The replay ends when this is dropped.

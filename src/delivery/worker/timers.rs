@@ -85,7 +85,7 @@ impl Timers {
         if subscriber.state.is_closing() {
             return None;
         }
-        if let Some(reason) = subscriber.deadline.reached(self.instant) {
+        if let Some(reason) = reaction::due_bye(&subscriber.permit, subscriber.deadline, self.instant) {
             return Some(Due::Bye(reason));
         }
         let is_silent = blocked_since.is_none() && self.tick - subscriber.last_write >= self.heartbeat;
@@ -109,10 +109,7 @@ impl Worker {
         for (key, due) in all {
             match due {
                 Due::Heartbeat => self.send_control(key, heartbeat.clone()),
-                Due::Bye(reason) => {
-                    let notice = reaction::on_deadline(reason, self.streams.reconnect_delay());
-                    self.send_notice(key, &notice);
-                }
+                Due::Bye(reason) => self.send_bye(key, reason),
                 Due::Slow => self.close(key, Reason::Slow),
                 Due::PeerClose => self.remove(key),
             }
@@ -124,6 +121,49 @@ impl Worker {
         self.is_draining = true;
         for key in self.keys() {
             self.subscribers[key].deadline.drain_by(self.streams.drain_deadline());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::{Grant, Withdrawal};
+    use crate::delivery::admission::Admission;
+    use crate::delivery::context::Deadline;
+    use mio::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+
+    const TIMERS: [u32; 3] = [100, 200, 20];
+
+    /// A subscriber without a channel, which holds this grant.
+    fn subscriber(grant: &Arc<Grant>, deadline: Deadline) -> Subscriber {
+        let listener = TcpListener::bind("127.0.0.1:0".parse().expect("an address")).expect("a listener");
+        let socket = TcpStream::connect(listener.local_addr().expect("an address")).expect("a socket");
+        let permit = Admission::new(1, 0, 1).admit(None).expect("room").with_grant(grant.clone());
+        Subscriber { socket, permit, serial: 0, last_write: 0, deadline, state: State::Detached }
+    }
+
+    fn due_at(instant: Instant, subscriber: &Subscriber) -> Option<Due> {
+        let [heartbeat, write_timeout, peer_close] = TIMERS;
+        Timers { tick: 1, instant, heartbeat, write_timeout, peer_close }.due(subscriber)
+    }
+
+    #[test]
+    fn a_stream_ends_when_its_grant_does_even_in_a_drain_and_says_goodbye_once() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(9);
+        let expiring = Arc::new(Grant::new(None, Some(later)));
+        let stream = subscriber(&expiring, Deadline::Never);
+        assert_eq!((due_at(now, &stream), due_at(later, &stream)), (None, Some(Due::Bye(Bye::Expired))));
+        let grant = Arc::new(Grant::new(None, None));
+        let mut streams = [subscriber(&grant, Deadline::Age(later)), subscriber(&grant, Deadline::Drain(now))];
+        assert_eq!(due_at(now, &streams[0]), None);
+        grant.withdraw(Withdrawal::Revoked);
+        for stream in &mut streams {
+            assert_eq!(due_at(now, stream), Some(Due::Bye(Bye::Revoked)));
+            stream.state = State::Closing { backlog: Box::default() };
+            assert_eq!(due_at(now, stream), None);
         }
     }
 }

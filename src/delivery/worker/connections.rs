@@ -1,0 +1,54 @@
+//! The subscribers of a delivery thread as an operator lists and closes them.
+
+use super::Worker;
+use super::subscriber::{State, Subscriber};
+use crate::delivery::connections::{Connection, Filter, Listed};
+use crate::event::JobId;
+use crate::sse::Bye;
+
+impl Worker {
+    /// Lists the streams that `filter` allows, at most `limit`.
+    pub(super) fn list(&self, filter: &Filter, limit: usize) -> Listed {
+        let mut listed = Listed::default();
+        for (subscriber, job) in self.subscribers.iter().filter_map(|(_, one)| Some((one, one.watched()?))) {
+            if !filter.allows(&subscriber.permit, job) {
+                continue;
+            }
+            listed.total += 1;
+            if listed.connections.len() < limit {
+                listed.connections.push(Connection::new(&subscriber.permit, job, subscriber.lag()));
+            }
+        }
+        listed
+    }
+
+    /// Closes the streams that `filter` allows, and returns their number.
+    pub(super) fn revoke(&mut self, filter: &Filter) -> usize {
+        let is_chosen = |one: &Subscriber| one.watched().is_some_and(|job| filter.allows(&one.permit, job));
+        let chosen: Vec<usize> =
+            self.subscribers.iter().filter(|(_, one)| is_chosen(one)).map(|(key, _)| key).collect();
+        for key in &chosen {
+            self.send_bye(*key, Bye::Revoked);
+        }
+        chosen.len()
+    }
+}
+
+impl Subscriber {
+    /// Returns the job that it watches; None if it is closed.
+    fn watched(&self) -> Option<&JobId> {
+        match &self.state {
+            State::Member { membership, .. } | State::Lagging { membership, .. } => {
+                Some(&membership.subscription.channel().job)
+            }
+            State::Replaying { job, .. } => Some(job),
+            State::Closing { .. } | State::Closed { .. } | State::Detached => None,
+        }
+    }
+
+    /// Returns the number of published events that it has yet to be sent, where it is served from a ring.
+    fn lag(&self) -> Option<u64> {
+        let (State::Member { membership, .. } | State::Lagging { membership, .. }) = &self.state else { return None };
+        Some(membership.subscription.channel().newest().0.saturating_sub(membership.place))
+    }
+}
