@@ -6,7 +6,7 @@ use crate::delivery::admission::Admission;
 use crate::delivery::threads::Threads;
 use crate::delivery::{StreamContext, StreamRules};
 use crate::error::SourceError;
-use crate::http::{self, App, Health, ListenError, Listener};
+use crate::http::{self, App, BadCertificate, Certificates, Health, ListenError, Listener};
 use crate::hub::Hub;
 use crate::logging;
 use crate::replay::Pages;
@@ -42,6 +42,7 @@ pub(super) async fn run(config: ConfigFile) -> ExitCode {
     let _log = logging::to_stderr(&settings.log.level, settings.log.format);
     match guarded("serve", serve(settings, |_, _| {})).await {
         Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(ServeError::Certificate(error))) => misused(error),
         Ok(Err(error)) => failed(error),
         Err(panicked) => failed(panicked),
     }
@@ -52,6 +53,8 @@ pub(super) async fn run(config: ConfigFile) -> ExitCode {
 pub enum ServeError {
     #[error("metrics cannot be set up: {0}")]
     Metrics(#[from] BuildError),
+    #[error(transparent)]
+    Certificate(#[from] BadCertificate),
     #[error(transparent)]
     Source(#[from] SourceError),
     #[error(transparent)]
@@ -78,6 +81,8 @@ pub async fn serve_source(
     on_serving: impl FnOnce(SocketAddr, ShutdownWatch),
 ) -> Result<(), ServeError> {
     raise_open_files(settings.http.max_connections);
+    let certificates = settings.http.tls.is_enabled().then(|| Certificates::open(&settings.http.tls)).transpose()?;
+    let tls = certificates.as_ref().map(Certificates::server_config).transpose()?;
     let public = http::listen(Listener::Public, settings.http.listen)?;
     let admin = http::listen(Listener::Admin, settings.admin.listen)?;
     let (public_address, admin_address) = (public.local_addr()?, admin.local_addr()?);
@@ -89,6 +94,8 @@ pub async fn serve_source(
     let delivery = Delivery::start(&settings, source.clone(), admission.clone(), &shutdown, &supervisor)?;
     let upkeep = supervisor.task("metrics", keep_metrics(metrics.clone(), shutdown.watch()));
     let receiver = supervisor.task("signals", receive_signals);
+    let renewal =
+        certificates.map(|certificates| supervisor.task("certificates", certificates.watch(shutdown.watch())));
     let health = Health {
         hub: delivery.streams.hub.clone(),
         admission: admission.clone(),
@@ -104,7 +111,7 @@ pub async fn serve_source(
         ingest: settings.ingest.clone(),
         settings: settings.http.clone(),
     });
-    let public = Server::start("http", http::serve(public, app, delivery.threads.clone())?, &supervisor);
+    let public = Server::start("http", http::serve(public, app, delivery.threads.clone(), tls)?, &supervisor);
     let admin = Server::start("admin", http::serve_admin(admin, health)?, &supervisor);
 
     tracing::info!(http = %public_address, admin = %admin_address, source = source.kind(), "serving");
@@ -118,7 +125,7 @@ pub async fn serve_source(
     };
     let failure = shutdown.on_signal(&mut signals, &leaving, supervisor.failed(), drain_now, admission.empty()).await;
 
-    Parts { delivery, upkeep, receiver, public, admin }.end().await;
+    Parts { delivery, upkeep, receiver, renewal, public, admin }.end().await;
     match failure {
         None => {
             tracing::info!("left");
@@ -135,6 +142,8 @@ struct Parts {
     upkeep: Task<()>,
     /// Receives the signals.
     receiver: Task<()>,
+    /// Reads the certificate again when it changes, if there is one.
+    renewal: Option<Task<()>>,
     public: Server,
     admin: Server,
 }
@@ -142,13 +151,16 @@ struct Parts {
 impl Parts {
     /// Ends all, from the outside in: new requests, streams, the tail, and last the listener that shows how it goes.
     async fn end(self) {
-        let Self { delivery, upkeep, receiver, public, admin } = self;
+        let Self { delivery, upkeep, receiver, renewal, public, admin } = self;
         receiver.abort();
         let ended = async {
             delivery.threads.stop();
             public.handle.stop(false).await;
             delivery.join().await;
             let _ = upkeep.await;
+            if let Some(renewal) = renewal {
+                let _ = renewal.await;
+            }
             admin.handle.stop(false).await;
             let _ = public.task.await;
             let _ = admin.task.await;

@@ -1,10 +1,11 @@
-//! A stream as a body that actix serves: the opening and the replay. Then either the socket leaves actix, or the stream
+//! A stream as a body that actix or HTTP/2 serves: the opening and the replay. Then either the socket leaves actix, or the stream
 //! stays here and is served from the ring.
 
-use super::admission::StreamPermit;
+use super::admission::{Reason, StreamPermit};
 use super::context::{Deadline, StreamContext};
 use super::handoff::{HandoffSlot, LiveStream};
 use super::reaction::{self, Notice, Reaction};
+use super::socket::Stalled;
 use crate::cursor::Cursor;
 use crate::event::JobId;
 use crate::hub::{Listening, Outage, Overtaken, Place, Subscription};
@@ -19,6 +20,10 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tokio::time::sleep_until;
 
+/// The bytes that a stream takes from the ring at a time, and one segment more: so much of what the ring has let go of is
+/// kept for a peer that reads slowly.
+const MAX_TAKEN: usize = 64 * 1024;
+
 /// One stream while actix serves it. It yields bytes without chunk framing.
 pub struct Body {
     streams: StreamContext,
@@ -27,6 +32,7 @@ pub struct Body {
     permit: Option<StreamPermit>,
     /// The way out of actix; None where the connection cannot leave, or has left.
     slot: Option<HandoffSlot>,
+    stalled: Stalled,
     state: State,
     /// Bytes that actix has yet to take, before anything else happens.
     queue: VecDeque<Bytes>,
@@ -77,6 +83,7 @@ impl Body {
         streams: StreamContext,
         permit: StreamPermit,
         slot: Option<HandoffSlot>,
+        stalled: Stalled,
         opening: Vec<Bytes>,
         replay: Replay,
         first: Step,
@@ -88,6 +95,7 @@ impl Body {
             job: replay.job().clone(),
             permit: Some(permit),
             slot,
+            stalled,
             state: State::Replaying { replay: Box::new(replay), ready: Some(first) },
             queue: opening.into(),
             outages,
@@ -204,8 +212,12 @@ impl Body {
     /// is nothing new, or the stream is not served from the ring.
     fn read_ring(&mut self) -> bool {
         let State::Live(live) = &mut self.state else { return false };
-        let unread = match live.listening.channel().read_from(live.place) {
-            Ok(unread) => unread,
+        let (unread, end) = match live.listening.channel().read_from(live.place) {
+            Ok(mut unread) => {
+                unread.run.limit(MAX_TAKEN);
+                let end = live.place + unread.run.events() as Place;
+                (unread, end)
+            }
             Err(Overtaken) => {
                 telemetry::OVERTAKEN.counter(&[]).increment(1);
                 let cursor = live.cursor.clone();
@@ -214,13 +226,13 @@ impl Body {
             }
         };
         match (unread.run.end(), unread.ended) {
-            (Some(end), _) => {
+            (Some(cursor), _) => {
                 let mut skip = unread.run.skip;
                 for segment in &unread.run.segments {
                     let events = std::mem::take(&mut skip)..segment.len();
                     self.queue.extend(events.map(|index| segment.event(index)));
                 }
-                (live.place, live.cursor) = (unread.end, end);
+                (live.place, live.cursor) = (end, cursor);
                 count_delivered(self.queue.iter());
                 true
             }
@@ -246,6 +258,14 @@ impl Body {
         }
         telemetry::REPLAYED.increment(&[("from", "source")], (self.queue.len() - before) as u64);
         count_delivered(self.queue.iter().skip(before));
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.as_mut().filter(|_| self.stalled.is_set()) {
+            permit.ends(Reason::Slow);
+        }
     }
 }
 

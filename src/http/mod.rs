@@ -1,8 +1,11 @@
 //! The addresses, one module each, and the servers that answer them. No SQL, and no bytes of events.
 
+mod accept;
 mod admin;
+mod certificates;
 mod events;
 mod extract;
+mod h2;
 mod ingest;
 mod jobs;
 mod page;
@@ -12,6 +15,7 @@ mod server;
 mod stream;
 
 pub use admin::{Health, serve as serve_admin};
+pub use certificates::{BadCertificate, Certificates};
 pub use server::{ListenError, Listener, listen, serve};
 
 use crate::config;
