@@ -172,6 +172,10 @@ metrics_table! {
         .by(&[one_of("outcome", &["appended", "repeated", "status", "refused"])]);
     AUTH = counter("jobcast_auth_total", "Callers asked who they are, by outcome")
         .by(&[one_of("outcome", &["allowed", "denied"])]);
+    TLS_HANDSHAKES = counter("jobcast_tls_handshakes_total", "TLS handshakes of the public listener, by outcome")
+        .by(&[one_of("outcome", &["completed", "failed", "timed_out", "plain_http"])]);
+    TLS_EXPIRY = gauge("jobcast_tls_certificate_expiry_timestamp_seconds", "End of the certificate's time, since the epoch").of(Unit::Seconds);
+    HTTP2_FLOODS = counter("jobcast_http2_floods_total", "HTTP/2 connections closed because of floods of frames that cost their sender nothing");
     BUILD_INFO = gauge("jobcast_build_info", "1; the version is in the label").by(&[listed_elsewhere("version")]);
 }
 

@@ -6,7 +6,12 @@ use crate::cursor::Start;
 use crate::event::JobId;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -19,11 +24,45 @@ const MAX_SHOWN_CHARS: usize = 200;
 /// All but the unreserved characters of RFC 3986.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Makes an HTTP client with TLS by ring and the public authorities built in, so that the binary needs no files of the
-/// system. It takes no proxy from the environment: these commands ask the address that they were given.
-pub fn http_client() -> Result<reqwest::Client, Failure> {
-    let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+/// The authorities that a command trusts under https.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct Trust {
+    /// PEM file with an authority to trust besides the public ones and those in $SSL_CERT_FILE
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+impl Trust {
+    /// The public authorities are built in, so that the binary needs no files of the system.
+    fn roots(&self) -> Result<RootCertStore, Failure> {
+        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        if let Some(file) = &self.ca {
+            let added = add_authorities(&mut roots, file);
+            added.map_err(|cause| Failure::Authority { file: file.clone(), cause })?;
+        }
+        // This variable is set for all programs, so what it names may be of no concern here.
+        if let Some(file) = std::env::var_os("SSL_CERT_FILE").filter(|file| !file.is_empty())
+            && let Err(cause) = add_authorities(&mut roots, Path::new(&file))
+        {
+            tracing::debug!(?file, cause, "SSL_CERT_FILE is not used");
+        }
+        Ok(roots)
+    }
+}
+
+fn add_authorities(roots: &mut RootCertStore, file: &Path) -> Result<(), String> {
+    let pem = std::fs::read(file).map_err(|error| error.to_string())?;
+    let certificates: Vec<_> =
+        CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+    let (added, _) = roots.add_parsable_certificates(certificates);
+    if added == 0 { Err("it holds no certificate in PEM".into()) } else { Ok(()) }
+}
+
+/// Makes an HTTP client with TLS by ring. It takes no proxy from the environment: these commands ask the address that they
+/// were given.
+pub fn http_client(trust: &Trust) -> Result<reqwest::Client, Failure> {
+    let roots = trust.roots()?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| Failure::Setup(error.to_string()))?
@@ -52,6 +91,8 @@ pub struct Jobcast {
 pub enum Failure {
     #[error("the HTTP client cannot be set up: {0}")]
     Setup(String),
+    #[error("{} cannot be used as an authority: {cause} (give the PEM file of the one that signed the server's certificate)", .file.display())]
+    Authority { file: PathBuf, cause: String },
     #[error("{url} does not answer: {cause}")]
     Unreachable { url: String, cause: String },
     #[error("{url} answered {status}: {detail}")]
@@ -84,7 +125,7 @@ impl Failure {
                 status.is_server_error() && !(*status == StatusCode::BAD_GATEWAY && *is_ours)
                     || matches!(*status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
             }
-            Self::NotAStream { .. } | Self::Setup(_) => false,
+            Self::NotAStream { .. } | Self::Setup(_) | Self::Authority { .. } => false,
         }
     }
 
@@ -98,8 +139,8 @@ impl Failure {
 }
 
 impl Jobcast {
-    pub fn new(url: &str, token: Option<String>) -> Result<Self, Failure> {
-        Ok(Self { client: http_client()?, base: url.trim_end_matches('/').to_string(), token })
+    pub fn new(url: &str, token: Option<String>, trust: &Trust) -> Result<Self, Failure> {
+        Ok(Self { client: http_client(trust)?, base: url.trim_end_matches('/').to_string(), token })
     }
 
     pub fn events_url(&self, job: &JobId) -> String {

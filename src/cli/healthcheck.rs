@@ -1,6 +1,6 @@
 //! `jobcast healthcheck`: asks `/readyz`, for containers that have no curl.
 
-use super::client::{Failure, cause, http_client};
+use super::client::{Failure, Trust, cause, http_client};
 use super::{ConfigFile, failed, misused};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
@@ -15,6 +15,8 @@ pub struct Args {
     #[arg(long)]
     url: Option<String>,
     #[command(flatten)]
+    trust: Trust,
+    #[command(flatten)]
     config: ConfigFile,
 }
 
@@ -24,15 +26,15 @@ pub async fn run(args: Args) -> ExitCode {
         (None, Ok(settings)) => format!("http://{}", reachable(settings.admin.listen)),
         (None, Err(errors)) => return misused(errors),
     };
-    match probe(&format!("{}/readyz", base.trim_end_matches('/'))).await {
+    match probe(&format!("{}/readyz", base.trim_end_matches('/')), &args.trust).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failed(failure),
     }
 }
 
-async fn probe(url: &str) -> Result<(), Failure> {
+async fn probe(url: &str, trust: &Trust) -> Result<(), Failure> {
     let unreachable = |error: reqwest::Error| Failure::Unreachable { url: url.into(), cause: cause(&error) };
-    let answer = http_client()?.get(url).timeout(TIMEOUT).send().await.map_err(unreachable)?;
+    let answer = http_client(trust)?.get(url).timeout(TIMEOUT).send().await.map_err(unreachable)?;
     let status = answer.status();
     if status.is_success() {
         return Ok(());

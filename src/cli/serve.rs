@@ -9,7 +9,7 @@ use crate::delivery::connections::Registry;
 use crate::delivery::threads::Threads;
 use crate::delivery::{StreamContext, StreamRules};
 use crate::error::SourceError;
-use crate::http::{self, App, Connections, Health, InFlight, ListenError, Listener};
+use crate::http::{self, App, BadCertificate, Certificates, Connections, Health, InFlight, ListenError, Listener};
 use crate::hub::Hub;
 use crate::logging;
 use crate::replay::Pages;
@@ -54,6 +54,7 @@ pub(super) async fn run(config: ConfigFile) -> ExitCode {
     let surroundings = Surroundings { sockets, reloader: Some(Reloader::new(config, values)) };
     match guarded("serve", open_and_serve(settings, surroundings, |_, _| {})).await {
         Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(ServeError::Certificate(error))) => misused(error),
         Ok(Err(error)) => failed(error),
         Err(panicked) => failed(panicked),
     }
@@ -64,6 +65,8 @@ pub(super) async fn run(config: ConfigFile) -> ExitCode {
 pub enum ServeError {
     #[error("metrics cannot be set up: {0}")]
     Metrics(#[from] BuildError),
+    #[error(transparent)]
+    Certificate(#[from] BadCertificate),
     #[error(transparent)]
     Source(#[from] SourceError),
     #[error(transparent)]
@@ -118,6 +121,8 @@ async fn serve_in(
     on_serving: impl FnOnce(SocketAddr, ShutdownWatch),
 ) -> Result<(), ServeError> {
     let source: Arc<dyn Source> = SharedLists::new(source);
+    let certificates = settings.http.tls.is_enabled().then(|| Certificates::open(&settings.http.tls)).transpose()?;
+    let tls = certificates.as_ref().map(Certificates::server_config).transpose()?;
     let Surroundings { sockets, reloader } = surroundings;
     let outlives = sockets.http.is_some();
     let public = sockets.http.map_or_else(|| http::listen(Listener::Public, settings.http.listen), Ok)?;
@@ -142,7 +147,7 @@ async fn serve_in(
         cors: current_cors,
         in_flight: in_flight.clone(),
     });
-    let helpers = vec![
+    let mut helpers = vec![
         supervisor.task("metrics", keep_metrics(metrics.clone(), shutdown.watch())),
         supervisor.task("service manager", keep_informed(&delivery, &supervisor, shutdown.watch())),
         supervisor.task("reload", {
@@ -150,8 +155,10 @@ async fn serve_in(
             keep_reloading(reloader, parts, reload_signal, shutdown.watch())
         }),
     ];
+    helpers
+        .extend(certificates.map(|certificates| supervisor.task("certificates", certificates.watch(shutdown.watch()))));
     let receiver = supervisor.task("signals", receive_signals);
-    let public = Server::start("http", http::serve(public, app, delivery.threads.clone())?, &supervisor);
+    let public = Server::start("http", http::serve(public, app, delivery.threads.clone(), tls)?, &supervisor);
     let admin = http::serve_admin(admin, delivery.health(&supervisor, metrics, &settings), delivery.connections())?;
     let admin = Server::start("admin", admin, &supervisor);
 

@@ -1,6 +1,6 @@
 //! `jobcast tail`: a subscriber for terminals. It reconnects by itself, and its exit code says how the job ended.
 
-use super::client::{Failure, Jobcast};
+use super::client::{Failure, Jobcast, Trust};
 use super::sse_parser::Message;
 use super::{failed, misused};
 use crate::backoff::Backoff;
@@ -30,6 +30,8 @@ pub struct Args {
     /// Sent as `Authorization: Bearer`
     #[arg(long, env = "JOBCAST_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    #[command(flatten)]
+    trust: Trust,
 }
 
 pub async fn run(args: Args) -> ExitCode {
@@ -42,7 +44,7 @@ pub async fn run(args: Args) -> ExitCode {
         "now" => Start::Now,
         cursor => Start::After(cursor.to_string()),
     };
-    let jobcast = match Jobcast::new(&args.url, args.token) {
+    let jobcast = match Jobcast::new(&args.url, args.token, &args.trust) {
         Ok(jobcast) => jobcast,
         Err(failure) => return failed(failure),
     };

@@ -18,7 +18,7 @@ mod validate;
 mod values;
 
 pub use load::{ConfigErrors, Values};
-pub use sections::{Admin, Auth, AuthMode, Cors, Http, Hub, Ingest, Log, Shutdown, Stream};
+pub use sections::{Admin, Auth, AuthMode, Cors, Http, Hub, Ingest, Log, Shutdown, Stream, Tls};
 pub use source::{Columns, FinalStatuses, JobColumns, Pace, Postgres, Redis, Source, SourceKind, Sqlite};
 pub use values::{AutoBool, Network, Secret};
 

@@ -10,6 +10,7 @@ use crate::sse::Shape;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,8 +38,24 @@ pub struct Http {
     pub trusted_proxies: Vec<Network>,
     /// The live page at /.
     pub live_page: bool,
+    /// HTTPS, with HTTP/2. Both files are read again when they change; open streams go on.
+    pub tls: Tls,
     /// Pages of other origins.
     pub cors: Cors,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Tls {
+    /// PEM file with the certificate, followed by those of its intermediate authorities; "": plain HTTP.
+    pub cert: PathBuf,
+    /// PEM file with the certificate's private key.
+    pub key: PathBuf,
+}
+
+impl Tls {
+    pub fn is_enabled(&self) -> bool {
+        !self.cert.as_os_str().is_empty()
+    }
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -62,6 +79,7 @@ impl Default for Http {
             max_body: ByteSize::kib(256),
             trusted_proxies: Vec::new(),
             live_page: true,
+            tls: Tls::default(),
             cors: Cors::default(),
         }
     }
@@ -86,6 +104,10 @@ impl Http {
             problems.require(is_job_path(path), key, "must begin with / and hold {job_id} once, as a segment");
         }
         problems.require(self.stream_path != self.events_path, "http.events_path", "must not be http.stream_path");
+        let Tls { cert, key } = &self.tls;
+        let is_set = |file: &PathBuf| !file.as_os_str().is_empty();
+        problems.require(is_set(cert) || !is_set(key), "http.tls.cert", "must name a file where http.tls.key does");
+        problems.require(is_set(key) || !is_set(cert), "http.tls.key", "must name a file where http.tls.cert does");
         let Cors { origins, credentials } = &self.cors;
         problems.require(
             !(*credentials && origins.iter().any(|origin| origin == "*")),

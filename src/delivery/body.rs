@@ -1,11 +1,12 @@
-//! A stream as a body that actix serves: the opening and the replay. Then either the socket leaves actix, or the stream
+//! A stream as a body that actix or HTTP/2 serves: the opening and the replay. Then either the socket leaves actix, or the stream
 //! stays here and is served from the ring.
 
-use super::admission::StreamPermit;
+use super::admission::{Reason, StreamPermit};
 use super::connections::Registration;
 use super::context::{Deadline, StreamContext};
 use super::handoff::{HandoffSlot, LiveStream};
 use super::reaction::{self, Notice, Reaction};
+use super::socket::Stalled;
 use crate::cursor::Cursor;
 use crate::event::JobId;
 use crate::hub::{Listening, Outage, Overtaken, Place, Subscription};
@@ -20,6 +21,10 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tokio::time::sleep_until;
 
+/// The bytes that a stream takes from the ring at a time, and one segment more: so much of what the ring has let go of is
+/// kept for a peer that reads slowly.
+const MAX_TAKEN: usize = 64 * 1024;
+
 /// One stream while actix serves it. It yields bytes without chunk framing.
 pub struct Body {
     streams: StreamContext,
@@ -30,6 +35,7 @@ pub struct Body {
     registration: Option<Registration>,
     /// The way out of actix; None where the connection cannot leave, or has left.
     slot: Option<HandoffSlot>,
+    stalled: Stalled,
     state: State,
     /// Bytes that actix has yet to take, before anything else happens.
     queue: VecDeque<Bytes>,
@@ -80,6 +86,7 @@ impl Body {
         streams: StreamContext,
         permit: StreamPermit,
         slot: Option<HandoffSlot>,
+        stalled: Stalled,
         opening: Vec<Bytes>,
         replay: Replay,
         first: Step,
@@ -92,6 +99,7 @@ impl Body {
             job: replay.job().clone(),
             permit: Some(permit),
             slot,
+            stalled,
             state: State::Replaying { replay: Box::new(replay), ready: Some(first) },
             queue: opening.into(),
             outages,
@@ -215,8 +223,12 @@ impl Body {
     /// is nothing new, or the stream is not served from the ring.
     fn read_ring(&mut self) -> bool {
         let State::Live(live) = &mut self.state else { return false };
-        let unread = match live.listening.channel().read_from(live.place) {
-            Ok(unread) => unread,
+        let (unread, end) = match live.listening.channel().read_from(live.place) {
+            Ok(mut unread) => {
+                unread.run.limit(MAX_TAKEN);
+                let end = live.place + unread.run.events() as Place;
+                (unread, end)
+            }
             Err(Overtaken) => {
                 telemetry::OVERTAKEN.counter(&[]).increment(1);
                 let cursor = live.cursor.clone();
@@ -225,13 +237,13 @@ impl Body {
             }
         };
         match (unread.run.end(), unread.ended) {
-            (Some(end), _) => {
+            (Some(cursor), _) => {
                 let mut skip = unread.run.skip;
                 for segment in &unread.run.segments {
                     let events = std::mem::take(&mut skip)..segment.len();
                     self.queue.extend(events.map(|index| segment.event(index)));
                 }
-                (live.place, live.cursor) = (unread.end, end);
+                (live.place, live.cursor) = (end, cursor);
                 self.count_delivered(0);
                 true
             }
@@ -272,6 +284,14 @@ impl Body {
                 State::Live(live) => Some(live.place),
                 State::Replaying { .. } | State::Over | State::Left => None,
             });
+        }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.as_mut().filter(|_| self.stalled.is_set()) {
+            permit.ends(Reason::Slow);
         }
     }
 }

@@ -2,6 +2,7 @@
 //! the end of the file, and, when actix drops it, gives its socket to a delivery thread with the stream's place in the ring.
 
 use super::admission::CountedConnection;
+use super::socket::{Stalled, Transport};
 use super::threads::Threads;
 use super::worker::HandedOver;
 pub use super::worker::LiveStream;
@@ -35,27 +36,34 @@ impl HandoffSlot {
     }
 }
 
-/// A TCP connection that actix serves until its stream leaves.
+/// A connection that actix serves until its stream leaves.
 pub struct Connection {
     /// None only while the connection is being dropped.
-    socket: Option<tokio::net::TcpStream>,
+    transport: Option<Transport>,
     /// None once a stream has it.
     counted: Option<CountedConnection>,
     slot: HandoffSlot,
+    stalled: Stalled,
     threads: Threads,
 }
 
 impl Connection {
-    pub fn new(socket: tokio::net::TcpStream, counted: CountedConnection, threads: Threads) -> Self {
-        Self { socket: Some(socket), counted: Some(counted), slot: HandoffSlot::default(), threads }
+    pub fn new(transport: Transport, counted: CountedConnection, threads: Threads) -> Self {
+        let stalled = transport.socket().stalled();
+        Self { transport: Some(transport), counted: Some(counted), slot: HandoffSlot::default(), stalled, threads }
     }
 
-    pub fn slot(&self) -> HandoffSlot {
-        self.slot.clone()
+    /// The way out of actix; None under TLS, whose keys the delivery threads do not have.
+    pub fn slot(&self) -> Option<HandoffSlot> {
+        matches!(self.transport, Some(Transport::Plain(_))).then(|| self.slot.clone())
     }
 
-    fn socket(&mut self) -> io::Result<Pin<&mut tokio::net::TcpStream>> {
-        self.socket.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    pub fn stalled(&self) -> Stalled {
+        self.stalled.clone()
+    }
+
+    fn transport(&mut self) -> io::Result<Pin<&mut Transport>> {
+        self.transport.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }
 
@@ -64,7 +72,7 @@ impl AsyncRead for Connection {
         if matches!(*self.slot.0.borrow(), State::Flushed { .. }) {
             return Poll::Ready(Ok(())); // The end of the file: actix drops the connection.
         }
-        self.socket()?.poll_read(cx, buffer)
+        self.transport()?.poll_read(cx, buffer)
     }
 }
 
@@ -74,7 +82,7 @@ impl AsyncWrite for Connection {
             unsent.extend_from_slice(bytes);
             return Poll::Ready(Ok(bytes.len()));
         }
-        self.socket()?.poll_write(cx, bytes)
+        self.transport()?.poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -89,14 +97,14 @@ impl AsyncWrite for Connection {
                 }
             }
         }
-        self.socket()?.poll_flush(cx)
+        self.transport()?.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !matches!(*self.slot.0.borrow(), State::Serving) {
             return Poll::Ready(Ok(())); // The socket lives on.
         }
-        self.socket()?.poll_shutdown(cx)
+        self.transport()?.poll_shutdown(cx)
     }
 }
 
@@ -105,11 +113,11 @@ impl Drop for Connection {
         // A stream that is Leaving but not Flushed is dropped with its socket: actix gave up on the connection of its own
         // accord, before all of the replay was written.
         let State::Flushed { mut stream, unsent } = std::mem::take(&mut *self.slot.0.borrow_mut()) else { return };
-        let Some(socket) = self.socket.take() else { return };
+        let Some(Transport::Plain(socket)) = self.transport.take() else { return };
         if let Some(counted) = self.counted.take() {
             stream.permit.keep(counted);
         }
-        match socket.into_std() {
+        match socket.into_tcp().into_std() {
             Ok(socket) => self.threads.adopt(HandedOver { stream, socket, unsent }),
             Err(error) => tracing::warn!(%error, "a connection could not be handed over"),
         }

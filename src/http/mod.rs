@@ -1,10 +1,13 @@
 //! The addresses, one module each, and the servers that answer them. No SQL, and no bytes of events.
 
+mod accept;
 mod admin;
+mod certificates;
 mod connections;
 mod current_cors;
 mod events;
 mod extract;
+mod h2;
 mod in_flight;
 mod ingest;
 mod jobs;
@@ -16,6 +19,7 @@ mod stream;
 
 pub use admin::MAX_CONNECTIONS as MAX_ADMIN_CONNECTIONS;
 pub use admin::{Health, serve as serve_admin};
+pub use certificates::{BadCertificate, Certificates};
 pub use connections::Connections;
 pub use in_flight::InFlight;
 pub use server::{ListenError, Listener, listen, serve};

@@ -1,18 +1,24 @@
-//! The two listeners and the public server. Its connections are wrapped so that a live stream's socket can leave actix.
+//! The two listeners and the public server: what every worker serves, and the options of its sockets.
 
+use super::accept::{Acceptor, Rules};
 use super::current_cors::CurrentCors;
 use super::{App, in_flight, routes};
 use crate::delivery::handoff::Connection;
 use crate::delivery::threads::Threads;
-use actix_http::error::DispatchError;
 use actix_http::{Extensions, HttpService, KeepAlive};
-use actix_service::{ServiceFactoryExt, fn_service, map_config};
+use actix_server::GracefulShutdownSignal;
+use actix_service::{IntoServiceFactory, Service, ServiceFactory, fn_factory, fn_service};
 use actix_web::dev::AppConfig;
 use actix_web::middleware::from_fn;
 use actix_web::web;
 use actix_web_lab::middleware::CatchPanic;
+use rustls::ServerConfig;
+use std::convert::Infallible;
+use std::future::ready;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Connections that the kernel holds until they are accepted. With 128, which `std` asks for, it drops SYNs when many
@@ -21,7 +27,7 @@ const BACKLOG: i32 = 4096;
 /// Bytes that the kernel may hold for one subscriber that reads slowly; more would be memory that no setting bounds.
 const SEND_BUFFER: usize = 128 * 1024;
 /// Time that an idle connection is kept for the next request.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
+pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// One of the two listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,10 +83,15 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Starts the public server.
-pub fn serve(listener: TcpListener, app: web::Data<App>, threads: Threads) -> io::Result<actix_server::Server> {
-    let header_timeout = app.settings.header_timeout;
-    let write_timeout = app.streams.rules.write_timeout;
+/// Starts the public server; `tls` holds its rules of TLS, or it serves HTTP in the clear.
+pub fn serve(
+    listener: TcpListener,
+    app: web::Data<App>,
+    threads: Threads,
+    tls: Option<Arc<ServerConfig>>,
+) -> io::Result<actix_server::Server> {
+    let rules =
+        Rules { tls, header_timeout: app.settings.header_timeout, write_timeout: app.streams.rules.write_timeout };
     let server = actix_server::Server::build()
         .workers(app.settings.worker_count())
         // `Admission` counts the connections, since those that have left actix count, too, and all workers together.
@@ -89,41 +100,58 @@ pub fn serve(listener: TcpListener, app: web::Data<App>, threads: Threads) -> io
         .shutdown_timeout(1);
     let leaving = server.graceful_shutdown_signal();
     let server = server.listen("http", listener, move || {
-        let (app, threads, leaving) = (app.clone(), threads.clone(), leaving.clone());
-        let admission = app.streams.admission.clone();
-        let routes = actix_web::App::new()
-            .wrap(CatchPanic::default())
-            .wrap(from_fn(routes::answer_panic))
-            .wrap(CurrentCors::new(app.cors.clone()))
-            .wrap(from_fn(in_flight::count))
-            .configure(move |config| routes::configure(config, &app));
-        let http = HttpService::build()
-            .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
-            .client_request_timeout(header_timeout)
-            .client_disconnect_timeout(Duration::from_secs(1))
-            .graceful_shutdown_signal(move || {
-                let leaving = leaving.clone();
-                async move { leaving.notified().await }
-            })
-            .h1_allow_half_closed(false)
-            .on_connect_ext(|connection: &Connection, data: &mut Extensions| {
-                data.insert(connection.slot());
-            })
-            .h1(map_config(routes, |_| AppConfig::default()));
-        fn_service(move |socket: tokio::net::TcpStream| {
-            let peer = socket.peer_addr().ok();
-            tune(&socket, write_timeout);
-            let connection = admission.connect().map(|counted| Connection::new(socket, counted, threads.clone()));
-            // Without room the socket is closed: an answer would need what there is no more of.
-            std::future::ready(connection.map(|connection| (connection, peer)).ok_or(DispatchError::InternalError))
-        })
-        .and_then(http)
+        let (app, threads, rules, leaving) = (app.clone(), threads.clone(), rules.clone(), leaving.clone());
+        fn_factory(move || worker(app.clone(), threads.clone(), rules.clone(), leaving.clone()))
     })?;
     Ok(server.run())
 }
 
+/// Makes one worker's service. HTTP/1.1 and HTTP/2 call one app.
+async fn worker(
+    app: web::Data<App>,
+    threads: Threads,
+    rules: Rules,
+    leaving: GracefulShutdownSignal,
+) -> Result<impl Service<tokio::net::TcpStream, Response = (), Error = Infallible>, ()> {
+    let (settings, streams) = (app.clone(), app.streams.clone());
+    let routes = actix_web::App::new()
+        .wrap(CatchPanic::default())
+        .wrap(from_fn(routes::answer_panic))
+        .wrap(CurrentCors::new(app.cors.clone()))
+        .wrap(from_fn(in_flight::count))
+        .configure(move |config| routes::configure(config, &settings));
+    let app = Rc::new(routes.into_factory().new_service(AppConfig::default()).await?);
+    let shared = app.clone();
+    let http1 = HttpService::build()
+        .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
+        .client_request_timeout(rules.header_timeout)
+        .client_disconnect_timeout(Duration::from_secs(1))
+        .graceful_shutdown_signal(move || {
+            let leaving = leaving.clone();
+            async move { leaving.notified().await }
+        })
+        .h1_allow_half_closed(false)
+        .on_connect_ext(|connection: &Connection, data: &mut Extensions| {
+            data.insert(connection.stalled());
+            if let Some(slot) = connection.slot() {
+                data.insert(slot);
+            }
+        })
+        .h1(fn_factory(move || ready(Ok::<_, ()>(shared.clone()))))
+        .new_service(())
+        .await?;
+    let acceptor = Rc::new(Acceptor::new(http1, app, rules, threads, streams));
+    Ok(fn_service(move |socket| {
+        let acceptor = acceptor.clone();
+        async move {
+            acceptor.serve(socket).await;
+            Ok(())
+        }
+    }))
+}
+
 /// Sets a socket's options. A socket that refuses one still works.
-fn tune(socket: &tokio::net::TcpStream, write_timeout: Duration) {
+pub fn tune(socket: &tokio::net::TcpStream, write_timeout: Duration) {
     let socket = socket2::SockRef::from(socket);
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_send_buffer_size(SEND_BUFFER);

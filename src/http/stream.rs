@@ -7,6 +7,7 @@ use crate::cursor::{Cursor, Start};
 use crate::delivery::admission::{LimitReached, StreamPermit};
 use crate::delivery::body::Body;
 use crate::delivery::handoff::HandoffSlot;
+use crate::delivery::socket::Stalled;
 use crate::delivery::source_error;
 use crate::error::SourceError;
 use crate::event::JobId;
@@ -16,7 +17,7 @@ use crate::shutdown::Phase;
 use crate::sse::{self, Bye, ControlEvent, Reset};
 use crate::telemetry;
 use actix_web::http::{Method, StatusCode, Version, header};
-use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError, web};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError, web};
 use bytes::Bytes;
 use futures_util::stream;
 use std::convert::Infallible;
@@ -150,9 +151,10 @@ impl Opened {
             return response.finish();
         }
         permit.begins();
-        // actix keeps the sockets of HTTP/1.0, which has no chunks.
+        // actix keeps the sockets of HTTP/1.0, which has no chunks, and HTTP/2 and TLS have no slot.
         let slot = request.conn_data::<HandoffSlot>().filter(|_| request.version() == Version::HTTP_11).cloned();
-        let body = Body::new(app.streams.clone(), permit, slot, opening, self.replay, self.first);
+        let stalled = stalled(request);
+        let body = Body::new(app.streams.clone(), permit, slot, stalled, opening, self.replay, self.first);
         let mut response = response.streaming(stream::unfold(body, |mut body| async move {
             let bytes = body.next().await?;
             Some((Ok::<Bytes, Infallible>(bytes), body))
@@ -161,6 +163,12 @@ impl Opened {
         response.head_mut().no_chunking(request.version() < Version::HTTP_11);
         response
     }
+}
+
+/// Finds the state of the peer: that of its connection, or of its stream on one.
+fn stalled(request: &HttpRequest) -> Stalled {
+    let of_stream = request.extensions().get::<Stalled>().cloned();
+    of_stream.or_else(|| request.conn_data::<Stalled>().cloned()).unwrap_or_default()
 }
 
 fn head() -> HttpResponseBuilder {

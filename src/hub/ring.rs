@@ -119,6 +119,16 @@ impl Run {
         self.segments.is_empty()
     }
 
+    /// Keeps only the first segments, which have at least `bytes` together if there are so many.
+    pub fn limit(&mut self, bytes: usize) {
+        let mut kept = 0;
+        let enough = self.segments.iter().position(|segment| {
+            kept += segment.framed().len();
+            kept >= bytes
+        });
+        self.segments.truncate(enough.map_or(self.segments.len(), |last| last + 1));
+    }
+
     /// The cursor after the last event; None if there is none.
     pub fn end(&self) -> Option<Cursor> {
         self.segments.last().map(|segment| segment.end())

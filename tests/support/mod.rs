@@ -4,6 +4,7 @@ pub mod address;
 pub mod daemon;
 pub mod flap;
 pub mod http;
+pub mod http2;
 pub mod manager;
 pub mod postgres;
 pub mod redis;

@@ -6,7 +6,7 @@ use super::{Daemon, PATIENCE};
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -21,7 +21,7 @@ pub struct Message {
 }
 
 impl Message {
-    fn parse(block: &str) -> Self {
+    pub fn parse(block: &str) -> Self {
         let mut message = Self::default();
         for line in block.lines() {
             let (name, value) = line.split_once(':').unwrap_or((line, ""));
@@ -55,9 +55,14 @@ impl Message {
     }
 }
 
+/// A connection, in the clear or by TLS.
+pub trait Link: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Link for T {}
+
 pub struct Stream {
     pub head: Answer,
-    socket: TcpStream,
+    socket: Box<dyn Link>,
     bytes: Vec<u8>,
     plain: Vec<u8>,
     blocks: VecDeque<Message>,
@@ -80,7 +85,8 @@ impl Stream {
     }
 
     /// Reads the answer on a socket that has asked.
-    pub async fn on(mut socket: TcpStream) -> std::io::Result<Self> {
+    pub async fn on(socket: impl Link + 'static) -> std::io::Result<Self> {
+        let mut socket: Box<dyn Link> = Box::new(socket);
         let mut bytes = Vec::new();
         let head = loop {
             if let Some(head) = Answer::head(&mut bytes) {

@@ -1,7 +1,16 @@
-//! Certificates, and the files that servers and clients read them from.
+//! Certificates, the files that servers and clients read them from, and connections by TLS.
 
+use super::PATIENCE;
 use rcgen::{BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
 /// An authority that clients may trust.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -23,6 +32,25 @@ impl Authority {
         let key = KeyPair::generate().expect("a key");
         let params = CertificateParams::new(vec![name.to_string()]).expect("parameters");
         (params.signed_by(&key, &self.0).expect("a certificate"), key)
+    }
+
+    /// Connects as a client that trusts this authority alone, knows the server as `localhost`, and speaks one protocol.
+    pub async fn connect(&self, to: SocketAddr, protocol: &str) -> io::Result<TlsStream<TcpStream>> {
+        self.connect_on(TcpStream::connect(to).await?, protocol).await
+    }
+
+    pub async fn connect_on(&self, socket: TcpStream, protocol: &str) -> io::Result<TlsStream<TcpStream>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).expect("an authority");
+        let mut config = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+        let connector = TlsConnector::from(Arc::new(config));
+        let name = "localhost".try_into().expect("a name");
+        timeout(PATIENCE, connector.connect(name, socket)).await.expect("a handshake in time")
     }
 }
 

@@ -48,10 +48,10 @@ export function inNode(): Client {
   };
 }
 
-export async function launch(): Promise<Browser> {
+export async function launch(...more: string[]): Promise<Browser> {
   return chromium.launch({
     executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-    args: ["--no-sandbox", "--disable-background-networking", "--disable-gpu"],
+    args: ["--no-sandbox", "--disable-background-networking", "--disable-gpu", ...more],
   });
 }
 

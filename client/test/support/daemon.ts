@@ -43,7 +43,7 @@ export class Daemon {
   }
 
   get origin(): string {
-    return `http://${this.http}`;
+    return `${this.#settings["http.tls.cert"] ? "https" : "http"}://${this.http}`;
   }
 
   get #file(): string {

@@ -7,7 +7,7 @@ mod progress;
 mod report;
 mod subscriber;
 
-use super::client::{Failure, Jobcast};
+use super::client::{Failure, Jobcast, Trust};
 use super::{failed, misused, printed};
 use crate::event::JobId;
 use futures_util::future::{join_all, try_join};
@@ -45,6 +45,8 @@ pub struct Args {
     /// Sent as `Authorization: Bearer`
     #[arg(long, env = "JOBCAST_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    #[command(flatten)]
+    trust: Trust,
     /// The report as one JSON object
     #[arg(long)]
     json: bool,
@@ -109,7 +111,7 @@ fn is_loopback(url: &str) -> bool {
 
 /// Measures with jobs of its own, and leaves none of them running, however the measurement ends.
 async fn bench(args: Args) -> Result<Report, BenchError> {
-    let jobcast = Jobcast::new(&args.url, args.token.clone())?;
+    let jobcast = Jobcast::new(&args.url, args.token.clone(), &args.trust)?;
     let name = uuid::Uuid::now_v7();
     let jobs = (0..args.jobs).filter_map(|number| format!("bench-{name}-{number}").parse().ok()).collect();
     let bench = Bench { args, jobcast, jobs, counts: Arc::default(), epoch: Instant::now() };
