@@ -171,9 +171,12 @@ metrics_table! {
     INGEST = counter("jobcast_ingest_total", "Events and statuses sent in, by outcome")
         .by(&[one_of("outcome", &["appended", "repeated", "status", "refused"])]);
     AUTH = counter("jobcast_auth_total", "Callers asked who they are, by outcome")
-        .by(&[one_of("outcome", &["allowed", "denied"])]);
+        .by(&[one_of("outcome", &AUTH_OUTCOMES)]);
     BUILD_INFO = gauge("jobcast_build_info", "1; the version is in the label").by(&[listed_elsewhere("version")]);
 }
+
+/// Outcomes of asking a caller who it is: it may, it is known and may not, it is not known, nobody can say.
+const AUTH_OUTCOMES: [&str; 4] = ["allowed", "denied", "unauthenticated", "unavailable"];
 
 /// Renders all metrics of this process in the text format of Prometheus.
 #[derive(Clone)]
@@ -202,6 +205,9 @@ impl MetricsExporter {
             gauge.gauge(&[]).set(0.0);
         }
         LOG_LINES_LOST.counter(&[]).increment(0);
+        for outcome in AUTH_OUTCOMES {
+            AUTH.increment(&[("outcome", outcome)], 0);
+        }
         Ok(Self { handle, process })
     }
 

@@ -1,6 +1,7 @@
 //! `jobcast serve`: puts source, hub, delivery and http together, and takes them apart again in the right order.
 
 use super::{ConfigFile, failed, misused};
+use crate::auth::{Auth, SetupError};
 use crate::config::Settings;
 use crate::delivery::admission::Admission;
 use crate::delivery::threads::Threads;
@@ -55,6 +56,8 @@ pub enum ServeError {
     #[error(transparent)]
     Source(#[from] SourceError),
     #[error(transparent)]
+    Auth(#[from] SetupError),
+    #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -77,6 +80,10 @@ pub async fn serve_source(
     metrics: MetricsExporter,
     on_serving: impl FnOnce(SocketAddr, ShutdownWatch),
 ) -> Result<(), ServeError> {
+    for (setting, meaning) in settings.weaknesses() {
+        tracing::warn!(setting, "less safe than it could be: {meaning}");
+    }
+    let auth = Auth::new(&settings.auth)?;
     raise_open_files(settings.http.max_connections);
     let public = http::listen(Listener::Public, settings.http.listen)?;
     let admin = http::listen(Listener::Admin, settings.admin.listen)?;
@@ -89,6 +96,7 @@ pub async fn serve_source(
     let delivery = Delivery::start(&settings, source.clone(), admission.clone(), &shutdown, &supervisor)?;
     let upkeep = supervisor.task("metrics", keep_metrics(metrics.clone(), shutdown.watch()));
     let receiver = supervisor.task("signals", receive_signals);
+    let rechecks = supervisor.task("auth", auth.clone().run(shutdown.watch()));
     let health = Health {
         hub: delivery.streams.hub.clone(),
         admission: admission.clone(),
@@ -98,6 +106,7 @@ pub async fn serve_source(
         ready_grace: settings.source.ready_grace,
     };
     let app = web::Data::new(App {
+        auth,
         source: source.clone(),
         streams: delivery.streams.clone(),
         ingest_enabled: settings.ingest_enabled(),
@@ -118,7 +127,7 @@ pub async fn serve_source(
     };
     let failure = shutdown.on_signal(&mut signals, &leaving, supervisor.failed(), drain_now, admission.empty()).await;
 
-    Parts { delivery, upkeep, receiver, public, admin }.end().await;
+    Parts { delivery, upkeep, rechecks, receiver, public, admin }.end().await;
     match failure {
         None => {
             tracing::info!("left");
@@ -133,6 +142,8 @@ struct Parts {
     delivery: Delivery,
     /// Folds the metrics.
     upkeep: Task<()>,
+    /// Checks the rights of open streams again.
+    rechecks: Task<()>,
     /// Receives the signals.
     receiver: Task<()>,
     public: Server,
@@ -142,13 +153,14 @@ struct Parts {
 impl Parts {
     /// Ends all, from the outside in: new requests, streams, the tail, and last the listener that shows how it goes.
     async fn end(self) {
-        let Self { delivery, upkeep, receiver, public, admin } = self;
+        let Self { delivery, upkeep, rechecks, receiver, public, admin } = self;
         receiver.abort();
         let ended = async {
             delivery.threads.stop();
             public.handle.stop(false).await;
             delivery.join().await;
             let _ = upkeep.await;
+            let _ = rechecks.await;
             admin.handle.stop(false).await;
             let _ = public.task.await;
             let _ = admin.task.await;

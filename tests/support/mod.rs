@@ -9,12 +9,16 @@ pub mod redis;
 pub mod sse;
 pub mod store;
 pub mod tls;
+pub mod token;
+pub mod web;
 
 pub use daemon::Daemon;
 pub use http::Answer;
 pub use postgres::{Pooler, Postgres};
 pub use redis::{Cluster, Redis, Sentinel};
 pub use sse::{Message, Stream};
+pub use token::Signer;
+pub use web::Web;
 
 use serde_json::{Value, json};
 use std::fs::File;

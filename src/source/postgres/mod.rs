@@ -135,6 +135,10 @@ impl Source for Postgres {
         result
     }
 
+    async fn job(&self, job: &JobId) -> Result<Option<JobSummary>, SourceError> {
+        self.store.with_job_session("reading a job", job, async |session| session.job_summary(job).await).await
+    }
+
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError> {
         let mut list = self.job_list.lock().await;
         let (asked, writes) = ((status, limit), self.writes.load(Ordering::Acquire));
