@@ -159,26 +159,26 @@ fn known_parameters(query: &str, known: impl Fn(&str) -> bool) -> String {
 mod tests {
     use super::*;
 
-    fn caller(authorization: &[&str], cookies: &[&str], query: &str) -> Result<Caller, Refusal> {
-        let bytes = |texts: &[&str]| texts.iter().map(|text| text.as_bytes().to_vec()).collect::<Vec<_>>();
-        let (authorization, cookies) = (bytes(authorization), bytes(cookies));
-        let slices = |texts: &'_ [Vec<u8>]| texts.iter().map(Vec::as_slice).collect::<Vec<_>>();
-        Caller::new(slices(&authorization), slices(&cookies), ("/path", query), |name| name == "wait")
+    type Texts = &'static [&'static str];
+
+    fn caller(authorization: Texts, cookies: Texts, query: &str) -> Result<Caller, Refusal> {
+        let bytes = |texts: &'static [&'static str]| texts.iter().map(|text| text.as_bytes());
+        Caller::new(bytes(authorization), bytes(cookies), ("/path", query), |name| name == "wait")
     }
 
     #[test]
     fn the_header_comes_before_the_address_and_both_before_the_cookie() {
-        let token = |authorization: &[&str], cookies: &[&str], query: &str| {
+        let token = |authorization: Texts, cookies: Texts, query: &str| {
             caller(authorization, cookies, query).expect("a caller").token("session").map(str::to_string)
         };
-        let all = (&["Bearer a"][..], &["x=1; session=c"][..], "access_token=b");
+        let all: (Texts, Texts, &str) = (&["Bearer a"], &["x=1; session=c"], "access_token=b");
         assert_eq!(token(all.0, all.1, all.2).as_deref(), Some("a"));
         assert_eq!(token(&["bearer  a"], all.1, all.2).as_deref(), Some("a"));
         assert_eq!(token(&["Basic dTpw"], all.1, all.2).as_deref(), Some("b"));
         assert_eq!(token(&[], all.1, "").as_deref(), Some("c"));
         assert_eq!(token(&[], &["x=1", "session=\"c\"; session=d"], "").as_deref(), Some("c"));
-        for cookie in ["xsession=c", "session=", "Session=c", "=c"] {
-            assert_eq!(token(&[], &[cookie], ""), None, "{cookie}");
+        for cookies in [&["xsession=c"] as Texts, &["session="], &["Session=c"], &["=c"]] {
+            assert_eq!(token(&[], cookies, ""), None, "{cookies:?}");
         }
         assert_eq!(token(&["Bearer"], &[], ""), None);
         assert_eq!(token(&["Bearer "], &[], ""), None);
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn no_two_questions_share_a_fingerprint_or_a_header() {
         let job = |id: &str| Wanted::Job(id.parse().expect("an id"));
-        let print = |authorization: &[&str], cookies: &[&str], wanted: &Wanted| {
+        let print = |authorization: Texts, cookies: Texts, wanted: &Wanted| {
             caller(authorization, cookies, "").expect("a caller").into_headers().fingerprint(wanted)
         };
         let all = [

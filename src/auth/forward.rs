@@ -288,3 +288,60 @@ impl Forward {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_in_use_is_asked_for_anew_when_an_operator_wants_it_and_its_grant_lives_until_a_no() {
+        let url = serde_json::from_value("http://127.0.0.1:9/".into()).expect("an address");
+        let settings = config::Forward { url, ..config::Forward::default() };
+        let forward = Arc::new(Forward::new(&settings, Duration::from_secs(60)).expect("a client"));
+        let (job, other) = ("job".parse::<JobId>().expect("an id"), "other".parse().expect("an id"));
+        let wanted = Wanted::Job(job.clone());
+        let headers = ForwardedHeaders { authorization: None, cookies: b"user=ann".to_vec(), uri: "/".into() };
+        let fingerprint = headers.fingerprint(&wanted);
+        let (question, flight) = (Arc::new(Question { headers, wanted }), Flight::default());
+        forward.answers().insert(fingerprint, Entry { question, last: None, flight: Some(flight.clone()) });
+        let yes = || Ok(Some("ann".to_string()));
+        let grant = forward.settle(fingerprint, &flight, yes()).expect("a grant");
+        let is_same = |answer: &Arc<Grant>| Arc::ptr_eq(answer, &grant);
+        for (job, subject) in [(None, Some("ben")), (Some(&other), None), (Some(&other), Some("ann"))] {
+            forward.forget(job, subject);
+            assert!(forward.due().is_empty(), "{job:?} {subject:?}");
+        }
+        forward.forget(Some(&job), Some("ann"));
+        assert_eq!(forward.due().len(), 1);
+        assert!(forward.settle(fingerprint, &flight, yes()).is_ok_and(|grant| is_same(&grant)));
+        // no answer is no answer, and neither ends the right nor confirms it
+        assert_eq!(forward.settle(fingerprint, &flight, Err(Refusal::Unavailable)).err(), Some(Refusal::Unavailable));
+        assert_eq!(grant.ended(Instant::now()), None);
+        assert_eq!(forward.settle(fingerprint, &flight, Err(Refusal::Forbidden)).err(), Some(Refusal::Forbidden));
+        assert_eq!(grant.ended(Instant::now()), Some(Withdrawal::Revoked));
+        assert!(forward.settle(fingerprint, &flight, yes()).is_ok_and(|other| !is_same(&other)));
+    }
+
+    #[test]
+    fn answers_that_nobody_holds_are_bounded() {
+        let settings = config::Forward {
+            url: serde_json::from_value("http://127.0.0.1:9/".into()).expect("an address"),
+            ..config::Forward::default()
+        };
+        let forward = Forward::new(&settings, Duration::from_secs(60)).expect("a client");
+        let mut answers = HashMap::new();
+        let mut held = Vec::new();
+        for number in 0..MAX_ANSWERS + 10 {
+            let headers = ForwardedHeaders { authorization: None, cookies: Vec::new(), uri: String::new() };
+            let question = Arc::new(Question { headers, wanted: Wanted::AllJobs });
+            let grant = Arc::new(Grant::new(None, None));
+            if number < 3 {
+                held.push(grant.clone());
+            }
+            let entry = Entry { question, last: Some(Answered::new(Ok(grant))), flight: None };
+            answers.insert(Fingerprint::of([&number.to_be_bytes()[..]]), entry);
+        }
+        forward.make_room(&mut answers);
+        assert_eq!(answers.len(), held.len());
+    }
+}

@@ -192,3 +192,46 @@ fn refused(reason: impl std::fmt::Display) -> Refusal {
     tracing::debug!(%reason, "a token was refused");
     Refusal::Invalid
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ::ring::hmac;
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use serde_json::json;
+
+    fn settings(secret: &str) -> config::Jwt {
+        config::Jwt { secret: serde_json::from_value(secret.into()).expect("a secret"), ..config::Jwt::default() }
+    }
+
+    async fn ask(jwt: &Jwt, secret: &str) -> Result<Arc<Grant>, Refusal> {
+        let part = |json: serde_json::Value| URL_SAFE_NO_PAD.encode(json.to_string());
+        let claims = json!({ "exp": 1e18, "sub": "ann", "jobcast.jobs": ["job"] });
+        let message = format!("{}.{}", part(json!({ "alg": "HS256" })), part(claims));
+        let signature = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()), message.as_bytes());
+        let token = format!("Bearer {message}.{}", URL_SAFE_NO_PAD.encode(signature));
+        let caller = Caller::new([token.as_bytes()], [], ("/", ""), |_| true)?;
+        jwt.ask(&caller, &Wanted::Job("job".parse().expect("an id"))).await
+    }
+
+    #[tokio::test]
+    async fn streams_of_one_token_share_a_grant_and_another_secret_ends_it_while_the_same_one_does_not() {
+        let (old, new) = ("an old secret of thirty-two bytes", "a new secret of thirty-two bytes.");
+        let jwt = Jwt::new(&settings(old), Duration::from_secs(60)).expect("tokens");
+        let grant = ask(&jwt, old).await.expect("a grant");
+        assert!(Arc::ptr_eq(&grant, &ask(&jwt, old).await.expect("a grant")));
+        assert_eq!((grant.subject(), grant.expires()), (Some("ann"), None), "no clock reaches that end");
+        assert_eq!(ask(&jwt, new).await.err(), Some(Refusal::Invalid));
+        jwt.replace_key(&settings(old)).expect("a key");
+        jwt.recheck();
+        assert_eq!(grant.ended(Instant::now()), None);
+        jwt.replace_key(&settings(new)).expect("a key");
+        jwt.recheck();
+        assert_eq!(grant.ended(Instant::now()), Some(Withdrawal::Revoked));
+        assert_eq!(ask(&jwt, old).await.err(), Some(Refusal::Invalid));
+        assert!(ask(&jwt, new).await.is_ok());
+        jwt.recheck();
+        assert!(jwt.grants.lock().expect("the grants").is_empty(), "nobody holds one");
+    }
+}

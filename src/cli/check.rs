@@ -1,7 +1,8 @@
 //! `jobcast check`: checks settings and source, and prints every problem at once, each with its remedy.
 
 use super::{ConfigFile, misused, printed};
-use crate::source;
+use crate::auth::Auth;
+use crate::source::{self, Finding};
 use std::process::ExitCode;
 
 pub async fn run(config: ConfigFile) -> ExitCode {
@@ -11,7 +12,12 @@ pub async fn run(config: ConfigFile) -> ExitCode {
     };
     let mut said = format!("# the settings in effect, secrets masked\n{}\n", settings.to_toml());
     let mut problems = 0;
-    for finding in source::driver(settings.source.kind).check(&settings.source).await {
+    for (setting, meaning) in settings.weaknesses() {
+        said += &format!("weak     {setting}: {meaning}\n");
+    }
+    let auth = Auth::new(&settings.auth).err().map(|error| Finding::problem(error.to_string(), "see docs/auth.md"));
+    let of_source = source::driver(settings.source.kind).check(&settings.source).await;
+    for finding in auth.into_iter().chain(of_source) {
         if finding.is_problem {
             problems += 1;
             said += &format!("PROBLEM  {}\n         mend: {}\n", finding.summary, finding.help);

@@ -14,9 +14,9 @@ async fn the_guides_python_makes_tokens_that_count() {
     let folder = tempfile::tempdir().expect("a directory");
     let program = keep(&folder, "token.py", program);
     let secret = keep(&folder, "secret", "c2VjcmV0IG9mIHRoZSBndWlkZSwgMzIgYnl0ZXMgbG9uZw==\n");
-    let output =
-        finish(Command::new("python3").args([&program, &secret]).stdout(Stdio::piped()).stderr(Stdio::piped()));
-    let output = output.await;
+    let mut python = Command::new("python3");
+    python.args([&program, &secret]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let output = finish(&mut python).await;
     assert!(output.status.success(), "{output:?}");
     let token = String::from_utf8(output.stdout).expect("a token");
     let daemon = with_tokens(&[("auth.jwt.secret_file", &secret)]).await;

@@ -170,7 +170,8 @@ async fn an_api_that_gives_no_answer_is_worth_another_try_and_open_streams_outli
     assert!(told.len() == 1 && told[0].is("stream.bye"), "{told:?}");
     assert_eq!(told[0].json()["reason"], "expired");
     web.set(api);
-    assert_eq!(stream(&daemon, "user=ben").await.event().await.number(), 0);
+    let answer = async || Some(stream(&daemon, "user=ben").await.event().await).filter(|event| event.is("step.output"));
+    assert_eq!(eventually("an answer", answer).await.number(), 0);
     let warnings = daemon.log().matches("gives no answer").count();
     assert_eq!(warnings, 1, "{}", daemon.log());
     assert!(daemon.metric("jobcast_auth_total{outcome=\"unavailable\"}").await >= 10.0);

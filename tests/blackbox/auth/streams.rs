@@ -3,7 +3,7 @@
 use super::{SECRET, ask_with, refusal, with_tokens};
 use crate::support::daemon::stream_path;
 use crate::support::token::{bearer, claims, claims_with, seconds_from_now};
-use crate::support::{Daemon, Signer, Stream};
+use crate::support::{Daemon, Signer, Stream, eventually};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,11 @@ async fn a_stream_ends_with_its_token_and_says_when_to_come_back() {
     assert_eq!(refusal(&ask_with(&daemon, &stream_path("job"), &short).await).1, "auth.invalid");
     daemon.write("job", 1..2).await;
     assert_eq!(other.event().await.number(), 1);
-    assert_eq!(daemon.metric("jobcast_disconnects_total{reason=\"expired\"}").await, 1.0);
+    drop(stream);
+    eventually("the end to be counted", async || {
+        (daemon.metric("jobcast_disconnects_total{reason=\"expired\"}").await == 1.0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -54,14 +58,8 @@ async fn a_long_poll_that_outlives_its_token_is_told_so() {
     let daemon = with_tokens(&[("auth.jwt.leeway", "0s")]).await;
     daemon.write("job", 0..1).await;
     let token = Signer::secret(SECRET).token(&claims_with(&["job"], json!({ "exp": seconds_from_now(3) })));
-    let page = crate::support::http::request(
-        daemon.http,
-        "GET",
-        &format!("/runner-jobs/job/events?access_token={token}"),
-        &[],
-        b"",
-    );
-    let cursor = page.await.json()["cursor"].as_str().expect("a cursor").to_string();
+    let path = format!("/runner-jobs/job/events?access_token={token}");
+    let cursor = daemon.get(&path).await.json()["cursor"].as_str().expect("a cursor").to_string();
     let path = format!("/runner-jobs/job/events?wait=4&after={cursor}");
     assert_eq!(refusal(&ask_with(&daemon, &path, &token).await), (401, "auth.invalid".into()));
 }

@@ -5,7 +5,7 @@ use crate::support::daemon::stream_path;
 use crate::support::http::request;
 use crate::support::tls::keep;
 use crate::support::token::{bearer, claims, claims_with, seconds_from_now, unsigned};
-use crate::support::{Daemon, Signer, Stream};
+use crate::support::{Signer, Stream};
 use serde_json::{Value, json};
 
 const INVALID: (u16, &str) = (401, "auth.invalid");
@@ -242,35 +242,10 @@ async fn a_cursor_of_one_job_shows_nothing_of_it_on_another() {
         assert!(reset.is("stream.reset"), "{last}: {reset:?}");
         assert_eq!(reset.json()["reason"], "unknown");
         // the position is the beginning of the job that was asked for, and everything of it follows
-        let again =
-            Stream::open(daemon.http, &stream_path("mine"), &[headers[0], ("Last-Event-ID", reset.cursor())]).await;
-        assert_eq!(again.replay(), "source");
         let all: Vec<u64> = stream.take(2).await.iter().map(|message| message.number()).collect();
         assert_eq!(all, [100, 101]);
         let path = format!("/runner-jobs/mine/events?after={last}");
         let polled = request(daemon.http, "GET", &path, &[headers[0]], b"").await.text();
         assert!(polled.contains("\"reset\"") && !polled.contains("secret"), "{polled}");
     }
-}
-
-#[tokio::test]
-async fn one_job_tells_its_status_its_newest_event_and_its_watchers() {
-    let daemon = Daemon::start().await;
-    assert_eq!(daemon.get("/runner-jobs/job").await.code(), "job.not_found");
-    daemon.write("job", 0..3).await;
-    let mut streams = [daemon.stream("job").await, daemon.stream("job").await];
-    for stream in &mut streams {
-        assert_eq!(stream.take(3).await.len(), 3);
-    }
-    daemon.has_subscribers(2).await;
-    let listed = daemon.get("/runner-jobs").await.json()["jobs"][0].clone();
-    let told = crate::support::eventually("both to be live", async || {
-        Some(daemon.get("/runner-jobs/job").await.json()).filter(|told| told["watchers"] == 2)
-    })
-    .await;
-    assert_eq!(told["jobId"], "job");
-    assert_eq!((&told["status"], &told["lastEventAt"]), (&listed["status"], &listed["lastEventAt"]));
-    assert!(told["lastEventAt"].as_str().is_some_and(|at| at.starts_with("20")), "{told}");
-    daemon.set_status("job", "FAILED").await;
-    assert_eq!(daemon.get("/runner-jobs/job").await.json()["status"], "FAILED");
 }
