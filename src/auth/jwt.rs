@@ -110,14 +110,12 @@ impl Jwt {
 
     /// Replaces a secret or the key of a file by another. Streams that the old one vouched for are closed at the next
     /// recheck.
-    pub fn replace_key(&self, settings: &config::Jwt) -> Result<(), SetupError> {
-        if let (Keys::Fixed(held), Some(key)) = (&self.keys, fixed_key(settings)?) {
-            let mut held = held.write().unwrap_or_else(PoisonError::into_inner);
-            if **held != key {
-                *held = Arc::new(key);
-            }
+    pub fn replace_key(&self, key: Key) {
+        let Keys::Fixed(held) = &self.keys else { return };
+        let mut held = held.write().unwrap_or_else(PoisonError::into_inner);
+        if **held != key {
+            *held = Arc::new(key);
         }
-        Ok(())
     }
 
     /// Reads the key set again if it is time.
@@ -145,8 +143,8 @@ impl Jwt {
     }
 }
 
-/// Returns the key that the settings give by themselves; `None` where they name a key set.
-fn fixed_key(settings: &config::Jwt) -> Result<Option<Key>, SetupError> {
+/// Reads the key that the settings give by themselves; `None` where they name a key set.
+pub fn fixed_key(settings: &config::Jwt) -> Result<Option<Key>, SetupError> {
     if let Some(secret) = settings.secret.get() {
         return Ok(Some(Key::from_secret(secret)));
     }
@@ -207,7 +205,7 @@ mod tests {
 
     async fn ask(jwt: &Jwt, secret: &str) -> Result<Arc<Grant>, Refusal> {
         let part = |json: serde_json::Value| URL_SAFE_NO_PAD.encode(json.to_string());
-        let claims = json!({ "exp": 1e18, "sub": "ann", "jobcast.jobs": ["job"] });
+        let claims = json!({ "exp": 1e19, "sub": "ann", "jobcast.jobs": ["job"] });
         let message = format!("{}.{}", part(json!({ "alg": "HS256" })), part(claims));
         let signature = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()), message.as_bytes());
         let token = format!("Bearer {message}.{}", URL_SAFE_NO_PAD.encode(signature));
@@ -223,10 +221,10 @@ mod tests {
         assert!(Arc::ptr_eq(&grant, &ask(&jwt, old).await.expect("a grant")));
         assert_eq!((grant.subject(), grant.expires()), (Some("ann"), None), "no clock reaches that end");
         assert_eq!(ask(&jwt, new).await.err(), Some(Refusal::Invalid));
-        jwt.replace_key(&settings(old)).expect("a key");
+        jwt.replace_key(Key::from_secret(old));
         jwt.recheck();
         assert_eq!(grant.ended(Instant::now()), None);
-        jwt.replace_key(&settings(new)).expect("a key");
+        jwt.replace_key(Key::from_secret(new));
         jwt.recheck();
         assert_eq!(grant.ended(Instant::now()), Some(Withdrawal::Revoked));
         assert_eq!(ask(&jwt, old).await.err(), Some(Refusal::Invalid));

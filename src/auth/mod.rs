@@ -154,12 +154,10 @@ impl Auth {
         }
     }
 
-    /// Takes a new secret, or the new content of the key file, from reloaded settings. Fails, and keeps the old one, where
-    /// there is no usable key.
-    pub fn replace_key(&self, settings: &config::Auth) -> Result<(), SetupError> {
-        match &self.mode {
-            Mode::Jwt(jwt) => jwt.replace_key(&settings.jwt),
-            Mode::Anonymous | Mode::Forward(_) => Ok(()),
-        }
+    /// Reads the secret or the key file of reloaded settings. What is returned puts the key in the place of the old one.
+    pub fn read_key(&self, settings: &config::Auth) -> Result<Box<dyn FnOnce() + Send>, SetupError> {
+        let Mode::Jwt(jwt) = &self.mode else { return Ok(Box::new(|| ())) };
+        let (jwt, key) = (jwt.clone(), jwt::fixed_key(&settings.jwt)?);
+        Ok(Box::new(move || key.map_or((), |key| jwt.replace_key(key))))
     }
 }
