@@ -369,6 +369,10 @@ mod tests {
             unimplemented!("not used by a replay")
         }
 
+        async fn job(&self, _: &JobId) -> Result<Option<JobSummary>, SourceError> {
+            unimplemented!("not used by a replay")
+        }
+
         async fn jobs(&self, _: Option<JobStatus>, _: usize) -> Result<Vec<JobSummary>, SourceError> {
             unimplemented!("not used by a replay")
         }

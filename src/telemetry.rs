@@ -171,13 +171,16 @@ metrics_table! {
     INGEST = counter("jobcast_ingest_total", "Events and statuses sent in, by outcome")
         .by(&[one_of("outcome", &["appended", "repeated", "status", "refused"])]);
     AUTH = counter("jobcast_auth_total", "Callers asked who they are, by outcome")
-        .by(&[one_of("outcome", &["allowed", "denied"])]);
+        .by(&[one_of("outcome", &AUTH_OUTCOMES)]);
     TLS_HANDSHAKES = counter("jobcast_tls_handshakes_total", "TLS handshakes of the public listener, by outcome")
         .by(&[one_of("outcome", &["completed", "failed", "timed_out", "plain_http"])]);
     TLS_EXPIRY = gauge("jobcast_tls_certificate_expiry_timestamp_seconds", "End of the certificate's time, since the epoch").of(Unit::Seconds);
     HTTP2_FLOODS = counter("jobcast_http2_floods_total", "HTTP/2 connections closed because of floods of frames that cost their sender nothing");
     BUILD_INFO = gauge("jobcast_build_info", "1; the version is in the label").by(&[listed_elsewhere("version")]);
 }
+
+/// Outcomes of asking a caller who it is: it may, it is known and may not, it is not known, nobody can say.
+const AUTH_OUTCOMES: [&str; 4] = ["allowed", "denied", "unauthenticated", "unavailable"];
 
 /// Renders all metrics of this process in the text format of Prometheus.
 #[derive(Clone)]
@@ -206,6 +209,9 @@ impl MetricsExporter {
             gauge.gauge(&[]).set(0.0);
         }
         LOG_LINES_LOST.counter(&[]).increment(0);
+        for outcome in AUTH_OUTCOMES {
+            AUTH.increment(&[("outcome", outcome)], 0);
+        }
         Ok(Self { handle, process })
     }
 

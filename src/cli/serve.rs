@@ -3,6 +3,7 @@
 use super::files::{OpenFiles, TooFewFiles};
 use super::reload::{Reloadable, Reloader};
 use super::{ConfigFile, failed, misused};
+use crate::auth::{Auth, SetupError};
 use crate::config::{self, Settings};
 use crate::delivery::admission::Admission;
 use crate::delivery::connections::Registry;
@@ -70,6 +71,8 @@ pub enum ServeError {
     #[error(transparent)]
     Source(#[from] SourceError),
     #[error(transparent)]
+    Auth(#[from] SetupError),
+    #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -121,6 +124,8 @@ async fn serve_in(
     on_serving: impl FnOnce(SocketAddr, ShutdownWatch),
 ) -> Result<(), ServeError> {
     let source: Arc<dyn Source> = SharedLists::new(source);
+    warn_of_weaknesses(&settings);
+    let auth = Auth::new(&settings.auth)?;
     let certificates = settings.http.tls.is_enabled().then(|| Certificates::open(&settings.http.tls)).transpose()?;
     let tls = certificates.as_ref().map(Certificates::server_config).transpose()?;
     let Surroundings { sockets, reloader } = surroundings;
@@ -139,6 +144,7 @@ async fn serve_in(
     let (cors, current_cors) = watch::channel(settings.http.cors.clone());
     let in_flight = InFlight::default();
     let app = web::Data::new(App {
+        auth: auth.clone(),
         source: source.clone(),
         streams: delivery.streams.clone(),
         ingest_enabled: settings.ingest_enabled(),
@@ -147,19 +153,19 @@ async fn serve_in(
         cors: current_cors,
         in_flight: in_flight.clone(),
     });
+    let mut parts = vec![reloadable_log(), reloadable_cors(cors), reloadable_limits(files, admission.clone())];
+    parts.push(reloadable_keys(auth.clone()));
+    parts.extend(certificates.clone().map(reloadable_certificates));
     let mut helpers = vec![
         supervisor.task("metrics", keep_metrics(metrics.clone(), shutdown.watch())),
+        supervisor.task("auth", auth.clone().run(shutdown.watch())),
         supervisor.task("service manager", keep_informed(&delivery, &supervisor, shutdown.watch())),
-        supervisor.task("reload", {
-            let parts = vec![reloadable_log(), reloadable_cors(cors), reloadable_limits(files, admission.clone())];
-            keep_reloading(reloader, parts, reload_signal, shutdown.watch())
-        }),
+        supervisor.task("reload", keep_reloading(reloader, parts, reload_signal, shutdown.watch())),
     ];
-    helpers
-        .extend(certificates.map(|certificates| supervisor.task("certificates", certificates.watch(shutdown.watch()))));
+    helpers.extend(certificates.map(|renewed| supervisor.task("certificates", renewed.watch(shutdown.watch()))));
     let receiver = supervisor.task("signals", receive_signals);
     let public = Server::start("http", http::serve(public, app, delivery.threads.clone(), tls)?, &supervisor);
-    let admin = http::serve_admin(admin, delivery.health(&supervisor, metrics, &settings), delivery.connections())?;
+    let admin = http::serve_admin(admin, delivery.health(&supervisor, metrics, &settings), delivery.connections(auth))?;
     let admin = Server::start("admin", admin, &supervisor);
 
     tracing::info!(http = %public_address, admin = %admin_address, source = source.kind(), "serving");
@@ -186,6 +192,13 @@ async fn serve_in(
     }
 }
 
+/// Says at every start which settings give safety away.
+fn warn_of_weaknesses(settings: &Settings) {
+    for (setting, meaning) in settings.weaknesses() {
+        tracing::warn!(setting, "less safe than it could be: {meaning}");
+    }
+}
+
 /// Returns when no stream is left and every request is answered. A listener that outlives the process accepts nothing more:
 /// who connects now waits for the next process.
 async fn all_answered(public: ServerHandle, outlives: bool, admission: Admission, in_flight: InFlight) {
@@ -200,6 +213,25 @@ async fn all_answered(public: ServerHandle, outlives: bool, admission: Admission
             return;
         }
     }
+}
+
+/// Takes a new secret, or the new content of the key file.
+fn reloadable_keys(auth: Auth) -> Reloadable {
+    Reloadable::new(&["auth.jwt.secret"], move |settings| {
+        auth.read_key(&settings.auth).map_err(|error| error.to_string())
+    })
+}
+
+/// Takes the new content of the certificate's files. Other names for them need a restart.
+fn reloadable_certificates(certificates: Arc<Certificates>) -> Reloadable {
+    Reloadable::new(&[], move |_| {
+        let certificates = certificates.clone();
+        Ok(Box::new(move || {
+            if let Err(error) = certificates.reload() {
+                tracing::error!(%error, "the new certificate is not used; the one before it stays");
+            }
+        }))
+    })
 }
 
 fn reloadable_log() -> Reloadable {
@@ -345,12 +377,12 @@ impl Delivery {
         }
     }
 
-    fn connections(&self) -> Connections {
+    fn connections(&self, auth: Auth) -> Connections {
         Connections {
             hub: self.streams.hub.clone(),
             registry: self.streams.registry.clone(),
             threads: self.threads.clone(),
-            forget_rights: Arc::new(|_, _| {}),
+            forget_rights: Arc::new(move |job, subject| auth.forget(job, subject)),
         }
     }
 

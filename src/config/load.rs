@@ -20,7 +20,14 @@ const VARIABLE_SEPARATOR: &str = "__";
 
 /// Settings of type `Secret`. Each may also come from a file, which `JOBCAST_…_FILE` names, and is not repeated in
 /// errors.
-const SECRETS: &[&str] = &["ingest.token", "source.postgres.url", "source.redis.url"];
+const SECRETS: &[&str] = &[
+    "auth.jwt.secret",
+    "auth.jwt.jwks_url",
+    "auth.forward.url",
+    "ingest.token",
+    "source.postgres.url",
+    "source.redis.url",
+];
 
 /// Everything that is wrong with the settings.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,7 @@
 //! Settings: the defaults, a TOML file over them, environment variables over both; checked and typed. Only `cli` hands in
 //! the variables; only `load` reads the file.
 //!
-//! - `sections` and `source`: one struct for each section, with its defaults and its `validate`.
+//! - `sections`, `auth` and `source`: one struct for each section, with its defaults and its `validate`.
 //! - `values`: types of single values, such as secrets and networks.
 //! - `load`: reads the file and the variables, and finds everything that is wrong at once.
 //! - `validate`: the list of problems, and the rules that concern two sections.
@@ -9,6 +9,7 @@
 //!
 //! A module is given the sections that it needs, never all settings.
 
+mod auth;
 #[cfg(test)]
 mod docs;
 mod load;
@@ -17,10 +18,11 @@ mod source;
 mod validate;
 mod values;
 
+pub use auth::{Auth, AuthMode, Forward, Jwt};
 pub use load::{ConfigErrors, Values};
-pub use sections::{Admin, Auth, AuthMode, Cors, Http, Hub, Ingest, Log, Shutdown, Stream, Tls};
+pub use sections::{Admin, Cors, Http, Hub, Ingest, Log, Shutdown, Stream, Tls};
 pub use source::{Columns, FinalStatuses, JobColumns, Pace, Postgres, Redis, Source, SourceKind, Sqlite};
-pub use values::{AutoBool, Network, Secret};
+pub use values::{AutoBool, Network, Secret, SecretUrl};
 
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +54,11 @@ impl Settings {
     pub fn to_toml(&self) -> String {
         // Every value came from TOML or is a default that a test writes, so it can be written as TOML.
         toml::to_string(self).unwrap_or_else(|error| format!("# the settings cannot be printed: {error}\n"))
+    }
+
+    /// Returns the settings that weaken who may watch, each with what follows from it.
+    pub fn weaknesses(&self) -> Vec<(&'static str, &'static str)> {
+        self.auth.weaknesses(&self.http)
     }
 
     /// Returns true if events may be sent in: as `ingest.enabled` says, or else as the source and the listener suggest.

@@ -4,7 +4,7 @@
 //! operators.
 
 use super::validate::{Problems, is_job_path, is_origin};
-use super::values::{AutoBool, Network, Secret, duration, size};
+use super::values::{AutoBool, Network, Secret, duration, one_of, size};
 use crate::logging::LogFormat;
 use crate::sse::Shape;
 use bytesize::ByteSize;
@@ -149,6 +149,7 @@ pub struct Stream {
     #[serde(with = "duration")]
     pub max_age: Duration,
     /// Content of `data:`. envelope: the whole event; payload: only its payload, with stepId merged in.
+    #[serde(deserialize_with = "one_of")]
     pub data: Shape,
 }
 
@@ -210,27 +211,6 @@ impl Hub {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Auth {
-    /// none: everybody who reaches http.listen may watch every job.
-    pub mode: AuthMode,
-    /// Must be true for mode "none" on an address that is not loopback.
-    pub allow_anonymous: bool,
-}
-
-/// Check of a caller's permission to watch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AuthMode {
-    None,
-}
-
-impl Default for Auth {
-    fn default() -> Self {
-        Self { mode: AuthMode::None, allow_anonymous: false }
-    }
-}
-
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Ingest {
     /// true, false, or auto: where the source is sqlite and http.listen is loopback.
@@ -260,6 +240,7 @@ pub struct Log {
     /// error, warn, info, debug or trace.
     pub level: String,
     /// pretty or json.
+    #[serde(deserialize_with = "one_of")]
     pub format: LogFormat,
 }
 

@@ -4,7 +4,7 @@
 //! operators.
 
 use super::validate::Problems;
-use super::values::{Secret, duration};
+use super::values::{Secret, duration, one_of};
 use crate::event::JobStatus;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -13,6 +13,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Source {
     /// Kind of the event store: sqlite (embedded), postgres or redis.
+    #[serde(deserialize_with = "one_of")]
     pub kind: SourceKind,
     /// Longest time between two reads of the tail. Wake-ups make it fast; this makes it certain.
     #[serde(with = "duration")]

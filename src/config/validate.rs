@@ -44,6 +44,7 @@ impl Settings {
         stream.validate(&mut problems);
         hub.validate(&mut problems);
         source.validate(&mut problems);
+        auth.validate(&mut problems);
         log.validate(&mut problems);
         problems.require(
             admin.listen != http.listen || http.listen.port() == 0,

@@ -2,11 +2,13 @@
 
 use bytesize::ByteSize;
 use ipnet::IpNet;
+use serde::de::IntoDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
+use url::Url;
 
 /// On, off, or as the rest of the settings suggest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,6 +65,53 @@ impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(self.masked())
     }
+}
+
+/// An http address that is printed without anything that could be a secret; empty if it is not set.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct SecretUrl(String);
+
+impl SecretUrl {
+    /// The form that it must have.
+    pub(super) const WANTED: &str = "must begin with http:// or https:// and name a host";
+
+    /// Returns the address; `None` if there is none, or none that is valid.
+    pub fn get(&self) -> Option<Url> {
+        let url = Url::parse(&self.0).ok()?;
+        (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
+    }
+
+    pub(super) fn is_valid(&self) -> bool {
+        self.0.is_empty() || self.get().is_some()
+    }
+}
+
+/// Scheme and host, since user, password, path and query may each be a secret.
+impl fmt::Display for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.get() {
+            Some(url) => write!(f, "{}/********", url.origin().ascii_serialization()),
+            None => f.write_str(if self.0.is_empty() { "" } else { "********" }),
+        }
+    }
+}
+
+impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.to_string())
+    }
+}
+
+impl Serialize for SecretUrl {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+/// Reads an enum by way of its text: `config` does not say which values there are.
+pub fn one_of<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+    T::deserialize(String::deserialize(from)?.into_deserializer())
 }
 
 /// A network such as `10.0.0.0/8`, or a single address.

@@ -1,8 +1,9 @@
 //! `GET /runner-jobs/{job_id}/events`: the same events as JSON, for clients that cannot stream.
 
 use super::App;
-use super::extract::{JobPath, PollQuery, Query};
+use super::extract::{PollQuery, Query};
 use super::problem::Problem;
+use super::rights::WatchedJob;
 use crate::cursor::{Cursor, Start};
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
@@ -47,7 +48,7 @@ struct Sent {
 }
 
 pub async fn get(
-    JobPath(job): JobPath,
+    WatchedJob { job, right }: WatchedJob,
     Query(query): Query<PollQuery>,
     app: web::Data<App>,
 ) -> Result<HttpResponse, Problem> {
@@ -64,6 +65,7 @@ pub async fn get(
             PageResult::Page(page) => {
                 let is_news = !page.events.is_empty() || page.is_complete || reset.is_some();
                 if is_news || !something_new(&app, &job, &page.end, until).await? {
+                    right.check()?;
                     return Ok(answer(&app, page, reset));
                 }
                 after = page.end;

@@ -181,6 +181,11 @@ impl Parameters {
     }
 }
 
+/// Tells if a query's parameter is one that some address of Jobcast's knows.
+pub fn is_own_parameter(name: &str) -> bool {
+    matches!(name, "after" | "from" | "job" | "last" | "lastEventId" | "limit" | "status" | "types" | "wait")
+}
+
 /// Query of `GET /runner-jobs/{job_id}/events`.
 pub struct PollQuery {
     pub start: Start,

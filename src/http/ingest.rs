@@ -44,7 +44,7 @@ impl IngestRight {
         let given = request.headers().get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes).unwrap_or_default();
         // In constant time: a wrong guess takes as long as a right one.
         let is_right = bool::from(given.ct_eq(format!("Bearer {token}").as_bytes()));
-        telemetry::AUTH.increment(&[("outcome", if is_right { "allowed" } else { "denied" })], 1);
+        telemetry::AUTH.increment(&[("outcome", if is_right { "allowed" } else { "unauthenticated" })], 1);
         if !is_right {
             return Err(Problem::no_token("send the ingest token as `Authorization: Bearer …`"));
         }

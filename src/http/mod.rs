@@ -13,6 +13,7 @@ mod ingest;
 mod jobs;
 mod page;
 mod problem;
+mod rights;
 mod routes;
 mod server;
 mod stream;
@@ -24,6 +25,7 @@ pub use connections::Connections;
 pub use in_flight::InFlight;
 pub use server::{ListenError, Listener, listen, serve};
 
+use crate::auth::Auth;
 use crate::config;
 use crate::cursor::Cursor;
 use crate::delivery::StreamContext;
@@ -40,6 +42,8 @@ const MAX_ID_BYTES: usize = 256;
 
 /// Parts of the process that handlers work with.
 pub struct App {
+    /// Says who may watch what.
+    pub auth: Auth,
     /// The store: pages of history for polling, and where ingest writes to.
     pub source: Arc<dyn Source>,
     /// Parts that every stream needs; `hub` and `pages` also serve polling.

@@ -37,6 +37,7 @@ pub const ASSETS: &[Asset] = &[
     script!("steps.js"),
     script!("time.js"),
     script!("timeline.js"),
+    script!("token.js"),
     script!("watched.js"),
 ];
 

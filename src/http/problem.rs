@@ -1,6 +1,7 @@
 //! Errors as RFC 9457 problem details, each with a stable code. The table here has every code but those of the source,
 //! which stand in `error.rs`.
 
+use crate::auth::Refusal;
 use crate::error::{Scope, SourceCode, SourceError};
 use crate::tail;
 use actix_web::http::{StatusCode, header};
@@ -40,6 +41,10 @@ problems! {
     too_large = PAYLOAD_TOO_LARGE, "request.too_large";
     not_json = UNSUPPORTED_MEDIA_TYPE, "request.media_type";
     no_token = UNAUTHORIZED, "ingest.token";
+    no_credentials = UNAUTHORIZED, "auth.missing";
+    bad_credentials = UNAUTHORIZED, "auth.invalid";
+    forbidden = FORBIDDEN, "auth.forbidden";
+    auth_unavailable = SERVICE_UNAVAILABLE, "auth.unavailable";
     ingest_off = FORBIDDEN, "ingest.disabled";
     not_found = NOT_FOUND, "request.not_found";
     no_such_job = NOT_FOUND, "job.not_found";
@@ -60,9 +65,29 @@ impl Problem {
         &self.detail
     }
 
+    /// Returns true if trying again can help.
+    pub fn is_retryable(&self) -> bool {
+        self.retry_after_s.is_some()
+    }
+
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.retry_after_s = Some(seconds.max(1));
         self
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Missing => {
+                Self::no_credentials("send a token as `Authorization: Bearer`, or the cookies that you were given")
+            }
+            Refusal::Invalid => Self::bad_credentials("these credentials do not count, or not any more; get new ones"),
+            Refusal::Forbidden => Self::forbidden("these credentials do not allow this"),
+            Refusal::Unavailable => {
+                Self::auth_unavailable("nobody can say now what these credentials allow; try again").retry_after(1)
+            }
+        }
     }
 }
 
@@ -102,7 +127,10 @@ impl ResponseError for Problem {
             response.insert_header((header::RETRY_AFTER, seconds));
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
+            // RFC 6750, section 3.
+            let is_invalid = self.code == Self::bad_credentials("").code;
+            let challenge = if is_invalid { "Bearer error=\"invalid_token\"" } else { "Bearer" };
+            response.insert_header((header::WWW_AUTHENTICATE, challenge));
         }
         let title = self.status.canonical_reason().unwrap_or_default();
         let body = json!({

@@ -35,7 +35,11 @@ pub fn configure(config: &mut web::ServiceConfig, app: &web::Data<App>) {
                 .route(web::post().to(ingest::append).wrap(ingest())),
         )
         .service(resource("/runner-jobs").route(web::get().to(jobs::list)))
-        .service(resource("/runner-jobs/{job_id}").route(web::put().to(ingest::set_status).wrap(ingest())))
+        .service(
+            resource("/runner-jobs/{job_id}")
+                .route(web::get().to(jobs::get))
+                .route(web::put().to(ingest::set_status).wrap(ingest())),
+        )
         .service(resource("/openapi.json").route(web::get().to(page::openapi)));
     for asset in page::ASSETS.iter().filter(|asset| settings.live_page || asset.is_client()) {
         let answer = move |app: web::Data<App>| async move { asset.answer(&app) };

@@ -1,8 +1,9 @@
 //! `GET /runner-jobs/{job_id}/events/stream`: answers a request for a stream.
 
 use super::App;
-use super::extract::{ClientAddress, JobPath, accepts_stream};
+use super::extract::{ClientAddress, accepts_stream};
 use super::problem::Problem;
+use super::rights::WatchedJob;
 use crate::cursor::{Cursor, Start};
 use crate::delivery::admission::{LimitReached, StreamPermit};
 use crate::delivery::body::Body;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub async fn get(
-    JobPath(job): JobPath,
+    watched: Result<WatchedJob, Problem>,
     start: Start,
     ClientAddress(client): ClientAddress,
     request: HttpRequest,
@@ -41,8 +42,13 @@ pub async fn get(
             wait,
         ));
     }
+    let WatchedJob { job, right } = match watched {
+        Ok(watched) => watched,
+        Err(problem) if problem.is_retryable() => return Ok(come_back(&request, &app, problem)),
+        Err(problem) => return Err(problem),
+    };
     let permit = match app.streams.admission.admit(client) {
-        Ok(permit) => permit,
+        Ok(permit) => permit.with_grant(right.into_grant()),
         Err(full) => return Ok(full_up(&request, &app, full)),
     };
     let opened = match Opened::open(&app, &job, start).await {
@@ -203,7 +209,11 @@ fn full_up(request: &HttpRequest, app: &App, full: LimitReached) -> HttpResponse
         ),
     };
     telemetry::CONNECTIONS.increment(&[("outcome", outcome)], 1);
-    // Longer than any other wait, and spread out.
+    come_back(request, app, problem)
+}
+
+/// Refuses a stream for a while, longer than any other wait, and spread out.
+fn come_back(request: &HttpRequest, app: &App, problem: Problem) -> HttpResponse {
     let wait = app.streams.reconnect_delay() + app.streams.rules.retry * 3;
     let message = problem.detail().to_string();
     let error = ControlEvent::Error { code: problem.code(), message, retry_in: Some(wait) };

@@ -172,6 +172,11 @@ impl Hub {
         self.channels().get(job).map(|channel| channel.newest().1)
     }
 
+    /// Returns the number of live subscribers of a job.
+    pub fn watchers(&self, job: &JobId) -> usize {
+        self.channels().get(job).map_or(0, |channel| channel.subscribers())
+    }
+
     /// Makes a reader live that caught up with the source, at `cursor`, a moment ago. The source made `cursor` itself; one that
     /// a reader sent would become everybody's. Creates the channel if there is none, with `seed` in its ring.
     pub fn join_or_create(&self, job: &JobId, cursor: &Cursor, seed: Option<Seed>) -> Join {

@@ -125,6 +125,10 @@ impl Source for SharedLists {
         set
     }
 
+    async fn job(&self, job: &JobId) -> Result<Option<JobSummary>, SourceError> {
+        self.source.job(job).await
+    }
+
     /// Returns at most [`MAX_JOBS`] jobs.
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError> {
         let changes = self.lists.changes();
@@ -170,6 +174,10 @@ mod tests {
         }
 
         async fn newest(&self, _: &JobId) -> Result<Option<Standing>, SourceError> {
+            unimplemented!("not used by a list")
+        }
+
+        async fn job(&self, _: &JobId) -> Result<Option<JobSummary>, SourceError> {
             unimplemented!("not used by a list")
         }
 

@@ -98,6 +98,9 @@ pub trait Source: Send + Sync {
     /// Sets a job's status; creates the job where there is none.
     async fn set_status(&self, job: &JobId, status: JobStatus) -> Result<(), SourceError>;
 
+    /// Returns what a list of jobs says of this one. `None` where there is no such job.
+    async fn job(&self, job: &JobId) -> Result<Option<JobSummary>, SourceError>;
+
     /// Returns jobs, the one with the newest activity first.
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError>;
 }

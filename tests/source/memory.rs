@@ -197,15 +197,22 @@ impl Source for Memory {
         Ok(())
     }
 
+    async fn job(&self, job: &JobId) -> Result<Option<JobSummary>, SourceError> {
+        Ok(self.0.jobs().get(job).map(|stored| summary((job, stored))))
+    }
+
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError> {
         let jobs = self.0.jobs();
         let wanted = jobs.iter().filter(|(_, stored)| status.is_none() || stored.status == status);
-        let summary = |(job, stored): (&JobId, &Job)| JobSummary {
-            job_id: job.clone(),
-            status: stored.status,
-            last_event_at: stored.events().last().and_then(|(_, event)| event.timestamp).map(|at| at.to_string()),
-        };
         Ok(wanted.map(summary).take(limit).collect())
+    }
+}
+
+fn summary((job, stored): (&JobId, &Job)) -> JobSummary {
+    JobSummary {
+        job_id: job.clone(),
+        status: stored.status,
+        last_event_at: stored.events().last().and_then(|(_, event)| event.timestamp).map(|at| at.to_string()),
     }
 }
 

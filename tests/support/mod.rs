@@ -11,6 +11,8 @@ pub mod redis;
 pub mod sse;
 pub mod store;
 pub mod tls;
+pub mod token;
+pub mod web;
 
 pub use daemon::Daemon;
 pub use http::Answer;
@@ -18,6 +20,8 @@ pub use manager::Manager;
 pub use postgres::{Pooler, Postgres};
 pub use redis::{Cluster, Redis, Sentinel};
 pub use sse::{Message, Stream};
+pub use token::Signer;
+pub use web::Web;
 
 use serde_json::{Value, json};
 use std::fs::File;

@@ -4,6 +4,7 @@
 import { make } from "./dom.js";
 import { glyphOf, isEnded, statusWord } from "./job.js";
 import { ago, serverClock } from "./time.js";
+import { authorization } from "./token.js";
 
 /** @typedef {{jobId: string, status: string, lastEventAt: string | null}} ListedJob */
 
@@ -97,7 +98,7 @@ export class Jobs {
   async refresh() {
     if (document.hidden) return;
     try {
-      const response = await fetch("/runner-jobs?limit=50", { cache: "no-store" });
+      const response = await fetch("/runner-jobs?limit=50", { cache: "no-store", headers: authorization });
       const answer = await response.json();
       if (!response.ok)
         return this.#setNote(answer.detail ?? `The list of jobs is not to be had (${response.status}).`);

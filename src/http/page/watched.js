@@ -5,6 +5,7 @@ import { JobStream } from "/jobcast.js";
 import { describe } from "./describe.js";
 import { Job } from "./job.js";
 import { duration, serverClock } from "./time.js";
+import { token } from "./token.js";
 
 /** @typedef {import("/jobcast.js").JobEvent} JobEvent */
 /** @typedef {import("/jobcast.js").JobStreamState} JobStreamState */
@@ -75,7 +76,7 @@ export class WatchedJob {
   constructor(id, view) {
     this.job = new Job(id);
     this.#view = view;
-    const stream = new JobStream(id);
+    const stream = new JobStream(id, token === undefined ? {} : { token });
     this.#stream = stream;
     this.#unsubscribes = [
       stream.on("state", (state) => this.#onState(state)),

@@ -225,6 +225,22 @@ impl Session<'_> {
         status.and_then(|status| settings.statuses.find(status)).or_else(by_event)
     }
 
+    pub async fn job_summary(&mut self, job: &JobId) -> Result<Option<JobSummary>, QueryError> {
+        if self.tables.events.job_id.canonical(job.as_str()).is_none() {
+            return Ok(None);
+        }
+        let row = self.connection.query_one(sql::job_summary(&self.tables, job)).await?;
+        if !row.try_get::<bool, _>("is_known")? {
+            return Ok(None);
+        }
+        let status: Option<String> = row.try_get("status")?;
+        let status = match status.and_then(|status| self.store.settings.statuses.resolve(&status)) {
+            None => self.read_final_event(job).await?,
+            status => status,
+        };
+        Ok(Some(JobSummary { job_id: job.clone(), status, last_event_at: row.try_get("last_event_at")? }))
+    }
+
     pub async fn list_jobs(&mut self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, QueryError> {
         let Some(jobs) = &self.tables.jobs else { return Ok(Vec::new()) };
         let answer = self.connection.query(sql::list_jobs(&self.tables, jobs, status, limit)).await?;

@@ -106,6 +106,10 @@ impl Source for Postgres {
         self.store.with_session("writing a status", async |session| session.set_status(job, status).await).await
     }
 
+    async fn job(&self, job: &JobId) -> Result<Option<JobSummary>, SourceError> {
+        self.store.with_job_session("reading a job", job, async |session| session.job_summary(job).await).await
+    }
+
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError> {
         self.store.with_session("listing jobs", async |session| session.list_jobs(status, limit).await).await
     }

@@ -40,6 +40,11 @@ impl Store {
         Ok(summaries.filter(|job| status.is_none() || job.status == status).take(limit).collect())
     }
 
+    pub(super) async fn job(&self, job: &JobId) -> Result<Option<JobSummary>, NodeError> {
+        let mut found = self.summaries(std::slice::from_ref(job)).await?;
+        Ok(found.pop().map(|(_, summary)| summary))
+    }
+
     /// Returns the jobs whose keys one server has.
     async fn scan(&self, node: &Address, template: &KeyTemplate, key_type: &str) -> Result<BTreeSet<JobId>, NodeError> {
         let mut found = BTreeSet::new();

@@ -318,6 +318,11 @@ impl Source for Redis {
         self.0.set_status(job, status).await
     }
 
+    async fn job(&self, job: &JobId) -> Result<Option<JobSummary>, SourceError> {
+        let summary = self.0.job(job).await;
+        self.explained(job, "reading a job", summary).await
+    }
+
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError> {
         self.0.jobs(status, limit).await.map_err(|error| failed("listing jobs", error))
     }

@@ -135,6 +135,10 @@ impl Source for Sqlite {
         self.writer.set_status(job.clone(), status).await
     }
 
+    async fn job(&self, job: &JobId) -> Result<Option<JobSummary>, SourceError> {
+        self.read_summary(job).await.map_err(|error| self.failed("reading a job", error))
+    }
+
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError> {
         let operation = "listing jobs";
         let rows = sqlx::query(
@@ -160,12 +164,36 @@ impl Source for Sqlite {
     }
 }
 
+/// The newest event of a job; its number is 0 where there is none.
+struct Newest {
+    status: Option<JobStatus>,
+    seq: i64,
+    id: Vec<u8>,
+    timestamp: Option<Vec<u8>>,
+}
+
 // The id of a job may be stored as text or as BLOB, and an event counts for the job in both cases. Two look-ups by index
 // are merged: `IN` would sort all events of the job. Of two statuses, the one under the text counts.
 impl Sqlite {
     async fn read_newest(&self, job: &JobId) -> Result<Option<Standing>, SqliteError> {
+        let Some(newest) = self.read_newest_row(job).await? else { return Ok(None) };
+        let Newest { status, seq, id, .. } = newest;
+        let position = if seq == 0 { Position::BEGINNING } else { Position::after(seq, id) };
+        Ok(Some(Standing { cursor: position.seal(job), status }))
+    }
+
+    async fn read_summary(&self, job: &JobId) -> Result<Option<JobSummary>, SqliteError> {
+        let newest = self.read_newest_row(job).await?;
+        Ok(newest.map(|Newest { status, timestamp, .. }| {
+            let last_event_at = timestamp.and_then(|bytes| String::from_utf8(bytes).ok());
+            JobSummary { job_id: job.clone(), status, last_event_at }
+        }))
+    }
+
+    /// Reads the status and the newest event of a job. `None` where there is neither.
+    async fn read_newest_row(&self, job: &JobId) -> Result<Option<Newest>, SqliteError> {
         let row = sqlx::query(
-            "SELECT w.status, e.seq, e.id
+            "SELECT w.status, e.seq, e.id, e.timestamp
              FROM (SELECT coalesce((SELECT status FROM runner_jobs WHERE id = ?1),
                        (SELECT status FROM runner_jobs WHERE id = CAST(?1 AS BLOB))) AS status,
                      max(coalesce((SELECT max(seq) FROM job_events WHERE job_id = ?1), 0),
@@ -177,12 +205,9 @@ impl Sqlite {
         .await?;
         let status = bytes_of(&row, 0)?;
         let seq = number_of(&row, 1)?;
-        if status.is_none() && seq == 0 {
-            return Ok(None);
-        }
-        let id = bytes_of(&row, 2)?.unwrap_or_default();
-        let position = if seq == 0 { Position::BEGINNING } else { Position::after(seq, id) };
-        Ok(Some(Standing { cursor: position.seal(job), status: status_of(status.as_deref()) }))
+        let is_job = status.is_some() || seq != 0;
+        let (id, timestamp) = (bytes_of(&row, 2)?.unwrap_or_default(), bytes_of(&row, 3)?);
+        Ok(is_job.then(|| Newest { status: status_of(status.as_deref()), seq, id, timestamp }))
     }
 
     /// Reads by one statement, so that status, mark and events are of one snapshot.

@@ -37,6 +37,7 @@ macro_rules! of_every_store {
         tests! { $store;
             reading::history_comes_first_then_what_is_live_then_the_end
             reading::each_watched_job_gets_its_own_events_and_no_others
+            reading::one_job_tells_its_status_its_newest_event_and_its_watchers
             reading::all_who_watch_a_job_see_one_order_whoever_writes
             reading::rows_that_others_write_arrive_without_waiting_for_the_poll
             reading::subscribers_that_the_ring_overtakes_are_fed_from_the_source_and_lose_nothing

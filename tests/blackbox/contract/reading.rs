@@ -2,7 +2,7 @@
 
 use crate::support::daemon::{numbered, stream_path};
 use crate::support::store::Store;
-use crate::support::{Daemon, Stream, narrow, numbers, write_big};
+use crate::support::{Daemon, Stream, eventually, narrow, numbers, write_big};
 use futures_util::future::join_all;
 
 pub async fn history_comes_first_then_what_is_live_then_the_end<S: Store>() {
@@ -51,6 +51,30 @@ pub async fn each_watched_job_gets_its_own_events_and_no_others<S: Store>() {
         let rest = stream.rest().await;
         assert!(rest.len() == 1 && rest[0].json()["jobId"] == **job, "{job}: {rest:?}");
     }
+}
+
+pub async fn one_job_tells_its_status_its_newest_event_and_its_watchers<S: Store>() {
+    let store = S::start().await;
+    let daemon = store.daemon(&[]).await;
+    store.set_status("job", "RUNNING").await;
+    store.append("job", 0..3).await;
+    let mut streams = [daemon.stream("job").await, daemon.stream("job").await];
+    for stream in &mut streams {
+        assert_eq!(numbers(&stream.take(3).await), [0, 1, 2]);
+    }
+    let told = eventually("both to be live", async || {
+        Some(daemon.get("/runner-jobs/job").await.json()).filter(|told| told["watchers"] == 2)
+    })
+    .await;
+    let listed = daemon.get("/runner-jobs").await.json()["jobs"][0].clone();
+    for field in ["jobId", "status", "lastEventAt"] {
+        assert_eq!(told[field], listed[field], "{told} {listed}");
+    }
+    assert!(
+        told["status"] == "RUNNING" && told["lastEventAt"].as_str().is_some_and(|at| at.starts_with("20")),
+        "{told}"
+    );
+    assert_eq!(daemon.get("/runner-jobs/nosuch").await.code(), "job.not_found");
 }
 
 pub async fn all_who_watch_a_job_see_one_order_whoever_writes<S: Store>() {

@@ -17,11 +17,10 @@ pub fn has_job(tables: &Tables, job: &JobId) -> String {
     format!("EXISTS (SELECT FROM {} j WHERE {})", jobs.name, jobs.id.equals(job.as_str()))
 }
 
-/// Expression: the time of a job's newest event, found by the index that history is read by.
-fn newest_time(tables: &Tables, job: &JobTable) -> String {
+/// Expression: the time of the newest of the events that `of_job` chooses, found by the index that history is read by.
+fn newest_time(tables: &Tables, of_job: &str) -> String {
     let rows = tables.rows(tables.best);
     let (timestamp, events, seq) = (rows.timestamp(), &tables.events.name, &tables.events.columns.seq);
-    let of_job = format!("{} = {}", tables.events.job_id.column(), job.id.column());
     let by_time = format!("(SELECT max({timestamp}) FROM {events} e WHERE {of_job})");
     if tables.best.order == RowOrder::Time {
         return by_time;
@@ -39,15 +38,34 @@ pub fn list_jobs(tables: &Tables, jobs: &JobTable, status: Option<JobStatus>, li
         .map_or_else(|| "true".into(), |status| format!("{}::text = {}", jobs.status(), literal(status.as_str())));
     format!(
         "SELECT {id}::text AS job_id, {status}::text AS status,
-                to_char(newest.at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') AS last_event_at
+                {last_event_at} AS last_event_at
          FROM {table} j
          LEFT JOIN LATERAL (SELECT {newest} AS at) newest ON true
          WHERE {is_wanted} ORDER BY newest.at DESC NULLS LAST, 1 LIMIT {limit}",
         id = jobs.id.column(),
         status = jobs.status(),
         table = jobs.name,
-        newest = newest_time(tables, jobs),
+        last_event_at = rfc_3339("newest.at"),
+        newest = newest_time(tables, &format!("{} = {}", tables.events.job_id.column(), jobs.id.column())),
     )
+}
+
+/// Reads one job, and whether there is such a job: a row of the job table, or an event: `status, is_known, last_event_at`.
+pub fn job_summary(tables: &Tables, job: &JobId) -> String {
+    let of_job = tables.events.job_id.equals(job.as_str());
+    format!(
+        "SELECT {status} AS status, {has_job} OR EXISTS (SELECT FROM {events} e WHERE {of_job}) AS is_known,
+                {last_event_at} AS last_event_at",
+        status = job_status(tables, job),
+        has_job = has_job(tables, job),
+        events = tables.events.name,
+        last_event_at = rfc_3339(&newest_time(tables, &of_job)),
+    )
+}
+
+/// Expression: a time as RFC 3339 in UTC with milliseconds.
+fn rfc_3339(time: &str) -> String {
+    format!("to_char({time} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')")
 }
 
 /// Inserts a job as running, unless it is there.

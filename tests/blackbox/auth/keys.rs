@@ -1,0 +1,254 @@
+//! Keys: sets at an address, and files and secrets that are none.
+
+use super::{addresses, ask_with, refusal, with_tokens};
+use crate::support::daemon::{run, stream_path};
+use crate::support::tls::keep;
+use crate::support::token::{bearer, claims_with};
+use crate::support::web::{Asked, Reply};
+use crate::support::{Daemon, Signer, Stream, Web, eventually};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const ISSUER: &str = "https://issuer.example";
+
+fn set(keys: &[Value]) -> Reply {
+    Reply::body(json!({ "keys": keys }))
+}
+
+/// Serves these keys, whatever is asked.
+async fn key_server(keys: &[Value]) -> Web {
+    let reply = set(keys);
+    Web::start(move |_: &Asked| reply.clone()).await
+}
+
+async fn with_keys_of(web: &Web, settings: &[(&str, &str)]) -> Daemon {
+    let url = web.url("/keys");
+    let all = [&[("auth.jwt.jwks_url", url.as_str()), ("auth.jwt.issuer", ISSUER)], settings].concat();
+    let daemon = with_tokens(&all).await;
+    daemon.write("job", 0..1).await;
+    daemon
+}
+
+/// A token of this issuer that names a key.
+fn named(signer: &Signer, kid: &str) -> String {
+    signer.token_with(json!({ "kid": kid }), &claims_with(&["*"], json!({ "iss": ISSUER })))
+}
+
+async fn status(daemon: &Daemon, token: &str) -> u16 {
+    ask_with(daemon, "/runner-jobs/job", token).await.status
+}
+
+#[tokio::test]
+async fn a_key_set_vouches_for_its_own_issuer_and_nothing_else_is_ever_asked_for_a_key() {
+    let (rsa, ec, ed) = (Signer::rsa(), Signer::ec(), Signer::ed());
+    let shared = Signer::secret("a secret that somebody has put into a public set");
+    let mut for_encryption = ec.jwk("encryption");
+    for_encryption["use"] = "enc".into();
+    let odd = json!({ "kty": "AKP", "kid": "odd", "pub": "x" });
+    let web =
+        key_server(&[odd, rsa.jwk("one"), ec.jwk("two"), ed.jwk("three"), shared.jwk("four"), for_encryption]).await;
+    // another issuer, whose key has the same name
+    let stranger = Signer::ec();
+    let elsewhere = key_server(&[stranger.jwk("two")]).await;
+    let daemon = with_keys_of(&web, &[]).await;
+    let foreign = |claims: &Value, more: Value| {
+        let mut header = json!({ "kid": "two" });
+        header.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        stranger.token_with(header, claims)
+    };
+    let (ours, theirs) =
+        (claims_with(&["*"], json!({ "iss": ISSUER })), claims_with(&["*"], json!({ "iss": elsewhere.url("") })));
+    let hints = [
+        json!({}),
+        json!({ "jku": elsewhere.url("/keys"), "x5u": elsewhere.url("/keys") }),
+        json!({ "jwk": stranger.jwk("two") }),
+        json!({ "kid": elsewhere.url("/keys") }),
+        json!({ "kid": "../../../dev/null" }),
+        json!({ "kid": "two' OR '1'='1" }),
+        json!({ "kid": "" }),
+    ];
+    let mut wrong: Vec<String> = hints.iter().map(|hint| foreign(&ours, hint.clone())).collect();
+    wrong.extend([
+        foreign(&theirs, json!({})),
+        ec.token_with(json!({ "kid": "two" }), &theirs),
+        ec.token_with(json!({ "kid": "one" }), &ours),
+        ec.token_with(json!({ "kid": "encryption" }), &ours),
+        shared.token_with(json!({ "kid": "four" }), &ours),
+        Signer::Secret(rsa.pem()).token_with(json!({ "kid": "one" }), &ours),
+    ]);
+    for path in addresses(&daemon, "job").await {
+        for (signer, kid) in [(&rsa, "one"), (&ec, "two"), (&ed, "three")] {
+            assert_eq!(ask_with(&daemon, &path, &named(signer, kid)).await.status, 200, "{kid} {path}");
+        }
+        for token in &wrong {
+            assert_eq!(refusal(&ask_with(&daemon, &path, token).await), (401, "auth.invalid".into()), "{path} {token}");
+        }
+    }
+    // without a name, the only key of its kind is meant
+    assert_eq!(status(&daemon, &ed.token(&ours)).await, 200);
+    assert!(elsewhere.asked().is_empty(), "{:?}", elsewhere.asked());
+}
+
+#[tokio::test]
+async fn a_new_key_counts_at_once_and_streams_of_one_that_is_gone_end() {
+    let (old, new) = (Signer::ec(), Signer::ed());
+    let web = key_server(&[old.jwk("old")]).await;
+    let daemon = with_keys_of(&web, &[("auth.recheck", "4s")]).await;
+    let open =
+        async |token: &str| Stream::open(daemon.http, &stream_path("job"), &[("Authorization", &bearer(token))]).await;
+    let mut first = open(&named(&old, "old")).await;
+    assert_eq!(first.event().await.number(), 0);
+    assert_eq!(status(&daemon, &named(&new, "new")).await, 401);
+    let both = set(&[old.jwk("old"), new.jwk("new")]);
+    web.set(move |_| both.clone());
+    let mut second = open(&named(&new, "new")).await;
+    assert_eq!(second.event().await.number(), 0);
+    // both count, and a read that brings nothing new ends nothing
+    daemon.write("job", 1..2).await;
+    assert_eq!((first.event().await.number(), second.event().await.number()), (1, 1));
+    let only = set(&[new.jwk("new")]);
+    web.set(move |_| only.clone());
+    let told = first.rest().await;
+    assert!(told.len() == 1 && told[0].is("stream.bye"), "{told:?}");
+    assert_eq!(told[0].json()["reason"], "revoked");
+    assert_eq!(status(&daemon, &named(&old, "old")).await, 401);
+    daemon.write("job", 2..3).await;
+    assert_eq!(second.event().await.number(), 2);
+}
+
+#[tokio::test]
+async fn invented_key_names_cause_a_handful_of_reads() {
+    let signer = Signer::ec();
+    let web = key_server(&[signer.jwk("one")]).await;
+    let daemon = with_keys_of(&web, &[]).await;
+    assert_eq!(status(&daemon, &named(&signer, "one")).await, 200);
+    let tries = (0..200).map(|number| named(&signer, &format!("invented-{number}")));
+    let asked = tries.map(async |token| status(&daemon, &token).await);
+    let statuses = futures_util::future::join_all(asked).await;
+    assert!(statuses.iter().all(|status| *status == 401), "{statuses:?}");
+    assert!(web.asked().len() <= 8, "{} reads", web.asked().len());
+    assert_eq!(status(&daemon, &named(&signer, "one")).await, 200);
+}
+
+#[tokio::test]
+async fn a_key_set_that_cannot_be_read_keeps_the_last_good_one_and_none_at_all_can_pass() {
+    let signer = Signer::ec();
+    let elsewhere = key_server(&[signer.jwk("one")]).await;
+    let bad = [
+        Reply::status(500),
+        Reply::Silence,
+        Reply::with_header(302, &format!("Location: {}", elsewhere.url("/keys"))),
+        Reply::body("x".repeat(2 << 20)),
+        Reply::body("no JSON"),
+        set(&[]),
+    ];
+    let web = Web::start(|_: &Asked| Reply::status(503)).await;
+    // a second to answer: a start does not wait for it
+    let daemon = with_keys_of(&web, &[("auth.recheck", "2s")]).await;
+    let token = named(&signer, "one");
+    let answer = ask_with(&daemon, "/runner-jobs/job/events", &token).await;
+    assert_eq!(refusal(&answer), (503, "auth.unavailable".into()));
+    assert!(answer.header("Retry-After").is_some());
+    let mut stream = Stream::open(daemon.http, &stream_path("job"), &[("Authorization", &bearer(&token))]).await;
+    assert_eq!(stream.head.status, 200);
+    let told = stream.rest().await;
+    assert!(told.len() == 1 && told[0].is("stream.error") && told[0].retry.is_some(), "{told:?}");
+    assert_eq!((&told[0].json()["code"], &told[0].json()["retryable"]), (&"auth.unavailable".into(), &true.into()));
+
+    let good = set(&[signer.jwk("one")]);
+    web.set(move |_| good.clone());
+    eventually("the keys", async || (status(&daemon, &token).await == 200).then_some(())).await;
+    let mut stream = Stream::open(daemon.http, &stream_path("job"), &[("Authorization", &bearer(&token))]).await;
+    assert_eq!(stream.event().await.number(), 0);
+    for (number, reply) in (1..).zip(bad) {
+        let before = web.asked().len();
+        let shown = format!("{reply:?}").chars().take(80).collect::<String>();
+        web.set(move |_| reply.clone());
+        eventually("another read", async || (web.asked().len() > before).then_some(())).await;
+        assert_eq!(status(&daemon, &token).await, 200, "{shown}");
+        daemon.write("job", number..number + 1).await;
+        assert_eq!(stream.event().await.number(), number, "{shown}");
+    }
+    assert!(elsewhere.asked().is_empty(), "a redirect was followed");
+}
+
+#[tokio::test]
+async fn a_set_that_is_slow_to_come_delays_only_tokens_that_need_it() {
+    let (known, new) = (Signer::ec(), Signer::ed());
+    let web = key_server(&[known.jwk("known")]).await;
+    let daemon = with_keys_of(&web, &[("auth.recheck", "10m")]).await;
+    assert_eq!(status(&daemon, &named(&known, "known")).await, 200);
+    let both = set(&[known.jwk("known"), new.jwk("new")]);
+    let late = Reply::Late(Duration::from_secs(1), Box::new(both));
+    web.set(move |_| late.clone());
+    let before = web.asked().len();
+    let token = named(&new, "new");
+    let path = "/runner-jobs/job";
+    let (waited, ()) = tokio::join!(ask_with(&daemon, path, &token), async {
+        eventually("the read to begin", async || (web.asked().len() > before).then_some(())).await;
+        for _ in 0..20 {
+            assert_eq!(status(&daemon, &named(&known, "known")).await, 200);
+        }
+    });
+    assert_eq!(waited.status, 200);
+    assert_eq!(web.asked().len(), before + 1);
+}
+
+#[tokio::test]
+async fn a_public_key_as_a_secret_or_a_file_that_is_no_public_key_ends_the_start_with_what_to_do() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let key = Signer::ed();
+    let private = include_str!("../../support/rsa-key.pem");
+    let file = |name: &str, text: &str| keep(&folder, name, text);
+    let (pem, secret_file) = (key.pem(), file("secret", &key.pem()));
+    let jwk = key.jwk("one").to_string();
+    let escaped = pem.replace('\n', "\\n");
+    let (none, hidden, missing) = (file("none", "hunter2"), file("hidden", private), "/no/such/key.pem".to_string());
+    let run_with = async |settings: &[(&str, &str)]| {
+        let path = folder.path().join("jobs.db").display().to_string();
+        let base = [
+            ("http.listen", "127.0.0.1:0"),
+            ("admin.listen", "127.0.0.1:0"),
+            ("source.sqlite.path", path.as_str()),
+            ("auth.mode", "jwt"),
+        ];
+        let all = [&base[..], settings];
+        let output = run(&["serve"], &all.concat()).await;
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (setting, code, part) in [
+        (("auth.jwt.secret", pem.as_str()), 2, "auth.jwt.key_file"),
+        (("auth.jwt.secret", &escaped), 2, "auth.jwt.key_file"),
+        (("auth.jwt.secret", &jwk), 2, "auth.jwt.key_file"),
+        (("auth.jwt.secret_file", &secret_file), 2, "auth.jwt.key_file"),
+        (("auth.jwt.key_file", &none), 1, "BEGIN PUBLIC KEY"),
+        (("auth.jwt.key_file", &hidden), 1, "-pubout"),
+        (("auth.jwt.key_file", &missing), 1, "/no/such/key.pem"),
+        (("auth.jwt.jwks_url", "ldap://host/x"), 2, "https://"),
+        (("auth.jwt.cookie", "a b"), 2, "auth.jwt.secret"),
+    ] {
+        let (status, said) = run_with(&[setting]).await;
+        assert_eq!(status, Some(code), "{said}");
+        assert!(said.contains(part) && said.contains(setting.0.trim_end_matches("_file")), "{part}: {said}");
+        assert!(!said.contains(pem.lines().nth(1).expect("base64")) && !said.contains("ldap"), "{said}");
+    }
+    let (status, said) = run_with(&[("auth.jwt.secret", "x"), ("auth.jwt.jwks_url", "https://x.example/")]).await;
+    assert!(status == Some(2) && said.contains("exactly one"), "{said}");
+    // a key that nobody uses would leave the door open
+    let (status, said) = run_with(&[("auth.mode", "none"), ("auth.jwt.secret", super::SECRET)]).await;
+    assert!(status == Some(2) && said.contains("auth.mode"), "{said}");
+    let (status, said) = run_with(&[("auth.mode", "jtw")]).await;
+    assert!(status == Some(2) && ["`none`", "`jwt`", "`forward`"].iter().all(|mode| said.contains(mode)), "{said}");
+}
+
+#[tokio::test]
+async fn whatever_weakens_who_may_watch_is_said_at_every_start() {
+    let mut daemon = with_tokens(&[("auth.jwt.secret", "short")]).await;
+    let warnings = |log: &str| log.matches("auth.jwt.secret").count();
+    assert_eq!(warnings(&daemon.log()), 1, "{}", daemon.log());
+    daemon.kill();
+    daemon.restart().await;
+    assert_eq!(warnings(&daemon.log()), 2);
+    let strong = with_tokens(&[]).await;
+    assert!(!strong.log().contains("less safe"), "{}", strong.log());
+}

@@ -1,0 +1,132 @@
+//! A web server of the tests' own, whose answers can be changed while it runs: a key set, or an API that is asked.
+
+use super::address;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A request as it arrived.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub path: String,
+    /// In lower case, in the order of their arrival.
+    pub headers: Vec<(String, String)>,
+}
+
+impl Asked {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// An answer, or none.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    Answer {
+        status: u16,
+        headers: String,
+        body: String,
+    },
+    /// This answer after a while.
+    Late(Duration, Box<Reply>),
+    /// The connection stays open, and nothing comes.
+    Silence,
+}
+
+impl Reply {
+    pub fn status(status: u16) -> Self {
+        Self::Answer { status, headers: String::new(), body: String::new() }
+    }
+
+    pub fn body(body: impl ToString) -> Self {
+        Self::Answer { status: 200, headers: String::new(), body: body.to_string() }
+    }
+
+    pub fn with_header(status: u16, header: &str) -> Self {
+        Self::Answer { status, headers: format!("{header}\r\n"), body: String::new() }
+    }
+}
+
+type Handler = Arc<dyn Fn(&Asked) -> Reply + Send + Sync>;
+
+pub struct Web {
+    pub address: SocketAddr,
+    asked: Arc<Mutex<Vec<Asked>>>,
+    handler: Arc<Mutex<Handler>>,
+}
+
+impl Web {
+    pub async fn start(handler: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(address::free()).await.expect("a listener");
+        let web = Self {
+            address: listener.local_addr().expect("an address"),
+            asked: Arc::default(),
+            handler: Arc::new(Mutex::new(Arc::new(handler))),
+        };
+        let (asked, handler) = (web.asked.clone(), web.handler.clone());
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let (asked, handler) = (asked.clone(), handler.clone());
+                tokio::spawn(async move {
+                    let _ = serve(socket, &asked, &handler).await;
+                });
+            }
+        });
+        web
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Answers otherwise from now on.
+    pub fn set(&self, handler: impl Fn(&Asked) -> Reply + Send + Sync + 'static) {
+        *self.handler.lock().expect("a handler") = Arc::new(handler);
+    }
+
+    /// All requests so far.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().expect("the requests").clone()
+    }
+}
+
+async fn serve(mut socket: TcpStream, asked: &Mutex<Vec<Asked>>, handler: &Mutex<Handler>) -> std::io::Result<()> {
+    let mut bytes = Vec::new();
+    loop {
+        while !bytes.windows(4).any(|four| four == b"\r\n\r\n") {
+            if socket.read_buf(&mut bytes).await? == 0 {
+                return Ok(());
+            }
+        }
+        let head = String::from_utf8_lossy(&bytes).into_owned();
+        bytes.clear();
+        let mut lines = head.lines();
+        let path = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap_or_default().to_string();
+        let headers = lines.filter_map(|line| line.split_once(": "));
+        let headers = headers.map(|(name, value)| (name.to_lowercase(), value.to_string())).collect();
+        let request = Asked { path, headers };
+        let handler = handler.lock().expect("a handler").clone();
+        let mut reply = handler(&request);
+        asked.lock().expect("the requests").push(request);
+        loop {
+            match reply {
+                Reply::Late(after, then) => {
+                    tokio::time::sleep(after).await;
+                    reply = *then;
+                }
+                Reply::Silence => {
+                    std::future::pending::<()>().await;
+                    return Ok(());
+                }
+                Reply::Answer { status, headers, body } => {
+                    let length = body.len();
+                    let answer = format!("HTTP/1.1 {status} X\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
+                    socket.write_all(answer.as_bytes()).await?;
+                    break;
+                }
+            }
+        }
+    }
+}
