@@ -1,13 +1,13 @@
 // @ts-check
 // The job that the page shows: its stream, its model, and the count of what arrived.
 
-import { JobStream } from "/jobcast.js";
+import { JobStream } from "../jobcast.js";
 import { describe } from "./describe.js";
 import { Job } from "./job.js";
 import { duration, serverClock } from "./time.js";
 
-/** @typedef {import("/jobcast.js").JobEvent} JobEvent */
-/** @typedef {import("/jobcast.js").JobStreamState} JobStreamState */
+/** @typedef {import("../jobcast.js").JobEvent} JobEvent */
+/** @typedef {import("../jobcast.js").JobStreamState} JobStreamState */
 
 /**
  * The state of the connection in the page's words. `offline`: the reader dropped it.
@@ -75,7 +75,7 @@ export class WatchedJob {
   constructor(id, view) {
     this.job = new Job(id);
     this.#view = view;
-    const stream = new JobStream(id);
+    const stream = new JobStream(id, { baseUrl: new URL(".", location.href).href });
     this.#stream = stream;
     this.#unsubscribes = [
       stream.on("state", (state) => this.#onState(state)),
