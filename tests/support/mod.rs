@@ -5,6 +5,7 @@ pub mod daemon;
 pub mod flap;
 pub mod http;
 pub mod postgres;
+pub mod proxy;
 pub mod redis;
 pub mod sse;
 pub mod store;
