@@ -7,6 +7,7 @@ mod commands;
 mod contract;
 mod delivery;
 mod demo;
+mod deploy;
 mod docs;
 mod doctor;
 mod http;
