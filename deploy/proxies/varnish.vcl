@@ -55,8 +55,8 @@ sub vcl_recv {
     } else {
         set req.backend_hint = second;
     }
-    # A stream that is fetched as an object is stored as long as it lives. Piped bytes pass and are gone. pipe_timeout
-    # counts the time without a byte: it must be above stream.heartbeat (15s).
+    # A pipe passes bytes on as they come: no object, no storage, no time-out of fetching. pipe_timeout counts the time
+    # without a byte: it must be above stream.heartbeat (15s).
     if (req.url ~ "/events/stream([?]|$)") {
         return (pipe);
     }
