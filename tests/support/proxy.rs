@@ -20,7 +20,7 @@ pub enum Kind {
 
 pub struct Proxy {
     child: Child,
-    folder: TempDir,
+    _folder: TempDir,
     pub http: SocketAddr,
     /// Listener with TLS and HTTP/2; only nginx's file has one.
     pub https: SocketAddr,
@@ -71,7 +71,7 @@ impl Proxy {
         std::fs::write(&config, text).expect("the proxy's file");
         let mut command = command(kind, &config, http, folder.path());
         let child = command.stdout(Stdio::null()).spawn().unwrap_or_else(|error| panic!("{kind:?}: {error}"));
-        let proxy = Self { child, folder, http, https };
+        let proxy = Self { child, _folder: folder, http, https };
         eventually("the proxy to listen", async || TcpStream::connect(http).await.ok()).await;
         proxy
     }
@@ -85,7 +85,6 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = self.folder.path();
     }
 }
 
