@@ -2,11 +2,15 @@
 # Jobcast as a container: one static binary on an empty image, for amd64 and arm64.
 #
 #   docker build -t jobcast .
+#   docker buildx build --platform linux/amd64,linux/arm64 -t registry.example.org/jobcast --push .
 #   docker run --rm --read-only --tmpfs /tmp -p 127.0.0.1:8080:8080 jobcast demo --listen 0.0.0.0:8080 --allow-anonymous
+#
+# What it writes is the SQLite file, in /data: -v jobcast:/data. With PostgreSQL or Redis it writes nothing.
 #
 # The compiler runs on the machine's own architecture and makes code for the one that is asked for.
 FROM --platform=$BUILDPLATFORM docker.io/library/rust:1.95-slim-bookworm AS build
-ARG TARGETARCH=amd64
+# Set by the builder. A default here would win over that.
+ARG TARGETARCH
 WORKDIR /build
 COPY deploy/container/target.sh .
 RUN ./target.sh install "$TARGETARCH"

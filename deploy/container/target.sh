@@ -1,7 +1,7 @@
 #!/bin/sh
 # Steps of the Dockerfile that differ by architecture.
 #
-#   target.sh install ARCH        the compiler's parts for ARCH (amd64 or arm64, as Docker names them)
+#   target.sh install ARCH        the compiler's parts for ARCH (amd64 or arm64, as Docker names them; "" for this machine's)
 #   target.sh build ARCH          the binary, with the profile for packages
 #   target.sh root ARCH FOLDER    the files of the image
 set -eu
@@ -10,6 +10,7 @@ step=$1 arch=$2
 case $arch in
     amd64) cpu=x86_64 ;;
     arm64) cpu=aarch64 ;;
+    "") cpu=$(uname -m) ;;
     *) echo "There is no recipe for $arch: only for amd64 and arm64." >&2; exit 1 ;;
 esac
 target=$cpu-unknown-linux-gnu
