@@ -22,11 +22,17 @@ pub struct Args {
     /// Address of health and metrics
     #[arg(long, default_value = "127.0.0.1:9464")]
     admin_listen: SocketAddr,
+    /// Lets anybody who reaches --listen watch, where that is not loopback: in a container, say. They cannot write
+    #[arg(long)]
+    allow_anonymous: bool,
 }
 
 pub async fn run(args: Args) -> ExitCode {
-    if !args.listen.ip().is_loopback() {
-        return misused(format!("--listen {}: the demo lets anybody write, so it stays on loopback", args.listen));
+    if !args.listen.ip().is_loopback() && !args.allow_anonymous {
+        return misused(format!(
+            "--listen {}: anybody who reaches it could watch; add --allow-anonymous if that is meant, or listen on loopback",
+            args.listen
+        ));
     }
     // Removed when it is dropped.
     let folder = match tempfile::Builder::new().prefix("jobcast-demo-").tempdir() {
@@ -63,6 +69,7 @@ fn settings(args: &Args, database: &Path) -> Settings {
     let mut settings = Settings::default();
     settings.http.listen = args.listen;
     settings.admin.listen = args.admin_listen;
+    settings.auth.allow_anonymous = args.allow_anonymous;
     settings.source.sqlite.path = database.to_path_buf();
     // No balancer has to notice that a demo leaves, so Ctrl-C ends it at once.
     settings.shutdown.grace = Duration::ZERO;

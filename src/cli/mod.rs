@@ -3,7 +3,9 @@
 mod bench;
 mod check;
 mod client;
+mod completions;
 mod demo;
+mod doctor;
 mod emit;
 mod files;
 mod healthcheck;
@@ -72,7 +74,9 @@ enum Command {
     )]
     Serve(ConfigFile),
     /// The daemon on a throw-away file, with a simulated runner that keeps writing believable jobs
-    #[command(after_help = "Example:\n  jobcast demo          then open the address that it prints")]
+    #[command(
+        after_help = "Example:\n  jobcast demo          then open the address that it prints\n  jobcast demo --listen 0.0.0.0:8080 --allow-anonymous          in a container"
+    )]
     Demo(demo::Args),
     /// Checks settings and source, and says every problem with what to do about it
     #[command(after_help = "Example:\n  jobcast check --config jobcast.toml")]
@@ -98,6 +102,17 @@ enum Command {
     /// Exits 0 when /readyz answers 200: for containers that have no curl
     #[command(after_help = "Example:\n  HEALTHCHECK CMD [\"jobcast\", \"healthcheck\"]")]
     Healthcheck(healthcheck::Args),
+    /// Asks a running Jobcast through its proxies, and says what stands in the way and how to mend it
+    #[command(
+        after_help = "Example:\n  jobcast doctor https://app.example.org/live --job build-7 --origin https://app.example.org"
+    )]
+    Doctor(doctor::Args),
+    /// Prints a script that completes commands in a shell: for packages
+    #[command(hide = true, after_help = "Example:\n  jobcast completions bash > /etc/bash_completion.d/jobcast")]
+    Completions(completions::Args),
+    /// Prints the manual's page: for packages
+    #[command(hide = true, after_help = "Example:\n  jobcast man > jobcast.1")]
+    Man,
 }
 
 /// Parses the command line and runs the command.
@@ -124,6 +139,9 @@ async fn execute(command: Command) -> ExitCode {
         Command::Tail(args) => tail::run(args).await,
         Command::Bench(args) => bench::run(args).await,
         Command::Healthcheck(args) => healthcheck::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
+        Command::Completions(args) => completions::completions(args),
+        Command::Man => completions::man(),
     }
 }
 

@@ -19,7 +19,7 @@ async fn tail(daemon: &Daemon, more: &[&str]) -> Output {
 async fn every_command_explains_itself_with_an_example() {
     let help = run(&["--help"], &[]).await;
     assert!(help.status.success());
-    for command in ["serve", "demo", "check", "schema", "emit", "tail", "bench", "healthcheck"] {
+    for command in ["serve", "demo", "check", "schema", "emit", "tail", "bench", "healthcheck", "doctor"] {
         assert!(
             text(&help.stdout).contains(&format!("  {command} ")),
             "{command} is missing in {}",
@@ -30,6 +30,18 @@ async fn every_command_explains_itself_with_an_example() {
         assert!(text(&own.stdout).contains("Example:\n  "), "{command}: {}", text(&own.stdout));
     }
     assert_eq!(run(&["no-such-command"], &[]).await.status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn the_manual_and_the_completions_of_every_shell_know_every_command() {
+    for arguments in [&["man"][..], &["completions", "bash"], &["completions", "zsh"], &["completions", "fish"]] {
+        let output = run(arguments, &[]).await;
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        let said = text(&output.stdout).to_lowercase();
+        for command in ["serve", "demo", "check", "schema", "emit", "tail", "bench", "healthcheck", "doctor"] {
+            assert!(said.contains(command), "{arguments:?} does not know {command}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,10 @@
 //! The demo, which strangers see first.
 
-use crate::support::daemon::{BINARY, finish};
+use crate::support::daemon::{BINARY, finish, run};
+use crate::support::{address, eventually, http};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use tokio::net::TcpStream;
 
 #[tokio::test]
 async fn the_demo_shows_a_page_that_is_alive_and_asks_no_other_host_for_anything() {
@@ -12,4 +14,31 @@ async fn the_demo_shows_a_page_that_is_alive_and_asks_no_other_host_for_anything
     let output = finish(node.stdout(Stdio::piped()).stderr(Stdio::piped())).await;
     let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(output.status.success(), "{said}");
+}
+
+struct Demo(Child);
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_demo_is_reached_from_outside_only_if_that_is_written_out_and_even_then_nobody_writes() {
+    let (page, admin) = (address::free(), address::free().to_string());
+    let listen = format!("0.0.0.0:{}", page.port());
+    let refused = run(&["demo", "--listen", &listen, "--admin-listen", &admin], &[]).await;
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--allow-anonymous"));
+
+    let mut demo = Command::new(BINARY);
+    demo.args(["demo", "--listen", &listen, "--admin-listen", &admin, "--allow-anonymous"]).stdout(Stdio::null());
+    let _demo = Demo(demo.spawn().expect("the demo"));
+    eventually("the demo", async || TcpStream::connect(page).await.ok()).await;
+    assert_eq!(http::request(page, "GET", "/", &[], b"").await.status, 200);
+    let headers = [("Content-Type", "application/json")];
+    let answer = http::request(page, "POST", "/runner-jobs/job/events", &headers, b"{\"type\":\"x\"}").await;
+    assert_eq!(answer.code(), "ingest.disabled");
 }

@@ -7,6 +7,7 @@ pub mod http;
 pub mod http2;
 pub mod manager;
 pub mod postgres;
+pub mod proxy;
 pub mod redis;
 pub mod sse;
 pub mod store;

@@ -98,7 +98,7 @@ export class Jobs {
   async refresh() {
     if (document.hidden) return;
     try {
-      const response = await fetch("/runner-jobs?limit=50", { cache: "no-store", headers: authorization });
+      const response = await fetch("runner-jobs?limit=50", { cache: "no-store", headers: authorization });
       const answer = await response.json();
       if (!response.ok)
         return this.#setNote(answer.detail ?? `The list of jobs is not to be had (${response.status}).`);

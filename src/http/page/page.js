@@ -56,8 +56,8 @@ class Page {
   /** Shows how to write a first event. */
   #showHint() {
     const meta = document.querySelector('meta[name="jobcast-events-path"]');
-    const path = meta?.getAttribute("content")?.replace("{job_id}", "hello-1");
-    byId("hint").textContent = `curl -X POST ${location.origin}${path} \\
+    const path = meta?.getAttribute("content")?.replace("{job_id}", "hello-1").replace(/^\//, "");
+    byId("hint").textContent = `curl -X POST ${new URL(path ?? "", location.href)} \\
   -H 'Content-Type: application/json' \\
   -d '{"type":"step.output","stepId":"greet","payload":{"line":"hello"}}'`;
   }

@@ -1,14 +1,14 @@
 // @ts-check
 // The job that the page shows: its stream, its model, and the count of what arrived.
 
-import { JobStream } from "/jobcast.js";
+import { JobStream } from "../jobcast.js";
 import { describe } from "./describe.js";
 import { Job } from "./job.js";
 import { duration, serverClock } from "./time.js";
 import { token } from "./token.js";
 
-/** @typedef {import("/jobcast.js").JobEvent} JobEvent */
-/** @typedef {import("/jobcast.js").JobStreamState} JobStreamState */
+/** @typedef {import("../jobcast.js").JobEvent} JobEvent */
+/** @typedef {import("../jobcast.js").JobStreamState} JobStreamState */
 
 /**
  * The state of the connection in the page's words. `offline`: the reader dropped it.
@@ -76,7 +76,8 @@ export class WatchedJob {
   constructor(id, view) {
     this.job = new Job(id);
     this.#view = view;
-    const stream = new JobStream(id, token === undefined ? {} : { token });
+    const baseUrl = new URL(".", location.href).href;
+    const stream = new JobStream(id, token === undefined ? { baseUrl } : { baseUrl, token });
     this.#stream = stream;
     this.#unsubscribes = [
       stream.on("state", (state) => this.#onState(state)),

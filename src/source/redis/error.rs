@@ -24,9 +24,7 @@ pub fn failed(operation: &str, error: NodeError) -> SourceError {
         SourceCode::Io => "see the server's log and disk",
         SourceCode::Credentials => "correct user, password and database in source.redis.url",
         SourceCode::Tls => "see whether the server speaks TLS (rediss://), and source.redis.root_cert",
-        SourceCode::Rights => {
-            "give this user the commands and keys that README.md names under \"Redis\", see ACL SETUSER"
-        }
+        SourceCode::Rights => "give this user the commands and keys that docs/redis.md names, see ACL SETUSER",
         SourceCode::Schema if is_moved(&error) => {
             "this server is part of a Cluster: name several of its nodes in source.redis.url, comma-separated"
         }

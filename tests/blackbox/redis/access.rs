@@ -87,7 +87,7 @@ async fn every_trouble_is_told_by_its_code_once_and_is_over_when_it_is_mended() 
 }
 
 #[tokio::test]
-async fn the_rights_that_the_readme_names_are_enough_on_another_database() {
+async fn the_rights_that_the_guide_names_are_enough_on_another_database() {
     let server = Redis::start().await;
     for rights in [&READER[..], &HEARS, &["ACL", "SETUSER", "reader", "+select"]] {
         server.ask::<()>(rights).await;
@@ -110,7 +110,7 @@ async fn has_met_no_error(daemon: &Daemon) {
 }
 
 #[tokio::test]
-async fn the_rights_that_the_readme_names_are_enough_on_a_cluster_whose_slots_move() {
+async fn the_rights_that_the_guide_names_are_enough_on_a_cluster_whose_slots_move() {
     let cluster = Cluster::start().await;
     for node in &cluster.nodes {
         for rights in [&READER[..], &HEARS, &["ACL", "SETUSER", "reader", "+cluster|slots", "+asking"]] {

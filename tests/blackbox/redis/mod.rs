@@ -16,7 +16,7 @@ use redis::Value;
 use redis::aio::MultiplexedConnection;
 use serde_json::json;
 
-/// Everything that README.md says a user needs who only reads.
+/// Everything that docs/redis.md says a user needs who only reads.
 const READER: [&str; 11] = [
     "ACL",
     "SETUSER",

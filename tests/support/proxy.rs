@@ -1,0 +1,123 @@
+//! A proxy before two Jobcasts, run from its file in `deploy/proxies/`.
+
+use super::address::{self, host};
+use super::tls::Authority;
+use super::{Daemon, eventually};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+
+/// The programs that Debian has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    Nginx,
+    Caddy,
+    Haproxy,
+    Varnish,
+}
+
+pub struct Proxy {
+    child: Child,
+    _folder: TempDir,
+    pub http: SocketAddr,
+    /// Listener with TLS and HTTP/2; only nginx's file has one.
+    pub https: SocketAddr,
+}
+
+impl Proxy {
+    /// Starts one from its own file, with the addresses of this test in place of the file's.
+    pub async fn start(kind: Kind, to: [&Daemon; 2]) -> Self {
+        Self::start_changed(kind, to, &[]).await
+    }
+
+    /// Starts one whose file has been changed: each first text, which must occur, to its second.
+    pub async fn start_changed(kind: Kind, to: [&Daemon; 2], changes: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().expect("a directory");
+        let name = match kind {
+            Kind::Nginx => "nginx.conf",
+            Kind::Caddy => "Caddyfile",
+            Kind::Haproxy => "haproxy.cfg",
+            Kind::Varnish => "varnish.vcl",
+        };
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/proxies").join(name);
+        let mut text = std::fs::read_to_string(file).expect("the proxy's file");
+        for (from, to) in changes {
+            assert!(text.contains(from), "{name} has no {from:?}");
+            text = text.replace(from, to);
+        }
+        let (http, https) = (address::free(), address::free());
+        let ports = [
+            ("8000", http),
+            ("8443", https),
+            ("8080", to[0].http),
+            ("8081", to[1].http),
+            ("9464", to[0].admin),
+            ("9465", to[1].admin),
+        ];
+        for (written, real) in ports {
+            text = text.replace(written, &real.port().to_string());
+        }
+        let own = folder.path().display().to_string();
+        for (written, real) in [("127.0.0.1", host().to_string().as_str()), ("/etc/jobcast", &own), ("/run", &own)] {
+            text = text.replace(written, real);
+        }
+        text = text.replace("/tmp/nginx", &format!("{own}/nginx"));
+        let (certificate, key) = Authority::new("proxies").certify("localhost");
+        std::fs::write(folder.path().join("tls.crt"), certificate.pem()).expect("a certificate");
+        std::fs::write(folder.path().join("tls.key"), key.serialize_pem()).expect("a key");
+        let config = folder.path().join(name);
+        std::fs::write(&config, text).expect("the proxy's file");
+        let mut command = command(kind, &config, http, folder.path());
+        let child = command.stdout(Stdio::null()).spawn().unwrap_or_else(|error| panic!("{kind:?}: {error}"));
+        let proxy = Self { child, _folder: folder, http, https };
+        eventually("the proxy to listen", async || TcpStream::connect(http).await.ok()).await;
+        proxy
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}/live", self.http)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One process that stays in the foreground, so that its end is the end of the proxy.
+fn command(kind: Kind, config: &Path, listen: SocketAddr, folder: &Path) -> Command {
+    let found = |name: &str| {
+        let path = Path::new("/usr/sbin").join(name);
+        Command::new(if path.exists() { path } else { name.into() })
+    };
+    let mut command = match kind {
+        Kind::Nginx => {
+            let mut nginx = found("nginx");
+            nginx.arg("-c").arg(config).args(["-e", "stderr", "-g", "daemon off; master_process off;"]);
+            nginx
+        }
+        Kind::Caddy => {
+            let mut caddy = found("caddy");
+            caddy.args(["run", "--adapter", "caddyfile", "--config"]).arg(config);
+            caddy
+        }
+        Kind::Haproxy => {
+            let mut haproxy = found("haproxy");
+            haproxy.args(["-db", "-q", "-f"]).arg(config);
+            haproxy
+        }
+        Kind::Varnish => {
+            let mut varnish = found("varnishd");
+            varnish.args(["-F", "-j", "none", "-T", "none", "-p", "pipe_timeout=90", "-a", &listen.to_string()]);
+            varnish.arg("-f").arg(config).arg("-n").arg(folder.join("varnish"));
+            varnish
+        }
+    };
+    // What a proxy logs is of no interest while it works.
+    command.env("HOME", folder).env("XDG_DATA_HOME", folder).env("XDG_CONFIG_HOME", folder).stderr(Stdio::null());
+    command
+}
