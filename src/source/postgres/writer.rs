@@ -18,7 +18,8 @@ impl Session<'_> {
         let new_events: Vec<&NewEvent> =
             events.iter().filter(|event| !stored.contains_key(&event.id) && new_ids.insert(event.id.clone())).collect();
         if !new_events.is_empty() {
-            self.connection.query(sql::insert_events(&self.tables, job, new_events)).await?;
+            let sql = sql::insert_events(&self.tables, &self.store.settings.columns, job, new_events);
+            self.connection.query(sql.ok_or(QueryError::NotWritable)?).await?;
         }
         if let Some(jobs) = &self.tables.jobs {
             self.connection.query(sql::insert_job(jobs, job)).await?;
@@ -40,7 +41,7 @@ impl Session<'_> {
         let rows = self.tables.rows(self.tables.best);
         let sql = sql::stored_events(&rows, self.durable_xid(), job, events);
         let answer = self.connection.query(sql).await?;
-        let event = |row| StoredRow::parse(row, job).map(|stored| (stored.event.id.clone(), stored.event));
+        let event = |row| StoredRow::parse(row, job, self).map(|stored| (stored.event.id.clone(), stored.event));
         answer.iter().map(event).collect()
     }
 

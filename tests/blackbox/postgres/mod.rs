@@ -1,6 +1,7 @@
 //! PostgreSQL: every committed event once, whatever its writers do.
 
 mod access;
+mod mapping;
 mod one_reader;
 mod tables;
 mod torture;
