@@ -157,11 +157,18 @@ pub struct Payload(Box<RawValue>);
 impl Payload {
     /// Keeps JSON as it is. Anything else becomes a JSON string, so that no event is lost for its payload.
     pub fn from_text(text: String) -> Self {
+        Self::json(&text).unwrap_or_else(|| Self::text(&text))
+    }
+
+    /// Keeps JSON as it is, on one line; `None` for anything else.
+    pub fn json(text: &str) -> Option<Self> {
         // JSON allows no raw line ends inside strings, and outside of them they are mere space
-        let line = text.replace(['\n', '\r'], " ");
-        RawValue::from_string(line)
-            .or_else(|_| serde_json::value::to_raw_value(&text))
-            .map_or_else(|_| Self::null(), Self)
+        RawValue::from_string(text.replace(['\n', '\r'], " ")).ok().map(Self)
+    }
+
+    /// Makes a JSON string of a text.
+    pub fn text(text: &str) -> Self {
+        serde_json::value::to_raw_value(text).map_or_else(|_| Self::null(), Self)
     }
 
     pub fn null() -> Self {

@@ -5,7 +5,7 @@ mod finding;
 mod handshake;
 mod watch;
 
-use super::client::{Failure, Jobcast, http_client};
+use super::client::{Failure, Jobcast, Trust, http_client};
 use super::{failed, misused, printed};
 use crate::event::JobId;
 use actix_web::http::header::HttpDate;
@@ -39,6 +39,8 @@ pub struct Args {
     /// Longest time to watch a stream, which has to be silent once for stream.heartbeat
     #[arg(long, value_name = "SECONDS", default_value_t = 40)]
     watch: u64,
+    #[command(flatten)]
+    trust: Trust,
 }
 
 pub async fn run(args: Args) -> ExitCode {
@@ -75,7 +77,8 @@ struct Doctor<'a> {
 
 impl<'a> Doctor<'a> {
     fn new(args: &'a Args, url: Url) -> Result<Self, Failure> {
-        Ok(Self { args, url, client: http_client()?, jobcast: Jobcast::new(&args.url, args.token.clone())? })
+        let jobcast = Jobcast::new(&args.url, args.token.clone(), &args.trust)?;
+        Ok(Self { args, url, client: http_client(&args.trust)?, jobcast })
     }
 
     /// Asks one thing after the other; what makes the next question senseless ends it.

@@ -29,6 +29,9 @@ const SECRETS: &[&str] = &[
     "source.redis.url",
 ];
 
+/// Settings that are a map with keys of the operator's own. In a variable: `20=info,30=warning`.
+const MAPS: &[&str] = &["source.postgres.types"];
+
 /// Everything that is wrong with the settings.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(SettingError::to_string).collect::<Vec<_>>().join("\n"))]
@@ -185,6 +188,7 @@ impl Defaults {
     fn keep_valid(&self, layer: &mut Layer, errors: &mut Vec<SettingError>) {
         layer.0.retain_mut(|one| {
             self.split_list(one);
+            split_map(one);
             self.validate_value(one).map_err(|error| errors.push(error)).is_ok()
         });
     }
@@ -204,7 +208,7 @@ impl Defaults {
         let (key, origin) = (one.key.clone(), one.origin().to_string());
         match self.0.get::<Value>(&key).map(|known| known.kind) {
             Err(_) => Err(SettingError::UnknownKey { meant: self.nearest(&key), key, origin }),
-            Ok(ValueKind::Table(_)) => Err(SettingError::NotAValue { key, origin }),
+            Ok(ValueKind::Table(_)) if !MAPS.contains(&&*key) => Err(SettingError::NotAValue { key, origin }),
             Ok(_) => match self.with([Layer(vec![one.clone()])]) {
                 Ok(_) => Ok(()),
                 Err(_) if SECRETS.contains(&&*key) => {
@@ -232,10 +236,15 @@ fn flat(all: &Config) -> BTreeMap<String, ValueKind> {
     let mut groups = vec![(String::new(), all.cache.clone())];
     while let Some((key, value)) = groups.pop() {
         match value.kind {
-            ValueKind::Table(table) => {
+            ValueKind::Table(table) if !MAPS.contains(&&*key) => {
                 groups.extend(table.into_iter().map(|(name, value)| (join(&key, &name), value)));
             }
-            // Without the origins of its items, which make equal lists differ.
+            // Without the origins of its items, which make equal lists and maps differ.
+            ValueKind::Table(table) => {
+                let items: Map<String, Value> =
+                    table.into_iter().map(|(name, value)| (name, Value::new(None, value.kind))).collect();
+                values.insert(key, ValueKind::Table(items));
+            }
             ValueKind::Array(items) => {
                 let items: Vec<Value> = items.into_iter().map(|item| Value::new(None, item.kind)).collect();
                 values.insert(key, ValueKind::Array(items));
@@ -246,6 +255,19 @@ fn flat(all: &Config) -> BTreeMap<String, ValueKind> {
         }
     }
     values
+}
+
+/// Splits the text of a variable into a map where one is wanted. A part without `=` is left for the error.
+fn split_map(one: &mut Override) {
+    let ValueKind::String(text) = &one.value.kind else { return };
+    if MAPS.contains(&&*one.key) {
+        let pairs = text.split(',').map(|pair| pair.split_once('='));
+        let pairs: Option<Map<String, Value>> =
+            pairs.map(|pair| pair.map(|(key, value)| (key.trim().to_string(), Value::from(value.trim())))).collect();
+        if let Some(pairs) = pairs {
+            one.value.kind = ValueKind::Table(pairs);
+        }
+    }
 }
 
 /// The message of `config` without the key and the origin, which stand before it.
@@ -289,7 +311,7 @@ fn flatten(
     for (name, value) in table {
         let (key, origin) = (join(group, name.get_ref()), origin_of(name.span().start));
         match value.get_ref() {
-            DeValue::Table(table) => flatten(&key, table, origin_of, values)?,
+            DeValue::Table(table) if !MAPS.contains(&&*key) => flatten(&key, table, origin_of, values)?,
             other => {
                 let kind = convert(other).ok_or_else(|| SettingError::Invalid {
                     key: key.clone(),
@@ -318,7 +340,14 @@ fn convert(value: &DeValue<'_>) -> Option<ValueKind> {
                 items.iter().map(Spanned::get_ref).map(|item| Some(Value::new(None, convert(item)?))).collect();
             ValueKind::Array(items?)
         }
-        DeValue::Datetime(_) | DeValue::Table(_) => return None,
+        DeValue::Table(table) => {
+            let pairs: Option<Map<String, Value>> = table
+                .iter()
+                .map(|(name, value)| Some((name.get_ref().to_string(), Value::new(None, convert(value.get_ref())?))))
+                .collect();
+            ValueKind::Table(pairs?)
+        }
+        DeValue::Datetime(_) => return None,
     })
 }
 
@@ -394,6 +423,20 @@ mod tests {
         assert_eq!(read.http.cors.origins, ["https://a.example", "https://b.example"]);
         assert_eq!(read.hub.ring_events, 5);
         assert!(!read.ingest_enabled());
+    }
+
+    #[test]
+    fn a_map_has_keys_of_the_operators_own_in_the_file_and_in_a_variable() {
+        let wanted = |read: Settings| read.source.postgres.types.into_iter().collect::<Vec<_>>();
+        let types = [("20".to_string(), "info".to_string()), ("LOG.line".to_string(), "step.output".to_string())];
+        let text = "[source.postgres]\ntypes = { 20 = \"info\", \"LOG.line\" = \"step.output\" }\n";
+        assert_eq!(wanted(load(text, &[]).expect("an inline table")), types);
+        let text = "[source.postgres.types]\n20 = \"info\"\n\"LOG.line\" = \"step.output\"\n";
+        assert_eq!(wanted(load(text, &[]).expect("a table")), types);
+        let variable = ("JOBCAST_SOURCE__POSTGRES__TYPES", "20=info, LOG.line = step.output");
+        assert_eq!(wanted(load("", &[variable]).expect("a variable")), types);
+        let why = load("", &[("JOBCAST_SOURCE__POSTGRES__TYPES", "info")]).expect_err("no map");
+        assert!(why.contains("source.postgres.types, in JOBCAST_SOURCE__POSTGRES__TYPES"), "{why}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! the variables; only `load` reads the file.
 //!
 //! - `sections`, `auth` and `source`: one struct for each section, with its defaults and its `validate`.
+//! - `mapping`: the columns of other people's tables, and how they are read.
 //! - `values`: types of single values, such as secrets and networks.
 //! - `load`: reads the file and the variables, and finds everything that is wrong at once.
 //! - `validate`: the list of problems, and the rules that concern two sections.
@@ -13,6 +14,7 @@ mod auth;
 #[cfg(test)]
 mod docs;
 mod load;
+mod mapping;
 mod sections;
 mod source;
 mod validate;
@@ -20,6 +22,7 @@ mod values;
 
 pub use auth::{Auth, AuthMode, Forward, Jwt};
 pub use load::{ConfigErrors, Values};
+pub use mapping::{EventOrder, Field, PayloadColumns, PayloadKind, TimestampUnit};
 pub use sections::{Admin, Cors, Http, Hub, Ingest, Log, Shutdown, Stream, Tls};
 pub use source::{Columns, FinalStatuses, JobColumns, Pace, Postgres, Redis, Source, SourceKind, Sqlite};
 pub use values::{AutoBool, Network, Secret, SecretUrl};

@@ -3,10 +3,12 @@
 //! The doc comment on a field is also its line in `config/jobcast.toml` and `docs/settings.md`, so it is written for
 //! operators.
 
+use super::mapping::{EventOrder, Field, PayloadColumns, PayloadKind, TimestampUnit};
 use super::validate::Problems;
 use super::values::{Secret, duration, one_of};
 use crate::event::JobStatus;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -132,8 +134,19 @@ pub struct Postgres {
     /// Interval at which all of a job is read, to find events that are older than look_back. Only without a column xid.
     #[serde(with = "duration")]
     pub sweep: Duration,
-    /// Columns of the event table. step_id, actor, seq and xid may be missing; without seq and xid, events are found by
-    /// their timestamp.
+    /// Way in which the payload's column is read: auto (json and jsonb are JSON, bytea is UTF-8, texts are texts), json,
+    /// text or bytes.
+    pub payload_kind: PayloadKind,
+    /// Unit of a timestamp that is a number: auto (by its size), s, ms, us or ns.
+    pub timestamp_unit: TimestampUnit,
+    /// Zone of a timestamp that is stored without one, such as Europe/Paris.
+    pub timestamp_zone: String,
+    /// Order of a job's events: seq (where there is such a column, else as timestamp) or timestamp.
+    pub order: EventOrder,
+    /// Names for stored types: { "20" = "info" }. A type that is not among them keeps its own.
+    pub types: BTreeMap<String, String>,
+    /// Columns of the event table, of which only job_id must be there. "" is none, "= text" a constant. Without seq and
+    /// xid, events are found by their timestamp.
     pub columns: Columns,
     /// Columns of the job table.
     pub job_columns: JobColumns,
@@ -145,21 +158,21 @@ pub struct Postgres {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Columns {
-    /// Id of the event.
+    /// Id of the event, unique within its job. Without one, seq is the id.
     pub id: String,
     /// Id of the job that the event belongs to.
     pub job_id: String,
     /// Id of the step.
-    pub step_id: String,
-    /// Type of the event.
+    pub step_id: Field,
+    /// Type of the event, or "= text" for the same type always.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: Field,
     /// Time of the event.
     pub timestamp: String,
-    /// Writer of the event.
-    pub actor: String,
-    /// Content of the event.
-    pub payload: String,
+    /// Writer of the event, or "= text".
+    pub actor: Field,
+    /// Content of the event: a column, a list of columns for an object of them, or "*" for the whole row.
+    pub payload: PayloadColumns,
     /// Ascending number of the row.
     pub seq: String,
     /// Transaction that wrote the row (xid8).
@@ -174,6 +187,22 @@ pub struct JobColumns {
     pub status: String,
 }
 
+impl Default for Columns {
+    fn default() -> Self {
+        Self {
+            id: "id".into(),
+            job_id: "job_id".into(),
+            step_id: "step_id".into(),
+            kind: "type".into(),
+            timestamp: "timestamp".into(),
+            actor: "actor".into(),
+            payload: "payload".into(),
+            seq: "seq".into(),
+            xid: "xid".into(),
+        }
+    }
+}
+
 impl Default for Postgres {
     fn default() -> Self {
         Self {
@@ -185,17 +214,12 @@ impl Default for Postgres {
             listen: "jobcast".into(),
             look_back: Duration::from_secs(60),
             sweep: Duration::from_secs(30),
-            columns: Columns {
-                id: "id".into(),
-                job_id: "job_id".into(),
-                step_id: "step_id".into(),
-                kind: "type".into(),
-                timestamp: "timestamp".into(),
-                actor: "actor".into(),
-                payload: "payload".into(),
-                seq: "seq".into(),
-                xid: "xid".into(),
-            },
+            payload_kind: PayloadKind::default(),
+            timestamp_unit: TimestampUnit::default(),
+            timestamp_zone: "UTC".into(),
+            order: EventOrder::default(),
+            types: BTreeMap::new(),
+            columns: Columns::default(),
             job_columns: JobColumns { id: "id".into(), status: "status".into() },
             statuses: FinalStatuses::usual_statuses(),
             final_types: FinalStatuses::default(),
@@ -212,6 +236,8 @@ impl Postgres {
         );
         problems.require(self.pool > 0, "source.postgres.pool", "must be at least 1");
         problems.require(!self.events_table.is_empty(), "source.postgres.events_table", "must name a table");
+        problems.require(!self.columns.job_id.is_empty(), "source.postgres.columns.job_id", "must name a column");
+        problems.require(!self.timestamp_zone.is_empty(), "source.postgres.timestamp_zone", "must name a zone");
         problems.require_longer_than_zero(self.look_back, "source.postgres.look_back");
         problems.require_longer_than_zero(self.sweep, "source.postgres.sweep");
     }

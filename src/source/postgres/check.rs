@@ -4,8 +4,8 @@ use super::error::QueryError;
 use super::position::Position;
 use super::session::Session;
 use super::sql::{self, PageQuery, XidBound, quote_table};
-use super::store::{Store, parse_columns};
-use super::tables::{CursorScheme, RowOrder, XidSource};
+use super::store::{Store, read_relation};
+use super::tables::{CursorScheme, RelationKind, RowOrder, XidSource};
 use crate::config;
 use crate::error::SourceError;
 use crate::event::JobId;
@@ -64,11 +64,13 @@ impl Session<'_> {
     async fn check_columns(&mut self) -> Result<Vec<Finding>, QueryError> {
         let mut findings = Vec::new();
         let names = &self.store.settings.columns;
-        let columns = self.connection.query(sql::table_columns(&self.store.settings.events_table)).await?;
+        let relation = read_relation(&mut self.connection, &self.store.settings.events_table).await?;
         let table = &self.tables.events.name;
-        for column in parse_columns(&columns)? {
+        // A view's columns may be null as far as the catalogue knows, and have no index of their own.
+        let columns = relation.columns.iter().filter(|_| relation.kind != RelationKind::View);
+        for column in columns {
             let is = |name: &str| column.name == name;
-            if is(&names.xid) && column.kind == "xid8" && !column.tells_xid() {
+            if is(&names.xid) && column.kind == "xid8" && !column.tells_xid(relation.kind) {
                 findings.push(Finding::problem(
                     format!("the column {} is not used, since nothing fills it", column.name),
                     format!("ALTER TABLE {table} ALTER COLUMN {} SET DEFAULT pg_current_xact_id()", column.name),

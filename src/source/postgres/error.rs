@@ -20,6 +20,9 @@ pub enum QueryError {
     /// A status is to be written, and no job table is configured.
     #[error("source.postgres.jobs_table is not set")]
     NoJobsTable,
+    /// Events are to be written, and the settings make their parts of anything but one column each.
+    #[error("events cannot be written to tables that source.postgres.columns only reads so")]
+    NotWritable,
     /// A statement that always returns a row returned none.
     #[error("the statement returned no row")]
     NoRow,
@@ -36,7 +39,7 @@ impl QueryError {
             Self::Timeout => SourceCode::TimedOut,
             Self::PoolExhausted => SourceCode::Exhausted,
             Self::NotConnected(_) => SourceCode::Unreachable,
-            Self::NoJobsTable => SourceCode::Schema,
+            Self::NoJobsTable | Self::NotWritable => SourceCode::Schema,
             Self::NoRow | Self::EventNotStored => SourceCode::Other,
             Self::Sqlx(sqlx::Error::Tls(_)) => SourceCode::Tls,
             Self::Sqlx(sqlx::Error::Io(error)) if is_handshake_failure(error) => SourceCode::Tls,

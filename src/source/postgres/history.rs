@@ -141,7 +141,7 @@ impl Session<'_> {
         let sql = sql::find_event(&self.tables.rows(best), self.durable_xid(), job, id);
         let answer = self.connection.query(sql).await?;
         let Some(row) = answer.first() else { return Ok(None) };
-        let (snapshot, found) = (self.snapshot_of(row)?, StoredRow::parse(row, job)?);
+        let (snapshot, found) = (self.snapshot_of(row)?, StoredRow::parse(row, job, self)?);
         let newer = self.count_newer(job, snapshot.mark(), Some(&found.key)).await?;
         Ok(Some(newer.up_to_key(found.key).to_cursor(job)))
     }
@@ -209,13 +209,17 @@ impl Session<'_> {
 
     /// Returns the status of an ended job that has no status column, by the event that ended it.
     pub async fn read_final_event(&mut self, job: &JobId) -> Result<Option<JobStatus>, QueryError> {
-        let final_types = &self.store.settings.final_types;
+        let (final_types, types) = (&self.store.settings.final_types, &self.store.settings.types);
         if self.tables.jobs.is_some() || final_types.all().next().is_none() {
             return Ok(None);
         }
-        let answer = self.connection.query(sql::final_event(&self.tables, job, final_types.all())).await?;
+        let name_of = |stored: &str| types.get(stored).map_or_else(|| stored.to_string(), String::clone);
+        // The types as they are stored: those that have such a name, and those that keep their own.
+        let named = types.iter().filter(|(_, name)| final_types.find(name).is_some()).map(|(stored, _)| &**stored);
+        let own = final_types.all().filter(|name| !types.contains_key(*name));
+        let answer = self.connection.query(sql::final_event(&self.tables, job, named.chain(own))).await?;
         let kind: Option<String> = answer.first().map(|row| row.try_get("type")).transpose()?;
-        Ok(kind.and_then(|kind| final_types.find(&kind)))
+        Ok(kind.and_then(|kind| final_types.find(&name_of(&kind))))
     }
 
     /// Returns the status with which a job has ended, by its status column or by one of these events.

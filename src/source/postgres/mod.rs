@@ -2,6 +2,7 @@
 //! rows become visible out of order, and [`sql`] has every statement.
 
 mod check;
+mod columns;
 mod draft;
 mod driver;
 mod error;

@@ -23,7 +23,7 @@ use super::snapshot::Snapshot;
 use super::sql::{self, MAX_XID_SCAN, PageQuery, XidBound};
 use super::tables::{CursorScheme, XidSource};
 use crate::cursor::Cursor;
-use crate::event::{Event, JobId, Part, Payload, text_of};
+use crate::event::{Event, JobId, Part, text_of};
 use crate::source::{Limit, PageBuilder};
 use jiff::Timestamp;
 use sqlx::postgres::PgRow;
@@ -55,34 +55,37 @@ pub struct StoredRow {
 
 impl StoredRow {
     /// Reads the columns of [`sql::EventRows::select_list`].
-    pub fn parse(row: &PgRow, job: &JobId) -> Result<Self, QueryError> {
+    pub fn parse(row: &PgRow, job: &JobId, session: &Session) -> Result<Self, QueryError> {
         let mut unreadable = Vec::new();
-        let at: i64 = row.try_get("at")?;
+        let time_key: i64 = row.try_get("time_key")?;
+        let at: i64 = row.try_get::<Option<i64>, _>("at")?.unwrap_or(time_key);
         let raw_id = raw_bytes(row, "id")?.unwrap_or_default();
         let digest = KeyId::digest_of(&raw_id);
         let id = text_of(Part::Id, raw_id, &mut unreadable);
         let key = match row.try_get("number")? {
             Some(number) => Key::Number(number),
-            None if unreadable.is_empty() => Key::Time { at, id: KeyId::of(&id) },
-            None => Key::Time { at, id: digest },
+            None if unreadable.is_empty() => Key::Time { at: time_key, id: KeyId::of(&id) },
+            None => Key::Time { at: time_key, id: digest },
         };
         let mut text = |part, column| -> Result<Option<String>, QueryError> {
             Ok(raw_bytes(row, column)?.map(|bytes| text_of(part, bytes, &mut unreadable)))
         };
         let (step_id, kind) = (text(Part::StepId, "step_id")?, text(Part::Type, "type")?.unwrap_or_default());
-        let (actor, payload) = (text(Part::Actor, "actor")?, text(Part::Payload, "payload")?);
-        let timestamp = Timestamp::from_microsecond(at).ok();
-        if timestamp.is_none() && row.try_get("has_time")? {
+        let actor = text(Part::Actor, "actor")?;
+        let payload = session.tables.events.columns.payload.read(raw_bytes(row, "payload")?, &mut unreadable);
+        let has_time = row.try_get("has_time")?;
+        let timestamp = Timestamp::from_microsecond(at).ok().filter(|_| has_time);
+        if timestamp.is_none() && has_time {
             unreadable.push(Part::Timestamp);
         }
         let event = Event {
             id,
             job_id: job.clone(),
             step_id,
-            kind,
+            kind: session.store.settings.types.get(&kind).cloned().unwrap_or(kind),
             timestamp,
             actor,
-            payload: Payload::from_text(payload.unwrap_or_else(|| "null".into())),
+            payload,
             unreadable,
         };
         Ok(Self { xid: row.try_get::<i64, _>("xid")? as u64, key, event })
@@ -338,7 +341,7 @@ impl Session<'_> {
         // Without rows there is one that has only the snapshot and the status.
         for row in &rows {
             if row.try_get::<Option<i32>, _>("part")?.is_some() {
-                page.rows.push(StoredRow::parse(row, query.job)?);
+                page.rows.push(StoredRow::parse(row, query.job, self)?);
             }
         }
         Ok(page)

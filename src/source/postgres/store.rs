@@ -1,12 +1,12 @@
 //! The database as one process knows it: its address, its pools, its tables, its durable mark.
 
 use super::error::QueryError;
-use super::pool::ConnectionPool;
+use super::pool::{ConnectionPool, PooledConnection};
 use super::position::Position;
 use super::session::Session;
 use super::snapshot::DurableMark;
 use super::sql;
-use super::tables::{Column, MissingColumn, Tables};
+use super::tables::{Column, Relation, RelationKind, SchemaProblem, Tables};
 use super::turns::Kind;
 use crate::config;
 use crate::error::{SourceCode, SourceError};
@@ -176,64 +176,74 @@ impl Store {
 
     async fn read_catalogue(&self) -> Result<Catalogue, QueryError> {
         let mut connection = self.pool.get().await?;
-        let events = parse_columns(&connection.query(sql::table_columns(&self.settings.events_table)).await?)?;
+        let events = read_relation(&mut connection, &self.settings.events_table).await?;
         let jobs = match &*self.settings.jobs_table {
             "" => None,
-            table => Some(parse_columns(&connection.query(sql::table_columns(table)).await?)?),
+            table => Some(read_relation(&mut connection, table).await?),
         };
         let reports_wal = match connection.query(sql::WAL_POSITION.into()).await {
             Ok(_) => true,
             Err(QueryError::Sqlx(sqlx::Error::Database(_))) => false,
             Err(error) => return Err(error),
         };
-        Ok(Catalogue { events, jobs, reports_wal })
+        let knows_zone = match connection.query(sql::local_time(&self.settings.timestamp_zone)).await {
+            Ok(_) => true,
+            Err(QueryError::Sqlx(sqlx::Error::Database(_))) => false,
+            Err(error) => return Err(error),
+        };
+        Ok(Catalogue { events, jobs, reports_wal, knows_zone })
     }
 
     fn resolve_tables(&self, catalogue: &Catalogue) -> Result<Tables, SourceError> {
-        let Catalogue { events, jobs, reports_wal } = catalogue;
-        let no_table = |table: &str| {
-            self.schema_error(
-                format!("there is no table {table}, or it may not be seen"),
-                "set its name, or grant the right to see it",
-            )
+        let Catalogue { events, jobs, reports_wal, knows_zone } = catalogue;
+        let is_there = |relation: &Relation| {
+            let missing = || SchemaProblem::MissingRelation { name: relation.name.clone() };
+            (!relation.columns.is_empty()).then_some(()).ok_or_else(missing)
         };
-        if events.is_empty() {
-            return Err(no_table(&self.settings.events_table));
-        }
-        if jobs.as_ref().is_some_and(Vec::is_empty) {
-            return Err(no_table(&self.settings.jobs_table));
-        }
-        let tables = Tables::resolve(&self.settings, events, jobs.as_deref(), *reports_wal);
-        tables.map_err(|missing @ MissingColumn { .. }| {
-            self.schema_error(format!("there is no column {}", missing.name), missing.help())
+        let zone = || SchemaProblem::UnknownZone { name: self.settings.timestamp_zone.clone() };
+        let tables = is_there(events)
+            .and_then(|()| jobs.as_ref().map_or(Ok(()), is_there))
+            .and_then(|()| knows_zone.then_some(()).ok_or_else(zone))
+            .and_then(|()| Tables::resolve(&self.settings, events, jobs.as_ref(), *reports_wal));
+        tables.map_err(|problem| {
+            let operation = format!("looking at the tables ({})", self.address);
+            SourceError::new(SourceCode::Schema, operation, problem.to_string(), problem.help())
         })
-    }
-
-    fn schema_error(&self, cause: String, help: &'static str) -> SourceError {
-        let operation = format!("looking at the tables ({})", self.address);
-        SourceError::new(SourceCode::Schema, operation, cause, help)
     }
 }
 
 /// Facts of the database that [`Tables`] are made of.
 struct Catalogue {
-    events: Vec<Column>,
+    events: Relation,
     /// `None` where no job table is configured.
-    jobs: Option<Vec<Column>>,
+    jobs: Option<Relation>,
     reports_wal: bool,
+    /// The server knows `source.postgres.timestamp_zone`.
+    knows_zone: bool,
 }
 
-/// Reads the rows of [`sql::table_columns`].
-pub fn parse_columns(rows: &[PgRow]) -> Result<Vec<Column>, QueryError> {
+/// Reads a table or view from the catalogue; it has no columns where it is not there or may not be seen.
+pub async fn read_relation(connection: &mut PooledConnection, name: &str) -> Result<Relation, QueryError> {
+    let rows = connection.query(sql::table_columns(name)).await?;
     let column = |row: &PgRow| {
-        Ok(Column {
+        Ok::<_, QueryError>(Column {
             name: row.try_get("name")?,
             kind: row.try_get("type")?,
             may_be_null: row.try_get("may_be_null")?,
             has_default: row.try_get("has_default")?,
         })
     };
-    rows.iter().map(column).collect()
+    let mut kind = RelationKind::Table;
+    if let Some(row) = rows.first() {
+        kind = match row.try_get::<String, _>("relation_kind")?.as_str() {
+            "r" if row.try_get("has_children")? => RelationKind::Parent,
+            "r" => RelationKind::Table,
+            "p" => RelationKind::Parent,
+            "v" => RelationKind::View,
+            _ => RelationKind::Other,
+        };
+    }
+    Ok(Relation { name: name.into(), kind, columns: rows.iter().map(column).collect::<Result<_, _>>()? })
 }
 
 fn connect_options(settings: &config::Postgres) -> Result<PgConnectOptions, SourceError> {

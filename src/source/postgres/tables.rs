@@ -1,8 +1,9 @@
 //! The operator's tables: which columns they have, and how events are told apart and ordered by them. Names come from
 //! the settings, types from the catalogue. The SQL for them is in [`super::sql`].
 
+use super::columns::EventColumns;
 use super::sql::{EventRows, IdColumn, quote, quote_table};
-use crate::config;
+use crate::config::{self, EventOrder};
 
 /// The event table, and the job table where one is configured.
 #[derive(Clone, Debug)]
@@ -23,33 +24,12 @@ pub struct EventTable {
     pub id: IdColumn,
     pub job_id: IdColumn,
     pub columns: EventColumns,
+    /// Names of all columns that there are.
+    pub names: Vec<String>,
     /// Rows from before the number column was added have none. They come first, ordered by time.
     pub has_unnumbered: bool,
-    /// Rows from before the transaction column was added have none.
+    /// Rows from before the transaction column was added have none. A view that makes one has it for all.
     pub has_undated: bool,
-}
-
-/// Quoted names of the event table's columns.
-#[derive(Clone, Debug)]
-pub struct EventColumns {
-    pub id: String,
-    pub job_id: String,
-    pub kind: String,
-    pub timestamp: String,
-    pub payload: String,
-    /// `None` where the table has no such column.
-    pub step_id: Option<String>,
-    /// `None` where the table has no such column.
-    pub actor: Option<String>,
-    /// Named in a statement only where the scheme orders by numbers.
-    pub seq: String,
-    /// Named in a statement only where the scheme has transactions in a column.
-    pub xid: String,
-    /// Expression on `e`: the id as a part of the order, never null.
-    pub id_key: String,
-    pub id_key_type: String,
-    /// Expression on `e`: the timestamp as a part of the order, never null.
-    pub time_key: String,
 }
 
 /// The job table's name and columns, quoted. In statements its row is `j`.
@@ -111,40 +91,131 @@ pub enum RowOrder {
     Time,
 }
 
+/// A table or view as the catalogue describes it.
+#[derive(Clone, Debug)]
+pub struct Relation {
+    /// The name in the settings.
+    pub name: String,
+    pub kind: RelationKind,
+    pub columns: Vec<Column>,
+}
+
+/// Kind of a relation, as far as it decides how it can be tailed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RelationKind {
+    Table,
+    /// A partitioned table, or one that others inherit from.
+    Parent,
+    View,
+    /// A materialized view or a foreign table, whose rows have no transaction of their own.
+    Other,
+}
+
 /// A column as the catalogue describes it.
 #[derive(Clone, Debug)]
 pub struct Column {
     pub name: String,
+    /// Type without its length; of a domain, the type below it.
     pub kind: String,
     pub may_be_null: bool,
     pub has_default: bool,
 }
 
 impl Column {
-    /// Returns true for an `xid8` column that is filled: a column that nothing fills tells nothing.
-    pub fn tells_xid(&self) -> bool {
-        self.kind == "xid8" && (!self.may_be_null || self.has_default)
+    /// Returns true for an `xid8` column that is filled: a column of a table that nothing fills tells nothing.
+    pub fn tells_xid(&self, of: RelationKind) -> bool {
+        self.kind == "xid8" && (of == RelationKind::View || !self.may_be_null || self.has_default)
     }
 
-    fn is_number(&self) -> bool {
-        matches!(&*self.kind, "bigint" | "integer")
+    /// Returns true for a type of numbers.
+    pub fn is_number(&self) -> bool {
+        self.is_whole_number() || matches!(&*self.kind, "numeric" | "double precision" | "real")
+    }
+
+    fn is_whole_number(&self) -> bool {
+        matches!(&*self.kind, "bigint" | "integer" | "smallint")
+    }
+
+    /// The type to cast a text to that is compared with the column. `character` alone would be one character.
+    pub fn cast(&self) -> &str {
+        if self.kind == "character" { "bpchar" } else { &self.kind }
     }
 }
 
-/// A configured column that its table does not have.
-#[derive(Debug)]
-pub struct MissingColumn {
-    /// The setting that names the columns of this table.
-    pub setting: &'static str,
-    pub name: String,
+impl Relation {
+    pub fn find(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// Finds a column that must be there; `None` where the name is empty.
+    pub fn find_named(&self, setting: &'static str, name: &str) -> Result<Option<&Column>, SchemaProblem> {
+        if name.is_empty() { Ok(None) } else { self.required(setting, name).map(Some) }
+    }
+
+    pub fn required(&self, setting: &'static str, name: &str) -> Result<&Column, SchemaProblem> {
+        self.find(name).ok_or_else(|| self.missing(setting, name))
+    }
+
+    fn missing(&self, setting: &'static str, name: &str) -> SchemaProblem {
+        SchemaProblem::MissingColumn { setting, table: self.name.clone(), name: name.into() }
+    }
+
+    /// Returns true for a table whose rows all lie in it.
+    pub fn is_plain(&self) -> bool {
+        self.kind == RelationKind::Table
+    }
+
+    /// Fails for a relation whose rows do not tell which transaction wrote them.
+    fn require_xids(&self, tells_xid: bool) -> Result<(), SchemaProblem> {
+        let hands_on = || self.find("xmin").is_some_and(|column| column.kind == "xid");
+        match self.kind {
+            RelationKind::Table | RelationKind::Parent => Ok(()),
+            _ if tells_xid => Ok(()),
+            RelationKind::View if hands_on() => Ok(()),
+            RelationKind::View => Err(SchemaProblem::HiddenXmin { table: self.name.clone() }),
+            RelationKind::Other => Err(SchemaProblem::ForeignRows { table: self.name.clone() }),
+        }
+    }
 }
 
-impl MissingColumn {
+/// Tables that cannot be tailed as they are.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaProblem {
+    #[error("there is no table or view {name}, or it may not be seen")]
+    MissingRelation { name: String },
+    #[error("{table} has no column {name}")]
+    MissingColumn { setting: &'static str, table: String, name: String },
+    #[error("the view {table} does not hand on the transaction that wrote each row")]
+    HiddenXmin { table: String },
+    #[error("{table} is a materialized view or a foreign table: its rows do not tell which transaction wrote them")]
+    ForeignRows { table: String },
+    #[error("nothing tells the events of {table} apart")]
+    AmbiguousEvents { table: String },
+    #[error("the column {name} of type {kind} is no time")]
+    UnusableTime { name: String, kind: String },
+    #[error("the server knows no time zone {name}")]
+    UnknownZone { name: String },
+}
+
+impl SchemaProblem {
     pub fn help(&self) -> &'static str {
-        if self.setting == JobTable::SETTING {
-            "name the columns by source.postgres.job_columns"
-        } else {
-            "name the columns by source.postgres.columns"
+        match self {
+            Self::MissingRelation { .. } => "set its name, or grant the right to see it",
+            Self::MissingColumn { setting, .. } if *setting == JobTable::SETTING => {
+                "name the columns by source.postgres.job_columns"
+            }
+            Self::MissingColumn { .. } => "name the columns by source.postgres.columns; \"\" is none",
+            Self::HiddenXmin { .. } => {
+                "add the event row's own transaction to the view: SELECT e.xmin AS xmin, … FROM the events e"
+            }
+            Self::ForeignRows { .. } => "name the table, or a plain view of it",
+            Self::AmbiguousEvents { .. } => {
+                "name a column by source.postgres.columns.id or source.postgres.columns.seq"
+            }
+            Self::UnknownZone { .. } => "name one such as Europe/Paris by source.postgres.timestamp_zone",
+            Self::UnusableTime { .. } => {
+                "name a column of times or numbers by source.postgres.columns.timestamp, or none by \"\""
+            }
         }
     }
 }
@@ -152,28 +223,42 @@ impl MissingColumn {
 impl Tables {
     pub fn resolve(
         settings: &config::Postgres,
-        events: &[Column],
-        jobs: Option<&[Column]>,
+        events: &Relation,
+        jobs: Option<&Relation>,
         reports_wal: bool,
-    ) -> Result<Self, MissingColumn> {
-        let find = |name: &str| events.iter().find(|column| column.name == name);
-        let tells_xid = find(&settings.columns.xid).is_some_and(Column::tells_xid);
-        let seq = find(&settings.columns.seq).filter(|column| column.is_number());
-        let columns = EventColumns::resolve(&settings.columns, events)?;
+    ) -> Result<Self, SchemaProblem> {
+        let (names, usual) = (&settings.columns, config::Columns::default());
+        let setting = EventColumns::SETTING;
+        let find = |name: &str, usual: &str| match events.find(name) {
+            None if name != usual => events.find_named(setting, name),
+            found => Ok(found),
+        };
+        let xid = find(&names.xid, &usual.xid)?;
+        let xid = xid.filter(|column| column.tells_xid(events.kind));
+        events.require_xids(xid.is_some())?;
+        let seq = find(&names.seq, &usual.seq)?;
+        let seq = seq.filter(|column| column.is_whole_number() && settings.order == EventOrder::Seq);
+        let columns = EventColumns::resolve(settings, events)?;
+        let id = match events.find(&names.id) {
+            Some(id) => IdColumn::of("e", id),
+            None => IdColumn::new(columns.id_key.clone(), columns.id_key_type.clone()),
+        };
+        let is_view = events.kind == RelationKind::View;
         Ok(Self {
             best: CursorScheme {
-                xids: if tells_xid { XidSource::Column } else { XidSource::System },
+                xids: if xid.is_some() { XidSource::Column } else { XidSource::System },
                 order: if seq.is_some() { RowOrder::Number } else { RowOrder::Time },
             },
             events: EventTable {
                 name: quote_table(&settings.events_table),
-                id: IdColumn::resolve("e", EventColumns::SETTING, &settings.columns.id, events)?,
-                job_id: IdColumn::resolve("e", EventColumns::SETTING, &settings.columns.job_id, events)?,
+                id,
+                job_id: IdColumn::of("e", events.required(setting, &names.job_id)?),
                 columns,
+                names: events.columns.iter().map(|column| column.name.clone()).collect(),
                 has_unnumbered: seq.is_some_and(|column| column.may_be_null),
-                has_undated: tells_xid && find(&settings.columns.xid).is_some_and(|column| column.may_be_null),
+                has_undated: xid.is_some_and(|column| column.may_be_null && !is_view),
             },
-            jobs: jobs.map(|columns| JobTable::resolve(settings, columns)).transpose()?,
+            jobs: jobs.map(|jobs| JobTable::resolve(settings, jobs)).transpose()?,
             reports_wal,
         })
     }
@@ -206,51 +291,13 @@ impl Tables {
     }
 }
 
-impl EventColumns {
-    const SETTING: &str = "source.postgres.columns";
-
-    fn resolve(names: &config::Columns, columns: &[Column]) -> Result<Self, MissingColumn> {
-        let required = |name: &str| required(Self::SETTING, name, columns);
-        let optional = |name: &str| columns.iter().any(|column| column.name == name).then(|| quote(name));
-        let id = required(&names.id)?;
-        required(&names.job_id)?;
-        required(&names.kind)?;
-        let timestamp = required(&names.timestamp)?;
-        required(&names.payload)?;
-        let (id_key, id_key_type) = if id.may_be_null {
-            (format!("coalesce(e.{}::text, '')", quote(&names.id)), "text".into())
-        } else {
-            (format!("e.{}", quote(&names.id)), id.kind.clone())
-        };
-        let time_key = if timestamp.may_be_null {
-            format!("coalesce(e.{}, '-infinity')", quote(&names.timestamp))
-        } else {
-            format!("e.{}", quote(&names.timestamp))
-        };
-        Ok(Self {
-            id: quote(&names.id),
-            job_id: quote(&names.job_id),
-            kind: quote(&names.kind),
-            timestamp: quote(&names.timestamp),
-            payload: quote(&names.payload),
-            step_id: optional(&names.step_id),
-            actor: optional(&names.actor),
-            seq: quote(&names.seq),
-            xid: quote(&names.xid),
-            id_key,
-            id_key_type,
-            time_key,
-        })
-    }
-}
-
 impl JobTable {
     const SETTING: &str = "source.postgres.job_columns";
 
-    fn resolve(settings: &config::Postgres, columns: &[Column]) -> Result<Self, MissingColumn> {
+    fn resolve(settings: &config::Postgres, jobs: &Relation) -> Result<Self, SchemaProblem> {
         let names = &settings.job_columns;
-        let id = IdColumn::resolve("j", Self::SETTING, &names.id, columns)?;
-        required(Self::SETTING, &names.status, columns)?;
+        let id = IdColumn::of("j", jobs.required(Self::SETTING, &names.id)?);
+        jobs.required(Self::SETTING, &names.status)?;
         Ok(Self {
             name: quote_table(&settings.jobs_table),
             id,
@@ -266,13 +313,8 @@ impl JobTable {
 }
 
 impl IdColumn {
-    fn resolve(row: &str, setting: &'static str, name: &str, columns: &[Column]) -> Result<Self, MissingColumn> {
-        let column = required(setting, name, columns)?;
-        Ok(Self::new(format!("{row}.{}", quote(name)), column.kind.clone()))
+    /// The column with its row, `e` or `j`.
+    fn of(row: &str, column: &Column) -> Self {
+        Self::new(format!("{row}.{}", quote(&column.name)), column.cast().into())
     }
-}
-
-fn required<'a>(setting: &'static str, name: &str, columns: &'a [Column]) -> Result<&'a Column, MissingColumn> {
-    let found = columns.iter().find(|column| column.name == name);
-    found.ok_or_else(|| MissingColumn { setting, name: name.into() })
 }

@@ -31,7 +31,8 @@ impl Session<'_> {
         let new_events: Vec<&NewEvent> = events.iter().filter(|event| known.insert(&event.id)).collect();
         let mut new_ids: BTreeSet<String> = new_events.iter().map(|event| event.id.clone()).collect();
         if !new_events.is_empty() {
-            self.connection.query(sql::insert_events(&self.tables, job, new_events)).await?;
+            let sql = sql::insert_events(&self.tables, &self.store.settings.columns, job, new_events);
+            self.connection.query(sql.ok_or(QueryError::NotWritable)?).await?;
         }
         if let Some(jobs) = &self.tables.jobs {
             self.connection.query(sql::insert_job(jobs, job)).await?;
@@ -52,7 +53,7 @@ impl Session<'_> {
         let sql = sql::stored_events(&rows, self.durable_xid(), job, events);
         let answer = self.connection.query(sql).await?;
         let Some(first) = answer.first() else { return Ok(Stored::default()) };
-        let rows = answer.iter().map(|row| StoredRow::parse(row, job)).collect::<Result<_, _>>()?;
+        let rows = answer.iter().map(|row| StoredRow::parse(row, job, self)).collect::<Result<_, _>>()?;
         Ok(Stored { mark: self.snapshot_of(first)?.mark(), rows })
     }
 

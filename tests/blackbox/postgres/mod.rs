@@ -2,6 +2,7 @@
 
 mod access;
 mod ingest;
+mod mapping;
 mod odd_rows;
 mod one_reader;
 mod tables;

@@ -30,6 +30,7 @@ async fn names_and_types_are_the_operators_own() {
         ("source.postgres.columns.type", "select"),
         ("source.postgres.columns.timestamp", "at\"t"),
         ("source.postgres.columns.payload", "body"),
+        ("source.postgres.payload_kind", "json"),
         ("source.postgres.job_columns.id", "Key"),
         ("source.postgres.job_columns.status", "state"),
         ("source.postgres.statuses.completed", "done,fine"),

@@ -163,12 +163,42 @@ const SETTINGS: [(&str, &str); 3] =
     [("source.postgres.sweep", "3s"), ("hub.ring_events", "64"), ("hub.linger", "500ms")];
 
 async fn arena(schema: &str) -> (Postgres, [Daemon; 2]) {
+    arena_with(schema, &[]).await
+}
+
+async fn arena_with(schema: &str, more: &[(&str, &str)]) -> (Postgres, [Daemon; 2]) {
     let server = Postgres::start().await;
     server.execute(schema).await;
     server.make_reader().await;
-    let daemons = [daemon_on(&server, &SETTINGS).await, daemon_on(&server, &SETTINGS).await];
+    let settings = [&SETTINGS, more].concat();
+    let daemons = [daemon_on(&server, &settings).await, daemon_on(&server, &settings).await];
     (server, daemons)
 }
+
+/// A partitioned table under a view with a join. Writers know the table, and readers the view.
+const PARTITIONS_UNDER_A_VIEW: &str = "
+    CREATE TABLE runner_jobs (id text PRIMARY KEY, status text NOT NULL DEFAULT 'RUNNING');
+    CREATE TABLE job_events (no bigserial, id text NOT NULL, job_id text NOT NULL, type text NOT NULL,
+      timestamp timestamptz NOT NULL DEFAULT now(), payload jsonb NOT NULL) PARTITION BY RANGE (no);
+    CREATE TABLE job_events_1 PARTITION OF job_events FOR VALUES FROM (MINVALUE) TO (500);
+    CREATE TABLE job_events_2 PARTITION OF job_events FOR VALUES FROM (500) TO (3000);
+    CREATE TABLE job_events_3 PARTITION OF job_events FOR VALUES FROM (3000) TO (100000);
+    CREATE INDEX ON job_events (job_id, no);
+    CREATE VIEW seen AS SELECT e.xmin AS xmin, e.no AS seq, e.id, j.id AS job_id, e.type, e.timestamp, e.payload
+      FROM job_events e JOIN runner_jobs j ON j.id = e.job_id;
+    ALTER VIEW seen OWNER TO postgres; GRANT SELECT ON seen TO PUBLIC;";
+
+/// Children that inherit from a table, which keeps no rows itself, with a number and no time for readers.
+const CHILDREN_WITHOUT_TIME: &str = "
+    CREATE TABLE runner_jobs (id text PRIMARY KEY, status text NOT NULL DEFAULT 'RUNNING');
+    CREATE TABLE job_events (no bigserial, id text NOT NULL, job_id text NOT NULL, type text NOT NULL,
+      timestamp timestamptz, payload jsonb NOT NULL);
+    CREATE TABLE odd_events () INHERITS (job_events); CREATE INDEX ON odd_events (job_id, no);
+    CREATE TABLE even_events () INHERITS (job_events); CREATE INDEX ON even_events (job_id, no);
+    CREATE FUNCTION to_child() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+      IF NEW.no % 2 = 1 THEN INSERT INTO odd_events VALUES (NEW.*); ELSE INSERT INTO even_events VALUES (NEW.*); END IF;
+      RETURN NULL; END $$;
+    CREATE TRIGGER to_child BEFORE INSERT ON job_events FOR EACH ROW EXECUTE FUNCTION to_child();";
 
 /// A writer that is open from the beginning to the end, one with 50,000 rows, 1,000 with one row each between two polls,
 /// and a daemon that is killed now and then.
@@ -278,6 +308,35 @@ async fn a_job_without_transaction_ids_that_is_written_without_a_pause_loses_and
     let _alone = alone();
     let (server, daemons) = arena(LEGACY).await;
     torture(&server, daemons, hasty).await;
+}
+
+#[tokio::test]
+async fn a_view_over_partitions_that_come_and_go_loses_and_repeats_nothing() {
+    let _alone = alone();
+    let (server, daemons) = arena_with(PARTITIONS_UNDER_A_VIEW, &[("source.postgres.events_table", "seen")]).await;
+    torture(&server, daemons, async |server, daemons| {
+        for round in 0..4 {
+            sleep(Duration::from_secs(5)).await;
+            let (from, to) = (100_000 * (round + 1), 100_000 * (round + 2));
+            // The newest rows stay where they are; an empty partition goes, and another comes.
+            let sql = format!(
+                "CREATE TABLE spare_{round} PARTITION OF job_events FOR VALUES FROM ({from}) TO ({to});
+                 DROP TABLE spare_{round}"
+            );
+            let _ = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server.connect().await).await;
+            daemons[round % 2].kill();
+            daemons[round % 2].restart().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn children_of_a_table_without_time_or_transaction_ids_lose_and_repeat_nothing() {
+    let _alone = alone();
+    let settings = [("source.postgres.columns.seq", "no"), ("source.postgres.columns.timestamp", "")];
+    let (server, daemons) = arena_with(CHILDREN_WITHOUT_TIME, &settings).await;
+    torture(&server, daemons, calm).await;
 }
 
 #[tokio::test]

@@ -11,12 +11,25 @@ pub const SERVER: &str = "SELECT current_setting('server_version') AS version,
   current_setting('server_version_num')::int AS version_number, pg_is_in_recovery() AS is_standby,
   inet_server_port() AS port";
 
-/// Reads a table's columns; none where the table is not there or may not be seen. `table` is a name without quotes.
+/// Reads the time in a zone; fails where the server knows no such zone.
+pub fn local_time(zone: &str) -> String {
+    format!("SELECT now() AT TIME ZONE {} AS now", literal(zone))
+}
+
+/// Reads the columns of a table or view beside its `relation_kind` (`pg_class.relkind`) and whether it has children; none
+/// where it is not there or may not be seen. `table` is a name without quotes.
 pub fn table_columns(table: &str) -> String {
     format!(
-        "SELECT attname::text AS name, format_type(atttypid, NULL) AS type, NOT attnotnull AS may_be_null,
-                atthasdef AS has_default
-         FROM pg_attribute WHERE attrelid = to_regclass({}) AND attnum > 0 AND NOT attisdropped",
+        "SELECT attname::text AS name, NOT attnotnull AS may_be_null, atthasdef AS has_default,
+                relkind::text AS relation_kind, EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid) AS has_children,
+                (WITH RECURSIVE below AS (
+                   SELECT atttypid AS oid
+                   UNION ALL SELECT typbasetype FROM below JOIN pg_type t ON t.oid = below.oid WHERE typtype = 'd'
+                 )
+                 SELECT format_type(t.oid, NULL) FROM below JOIN pg_type t ON t.oid = below.oid WHERE typtype <> 'd') AS type
+         FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
+         WHERE attrelid = to_regclass({}) AND attnum > 0 AND NOT attisdropped
+         ORDER BY attnum",
         literal(&quote_table(table))
     )
 }

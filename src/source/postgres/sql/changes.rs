@@ -46,8 +46,8 @@ pub fn changes(rows: &EventRows, durable_xid: u64, query: &ChangesQuery) -> Stri
 fn changed_jobs(rows: &EventRows, query: &ChangesQuery) -> String {
     format!(
         "SELECT {NO_SNAPSHOT}, changed.job_id, NULL
-         FROM (SELECT DISTINCT {job_id}::text AS job_id FROM {events} e WHERE {condition}) changed",
-        job_id = rows.tables.events.job_id.column(),
+         FROM (SELECT DISTINCT {job_id} AS job_id FROM {events} e WHERE {condition}) changed",
+        job_id = rows.tables.events.job_id.text(),
         events = rows.table(),
         condition = new_rows(rows, query),
     )
@@ -56,9 +56,9 @@ fn changed_jobs(rows: &EventRows, query: &ChangesQuery) -> String {
 fn final_statuses(jobs: &JobTable, query: &ChangesQuery) -> String {
     format!(
         "
-         SELECT {NO_SNAPSHOT}, {id}::text, {status}::text FROM {table} j
+         SELECT {NO_SNAPSHOT}, {id}, {status}::text FROM {table} j
          WHERE {watched} AND {status}::text = ANY ({finals})",
-        id = jobs.id.column(),
+        id = jobs.id.text(),
         status = jobs.status(),
         table = jobs.name,
         watched = jobs.id.equals_any(query.jobs.iter().copied()),
@@ -76,7 +76,7 @@ fn new_rows(rows: &EventRows, query: &ChangesQuery) -> String {
             "{} AND {} AND {}",
             watched(),
             rows.written_since(&XidBound::below(xid)),
-            rows.younger_than(seconds)
+            rows.tables.events.columns.time.is_younger_than(seconds)
         ),
     }
 }

@@ -4,7 +4,8 @@ use super::super::position::Key;
 use super::super::tables::Tables;
 use super::jobs::{has_job, job_status};
 use super::snapshot::{SNAPSHOT_COLUMNS, snapshot_ctes};
-use super::{EventRows, XidBound, literal, text_array};
+use super::{EventRows, XidBound, literal, quote, text_array};
+use crate::config::{self, PayloadColumns};
 use crate::event::{JobId, Rfc3339};
 use crate::source::NewEvent;
 
@@ -83,9 +84,9 @@ pub fn count_by_place<'a>(
 /// Finds an event of the job whose type ends it.
 pub fn final_event<'a>(tables: &Tables, job: &JobId, final_types: impl IntoIterator<Item = &'a str>) -> String {
     format!(
-        "SELECT {kind}::text AS type FROM {events} e
-         WHERE {of_job} AND {kind}::text = ANY ({final_types}) LIMIT 1",
-        kind = tables.rows(tables.best).kind(),
+        "SELECT {kind} AS type FROM {events} e
+         WHERE {of_job} AND {kind} = ANY ({final_types}) LIMIT 1",
+        kind = tables.events.columns.kind,
         events = tables.events.name,
         of_job = tables.events.job_id.equals(job.as_str()),
         final_types = text_array(final_types),
@@ -105,13 +106,22 @@ pub fn stored_events(rows: &EventRows, durable_xid: u64, job: &JobId, events: &[
     )
 }
 
-/// Inserts events. Values are literals without a type, so that PostgreSQL casts them to the columns' types.
-pub fn insert_events<'a>(tables: &Tables, job: &JobId, events: impl IntoIterator<Item = &'a NewEvent>) -> String {
-    let columns = &tables.events.columns;
-    let mut names = vec![&*columns.id, &columns.job_id, &columns.kind, &columns.timestamp, &columns.payload];
-    names.extend(columns.step_id.as_deref());
-    names.extend(columns.actor.as_deref());
+/// Inserts events. Values are literals without a type, so that PostgreSQL casts them to the columns' types. `None` where
+/// the settings make an event's parts of anything but one column each.
+pub fn insert_events<'a>(
+    tables: &Tables,
+    names: &config::Columns,
+    job: &JobId,
+    events: impl IntoIterator<Item = &'a NewEvent>,
+) -> Option<String> {
+    let PayloadColumns::One(payload) = &names.payload else { return None };
     let optional = |text: Option<&str>| text.map_or_else(|| "NULL".into(), literal);
+    // A part without a column of its own is not stored.
+    let (kind, step_id, actor) = (names.kind.column(), names.step_id.column(), names.actor.column());
+    let has = |name: &&str| tables.events.names.iter().any(|known| known == name);
+    let (step_id, actor) = (step_id.filter(has), actor.filter(has));
+    let mut columns = vec![&*names.id, &names.job_id, kind?, &names.timestamp, payload];
+    columns.extend(step_id.iter().chain(&actor));
     let values = events.into_iter().map(|event| {
         let mut values = vec![
             literal(&event.id),
@@ -120,10 +130,11 @@ pub fn insert_events<'a>(tables: &Tables, job: &JobId, events: impl IntoIterator
             literal(&Rfc3339(event.timestamp).to_string()),
             literal(event.payload.as_json()),
         ];
-        values.extend(columns.step_id.as_ref().map(|_| optional(event.step_id.as_deref())));
-        values.extend(columns.actor.as_ref().map(|_| optional(event.actor.as_deref())));
+        values.extend(step_id.map(|_| optional(event.step_id.as_deref())));
+        values.extend(actor.map(|_| optional(event.actor.as_deref())));
         format!("({})", values.join(", "))
     });
     let values: Vec<String> = values.collect();
-    format!("INSERT INTO {} ({}) VALUES {}", tables.events.name, names.join(", "), values.join(", "))
+    let columns: Vec<String> = columns.into_iter().map(quote).collect();
+    Some(format!("INSERT INTO {} ({}) VALUES {}", tables.events.name, columns.join(", "), values.join(", ")))
 }

@@ -20,6 +20,15 @@ impl IdColumn {
         &self.column
     }
 
+    /// Expression: the value as a text, spelled as [`IdColumn::canonical`] does.
+    pub fn text(&self) -> String {
+        match &*self.kind {
+            "numeric" => format!("trim_scale({})::text", self.column),
+            "citext" => format!("lower({}::text)", self.column),
+            _ => format!("{}::text", self.column),
+        }
+    }
+
     /// Returns an id as the database spells it, or `None` for a text that is no value of the column's type.
     pub fn canonical<'a>(&self, id: &'a str) -> Option<Cow<'a, str>> {
         match &*self.kind {
@@ -27,6 +36,10 @@ impl IdColumn {
             "bigint" => id.parse::<i64>().ok().map(|number| number.to_string().into()),
             "integer" => id.parse::<i32>().ok().map(|number| number.to_string().into()),
             "smallint" => id.parse::<i16>().ok().map(|number| number.to_string().into()),
+            "numeric" => is_decimal(id).then(|| id.into()),
+            // Spaces at the end do not count in this type, and upper case does not in that one.
+            "bpchar" => Some(id.trim_end_matches(' ').into()).filter(|_| !id.contains('\0')),
+            "citext" => Some(id.to_lowercase().into()).filter(|_| !id.contains('\0')),
             _ => Some(id.into()).filter(|_| !id.contains('\0')),
         }
     }
@@ -40,9 +53,8 @@ impl IdColumn {
     pub fn equals_any<'a>(&self, ids: impl IntoIterator<Item = &'a str>) -> String {
         let list: Vec<String> = ids.into_iter().filter_map(|id| self.canonical(id)).map(|id| literal(&id)).collect();
         let (column, kind) = match &*self.kind {
-            "uuid" | "bigint" | "integer" | "smallint" | "text" | "character varying" | "character" | "citext" => {
-                (self.column.clone(), &*self.kind)
-            }
+            "uuid" | "bigint" | "integer" | "smallint" | "numeric" | "text" | "character varying" | "bpchar"
+            | "citext" => (self.column.clone(), &*self.kind),
             // Any other type is compared as text.
             _ => (format!("{}::text", self.column), "text"),
         };
@@ -57,4 +69,13 @@ impl IdColumn {
     pub fn value(&self, id: &str) -> String {
         format!("{}::{}", literal(self.canonical(id).as_deref().unwrap_or(id)), self.kind)
     }
+}
+
+/// Returns true for a number such as `-12.5`, in digits.
+fn is_decimal(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let (whole, part) = digits.split_once('.').unwrap_or((digits, "0"));
+    let is_digits =
+        |text: &str| !text.is_empty() && text.len() <= 131 && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_digits(whole) && is_digits(part)
 }

@@ -20,13 +20,15 @@ pub fn has_job(tables: &Tables, job: &JobId) -> String {
 /// Expression: the time of the newest of the events that `of_job` chooses, found by the index that history is read by.
 fn newest_time(tables: &Tables, of_job: &str) -> String {
     let rows = tables.rows(tables.best);
-    let (timestamp, events, seq) = (rows.timestamp(), &tables.events.name, &tables.events.columns.seq);
-    let by_time = format!("(SELECT max({timestamp}) FROM {events} e WHERE {of_job})");
+    let (columns, events) = (&tables.events.columns, &tables.events.name);
+    let (time, seq) = (&columns.time, &columns.seq);
+    let by_time = format!("(SELECT {} FROM {events} e WHERE {of_job})", time.newest());
     if tables.best.order == RowOrder::Time {
         return by_time;
     }
     let by_number = format!(
-        "(SELECT {timestamp} FROM {events} e WHERE {of_job} AND NOT {} ORDER BY e.{seq} DESC LIMIT 1)",
+        "(SELECT {} FROM {events} e WHERE {of_job} AND NOT {} ORDER BY e.{seq} DESC LIMIT 1)",
+        time.instant(),
         rows.is_unnumbered()
     );
     if tables.events.has_unnumbered { format!("coalesce({by_number}, {by_time})") } else { by_number }
@@ -37,12 +39,12 @@ pub fn list_jobs(tables: &Tables, jobs: &JobTable, status: Option<JobStatus>, li
     let is_wanted = status
         .map_or_else(|| "true".into(), |status| format!("{}::text = {}", jobs.status(), literal(status.as_str())));
     format!(
-        "SELECT {id}::text AS job_id, {status}::text AS status,
+        "SELECT {id} AS job_id, {status}::text AS status,
                 {last_event_at} AS last_event_at
          FROM {table} j
          LEFT JOIN LATERAL (SELECT {newest} AS at) newest ON true
          WHERE {is_wanted} ORDER BY newest.at DESC NULLS LAST, 1 LIMIT {limit}",
-        id = jobs.id.column(),
+        id = jobs.id.text(),
         status = jobs.status(),
         table = jobs.name,
         last_event_at = rfc_3339("newest.at"),

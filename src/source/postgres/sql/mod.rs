@@ -18,7 +18,9 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
-pub use catalog::{SERVER, WAL_POSITION, cancel_statement, has_index, has_notify_trigger, may_insert, table_columns};
+pub use catalog::{
+    SERVER, WAL_POSITION, cancel_statement, has_index, has_notify_trigger, local_time, may_insert, table_columns,
+};
 pub use changes::{ChangesQuery, NewRows, changes};
 pub use events::{count_by_place, count_by_xid, final_event, find_event, insert_events, newest_event, stored_events};
 pub use ids::IdColumn;

@@ -1,7 +1,8 @@
 //! Expressions and conditions on a row `e` of the event table, in one cursor scheme.
 
+use super::super::columns::EventColumns;
 use super::super::position::{EndedXids, Key, KeyId};
-use super::super::tables::{CursorScheme, EventColumns, RowOrder, Tables, XidSource};
+use super::super::tables::{CursorScheme, RowOrder, Tables, XidSource};
 use super::{literal, number_list};
 
 /// The rows of the event table as cursors of one scheme number and order them.
@@ -145,22 +146,10 @@ impl<'a> EventRows<'a> {
         format!("(e.{xid} >= {} OR e.{xid} = ANY ('{{{open}}}'::xid8[]))", self.xid_value(durable_xid.min(xmax)))
     }
 
-    /// Condition: the row's timestamp is at most so many seconds old.
-    pub fn younger_than(&self, seconds: f64) -> String {
-        format!("e.{} > now() - interval '{seconds} seconds'", self.columns().timestamp)
-    }
-
-    pub fn kind(&self) -> String {
-        format!("e.{}", self.columns().kind)
-    }
-
-    pub fn timestamp(&self) -> String {
-        format!("e.{}", self.columns().timestamp)
-    }
-
     /// The terms of `ORDER BY`.
     pub fn order(&self) -> String {
-        let EventColumns { seq, time_key, id_key, .. } = self.columns();
+        let EventColumns { seq, time, id_key, .. } = self.columns();
+        let time_key = time.key();
         match self.scheme.order {
             RowOrder::Number if self.has_unnumbered => format!("e.{seq} NULLS FIRST, {time_key}, {id_key}"),
             RowOrder::Number => format!("e.{seq}"),
@@ -170,7 +159,8 @@ impl<'a> EventRows<'a> {
 
     /// The key as a row that may be compared with another.
     pub fn comparable_key(&self) -> String {
-        let EventColumns { seq, time_key, id_key, .. } = self.columns();
+        let EventColumns { seq, time, id_key, .. } = self.columns();
+        let time_key = time.key();
         if self.has_unnumbered {
             return format!("coalesce(e.{seq}, '{}'::bigint), {time_key}, {id_key}", i64::MIN);
         }
@@ -196,12 +186,8 @@ impl<'a> EventRows<'a> {
     }
 
     fn after_time(&self, job: &str, at: i64, id: &KeyId) -> String {
-        let EventColumns { time_key, id_key, id_key_type, .. } = self.columns();
-        let at = match at {
-            i64::MIN => "'-infinity'".into(),
-            i64::MAX => "'infinity'".into(),
-            at => format!("'epoch'::timestamptz + {at} * interval '1 microsecond'"),
-        };
+        let EventColumns { time, id_key, id_key_type, .. } = self.columns();
+        let (time_key, at) = (time.key(), time.key_value(at));
         match id {
             KeyId::Whole(id) => format!("({time_key}, {id_key}) > ({at}, {}::{id_key_type})", literal(id)),
             // The digest finds the event that it is of. Where that is gone, all of the same time come once more.
@@ -217,29 +203,28 @@ impl<'a> EventRows<'a> {
         }
     }
 
-    /// The columns that an event is made of: `ordinal, xid, number, at, has_time, id, step_id, type, actor, payload`.
+    /// The columns that an event is made of: `ordinal, xid, number, time_key, at, has_time, id, step_id, type, actor,
+    /// payload`.
     ///
-    /// `ordinal` counts in the order of keys; `number` is null where the key is none; `at` is in microseconds since 1970,
-    /// also where the row has no time.
+    /// `ordinal` counts in the order of keys; `number` is null where the key is none; `time_key` is the time as a part of
+    /// the key, `at` is in microseconds since 1970, null where that is the same. The payload is a text as
+    /// [`PayloadColumn`](super::super::columns::PayloadColumn) has it.
     pub fn select_list(&self) -> String {
-        let EventColumns { id, step_id, kind, timestamp, time_key, actor, payload, seq, .. } = self.columns();
+        let EventColumns { id, step_id, kind, time, actor, payload, seq, .. } = self.columns();
         let number = match self.scheme.order {
             RowOrder::Number => format!("e.{seq}::bigint"),
             RowOrder::Time => "NULL::bigint".into(),
         };
-        let optional = |name: &Option<String>| name.as_ref().map_or_else(|| "NULL".into(), |name| format!("e.{name}"));
         format!(
             "row_number() OVER (ORDER BY {order}) AS ordinal, {xid} AS xid, {number} AS number,
-             CASE WHEN isfinite({time_key}) THEN (extract(epoch FROM {time_key}) * 1000000)::bigint
-                  WHEN {time_key} < 'epoch' THEN '{min}'::bigint ELSE '{max}'::bigint END AS at,
-             e.{timestamp} IS NOT NULL AS has_time, coalesce(e.{id}::text, '') AS id, {step_id}::text AS step_id, coalesce(e.{kind}::text, '') AS type,
-             {actor}::text AS actor, e.{payload}::text AS payload",
+             {time_key} AS time_key, {at} AS at, {has_time} AS has_time,
+             {id} AS id, {step_id} AS step_id, {kind} AS type, {actor} AS actor, {payload} AS payload",
             order = self.order(),
             xid = self.xid(),
-            min = i64::MIN,
-            max = i64::MAX,
-            step_id = optional(step_id),
-            actor = optional(actor),
+            time_key = time.key_number(),
+            at = time.micros(),
+            has_time = time.is_there(),
+            payload = payload.sql,
         )
     }
 }

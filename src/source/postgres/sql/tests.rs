@@ -2,7 +2,7 @@
 //! `INSTA_UPDATE=always cargo test --release sql::tests`.
 
 use super::super::position::{EndedXids, Key, KeyId, Position};
-use super::super::tables::{Column, CursorScheme, RowOrder, Tables, XidSource};
+use super::super::tables::{Column, CursorScheme, Relation, RelationKind, RowOrder, Tables, XidSource};
 use super::*;
 use crate::config;
 use crate::event::{JobId, JobStatus, Payload};
@@ -26,9 +26,14 @@ fn columns(more: &[Column]) -> Vec<Column> {
     [&texts[..], &others, more].concat()
 }
 
+fn relation(name: &str, columns: Vec<Column>) -> Relation {
+    Relation { name: name.into(), kind: RelationKind::Table, columns }
+}
+
 fn tables(more: &[Column]) -> Tables {
-    let jobs = [column("id", "text", false), column("status", "text", false)];
-    Tables::resolve(&config::Postgres::default(), &columns(more), Some(&jobs), true).expect("all columns")
+    let jobs = relation("runner_jobs", vec![column("id", "text", false), column("status", "text", false)]);
+    let events = relation("job_events", columns(more));
+    Tables::resolve(&config::Postgres::default(), &events, Some(&jobs), true).expect("all columns")
 }
 
 /// Tables of each cursor scheme, and one that was migrated: rows from before have neither number nor transaction.
@@ -136,7 +141,10 @@ fn statements_on_jobs_and_the_catalogue_are_the_reviewed_ones() {
     assert_statement("list_jobs", &list_jobs(tables, jobs, Some(JobStatus::Running), 50));
     assert_statement("insert_job", &insert_job(jobs, job));
     assert_statement("upsert_status", &upsert_status(jobs, job, "COMPLETED"));
-    assert_statement("insert_events", &insert_events(tables, job, &new_events()));
+    assert_statement(
+        "insert_events",
+        &insert_events(tables, &config::Columns::default(), job, &new_events()).expect("columns"),
+    );
     assert_statement("final_event", &final_event(tables, job, ["job.done", "job.failed"]));
     assert_statement("is_unchanged", &is_unchanged(true, "740:745:740,743", 23_456));
     assert_statement("has_ended", &has_ended(740, 745, &[743], &[746]));

@@ -1,0 +1,326 @@
+//! The parts of an event as expressions on its row `e`, by the operator's settings and the columns' types.
+
+use super::sql::{literal, quote};
+use super::tables::{Column, Relation, SchemaProblem};
+use crate::config::{self, Field, PayloadColumns, PayloadKind, TimestampUnit};
+use crate::event::{Part, Payload, text_of};
+
+/// Expressions on `e` for the parts of an event.
+#[derive(Clone, Debug)]
+pub struct EventColumns {
+    /// A text, never null.
+    pub id: String,
+    /// A text, never null.
+    pub kind: String,
+    /// A text or null.
+    pub step_id: String,
+    /// A text or null.
+    pub actor: String,
+    pub payload: PayloadColumn,
+    pub time: TimeColumn,
+    /// Quoted name. In a statement only where the scheme orders by numbers.
+    pub seq: String,
+    /// Quoted name. In a statement only where the scheme has transactions in a column.
+    pub xid: String,
+    /// The id as a part of the order, never null.
+    pub id_key: String,
+    pub id_key_type: String,
+}
+
+/// The payload of an event.
+#[derive(Clone, Debug)]
+pub struct PayloadColumn {
+    /// A text or null.
+    pub sql: String,
+    /// The text is the hexadecimal form of bytes.
+    pub is_hex: bool,
+    /// The text is JSON.
+    pub is_json: bool,
+}
+
+/// The time of an event.
+#[derive(Clone, Debug)]
+pub struct TimeColumn {
+    /// The column, quoted, with its row; `None` where there is none.
+    column: Option<String>,
+    may_be_null: bool,
+    kind: TimeKind,
+}
+
+/// The type of a column of times.
+#[derive(Clone, Debug)]
+enum TimeKind {
+    /// `timestamp with time zone`
+    Zoned,
+    /// `timestamp without time zone` or `date`, with the zone that it is meant in, as a literal.
+    Local { zone: String },
+    /// A whole number.
+    Integer(TimestampUnit),
+    /// A number with a fraction, which no index serves.
+    Fraction(TimestampUnit),
+}
+
+impl EventColumns {
+    pub const SETTING: &str = "source.postgres.columns";
+
+    /// Resolves the names in the settings. A step or an actor that only the defaults name may be missing.
+    pub fn resolve(settings: &config::Postgres, table: &Relation) -> Result<Self, SchemaProblem> {
+        let (names, usual) = (&settings.columns, config::Columns::default());
+        let find = |name: &str| table.find_named(Self::SETTING, name);
+        let field = |field: &Field, may_be_missing: bool| -> Result<Option<String>, SchemaProblem> {
+            Ok(match field {
+                Field::Absent => None,
+                Field::Constant(text) => Some(literal(text)),
+                Field::Column(name) if may_be_missing && table.find(name).is_none() => None,
+                Field::Column(name) => find(name)?.map(|column| format!("e.{}::text", quote(&column.name))),
+            })
+        };
+        let seq = table.find(&names.seq);
+        let (id, id_key, id_key_type) = match (find(&names.id)?, seq) {
+            (Some(id), _) if id.may_be_null => {
+                let text = format!("coalesce(e.{}::text, '')", quote(&id.name));
+                (text.clone(), text, "text".into())
+            }
+            (Some(id), _) => {
+                (format!("e.{}::text", quote(&id.name)), format!("e.{}", quote(&id.name)), id.cast().into())
+            }
+            (None, Some(seq)) => {
+                (format!("e.{}::text", quote(&seq.name)), format!("e.{}", quote(&seq.name)), seq.cast().into())
+            }
+            (None, None) if table.is_plain() => ("e.ctid::text".into(), "e.ctid".into(), "tid".into()),
+            (None, None) => return Err(SchemaProblem::AmbiguousEvents { table: table.name.clone() }),
+        };
+        Ok(Self {
+            id,
+            kind: field(&names.kind, false)?.map_or_else(|| literal("event"), |kind| format!("coalesce({kind}, '')")),
+            step_id: field(&names.step_id, names.step_id == usual.step_id)?.unwrap_or_else(|| "NULL::text".into()),
+            actor: field(&names.actor, names.actor == usual.actor)?.unwrap_or_else(|| "NULL::text".into()),
+            payload: PayloadColumn::resolve(settings, table)?,
+            time: TimeColumn::resolve(settings, find(&names.timestamp)?)?,
+            seq: quote(&names.seq),
+            xid: quote(&names.xid),
+            id_key,
+            id_key_type,
+        })
+    }
+}
+
+impl PayloadColumn {
+    fn resolve(settings: &config::Postgres, table: &Relation) -> Result<Self, SchemaProblem> {
+        let find = |name: &str| table.find_named(EventColumns::SETTING, name);
+        Ok(match &settings.columns.payload {
+            PayloadColumns::Absent => Self::json("NULL::text".into()),
+            PayloadColumns::One(name) => find(name)?
+                .map_or_else(|| Self::json("NULL::text".into()), |column| Self::of(column, settings.payload_kind)),
+            PayloadColumns::Object(names) => {
+                let columns: Result<Vec<_>, _> = names.iter().map(|name| find(name)).collect();
+                Self::object(columns?.into_iter().flatten())
+            }
+            // A view may hand on the transaction as a column, which is nobody's payload.
+            PayloadColumns::Row => Self::object(table.columns.iter().filter(|column| column.kind != "xid")),
+        })
+    }
+
+    fn of(column: &Column, kind: PayloadKind) -> Self {
+        let name = format!("e.{}", quote(&column.name));
+        let (is_bytes, is_json_type) = (column.kind == "bytea", matches!(&*column.kind, "json" | "jsonb"));
+        let is_value = column.is_number() || column.kind == "boolean" || column.kind.ends_with("[]");
+        match kind {
+            _ if is_bytes => {
+                Self { sql: format!("encode({name}, 'hex')"), is_hex: true, is_json: kind == PayloadKind::Json }
+            }
+            PayloadKind::Auto | PayloadKind::Json if is_value => Self::json(format!("to_json({name})::text")),
+            PayloadKind::Auto => Self { sql: format!("{name}::text"), is_hex: false, is_json: is_json_type },
+            PayloadKind::Json => Self::json(format!("{name}::text")),
+            PayloadKind::Text | PayloadKind::Bytes => {
+                Self { sql: format!("{name}::text"), is_hex: false, is_json: false }
+            }
+        }
+    }
+
+    /// An object of columns. By a row of just these, since a function takes a hundred arguments at most.
+    fn object<'a>(columns: impl Iterator<Item = &'a Column>) -> Self {
+        let list: Vec<String> = columns.map(|column| format!("e.{}", quote(&column.name))).collect();
+        Self::json(format!("(SELECT row_to_json(part)::text FROM (SELECT {}) part)", list.join(", ")))
+    }
+
+    fn json(sql: String) -> Self {
+        Self { sql, is_hex: false, is_json: true }
+    }
+}
+
+impl PayloadColumn {
+    /// Reads the value of the expression. What is no UTF-8 or no JSON, where it should be, becomes a text as far as it can
+    /// be read, and the payload joins the `unreadable` parts.
+    pub fn read(&self, value: Option<Vec<u8>>, unreadable: &mut Vec<Part>) -> Payload {
+        let Some(value) = value else { return Payload::null() };
+        let bytes = if self.is_hex { decode_hex(&value) } else { Some(value) };
+        let text = text_of(Part::Payload, bytes.unwrap_or_default(), unreadable);
+        if !self.is_json {
+            return Payload::text(&text);
+        }
+        Payload::json(&text).unwrap_or_else(|| {
+            if !unreadable.contains(&Part::Payload) {
+                unreadable.push(Part::Payload);
+            }
+            Payload::text(&text)
+        })
+    }
+}
+
+fn decode_hex(digits: &[u8]) -> Option<Vec<u8>> {
+    let text = std::str::from_utf8(digits).ok()?;
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()
+}
+
+impl TimeColumn {
+    fn resolve(settings: &config::Postgres, column: Option<&Column>) -> Result<Self, SchemaProblem> {
+        let Some(column) = column else {
+            return Ok(Self { column: None, may_be_null: false, kind: TimeKind::Integer(TimestampUnit::Us) });
+        };
+        let kind = match &*column.kind {
+            "timestamp with time zone" => TimeKind::Zoned,
+            "timestamp without time zone" | "date" => TimeKind::Local { zone: literal(&settings.timestamp_zone) },
+            "bigint" | "integer" => TimeKind::Integer(settings.timestamp_unit),
+            "numeric" | "double precision" | "real" => TimeKind::Fraction(settings.timestamp_unit),
+            other => {
+                return Err(SchemaProblem::UnusableTime { name: column.name.clone(), kind: other.into() });
+            }
+        };
+        let name = format!("e.{}", quote(&column.name));
+        Ok(Self { column: Some(name), may_be_null: column.may_be_null, kind })
+    }
+
+    /// Expression: microseconds since 1970 as a bigint; null where [`TimeColumn::key_number`] is that. Beyond all calendars
+    /// it is the lowest or the highest number.
+    pub fn micros(&self) -> String {
+        let Some(column) = &self.column else { return "NULL::bigint".into() };
+        match &self.kind {
+            TimeKind::Zoned => "NULL::bigint".into(),
+            TimeKind::Local { zone } => micros_of(&format!("({column}::timestamp AT TIME ZONE {zone})")),
+            TimeKind::Integer(unit) | TimeKind::Fraction(unit) => scaled(column, *unit),
+        }
+    }
+
+    /// Expression: the row has a time.
+    pub fn is_there(&self) -> String {
+        self.column.as_ref().map_or_else(|| "false".into(), |column| format!("{column} IS NOT NULL"))
+    }
+
+    /// Expression: the time as a part of the order, never null.
+    pub fn key(&self) -> String {
+        let Some(column) = &self.column else { return "0::bigint".into() };
+        match &self.kind {
+            TimeKind::Fraction(unit) => format!("coalesce({}, '{}'::bigint)", scaled(column, *unit), i64::MIN),
+            TimeKind::Integer(_) if self.may_be_null => format!("coalesce({column}::bigint, '{}'::bigint)", i64::MIN),
+            TimeKind::Zoned | TimeKind::Local { .. } if self.may_be_null => format!("coalesce({column}, '-infinity')"),
+            _ => column.clone(),
+        }
+    }
+
+    /// Expression: the key as a bigint.
+    pub fn key_number(&self) -> String {
+        match &self.kind {
+            TimeKind::Zoned | TimeKind::Local { .. } => micros_of(&self.key()),
+            TimeKind::Integer(_) | TimeKind::Fraction(_) => format!("{}::bigint", self.key()),
+        }
+    }
+
+    /// The key with this number, as a value that [`TimeColumn::key`] is compared with.
+    pub fn key_value(&self, number: i64) -> String {
+        let epoch = match &self.kind {
+            TimeKind::Zoned => "'epoch'::timestamptz",
+            TimeKind::Local { .. } => "'epoch'::timestamp",
+            TimeKind::Integer(_) | TimeKind::Fraction(_) => return format!("'{number}'::bigint"),
+        };
+        match number {
+            i64::MIN => "'-infinity'".into(),
+            i64::MAX => "'infinity'".into(),
+            number => format!("{epoch} + {number} * interval '1 microsecond'"),
+        }
+    }
+
+    /// Expression: the time as a `timestamptz`, or null.
+    pub fn instant(&self) -> String {
+        let Some(column) = &self.column else { return "NULL::timestamptz".into() };
+        match &self.kind {
+            TimeKind::Zoned => column.clone(),
+            TimeKind::Local { zone } => format!("({column}::timestamp AT TIME ZONE {zone})"),
+            TimeKind::Integer(unit) | TimeKind::Fraction(unit) => {
+                // Years that `to_timestamp` takes, so that no row can make a statement fail.
+                let micros = scaled(column, *unit);
+                format!("to_timestamp(least(greatest({micros}, 0), 253402300799000000) / 1000000.0)")
+            }
+        }
+    }
+
+    /// Expression on the rows of a job: the newest time, which an index may serve.
+    pub fn newest(&self) -> String {
+        match (&self.column, &self.kind) {
+            (Some(column), TimeKind::Zoned | TimeKind::Local { .. } | TimeKind::Integer(_)) => {
+                let newest = Self { column: Some(format!("max({column})")), ..self.clone() };
+                newest.instant()
+            }
+            _ => format!("max({})", self.instant()),
+        }
+    }
+
+    /// Condition: the time is at most so many seconds old.
+    pub fn is_younger_than(&self, seconds: f64) -> String {
+        let Some(column) = &self.column else { return "true".into() };
+        match &self.kind {
+            TimeKind::Zoned => format!("{column} > now() - interval '{seconds} seconds'"),
+            TimeKind::Local { zone } => {
+                format!("{column} > (now() AT TIME ZONE {zone}) - interval '{seconds} seconds'")
+            }
+            TimeKind::Integer(unit) => match per_second(*unit) {
+                Some(per_second) => {
+                    format!("{column} > ((extract(epoch FROM now()) - {seconds}) * {per_second})::bigint")
+                }
+                None => {
+                    format!("{} > ((extract(epoch FROM now()) - {seconds}) * 1000000)::bigint", scaled(column, *unit))
+                }
+            },
+            TimeKind::Fraction(unit) => {
+                format!("{} > ((extract(epoch FROM now()) - {seconds}) * 1000000)::bigint", scaled(column, *unit))
+            }
+        }
+    }
+}
+
+/// Microseconds since 1970 of a time that may be infinite.
+fn micros_of(time: &str) -> String {
+    format!(
+        "CASE WHEN isfinite({time}) THEN (extract(epoch FROM {time}) * 1000000)::bigint
+                  WHEN {time} < 'epoch' THEN '{min}'::bigint ELSE '{max}'::bigint END",
+        min = i64::MIN,
+        max = i64::MAX,
+    )
+}
+
+/// Units in a second; `None` where the number itself tells.
+fn per_second(unit: TimestampUnit) -> Option<i64> {
+    match unit {
+        TimestampUnit::Auto => None,
+        TimestampUnit::S => Some(1),
+        TimestampUnit::Ms => Some(1_000),
+        TimestampUnit::Us => Some(1_000_000),
+        TimestampUnit::Ns => Some(1_000_000_000),
+    }
+}
+
+/// A number of some unit as microseconds. No number makes the statement fail.
+fn scaled(column: &str, unit: TimestampUnit) -> String {
+    let number = format!("{column}::numeric");
+    let micros = match unit {
+        TimestampUnit::S => format!("{number} * 1000000"),
+        TimestampUnit::Ms => format!("{number} * 1000"),
+        TimestampUnit::Us => number,
+        TimestampUnit::Ns => format!("{number} / 1000"),
+        TimestampUnit::Auto => format!(
+            "CASE WHEN abs({number}) < 1e11 THEN {number} * 1000000 WHEN abs({number}) < 1e14 THEN {number} * 1000
+                  WHEN abs({number}) < 1e17 THEN {number} ELSE {number} / 1000 END"
+        ),
+    };
+    format!("least(greatest(floor({micros}), '{}'), '{}')::bigint", i64::MIN, i64::MAX)
+}
