@@ -113,6 +113,15 @@ pub struct Event {
     pub unreadable: Vec<Part>,
 }
 
+#[cfg(test)]
+impl Event {
+    /// An event for tests, with nothing in it that need not be.
+    pub fn sample(job_id: JobId, id: impl Into<String>) -> Self {
+        let (step_id, kind, payload) = (None, "x".into(), Payload::null());
+        Self { id: id.into(), job_id, step_id, kind, timestamp: None, actor: None, payload, unreadable: Vec::new() }
+    }
+}
+
 /// A part of an event, by its name in the envelope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]

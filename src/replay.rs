@@ -271,7 +271,7 @@ impl Replay {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Event, Payload};
+    use crate::event::Event;
     use crate::hub::model::{self, cursor, job, number, numbers};
     use crate::source::{Appended, JobSummary, NewEvent, Page, Standing, Tail};
     use async_trait::async_trait;
@@ -298,17 +298,7 @@ mod tests {
         }
 
         fn event(number: u32) -> (Event, Cursor) {
-            let event = Event {
-                id: number.to_string(),
-                job_id: job(),
-                step_id: None,
-                kind: "x".into(),
-                timestamp: None,
-                actor: None,
-                payload: Payload::null(),
-                unreadable: Vec::new(),
-            };
-            (event, cursor(number))
+            (Event::sample(job(), number.to_string()), cursor(number))
         }
     }
 

@@ -303,21 +303,11 @@ impl ControlEvent {
 #[cfg(test)]
 pub mod samples {
     use super::*;
-    use crate::event::Payload;
     use std::sync::Arc;
 
     /// One segment of events with these numbers. The cursor after event n is `c{n}`.
     pub fn segment(numbers: std::ops::Range<u32>) -> Arc<Segment> {
-        let event = Event {
-            id: "e".into(),
-            job_id: "j".parse().expect("id"),
-            step_id: None,
-            kind: "x".into(),
-            timestamp: None,
-            actor: None,
-            payload: Payload::null(),
-            unreadable: Vec::new(),
-        };
+        let event = Event::sample("j".parse().expect("id"), "e");
         let cursors: Vec<Cursor> = numbers.map(|number| Cursor::trusted(&format!("c{number}"))).collect();
         let mut segments = encode(cursors.iter().map(|cursor| (&event, cursor)), Shape::Payload);
         assert_eq!(segments.len(), 1);
@@ -332,14 +322,11 @@ mod tests {
 
     fn event(kind: &str, payload: &str) -> Event {
         Event {
-            id: "e1".into(),
-            job_id: "job-7".parse().expect("id"),
             step_id: Some("s\"1".into()),
             kind: kind.into(),
             timestamp: Some("2026-11-23T21:00:00Z".parse().expect("time")),
-            actor: None,
             payload: Payload::from_text(payload.into()),
-            unreadable: Vec::new(),
+            ..Event::sample("job-7".parse().expect("id"), "e1")
         }
     }
 

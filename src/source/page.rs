@@ -63,16 +63,8 @@ mod tests {
         let job: JobId = "job".parse().expect("an id");
         let mut page = PageBuilder::new(limit);
         while !page.is_full() && page.len() < 100 {
-            let event = Event {
-                id: page.len().to_string(),
-                job_id: job.clone(),
-                step_id: None,
-                kind: "x".into(),
-                timestamp: None,
-                actor: None,
-                payload: Payload::from_text(format!("\"{}\"", "x".repeat(size - 2))),
-                unreadable: Vec::new(),
-            };
+            let payload = Payload::from_text(format!("\"{}\"", "x".repeat(size - 2)));
+            let event = Event { payload, ..Event::sample(job.clone(), page.len().to_string()) };
             page.push(event, Cursor::seal('t', &job, &[]));
         }
         page.into_events().len()

@@ -209,12 +209,19 @@ impl Session<'_> {
             if counted <= MAX_COUNTED_XIDS && (!is_cut || counted == 0) {
                 return Ok(page);
             }
-            let page = if position.range().is_some() {
-                page.finish_foreign_range(position)
-            } else if is_cut {
-                self.extend_range(job, position, limit, page).await?
+            if position.range().is_some() {
+                if let Some(page) = page.finish_foreign_range(position) {
+                    return Ok(page);
+                }
+                continue;
+            }
+            let Some(list) = self.list_open(position, is_cut).await? else {
+                return Ok(page.truncated_to_cursor(position));
+            };
+            let page = if is_cut {
+                self.extend_range(job, position, limit, page, list).await?
             } else {
-                self.list_open_and_reread(job, position, limit, page).await?
+                self.reread_by_list(job, position, limit, page, list).await?
             };
             if let Some(page) = page {
                 return Ok(page);
@@ -235,18 +242,16 @@ impl Session<'_> {
         Ok(XidBound::Fixed(position.next_end(snapshot.mark())))
     }
 
-    /// For newer rows of many transactions: lists the open ones, and reads again, so that the rows are all there are of
-    /// those that have ended by the list. `None`: read again.
-    async fn list_open_and_reread(
+    /// For newer rows of many transactions: reads again after the open ones were listed, so that the rows are all there
+    /// are of those that have ended by the list. `None`: read again.
+    async fn reread_by_list(
         &mut self,
         job: &JobId,
         position: &Position,
         limit: usize,
         page: PageRows,
+        list: OpenList,
     ) -> Result<Option<PageRows>, QueryError> {
-        let Some(list) = self.list_open(position, false).await? else {
-            return Ok(Some(page.truncated_to_cursor(position)));
-        };
         let durable_xid = page.durable_xid(list.durable_xid);
         let end = XidBound::Fixed(page.end);
         let page = self.query_page(PageQuery { job, position, end, published_by: None, limit }).await?;
@@ -259,18 +264,16 @@ impl Session<'_> {
         Ok(Some(PageRows { listed, ..page }.truncated_to_cursor(position)))
     }
 
-    /// For a long history at or above the mark: lists the open transactions, and delivers everything else by key, in a
-    /// range that ends with the list. `None`: read again.
+    /// For a long history at or above the mark: delivers everything but the open transactions by key, in a range that
+    /// ends with their list. `None`: read again.
     async fn extend_range(
         &mut self,
         job: &JobId,
         position: &Position,
         limit: usize,
         page: PageRows,
+        list: OpenList,
     ) -> Result<Option<PageRows>, QueryError> {
-        let Some(list) = self.list_open(position, true).await? else {
-            return Ok(Some(page.truncated_to_cursor(position)));
-        };
         let end = list.ended.truncated(page.durable_xid(list.durable_xid));
         if end.mark <= page.end.mark {
             return Ok(Some(page.truncated_to_cursor(position)));

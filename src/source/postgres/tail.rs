@@ -50,7 +50,7 @@ pub struct PostgresTail {
     /// Watched jobs whose rows cannot be read now.
     faults: Faults,
     /// `None` after an error, and where it means nothing any more: then the next look is a full one.
-    last_look: Option<LastLook>,
+    seen: Option<SeenSnapshot>,
     /// Source of the transaction ids that the last look went by, also if it failed. `None` before the first.
     xid_source: Option<XidSource>,
     sweep: Sweep,
@@ -58,8 +58,8 @@ pub struct PostgresTail {
     behind_since: Option<Instant>,
 }
 
-/// The look that the next one builds on.
-struct LastLook {
+/// Snapshot of the last look, which the next one builds on.
+struct SeenSnapshot {
     snapshot: Snapshot,
     /// The database has notified since, so it is not asked again whether anything has changed.
     is_outdated: bool,
@@ -127,7 +127,7 @@ impl PostgresTail {
             unchecked: BTreeSet::new(),
             endings: BTreeMap::new(),
             faults: Faults::default(),
-            last_look: None,
+            seen: None,
             xid_source: None,
             sweep: Sweep { last: Instant::now(), is_needed: true },
             behind_since: None,
@@ -162,8 +162,8 @@ impl Tail for PostgresTail {
 
     async fn woken(&mut self) -> Wakeup {
         self.notified.notified().await;
-        if let Some(look) = &mut self.last_look {
-            look.is_outdated = true;
+        if let Some(seen) = &mut self.seen {
+            seen.is_outdated = true;
         }
         Wakeup::Notify
     }
@@ -175,7 +175,7 @@ impl Tail for PostgresTail {
             Ok(news) => Ok(news),
             Err(error) => {
                 // The last look may have been at another server.
-                self.last_look = None;
+                self.seen = None;
                 Err(store.table_error("reading new events", error).await)
             }
         }
@@ -211,18 +211,18 @@ impl PostgresTail {
     /// Notices that the tables have other transaction ids than at the last look, which means nothing by the new ones.
     fn go_by(&mut self, xid_source: XidSource) {
         if self.xid_source.replace(xid_source).is_some_and(|last| last != xid_source) {
-            self.last_look = None;
+            self.seen = None;
             self.pending.extend(self.positions.keys().cloned());
         }
     }
 
     /// Looks for changes since the last look: a short statement, and if something has ended, one for all watched jobs.
     async fn find_changes(&self, session: &mut Session<'_>) -> Result<Changes, QueryError> {
-        if let Some(look) = &self.last_look {
+        if let Some(seen) = &self.seen {
             // A standby's snapshot does not tell.
-            let may_be_unchanged = !look.is_outdated && !look.snapshot.is_standby;
-            if may_be_unchanged && session.is_unchanged(&look.snapshot).await? {
-                return Ok(Changes { snapshot: look.snapshot.clone(), found: None });
+            let may_be_unchanged = !seen.is_outdated && !seen.snapshot.is_standby;
+            if may_be_unchanged && session.is_unchanged(&seen.snapshot).await? {
+                return Ok(Changes { snapshot: seen.snapshot.clone(), found: None });
             }
         }
         let sql = self.changes_sql(session);
@@ -252,13 +252,13 @@ impl PostgresTail {
     fn changes_sql(&self, session: &Session<'_>) -> String {
         let settings = &self.store.settings;
         let xids = session.tables.best.xids;
-        let since = match &self.last_look {
+        let since = match &self.seen {
             Some(look) => look.snapshot.mark(),
             None => self.positions.values().map(|position| position.settled().lowest_open()).min().unwrap_or(0),
         };
-        let new_rows = match (&self.last_look, xids) {
+        let new_rows = match (&self.seen, xids) {
             // A standby's snapshot does not list the open transactions.
-            (Some(LastLook { snapshot, .. }), XidSource::Column) if !snapshot.is_standby => {
+            (Some(SeenSnapshot { snapshot, .. }), XidSource::Column) if !snapshot.is_standby => {
                 NewRows::NotVisibleIn { snapshot: &snapshot.text, durable_xid: snapshot.durable_xid }
             }
             (_, XidSource::Column) => NewRows::Since(since),
@@ -323,7 +323,7 @@ impl PostgresTail {
             return Some(News::nothing(joining));
         }
         self.behind_since = None;
-        self.last_look = None;
+        self.seen = None;
         self.pending.clear();
         self.endings.clear();
         self.faults.clear();
@@ -470,7 +470,7 @@ impl PostgresTail {
                 }
             }
         }
-        self.last_look = Some(LastLook { snapshot: changes.snapshot, is_outdated: false });
+        self.seen = Some(SeenSnapshot { snapshot: changes.snapshot, is_outdated: false });
         for job in selection.completable.intersection(&done) {
             if let Some(ending) = self.endings.get(job) {
                 batch.end(job, JobEnd::Complete(ending.status));

@@ -52,7 +52,7 @@ pub enum Extent {
 
 pub fn extent(error: &RedisError) -> Extent {
     let detail = error.detail().unwrap_or_default();
-    // the texts of 7.0, of 6.2, and of 6.2 in a script
+    // These are the texts of 7.0, of 6.2, and of 6.2 in a script.
     let denies_key = ["access a key", "access one of the keys", "access at least one of the keys"];
     if is_wrong_type(error) || error.kind() == ErrorKind::UnexpectedReturnType {
         Extent::Key

@@ -59,7 +59,7 @@ impl KnownIds {
     pub fn put_back(&self, job: &JobId, ids: JobIds) {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         if jobs.values().map(|ids| ids.entries.len()).sum::<usize>() + ids.entries.len() > MAX_KNOWN_IDS {
-            // the next write to each of them reads its stream once
+            // The next write to each of them reads its stream once.
             jobs.clear();
         }
         jobs.insert(job.clone(), ids);

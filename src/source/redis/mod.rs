@@ -133,7 +133,7 @@ impl Store {
     async fn failed_for(&self, job: &JobId, operation: &str, error: NodeError) -> SourceError {
         let is_of_job = match error::extent(&error.error) {
             Extent::Key => true,
-            // whoever may not read the key of the probe either lacks the rights for all jobs
+            // Whoever may not read the key of the probe either lacks the rights for all jobs.
             Extent::RightsOfKey => self.probe_access(&self.nodes).await.is_ok(),
             Extent::Source => false,
         };
@@ -158,7 +158,7 @@ impl Store {
     fn stream_request(&self, job: &JobId, after: &Position, count: usize) -> Request {
         self.events_request(job, |key| {
             let mut range = cmd("XRANGE");
-            // two more: the entry at the position, and one that tells whether the reply is cut
+            // It asks for two more: the entry at the position, and one that tells whether the reply is cut.
             range.arg(key).arg(after.id.to_string()).arg("+").arg("COUNT").arg(count + 2);
             vec![range, info_command(key)]
         })
@@ -173,7 +173,7 @@ impl Store {
         let has_position = after.id > EntryId::ZERO && entries.first().is_some_and(|entry| entry.id == after.id);
         let at_position = has_position.then(|| entries.remove(0).fingerprint());
         let is_cut = entries.len() > count;
-        // without a state the stream was deleted between the two commands
+        // Without a state the stream was deleted between the two commands.
         entries.truncate(if info.is_some() { count } else { 0 });
         Ok(StreamSlice { at_position, entries, is_cut, info })
     }

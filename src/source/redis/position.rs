@@ -115,7 +115,7 @@ impl Position {
             info.last_id < self.id || info.entries_added.zip(self.ordinal).is_some_and(|(added, own)| added < own);
         let is_another = match slice.at_position {
             Some(found) => self.fingerprint.is_some_and(|own| own != found),
-            // neither trimmed nor deleted, and yet not there: this stream never had the entry
+            // It was neither trimmed nor deleted, and is not there: this stream never had the entry.
             None => self.is_within(info) && info.max_deleted_id.is_none_or(|deleted| deleted < self.id),
         };
         if is_shorter || is_another { Err(Reset::Rewound) } else { Ok(()) }
@@ -167,12 +167,12 @@ impl Position {
             return unknown();
         };
         let max_deleted_id = info.max_deleted_id.unwrap_or_default();
-        // forwards from the first entry of the stream, where XDEL deleted none after it
+        // This counts forwards from the first entry of the stream, where XDEL deleted none after it.
         let trimmed = Self::trimmed_since(slice, info);
         if self.is_before_all() && max_deleted_id < first.id && trimmed < count && added >= info.length + trimmed {
             return counted_from(added - info.length + 1 - trimmed);
         }
-        // backwards from the last entry of the stream, down to the newest that XDEL deleted
+        // This counts backwards from the last entry of the stream, down to the newest that XDEL deleted.
         if !slice.is_cut && last.id == info.last_id && added >= count {
             let ordinals = slice.entries.iter().zip(added - count + 1..);
             return ordinals.map(|(entry, ordinal)| (entry.id > max_deleted_id).then_some(ordinal)).collect();
@@ -193,7 +193,7 @@ impl Position {
     /// Returns the position that a cursor of this job holds. `None` for any other text.
     pub fn open(job: &JobId, text: &str) -> Option<Self> {
         let inside = Cursor::open(Self::VERSION, job, text)?;
-        // each position has one encoding; any other was not made here
+        // Each position has one encoding; any other was not made here.
         Self::decode(&inside).filter(|position| position.encode() == inside)
     }
 
@@ -230,7 +230,7 @@ impl Position {
             None
         };
         let ignore_deleted_up_to = if has(Self::HAS_IGNORED) { read_id(from)? } else { EntryId::ZERO };
-        // no stream ever holds as many; sums with a smaller number do not overflow
+        // No stream ever holds as many; sums with a smaller number do not overflow.
         let is_plausible = ordinal.is_none_or(|ordinal| ordinal < 1 << 60);
         is_plausible.then_some(Self { id, ordinal, fingerprint, ignore_deleted_up_to })
     }

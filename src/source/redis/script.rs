@@ -41,7 +41,7 @@ impl Store {
                 ScriptReply::Rewound => {}
                 ScriptReply::Unread => {
                     while let ScriptReply::Unread = self.call(job, ids, &[], MAX_UNREAD).await? {}
-                    // twice as many each time, so that however much others append the script reaches the end
+                    // It is twice as many each time, so that however much others append the script reaches the end.
                     max_unread *= 2;
                 }
                 ScriptReply::Appended { added_before, results } if results.len() == events.len() => {

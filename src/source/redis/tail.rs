@@ -253,7 +253,7 @@ impl RedisTail {
                 watched.nodes = nodes;
             }
         }
-        // statuses first: where one is final by then, all events come before the end
+        // The statuses come first: where one is final by then, all events come before the end.
         let failed = self.read_statuses(jobs, read).await;
         self.read_streams(jobs.iter().filter(|job| !failed.contains(*job)), jobs.len(), read).await;
     }
@@ -337,7 +337,7 @@ impl RedisTail {
     /// Holds a job whose server did not answer, and notes an error of the job's own keys as a fault of this job.
     fn on_error(&mut self, job: &JobId, error: NodeError, read: &mut ReadProgress) {
         if is_moved(&error.error) {
-            // outside of a Cluster: readers meet the error themselves when they read pages again
+            // This is outside of a Cluster: readers meet the error themselves when they read pages again.
             read.answered += 1;
             return self.end(job, JobEnd::Lost(Reset::Rewound), read);
         }
@@ -391,7 +391,7 @@ impl RedisTail {
         };
         let error = failed("reading new events", error);
         if read.answered == 0 {
-            // the caller waits before the next read, and then all of them are tried
+            // The caller waits before the next read, and all of them are tried then.
             self.outage = None;
             self.queue_held();
             return Err(error);
@@ -412,7 +412,7 @@ impl RedisTail {
         }
         let replies = self.nodes.send(&[self.store.stream_request(job, &after, count)]).await.pop()?;
         let slice = self.store.parse_stream(replies, &after, count).ok()?;
-        // a loss is the joiner's own: it reads pages, which say so; the others stay
+        // A loss is the joiner's own: it reads pages, which say so; the others stay.
         let positions = after.follow(&slice).ok()?;
         if slice.is_cut && slice.entries.last().is_some_and(|last| last.id < published_up_to) {
             return None;
@@ -440,7 +440,7 @@ impl Tail for RedisTail {
             nodes: [None, None],
         };
         self.watched.insert(job.clone(), watched);
-        // before the jobs of a poll, of which nothing is known to have changed
+        // They come before the jobs of a poll, of which nothing is known to have changed.
         self.queue_first(&job);
     }
 
@@ -459,7 +459,7 @@ impl Tail for RedisTail {
             self.queue_first(&joiner.job);
         }
         if self.watched.is_empty() {
-            // no job tells whether the servers answer
+            // No job tells whether the servers answer.
             let probed = self.store.probe_access(&self.nodes).await;
             probed.map_err(|error| failed("reading new events", error))?;
         }

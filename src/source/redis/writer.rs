@@ -117,7 +117,7 @@ impl Store {
             waiting.push((write.answer, write.events.len()));
             events.extend(write.events);
         }
-        // a writer that has left needs no answer
+        // A writer that has left needs no answer.
         match self.append_events(job, &events).await {
             Ok(appended) => {
                 let mut appended = appended.into_iter();
@@ -150,7 +150,7 @@ impl Store {
         let mut set = cmd("HSETNX");
         set.arg(&key).arg("status").arg(JobStatus::Running.as_str());
         match self.send_command(&key, set).await {
-            // a key of another type is not this job's: the events stand, and have no status
+            // A key of another type is not this job's: the events stand, and have no status.
             Err(error) if is_wrong_type(&error.error) => Ok(()),
             other => other.map(drop),
         }

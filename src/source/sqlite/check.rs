@@ -17,7 +17,7 @@ pub async fn check(path: &Path) -> Vec<Finding> {
 }
 
 async fn read(path: &Path) -> Result<Vec<Finding>, SqliteError> {
-    // no journal mode is asked for, so the file keeps its own
+    // No journal mode is asked for, so the file keeps its own.
     let mut connection = SqliteConnectOptions::new().filename(path).read_only(true).connect().await?;
     check_schema(&mut connection).await
 }

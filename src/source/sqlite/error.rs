@@ -9,8 +9,8 @@ pub enum SqliteError {
     Sqlx(#[from] sqlx::Error),
     #[error("a list for SQLite cannot be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
-    /// The writer's task is gone, which only a panic in it can bring about.
-    #[error("the writing task has stopped")]
+    /// The writer left a request without an answer, which only a panic can bring about. The next one is served.
+    #[error("the task that writes gave no answer")]
     WriterStopped,
     #[error("another process has kept the database locked since the start")]
     NotOpenYet,
@@ -32,7 +32,7 @@ impl SqliteError {
             other => other.to_string(),
         };
         let help = match self {
-            Self::WriterStopped => "see the log, and restart Jobcast",
+            Self::WriterStopped => "see the log",
             Self::Missing => "put the file back; Jobcast makes a new one only when it starts",
             Self::Replaced => "the new file is opened at once",
             Self::Tables(_) => {

@@ -64,7 +64,7 @@ impl FileWatch {
         loop {
             tokio::select! {
                 () = self.changed.notified() => {
-                    // a first check that is still due covers this change, too
+                    // A first check that is still due covers this change, too.
                     if self.next_check.is_none_or(|check| check.backoff > FIRST_BACKOFF) {
                         self.next_check = Some(NextCheck::first(Instant::now()));
                     }
@@ -94,7 +94,7 @@ fn watch(path: &Path, changed: Arc<Notify>) -> notify::Result<RecommendedWatcher
     let name = path.file_name().unwrap_or_default().to_os_string();
     let folder = path.parent().unwrap_or(Path::new("/")).to_path_buf();
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // after an error, which means that events were missed, rather check
+        // After an error, which means that events were missed, rather check.
         let is_change = event.map_or(true, |event| {
             !matches!(event.kind, EventKind::Access(_)) && event.paths.iter().any(|path| is_database(path, &name))
         });

@@ -40,6 +40,13 @@ use tokio::sync::Notify;
 
 const SCHEMA: &str = include_str!("schema.sql");
 
+/// Lists jobs of a status, or all: id, status, time of the newest event.
+const LIST: &str = "SELECT j.id, j.status,
+       (SELECT e.timestamp FROM job_events e WHERE e.job_id = j.id ORDER BY e.seq DESC LIMIT 1) AS last_event_at
+     FROM runner_jobs j WHERE (?1 IS NULL OR j.status = ?1) AND (typeof(j.id) = 'text'
+       OR NOT EXISTS (SELECT 1 FROM runner_jobs t WHERE t.id = CAST(j.id AS TEXT)))
+     ORDER BY max(coalesce(last_event_at, ''), j.updated_at) DESC, j.id LIMIT ?2";
+
 /// Connections for history, event ids and lists of jobs.
 const READERS: u32 = 4;
 
@@ -141,18 +148,12 @@ impl Source for Sqlite {
 
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError> {
         let operation = "listing jobs";
-        let rows = sqlx::query(
-            "SELECT j.id, j.status,
-               (SELECT e.timestamp FROM job_events e WHERE e.job_id = j.id ORDER BY e.seq DESC LIMIT 1) AS last_event_at
-             FROM runner_jobs j WHERE (?1 IS NULL OR j.status = ?1) AND (typeof(j.id) = 'text'
-               OR NOT EXISTS (SELECT 1 FROM runner_jobs t WHERE t.id = CAST(j.id AS TEXT)))
-             ORDER BY max(coalesce(last_event_at, ''), j.updated_at) DESC, j.id LIMIT ?2",
-        )
-        .bind(status.map(JobStatus::as_str))
-        .bind(limit as i64)
-        .fetch_all(&self.readers(operation)?)
-        .await
-        .map_err(|error| self.failed(operation, error))?;
+        let rows = sqlx::query(LIST)
+            .bind(status.map(JobStatus::as_str))
+            .bind(limit as i64)
+            .fetch_all(&self.readers(operation)?)
+            .await
+            .map_err(|error| self.failed(operation, error))?;
         let summary = |row: &SqliteRow| {
             Some(JobSummary {
                 job_id: job_of(bytes_of(row, 0).ok()?)?,
@@ -238,7 +239,7 @@ impl Sqlite {
                 mark = bytes_of(&row, 1)?;
                 status = bytes_of(&row, 3)?;
                 if !after.is_held_by(mark.as_deref()) {
-                    // the number belongs to another event, or was never given out; else the event was deleted
+                    // The number belongs to another event, or was never given out; else the event was deleted.
                     let is_rewound = mark.is_some() || after.seq > number_of(&row, 2)?;
                     return Ok(PageResult::Lost(if is_rewound { Reset::Rewound } else { Reset::Trimmed }));
                 }

@@ -77,7 +77,7 @@ fn row() -> impl Strategy<Value = Row> {
     let job = prop_oneof![4 => Just(text), 3 => Just(blob), 1 => value()];
     let odd = (value(), job.clone(), proptest::array::uniform5(value()))
         .prop_map(|(id, job, [a, b, c, d, e])| Row::Odd([id, job, a, b, c, d, e]));
-    // no final status: a job that has ended is no longer read by the tail
+    // No final status: a job that has ended is no longer read by the tail.
     let status = prop_oneof![value(), Just("'RUNNING'".to_string()), Just("X'52554e4e494e47'".to_string())];
     prop_oneof![
         4 => odd,

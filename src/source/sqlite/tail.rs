@@ -83,7 +83,7 @@ struct Progress {
     file: FileId,
     changes: Changes,
     /// The new mark; below `changes.newest` where the read was cut short.
-    upto: i64,
+    read_to: i64,
     batch: TailBatch,
     watches: CaughtUpWatches,
     caught_up_joiners: Vec<Option<Vec<(Event, Cursor)>>>,
@@ -173,33 +173,33 @@ impl SqliteTail {
             return Ok(ReadResult::Rewound { newest, file });
         }
         let mut batch = TailBatch::new(READ);
-        let upto = if self.live.is_empty() || newest == mark {
+        let read_to = if self.live.is_empty() || newest == mark {
             newest
         } else {
             read_new_rows(connection, mark, newest, &mut batch).await?
         };
-        let watches = catch_up_watches(connection, &self.catching_up, upto, newest, &mut batch).await?;
+        let watches = catch_up_watches(connection, &self.catching_up, read_to, newest, &mut batch).await?;
         let mut caught_up_joiners = Vec::with_capacity(joining.len());
         for joiner in joining {
             let is_live = self.live.contains(&joiner.job) || watches.caught_up.contains(&joiner.job);
-            caught_up_joiners.push(if is_live { catch_up_joiner(connection, joiner, upto).await? } else { None });
+            caught_up_joiners.push(if is_live { catch_up_joiner(connection, joiner, read_to).await? } else { None });
         }
-        Ok(ReadResult::Read(Box::new(Progress { file, changes, upto, batch, watches, caught_up_joiners })))
+        Ok(ReadResult::Read(Box::new(Progress { file, changes, read_to, batch, watches, caught_up_joiners })))
     }
 
     /// Moves the tail on to where the queries got, and tells what is new.
     fn apply(&mut self, result: ReadResult, joining: &[Joiner]) -> News {
         self.unwatched.clear();
-        let Progress { file, changes, upto, mut batch, watches, caught_up_joiners } = match result {
+        let Progress { file, changes, read_to, mut batch, watches, caught_up_joiners } = match result {
             ReadResult::Read(progress) => *progress,
             ReadResult::Rewound { newest, file } => {
                 self.read_from = Some(file);
                 return self.rewind(newest, joining);
             }
         };
-        let more = upto < changes.newest || !watches.behind.is_empty();
+        let more = read_to < changes.newest || !watches.behind.is_empty();
         self.read_from = Some(file);
-        self.mark = Some(upto);
+        self.mark = Some(read_to);
         self.status_mark = changes.status_mark;
         self.live.extend(watches.caught_up);
         self.catching_up = watches.behind;
@@ -270,7 +270,7 @@ async fn ensure_connection<'a>(
         Some(open) if open.file == file => open,
         _ => {
             let mut new = database.open().await?;
-            // without a type, ids here compare with `job_events.job_id` as a bound one does in the reads of pages
+            // Without a type, the ids here compare with `job_events.job_id` as a bound one does in the reads of pages.
             let sql = "CREATE TEMP TABLE watched (job_id BLOB PRIMARY KEY) WITHOUT ROWID";
             sqlx::raw_sql(sql).execute(&mut new.sqlite).await?;
             new
@@ -335,11 +335,11 @@ async fn read_new_rows(
     Ok(last)
 }
 
-/// Reads each new watch up to `upto`, and adds those that got there to `temp.watched`.
+/// Reads each new watch up to `read_to`, and adds those that got there to `temp.watched`.
 async fn catch_up_watches(
     connection: &mut SqliteConnection,
     catching_up: &[(JobId, ReadUpTo)],
-    upto: i64,
+    read_to: i64,
     newest: i64,
     batch: &mut TailBatch,
 ) -> Result<CaughtUpWatches, SqliteError> {
@@ -353,12 +353,12 @@ async fn catch_up_watches(
             watches.lost.push(job.clone());
             continue;
         }
-        if after.seq() > upto {
-            // made live here, it would get the events up to its position once more
+        if after.seq() > read_to {
+            // If it was made live here, it would get the events up to its position once more.
             watches.behind.push((job.clone(), *after));
             continue;
         }
-        let missing = read_missing(connection, job, after.seq(), upto).await?;
+        let missing = read_missing(connection, job, after.seq(), read_to).await?;
         if missing.is_all {
             watches.caught_up.insert(job.clone());
         } else {
@@ -394,19 +394,19 @@ async fn is_contradicted(
 async fn catch_up_joiner(
     connection: &mut SqliteConnection,
     joiner: &Joiner,
-    upto: i64,
+    read_to: i64,
 ) -> Result<Option<Vec<(Event, Cursor)>>, SqliteError> {
-    let Some(after) = Position::open(&joiner.job, joiner.after.as_str()).filter(|after| after.seq <= upto) else {
+    let Some(after) = Position::open(&joiner.job, joiner.after.as_str()).filter(|after| after.seq <= read_to) else {
         return Ok(None);
     };
     if is_contradicted(connection, &joiner.job, after).await? {
         return Ok(None);
     }
-    let missing = read_missing(connection, &joiner.job, after.seq, upto).await?;
+    let missing = read_missing(connection, &joiner.job, after.seq, read_to).await?;
     Ok(missing.is_all.then_some(missing.events))
 }
 
-/// Events of one job in `(after, upto]`.
+/// Events of one job in `(after, read_to]`.
 struct Missing {
     events: Vec<(Event, Cursor)>,
     /// The `seq` up to which they were read.
@@ -419,7 +419,7 @@ async fn read_missing(
     connection: &mut SqliteConnection,
     job: &JobId,
     after: i64,
-    upto: i64,
+    read_to: i64,
 ) -> Result<Missing, SqliteError> {
     let mut rows = sqlx::query(
         "SELECT seq, id, job_id, step_id, type, timestamp, actor, payload FROM job_events
@@ -430,7 +430,7 @@ async fn read_missing(
     )
     .bind(job.as_str())
     .bind(after)
-    .bind(upto)
+    .bind(read_to)
     .bind(READ.events as i64)
     .fetch(connection);
     let (mut page, mut last) = (PageBuilder::new(READ), after);

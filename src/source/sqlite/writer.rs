@@ -83,7 +83,7 @@ impl Task {
             match request {
                 Request::Append(append) => appends.push(append),
                 Request::SetStatus { job, status, answer } => {
-                    // in the order of the requests: events that came before a final status are committed before it
+                    // The order is that of the requests: events that came before a final status are committed before it.
                     self.append_all(std::mem::take(&mut appends)).await;
                     let result = self.set_status(&job, status).await;
                     let _ = answer.send(result.map_err(|error| self.failed(error)));
@@ -146,7 +146,7 @@ impl Task {
         for (job, events) in appends {
             let mut stored = Vec::with_capacity(events.len());
             for event in *events {
-                // removed, so that the same id once more in these requests is a repeat
+                // It is removed, so that the same id once more in these requests is a repeat.
                 stored.push(match numbers.remove(&(job.to_string(), event.id.clone())) {
                     Some(seq) => Appended {
                         cursor: Position::after(seq, &event.id).seal(job),

@@ -11,17 +11,7 @@ fn job() -> JobId {
 }
 
 fn row(xid: u64, number: i64) -> StoredRow {
-    let event = Event {
-        id: number.to_string(),
-        job_id: job(),
-        step_id: None,
-        kind: "x".into(),
-        timestamp: None,
-        actor: None,
-        payload: Payload::from_text("{}".into()),
-        unreadable: Vec::new(),
-    };
-    StoredRow { xid, key: Key::Number(number), event }
+    StoredRow { xid, key: Key::Number(number), event: Event::sample(job(), number.to_string()) }
 }
 
 /// A page with rows of these transactions, whose settled part ends at `mark`.

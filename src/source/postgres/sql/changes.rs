@@ -30,8 +30,9 @@ pub enum NewRows<'a> {
 /// whose status is final.
 pub fn changes(rows: &EventRows, durable_xid: u64, query: &ChangesQuery) -> String {
     let ctes = snapshot_ctes(rows, durable_xid, None);
-    let snapshot =
-        format!("{ctes} SELECT {SNAPSHOT_COLUMNS}, NULL::text AS job_id, NULL::text AS status FROM snapshot, mark");
+    let snapshot = format!(
+        "{ctes} SELECT {SNAPSHOT_COLUMNS}, NULL::text AS job_id, NULL::text AS status FROM jobcast_snapshot, jobcast_mark"
+    );
     if query.jobs.is_empty() {
         return snapshot;
     }

@@ -13,7 +13,7 @@ use crate::source::NewEvent;
 pub fn find_event(rows: &EventRows, durable_xid: u64, job: &JobId, id: &str) -> String {
     format!(
         "{ctes} SELECT {SNAPSHOT_COLUMNS}, found.*
-         FROM snapshot, mark, (SELECT {columns} FROM {events} e WHERE {of_job} AND {of_id} LIMIT 1) found",
+         FROM jobcast_snapshot, jobcast_mark, (SELECT {columns} FROM {events} e WHERE {of_job} AND {of_id} LIMIT 1) found",
         ctes = snapshot_ctes(rows, durable_xid, Some(job)),
         columns = rows.select_list(),
         events = rows.table(),
@@ -27,7 +27,7 @@ pub fn newest_event(rows: &EventRows, durable_xid: u64, job: &JobId) -> String {
     format!(
         "{ctes} SELECT {SNAPSHOT_COLUMNS}, {status} AS status,
                 {has_job} OR EXISTS (SELECT FROM {events} e WHERE {of_job}) AS is_known
-         FROM snapshot, mark",
+         FROM jobcast_snapshot, jobcast_mark",
         ctes = snapshot_ctes(rows, durable_xid, Some(job)),
         status = job_status(rows.tables, job),
         has_job = has_job(rows.tables, job),
@@ -97,7 +97,7 @@ pub fn final_event<'a>(tables: &Tables, job: &JobId, final_types: impl IntoItera
 pub fn stored_events(rows: &EventRows, durable_xid: u64, job: &JobId, events: &[NewEvent]) -> String {
     format!(
         "{ctes} SELECT {SNAPSHOT_COLUMNS}, stored.*
-         FROM snapshot, mark, (SELECT {columns} FROM {table} e WHERE {of_job} AND {of_ids}) stored ORDER BY stored.ordinal",
+         FROM jobcast_snapshot, jobcast_mark, (SELECT {columns} FROM {table} e WHERE {of_job} AND {of_ids}) stored ORDER BY stored.ordinal",
         ctes = snapshot_ctes(rows, durable_xid, None),
         columns = rows.select_list(),
         table = rows.table(),

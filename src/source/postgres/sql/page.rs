@@ -30,14 +30,14 @@ pub fn page(tables: &Tables, durable_xid: u64, query: &PageQuery) -> String {
     let of_job = published_rows(tables, query);
     let undelivered = undelivered(rows, query);
     format!(
-        "{ctes}, {settled}, newer AS (
+        "{ctes}, {settled}, jobcast_newer AS (
            SELECT 2 AS part, {columns} FROM {events} e
-           WHERE (SELECT count(*) FROM settled) < {limit} AND {of_job} AND {since} AND {after_end}{undelivered}
+           WHERE (SELECT count(*) FROM jobcast_settled) < {limit} AND {of_job} AND {since} AND {after_end}{undelivered}
            ORDER BY {order} LIMIT {limit}
          )
          SELECT {SNAPSHOT_COLUMNS}, {status} AS status, {has_job} AS has_job, page.*
-         FROM snapshot CROSS JOIN mark
-         LEFT JOIN (SELECT * FROM settled UNION ALL SELECT * FROM newer) page ON true
+         FROM jobcast_snapshot CROSS JOIN jobcast_mark
+         LEFT JOIN (SELECT * FROM jobcast_settled UNION ALL SELECT * FROM jobcast_newer) page ON true
          ORDER BY page.part, page.ordinal",
         ctes = snapshot_ctes(rows, durable_xid, own_mark_job),
         settled = settled_ctes(rows, query, &of_job, &undelivered),
@@ -51,7 +51,7 @@ pub fn page(tables: &Tables, durable_xid: u64, query: &PageQuery) -> String {
     )
 }
 
-/// CTE `settled`: the rows up to the end of the range. Rows without a number and those with one come from a part each,
+/// CTE `jobcast_settled`: the rows up to the end of the range. Rows without a number and those with one come from a part each,
 /// so that an index can serve each.
 fn settled_ctes(rows: &EventRows, query: &PageQuery, of_job: &str, undelivered: &str) -> String {
     let PageQuery { job, position, end, .. } = query;
@@ -61,7 +61,7 @@ fn settled_ctes(rows: &EventRows, query: &PageQuery, of_job: &str, undelivered: 
     let delivered_to = position.range().map(|Range { key, .. }| key);
     let Some((unnumbered, numbered)) = rows.split_numbered() else {
         return format!(
-            "settled AS MATERIALIZED (
+            "jobcast_settled AS MATERIALIZED (
                SELECT 0 AS part, {columns} FROM {events} e
                WHERE {of_job} AND {since} AND {before_end} AND {after_key}{undelivered}
                ORDER BY {order} LIMIT {limit}
@@ -77,16 +77,16 @@ fn settled_ctes(rows: &EventRows, query: &PageQuery, of_job: &str, undelivered: 
         Some(key @ Key::Number(_)) => ("false".into(), numbered.after_key(job.as_str(), key)),
     };
     format!(
-        "unnumbered AS MATERIALIZED (
+        "jobcast_unnumbered AS MATERIALIZED (
            SELECT 0 AS part, {unnumbered_columns} FROM {events} e
            WHERE {of_job} AND {is_unnumbered} AND {since} AND {before_end} AND {unnumbered_after}{undelivered}
            ORDER BY {unnumbered_order} LIMIT {limit}
-         ), numbered AS MATERIALIZED (
+         ), jobcast_numbered AS MATERIALIZED (
            SELECT 1 AS part, {numbered_columns} FROM {events} e
-           WHERE (SELECT count(*) FROM unnumbered) < {limit} AND {of_job} AND NOT {is_unnumbered}
+           WHERE (SELECT count(*) FROM jobcast_unnumbered) < {limit} AND {of_job} AND NOT {is_unnumbered}
              AND {since} AND {before_end} AND {numbered_after}{undelivered}
            ORDER BY {numbered_order} LIMIT {limit}
-         ), settled AS (SELECT * FROM unnumbered UNION ALL SELECT * FROM numbered)",
+         ), jobcast_settled AS (SELECT * FROM jobcast_unnumbered UNION ALL SELECT * FROM jobcast_numbered)",
         unnumbered_columns = unnumbered.select_list(),
         is_unnumbered = rows.is_unnumbered(),
         unnumbered_order = unnumbered.order(),

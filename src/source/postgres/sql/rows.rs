@@ -17,7 +17,7 @@ pub struct EventRows<'a> {
 /// A set of ended transactions that rows are compared with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum XidBound {
-    /// All below the settled mark of the statement's own snapshot: CTE `mark`.
+    /// All below the settled mark of the statement's own snapshot: CTE `jobcast_mark`.
     OwnMark,
     Fixed(EndedXids),
 }
@@ -61,12 +61,12 @@ impl<'a> EventRows<'a> {
     /// The transaction that wrote the row, as a bigint.
     ///
     /// Rows from before the column was added are older than any open transaction: 0. Of the system column its `age` is
-    /// asked. A visible row is older than the next transaction (`snapshot.age_base`), or so old that 32 bits cannot tell.
+    /// asked. A visible row is older than the next transaction (`jobcast_snapshot.age_base`), or so old that 32 bits cannot tell.
     pub fn xid(&self) -> String {
         match self.scheme.xids {
             XidSource::Column => format!("coalesce(e.{}::text::bigint, 0)", self.columns().xid),
             XidSource::System => {
-                "CASE WHEN age(e.xmin) > 0 THEN (SELECT age_base FROM snapshot) - age(e.xmin) ELSE 0 END".into()
+                "CASE WHEN age(e.xmin) > 0 THEN (SELECT age_base FROM jobcast_snapshot) - age(e.xmin) ELSE 0 END".into()
             }
         }
     }
@@ -93,8 +93,8 @@ impl<'a> EventRows<'a> {
 
     fn own_mark(&self) -> &'static str {
         match self.scheme.xids {
-            XidSource::Column => "(SELECT xid8 FROM mark)",
-            XidSource::System => "(SELECT xid FROM mark)",
+            XidSource::Column => "(SELECT xid8 FROM jobcast_mark)",
+            XidSource::System => "(SELECT xid FROM jobcast_mark)",
         }
     }
 

@@ -7,18 +7,18 @@ use crate::event::JobId;
 /// Most transactions of which the server is asked, one by one, whether they are open.
 pub const MAX_XID_SCAN: u64 = 100_000;
 
-/// Columns that a `Snapshot` is made of, from the CTEs `snapshot` and `mark`.
-pub const SNAPSHOT_COLUMNS: &str = "snapshot.snapshot_text, snapshot.xmin, snapshot.xmax, mark.durable_xid, \
-    snapshot.is_standby, snapshot.wal_inserted, snapshot.wal_flushed";
+/// Columns that a `Snapshot` is made of, from the CTEs `jobcast_snapshot` and `jobcast_mark`.
+pub const SNAPSHOT_COLUMNS: &str = "jobcast_snapshot.snapshot_text, jobcast_snapshot.xmin, jobcast_snapshot.xmax, jobcast_mark.durable_xid, \
+    jobcast_snapshot.is_standby, jobcast_snapshot.wal_inserted, jobcast_snapshot.wal_flushed";
 
 /// The same columns without values, for the other parts of a union.
 pub const NO_SNAPSHOT: &str = "NULL, NULL, NULL, NULL, NULL, NULL, NULL";
 
-/// Begins a statement with three CTEs.
+/// Begins a statement with three CTEs. A table of the same name could not be read beside them, so theirs are our own.
 ///
-/// - `snapshot`: the statement's snapshot, and how far the log is written and flushed;
-/// - `durable`: `durable_xid`, the transaction below which a crash undoes nothing;
-/// - `mark`: the settled mark, the lower of the snapshot's xmin and `durable_xid`.
+/// - `jobcast_snapshot`: the statement's snapshot, and how far the log is written and flushed;
+/// - `jobcast_durable`: `durable_xid`, the transaction below which a crash undoes nothing;
+/// - `jobcast_mark`: the settled mark, the lower of the snapshot's xmin and `durable_xid`.
 ///
 /// A commit is on the disk before anybody sees it, so rows raise the durable mark: those of `job`, or without one all,
 /// where an index on the transactions finds the last.
@@ -42,27 +42,30 @@ pub fn snapshot_ctes(rows: &EventRows, durable_xid: u64, job: Option<&JobId>) ->
         )
     };
     format!(
-        "WITH snapshot AS MATERIALIZED (
+        "WITH jobcast_snapshot AS MATERIALIZED (
            SELECT now::text AS snapshot_text, pg_snapshot_xmin(now)::text::bigint AS xmin,
                   pg_snapshot_xmax(now)::text::bigint AS xmax, is_standby,
                   pg_snapshot_xmax(now)::text::bigint + age(pg_snapshot_xmax(now)::xid) AS age_base,
                   (CASE WHEN NOT is_standby THEN {inserted} END)::bigint AS wal_inserted,
                   (CASE WHEN NOT is_standby THEN {flushed} END)::bigint AS wal_flushed
            FROM (SELECT pg_current_snapshot() AS now, pg_is_in_recovery() AS is_standby) server
-         ), durable AS MATERIALIZED (
+         ), jobcast_durable AS MATERIALIZED (
            SELECT CASE WHEN is_standby OR wal_flushed >= wal_inserted THEN xmax
                        ELSE least(xmax, greatest({durable_xid}, {last_committed})) END AS durable_xid
-           FROM snapshot
-         ), mark AS MATERIALIZED (
+           FROM jobcast_snapshot
+         ), jobcast_mark AS MATERIALIZED (
            SELECT durable_xid, least(xmin, durable_xid) AS xid, least(xmin, durable_xid)::text::xid8 AS xid8
-           FROM snapshot, durable
+           FROM jobcast_snapshot, jobcast_durable
          )"
     )
 }
 
 /// Reads the snapshot alone.
 pub fn read_snapshot(rows: &EventRows, durable_xid: u64, job: &JobId) -> String {
-    format!("{} SELECT {SNAPSHOT_COLUMNS} FROM snapshot, mark", snapshot_ctes(rows, durable_xid, Some(job)))
+    format!(
+        "{} SELECT {SNAPSHOT_COLUMNS} FROM jobcast_snapshot, jobcast_mark",
+        snapshot_ctes(rows, durable_xid, Some(job))
+    )
 }
 
 /// Asks whether a primary's snapshot and log are still these; null on a standby. Touches no table.
@@ -85,12 +88,12 @@ pub fn open_xids(rows: &EventRows, durable_xid: u64) -> String {
         XidSource::System => "false",
     };
     format!(
-        "{} SELECT {SNAPSHOT_COLUMNS}, open.xid AS open_xid FROM snapshot CROSS JOIN mark
+        "{} SELECT {SNAPSHOT_COLUMNS}, open.xid AS open_xid FROM jobcast_snapshot CROSS JOIN jobcast_mark
          LEFT JOIN (
-           SELECT xid::text::bigint AS xid FROM snapshot, pg_snapshot_xip(pg_current_snapshot()) xid WHERE {is_listed}
+           SELECT xid::text::bigint AS xid FROM jobcast_snapshot, pg_snapshot_xip(pg_current_snapshot()) xid WHERE {is_listed}
            UNION ALL
-           SELECT xid FROM snapshot, generate_series(snapshot.xmin, snapshot.xmax - 1) xid
-           WHERE NOT ({is_listed}) AND snapshot.xmax - snapshot.xmin < {MAX_XID_SCAN}
+           SELECT xid FROM jobcast_snapshot, generate_series(jobcast_snapshot.xmin, jobcast_snapshot.xmax - 1) xid
+           WHERE NOT ({is_listed}) AND jobcast_snapshot.xmax - jobcast_snapshot.xmin < {MAX_XID_SCAN}
              AND pg_xact_status(xid::text::xid8) = 'in progress'
          ) open ON true",
         snapshot_ctes(rows, durable_xid, None)

@@ -111,7 +111,7 @@ proptest! {
     fn a_reset_is_sent_when_and_only_when_an_entry_was_lost(steps in steps(), late in 0..10usize) {
         let mut model = Model::default();
         let mut readers = [Position::EMPTY, Position::BEGINNING];
-        // entries that were gone before the reader began: not lost to it
+        // Entries that were gone before the reader began: not lost to it.
         let mut ignored = [EntryId::ZERO; 2];
         for (number, step) in steps.into_iter().enumerate() {
             match step {
@@ -141,7 +141,7 @@ proptest! {
                         }
                         Err(reset) => {
                             prop_assert_eq!(reset, Reset::Trimmed);
-                            // without an ordinal a reset is right where an entry may be lost
+                            // Without an ordinal a reset is right where an entry may be lost.
                             prop_assert!(lost || reader.ordinal.is_none(), "{reader:?} gets a reset without cause");
                             *reader = Position::newest(model.info(true).as_ref());
                             ignored[index] = EntryId::ZERO;
@@ -236,7 +236,7 @@ fn a_stream_that_was_made_anew_or_rolled_back_is_noticed() {
     let at = |number: u64| Position::after(&entry(number), Some(number));
     let follow = |model: &Model, number| at(number).follow(&model.slice(&at(number), 100, true));
     assert!(follow(&model, 4).is_ok());
-    // deleted and made anew: its ids are above the old ones
+    // Deleted and made anew: its ids are above the old ones.
     let mut anew = Model { ever: Vec::new(), ..model.clone() };
     anew.live.clear();
     for number in 20..25 {
@@ -244,7 +244,7 @@ fn a_stream_that_was_made_anew_or_rolled_back_is_noticed() {
         anew.live.insert(entry(number).id, entry(number));
     }
     assert_eq!(follow(&anew, 4), Err(Reset::Rewound));
-    // rolled back, as by a failover, and written to since: another entry has the same id
+    // Rolled back, as by a failover, and written to since: another entry has the same id.
     let mut back = model.clone();
     back.ever.truncate(8);
     back.live.retain(|id, _| id.ms <= 8);
@@ -255,7 +255,7 @@ fn a_stream_that_was_made_anew_or_rolled_back_is_noticed() {
     back.live.insert(other.id, other);
     assert_eq!(follow(&back, 9), Err(Reset::Rewound));
     assert!(follow(&back, 8).is_ok());
-    // deleted
+    // Deleted.
     let slice = StreamSlice { at_position: None, entries: Vec::new(), is_cut: false, info: None };
     assert_eq!(at(3).follow(&slice), Err(Reset::Rewound));
     assert_eq!(Position::EMPTY.follow(&slice), Ok(Vec::new()));
