@@ -138,14 +138,36 @@ async fn connections_that_nobody_reads_cost_bounded_memory_and_are_closed() {
 #[tokio::test]
 async fn a_head_that_never_ends_and_a_connection_without_requests_are_closed() {
     let secure = Secure::start(&[("http.header_timeout", "1s")]).await;
+    secure.client().await.write("job", 0..1).await;
     let silent = secure.raw().await;
-    let mut slow = secure.raw().await;
-    slow.send(&frame(kind::HEADERS, kind::END_STREAM, 1, &header_block("GET", "/"))).await;
-    let mut half = secure.raw().await;
-    half.send(&get(1, "/")[..12]).await;
+    // An open stream does not make the next head's time longer.
+    let (mut slow, mut half) = (secure.raw().await, secure.raw().await);
+    for raw in [&mut slow, &mut half] {
+        raw.send(&get(1, &stream_path("job"))).await;
+    }
+    secure.daemon.has_subscribers(2).await;
+    slow.send(&frame(kind::HEADERS, kind::END_STREAM, 3, &header_block("GET", "/"))).await;
+    half.send(&get(3, "/")[..12]).await;
     for connection in [silent, slow, half] {
         assert_eq!(connection.end().await, Some(Reason::NO_ERROR));
     }
+}
+
+#[tokio::test]
+async fn a_page_that_opens_streams_and_closes_them_at_once_keeps_its_connection() {
+    let secure = Secure::start(&[]).await;
+    secure.client().await.write("job", 0..1).await;
+    let mut page = secure.raw().await;
+    for round in 0..5_u32 {
+        let of = |number| {
+            let stream = (round * 100 + number) * 2 + 1;
+            [get(stream, &stream_path("job")), frame(kind::RST_STREAM, 0, stream, &8_u32.to_be_bytes())].concat()
+        };
+        page.send(&(0..100).flat_map(of).collect::<Vec<u8>>()).await;
+    }
+    page.send(&get(1_001, "/runner-jobs")).await;
+    page.is_answered(1_001).await;
+    secure.daemon.has_subscribers(0).await;
 }
 
 #[tokio::test]
@@ -260,15 +282,16 @@ async fn floods_of_frames_are_ended_with_bounded_work_and_memory_and_disturb_nob
     let secure = Secure::start(&[]).await;
     let mut neighbours = Neighbours::of(&secure).await;
     let memory = async || secure.daemon.metric("process_resident_memory_bytes").await;
-    let cpu = async || secure.daemon.metric("process_cpu_seconds_total").await;
+    let floods = async || secure.daemon.metric("jobcast_http2_floods_total").await;
     let before = memory().await;
     for (name, begin, flood) in FLOODS {
-        let worked = cpu().await;
+        let (worked, counted) = (cpu_seconds(&secure), floods().await);
         let mut raw = secure.raw().await;
         raw.send(&begin()).await;
         let reason = raw.flood(flood).await;
-        let worked = cpu().await - worked;
-        println!("{name}: ended with {reason:?} after {worked:.2} s of CPU");
+        let worked = cpu_seconds(&secure) - worked;
+        let by = if floods().await > counted { "the allowance" } else { "h2 itself" };
+        println!("{name}: ended by {by} with {reason:?} after {worked:.2} s of CPU");
         assert!(
             matches!(reason, None | Some(Reason::ENHANCE_YOUR_CALM | Reason::PROTOCOL_ERROR)),
             "{name}: {reason:?}"
@@ -278,8 +301,16 @@ async fn floods_of_frames_are_ended_with_bounded_work_and_memory_and_disturb_nob
     }
     let more = memory().await - before;
     assert!(more < 30e6, "{} MB more", more / 1e6);
-    assert!(secure.daemon.metric("jobcast_http2_floods_total").await >= 4.0);
+    assert!(floods().await >= 4.0, "{} of them", floods().await);
     secure.daemon.has_subscribers(20).await;
+}
+
+/// The processor time that the daemon has had (proc(5): fields 14 and 15, in hundredths).
+fn cpu_seconds(secure: &Secure) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", secure.daemon.pid())).expect("its statistics");
+    let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
+    let ticks = fields.split(' ').skip(11).take(2).map(|field| field.parse::<f64>().expect("a number"));
+    ticks.sum::<f64>() / 100.0
 }
 
 #[tokio::test]

@@ -235,6 +235,17 @@ impl Raw {
         reason(&received)
     }
 
+    /// Reads until the answer to a request begins; the connection must not end before.
+    pub async fn is_answered(&mut self, stream: u32) {
+        let mut received = Vec::new();
+        let answered =
+            |received: &[u8]| frames(received).any(|(kind, of, _)| kind == kind::HEADERS && of == stream.to_be_bytes());
+        while !answered(&received) {
+            let read = timeout(PATIENCE, self.0.read_buf(&mut received)).await.expect("an answer in time");
+            assert!(read.expect("a connection") > 0, "ended: {:?}", reason(&received));
+        }
+    }
+
     /// Reads until the other side closes; the kind and the first bytes of each frame, which name its stream.
     pub async fn received(mut self) -> Vec<(u8, Vec<u8>)> {
         let mut received = Vec::new();

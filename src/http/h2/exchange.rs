@@ -264,3 +264,35 @@ async fn next<B: MessageBody>(stream: &mut SendStream<Bytes>, mut body: Pin<&mut
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cookies_that_come_in_pieces_are_one_line_and_other_lines_stay_apart() {
+        let mut from = ::http::HeaderMap::new();
+        for (name, value) in
+            [("cookie", "a=1"), ("forwarded", "for=192.0.2.1"), ("cookie", "b=2"), ("forwarded", "for=_x")]
+        {
+            from.append(name, value.parse().expect("a value"));
+        }
+        let headers = headers(&from).expect("a translation");
+        let all = |name: &str| headers.get_all(name).map(|value| value.to_str().expect("text")).collect::<Vec<_>>();
+        assert_eq!(all("cookie"), ["a=1; b=2"]);
+        assert_eq!(all("forwarded"), ["for=192.0.2.1", "for=_x"]);
+    }
+
+    #[test]
+    fn an_answer_has_no_lines_of_a_connection_and_says_its_length_once() {
+        let mut response = Response::new(StatusCode::OK);
+        for (name, value) in [("connection", "close"), ("transfer-encoding", "chunked"), ("content-length", "9")] {
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
+            response.headers_mut().append(name, HeaderValue::from_static(value));
+        }
+        let head = head(response.head(), BodySize::Sized(5));
+        assert_eq!(head.headers().get_all("content-length").iter().collect::<Vec<_>>(), ["5"]);
+        assert!(head.headers().contains_key("date"));
+        assert_eq!(head.headers().len(), 2);
+    }
+}

@@ -87,6 +87,8 @@ fn builder() -> Builder {
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(MAX_STREAMS)
+        // A page that opens its streams and closes them at once is no flood; the allowance tells them apart.
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
         .max_header_list_size(MAX_HEAD_BYTES)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
