@@ -1,9 +1,11 @@
 //! `GET /runner-jobs/{job_id}/events`: the same events as JSON, for clients that cannot stream.
 
 use super::App;
-use super::extract::{JobPath, PollQuery, Query};
+use super::extract::{ClientAddress, JobPath, PollQuery, Query};
 use super::problem::Problem;
 use crate::cursor::{Cursor, Start};
+use crate::delivery::admission::StreamPermit;
+use crate::delivery::connections::Registration;
 use crate::event::{Event, JobId, JobStatus};
 use crate::hub::Listening;
 use crate::replay::{Replay, Step};
@@ -48,8 +50,12 @@ struct Sent {
 pub async fn get(
     JobPath(job): JobPath,
     Query(query): Query<PollQuery>,
+    ClientAddress(client): ClientAddress,
     app: web::Data<App>,
 ) -> Result<HttpResponse, Problem> {
+    // A poll that may be held counts as a stream does, and operators see it as one.
+    let permit = (!query.wait.is_zero()).then(|| app.streams.admission.admit(client)).transpose()?;
+    let held = permit.map(|permit| (app.streams.registry.enter(&permit, &job), permit));
     let until = Instant::now() + query.wait;
     let limit = Limit { events: query.limit, bytes: PAGE_BYTES };
     let (mut after, mut reset) = begin(&app, &job, query.start).await?;
@@ -62,7 +68,7 @@ pub async fn get(
             }
             PageResult::Page(page) => {
                 let is_news = !page.events.is_empty() || page.is_complete || reset.is_some();
-                if is_news || !something_new(&app, &job, &page.end, until).await {
+                if is_news || !something_new(&app, &job, &page.end, until, held.as_ref()).await {
                     return Ok(answer(&app, page, reset));
                 }
                 after = page.end;
@@ -100,9 +106,18 @@ fn answer(app: &App, page: Page, reset: Option<Reset>) -> HttpResponse {
     })
 }
 
-/// Waits until there is something after `cursor`, and returns false if the time is up first, or the process drains.
-async fn something_new(app: &App, job: &JobId, cursor: &Cursor, until: Instant) -> bool {
+/// Waits until there is something after `cursor`. Returns false if the time is up first, the process drains, or the poll may
+/// not go on; the caller's next request is told why.
+async fn something_new(
+    app: &App,
+    job: &JobId,
+    cursor: &Cursor,
+    until: Instant,
+    held: Option<&(Registration, StreamPermit)>,
+) -> bool {
+    let Some((registration, permit)) = held else { return false };
     tokio::select! {
+        () = registration.ended(permit) => false,
         news = timeout_at(until, wait_for_news(app, job, cursor)) => news.is_ok(),
         () = app.streams.shutdown.reached(Phase::Draining) => false,
     }

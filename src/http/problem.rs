@@ -1,6 +1,7 @@
 //! Errors as RFC 9457 problem details, each with a stable code. The table here has every code but those of the source,
 //! which stand in `error.rs`.
 
+use crate::delivery::admission::LimitReached;
 use crate::error::{Scope, SourceCode, SourceError};
 use crate::tail;
 use actix_web::http::{StatusCode, header};
@@ -63,6 +64,20 @@ impl Problem {
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.retry_after_s = Some(seconds.max(1));
         self
+    }
+}
+
+impl From<LimitReached> for Problem {
+    fn from(full: LimitReached) -> Self {
+        match full {
+            LimitReached::Process => {
+                Self::too_many_streams("http.max_connections streams are open; come back later").retry_after(3)
+            }
+            LimitReached::Address => Self::too_many_from_address(
+                "http.max_connections_per_ip streams are open from this address; come back later",
+            )
+            .retry_after(3),
+        }
     }
 }
 
