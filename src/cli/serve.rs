@@ -132,15 +132,7 @@ async fn serve_in(
     let delivery = Delivery::start(&settings, source.clone(), admission.clone(), &shutdown, &supervisor)?;
     let (cors, current_cors) = watch::channel(settings.http.cors.clone());
     let in_flight = InFlight::default();
-    let app = web::Data::new(App {
-        source: source.clone(),
-        streams: delivery.streams.clone(),
-        ingest_enabled: settings.ingest_enabled(),
-        ingest: settings.ingest.clone(),
-        settings: settings.http.clone(),
-        cors: current_cors,
-        in_flight: in_flight.clone(),
-    });
+    let app = web::Data::new(delivery.app(&settings, source.clone(), current_cors, in_flight.clone()));
     let helpers = vec![
         supervisor.task("metrics", keep_metrics(metrics.clone(), shutdown.watch())),
         supervisor.task("service manager", keep_informed(&delivery, &supervisor, shutdown.watch())),
@@ -324,6 +316,24 @@ impl Delivery {
         let tail = supervisor.task("tail", tail::run(source, hub.clone(), pace, shape, shutdown.watch()));
         let messenger = supervisor.task("messenger", notify_threads(threads.clone(), hub, shutdown.watch()));
         Ok(Self { streams, threads, thread_handles, tail, messenger })
+    }
+
+    fn app(
+        &self,
+        settings: &Settings,
+        source: Arc<dyn Source>,
+        cors: watch::Receiver<config::Cors>,
+        in_flight: InFlight,
+    ) -> App {
+        App {
+            source,
+            streams: self.streams.clone(),
+            ingest_enabled: settings.ingest_enabled(),
+            ingest: settings.ingest.clone(),
+            settings: settings.http.clone(),
+            cors,
+            in_flight,
+        }
     }
 
     fn health(&self, supervisor: &Supervisor, metrics: MetricsExporter, settings: &Settings) -> Health {
