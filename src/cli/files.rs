@@ -11,7 +11,7 @@ const SPARE_SHARE: usize = 8;
 /// Files that the store may need later: connections that it opens again, temporary files, its log.
 const STORE_FILES: usize = 32;
 /// Files that one thread of the server or of delivery needs: its poll, its wake-ups, its timer.
-const FILES_PER_WORKER: usize = 8;
+const FILES_PER_WORKER: usize = 4;
 /// Files that are open at this point of a start, where the system does not say.
 const USUAL_FILES: usize = 64;
 

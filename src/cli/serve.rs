@@ -143,16 +143,8 @@ async fn serve_in(
     let delivery = Delivery::start(&settings, source.clone(), admission.clone(), &shutdown, &supervisor)?;
     let (cors, current_cors) = watch::channel(settings.http.cors.clone());
     let in_flight = InFlight::default();
-    let app = web::Data::new(App {
-        auth: auth.clone(),
-        source: source.clone(),
-        streams: delivery.streams.clone(),
-        ingest_enabled: settings.ingest_enabled(),
-        ingest: settings.ingest.clone(),
-        settings: settings.http.clone(),
-        cors: current_cors,
-        in_flight: in_flight.clone(),
-    });
+    let app = delivery.app(&settings, auth.clone(), source.clone(), current_cors, in_flight.clone());
+    let app = web::Data::new(app);
     let mut parts = vec![reloadable_log(), reloadable_cors(cors), reloadable_limits(files, admission.clone())];
     parts.push(reloadable_keys(auth.clone()));
     parts.extend(certificates.clone().map(reloadable_certificates));
@@ -364,6 +356,26 @@ impl Delivery {
         let tail = supervisor.task("tail", tail::run(source, hub.clone(), pace, shape, shutdown.watch()));
         let messenger = supervisor.task("messenger", notify_threads(threads.clone(), hub, shutdown.watch()));
         Ok(Self { streams, threads, thread_handles, tail, messenger })
+    }
+
+    fn app(
+        &self,
+        settings: &Settings,
+        auth: Auth,
+        source: Arc<dyn Source>,
+        cors: watch::Receiver<config::Cors>,
+        in_flight: InFlight,
+    ) -> App {
+        App {
+            auth,
+            source,
+            streams: self.streams.clone(),
+            ingest_enabled: settings.ingest_enabled(),
+            ingest: settings.ingest.clone(),
+            settings: settings.http.clone(),
+            cors,
+            in_flight,
+        }
     }
 
     fn health(&self, supervisor: &Supervisor, metrics: MetricsExporter, settings: &Settings) -> Health {

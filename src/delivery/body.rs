@@ -303,7 +303,7 @@ async fn next_step(replay: &mut Replay, ready: &mut Option<Step>) -> Step {
     }
 }
 
-/// Returns when the deadline has come, the right to watch has ended, or an operator closes the stream.
+/// Returns when the deadline has come, or the stream may not go on.
 async fn time_is_up(permit: Option<&StreamPermit>, registration: Option<&Registration>, deadline: Deadline) {
     let reached = async {
         match deadline.at() {
@@ -311,22 +311,15 @@ async fn time_is_up(permit: Option<&StreamPermit>, registration: Option<&Registr
             None => std::future::pending().await,
         }
     };
-    let withdrawn = async {
-        match permit.and_then(StreamPermit::grant) {
-            Some(grant) => grant.end().await,
-            None => std::future::pending().await,
-        }
-    };
-    let revoked = async {
-        match registration {
-            Some(registration) => registration.revoked().await,
+    let ended = async {
+        match permit.zip(registration) {
+            Some((permit, registration)) => registration.ended(permit).await,
             None => std::future::pending().await,
         }
     };
     tokio::select! {
         () = reached => {}
-        () = withdrawn => {}
-        () = revoked => {}
+        () = ended => {}
     }
 }
 

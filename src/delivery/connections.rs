@@ -1,5 +1,5 @@
 //! Open streams as the admin listener lists and closes them. A delivery thread answers for those that it holds. The
-//! [`Registry`] knows those that actix serves: replays, and streams whose connection cannot leave.
+//! [`Registry`] knows those that actix serves: replays, streams whose connection cannot leave, and long polls.
 
 use super::admission::StreamPermit;
 use crate::event::{JobId, Rfc3339};
@@ -179,9 +179,18 @@ impl Registration {
         self.entry.is_revoked.load(Ordering::Relaxed)
     }
 
-    /// Returns when an operator closes the stream.
-    pub async fn revoked(&self) {
-        self.entry.revoked.notified().await;
+    /// Returns when the stream may not go on: an operator closes it, or the right that it was opened with has ended.
+    pub async fn ended(&self, permit: &StreamPermit) {
+        let withdrawn = async {
+            match permit.grant() {
+                Some(grant) => grant.end().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.entry.revoked.notified() => {}
+            () = withdrawn => {}
+        }
     }
 }
 

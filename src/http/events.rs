@@ -1,10 +1,12 @@
 //! `GET /runner-jobs/{job_id}/events`: the same events as JSON, for clients that cannot stream.
 
 use super::App;
-use super::extract::{PollQuery, Query};
+use super::extract::{ClientAddress, PollQuery, Query};
 use super::problem::Problem;
 use super::rights::WatchedJob;
 use crate::cursor::{Cursor, Start};
+use crate::delivery::admission::StreamPermit;
+use crate::delivery::connections::Registration;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
 use crate::hub::{Hub, Listening, Place, Subscription};
@@ -50,8 +52,13 @@ struct Sent {
 pub async fn get(
     WatchedJob { job, right }: WatchedJob,
     Query(query): Query<PollQuery>,
+    ClientAddress(client): ClientAddress,
     app: web::Data<App>,
 ) -> Result<HttpResponse, Problem> {
+    // A poll that may be held counts as a stream does, and operators see it as one.
+    let permit = (!query.wait.is_zero()).then(|| app.streams.admission.admit(client)).transpose()?;
+    let permit = permit.map(|permit| permit.with_grant(right.clone().into_grant()));
+    let held = permit.map(|permit| (app.streams.registry.enter(&permit, &job), permit));
     let until = Instant::now() + query.wait;
     let limit = Limit { events: query.limit, bytes: PAGE_BYTES };
     let (mut after, mut reset) = begin(&app, &job, query.start).await?;
@@ -64,7 +71,7 @@ pub async fn get(
             }
             PageResult::Page(page) => {
                 let is_news = !page.events.is_empty() || page.is_complete || reset.is_some();
-                if is_news || !something_new(&app, &job, &page.end, until).await? {
+                if is_news || !something_new(&app, &job, &page.end, until, held.as_ref()).await? {
                     right.check()?;
                     return Ok(answer(&app, page, reset));
                 }
@@ -103,10 +110,19 @@ fn answer(app: &App, page: Page, reset: Option<Reset>) -> HttpResponse {
     })
 }
 
-/// Waits until there is something after `cursor`, and returns false if the time is up first, or the process drains. Fails
-/// where the source does, since a caller who is told of nothing takes that for news of the job.
-async fn something_new(app: &App, job: &JobId, cursor: &Cursor, until: Instant) -> Result<bool, SourceError> {
+/// Waits until there is something after `cursor`. Returns false if the time is up first, the process drains, or the poll may
+/// not go on; the caller's next request is told why. Fails where the source does, since a caller who is told of nothing
+/// takes that for news of the job.
+async fn something_new(
+    app: &App,
+    job: &JobId,
+    cursor: &Cursor,
+    until: Instant,
+    held: Option<&(Registration, StreamPermit)>,
+) -> Result<bool, SourceError> {
+    let Some((registration, permit)) = held else { return Ok(false) };
     tokio::select! {
+        () = registration.ended(permit) => Ok(false),
         news = timeout_at(until, wait_for_news(app, job, cursor)) => news.map_or(Ok(false), |news| news.map(|()| true)),
         () = app.streams.shutdown.reached(Phase::Draining) => Ok(false),
     }

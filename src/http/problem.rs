@@ -2,6 +2,7 @@
 //! which stand in `error.rs`.
 
 use crate::auth::Refusal;
+use crate::delivery::admission::LimitReached;
 use crate::error::{Scope, SourceCode, SourceError};
 use crate::tail;
 use actix_web::http::{StatusCode, header};
@@ -87,6 +88,20 @@ impl From<Refusal> for Problem {
             Refusal::Unavailable => {
                 Self::auth_unavailable("nobody can say now what these credentials allow; try again").retry_after(1)
             }
+        }
+    }
+}
+
+impl From<LimitReached> for Problem {
+    fn from(full: LimitReached) -> Self {
+        match full {
+            LimitReached::Process => {
+                Self::too_many_streams("http.max_connections streams are open; come back later").retry_after(3)
+            }
+            LimitReached::Address => Self::too_many_from_address(
+                "http.max_connections_per_ip streams are open from this address; come back later",
+            )
+            .retry_after(3),
         }
     }
 }

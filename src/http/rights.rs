@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// A right that was granted; None where nobody is asked for one.
+#[derive(Clone)]
 pub struct Right(Option<Arc<Grant>>);
 
 impl Right {

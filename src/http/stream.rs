@@ -197,17 +197,11 @@ fn turned_away(request: &HttpRequest, event: ControlEvent, problem: Problem, wai
 }
 
 fn full_up(request: &HttpRequest, app: &App, full: LimitReached) -> HttpResponse {
-    let (outcome, problem) = match full {
-        LimitReached::Process => {
-            ("full", Problem::too_many_streams("http.max_connections streams are open; come back later"))
-        }
-        LimitReached::Address => (
-            "full_address",
-            Problem::too_many_from_address(
-                "http.max_connections_per_ip streams are open from this address; come back later",
-            ),
-        ),
+    let outcome = match full {
+        LimitReached::Process => "full",
+        LimitReached::Address => "full_address",
     };
+    let problem = Problem::from(full);
     telemetry::CONNECTIONS.increment(&[("outcome", outcome)], 1);
     come_back(request, app, problem)
 }

@@ -114,6 +114,23 @@ async fn an_operator_ends_streams_at_once_and_they_resume_exactly() {
 }
 
 #[tokio::test]
+async fn a_long_poll_is_listed_and_answered_when_an_operator_closes_it() {
+    let daemon = Daemon::start().await;
+    daemon.write("job", 0..1).await;
+    let first = daemon.get("/runner-jobs/job/events").await.json();
+    let path = format!("/runner-jobs/job/events?wait=60&after={}", first["cursor"].as_str().expect("a cursor"));
+    let began = Instant::now();
+    let (answer, ()) = tokio::join!(daemon.get(&path), async {
+        let listed = async || (connections(&daemon, "?job=job").await["total"] == 1).then_some(());
+        eventually("the poll", listed).await;
+        assert_eq!(close(&daemon, "?job=job").await.json()["closed"], 1);
+    });
+    assert_eq!((answer.status, &answer.json()["cursor"]), (200, &first["cursor"]));
+    assert!(began.elapsed() < Duration::from_secs(30), "it waited for its own time: {:?}", began.elapsed());
+    assert_eq!(connections(&daemon, "").await["total"], 0);
+}
+
+#[tokio::test]
 async fn connections_are_closed_only_by_a_choice_that_is_understood() {
     let daemon = Daemon::start().await;
     daemon.write("job", 0..1).await;

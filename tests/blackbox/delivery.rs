@@ -123,9 +123,9 @@ async fn readers_that_stop_cost_little_memory_while_100_mb_pass_and_disturb_nobo
     daemon.has_subscribers(21).await;
 }
 
-/// One job has a hundred subscribers that do not read, the other one that reads late.
+/// One job has a hundred subscribers that do not read, the other one that reads late and holds less than all of them.
 #[tokio::test]
-async fn who_holds_most_memory_goes_first_and_not_who_blocks_next() {
+async fn the_job_that_holds_most_memory_pays_first_and_not_who_blocks_next() {
     let bounds = [("hub.ring_bytes", "256KiB"), ("hub.total_bytes", "256KiB")];
     let settings = [bounds[0], bounds[1], ("http.workers", "1"), ("stream.write_timeout", "10m")];
     let daemon = Daemon::with(&settings).await;

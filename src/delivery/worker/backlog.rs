@@ -7,10 +7,12 @@ use super::write::WriteOutcome;
 use crate::cursor::Cursor;
 use crate::delivery::admission::Reason;
 use crate::delivery::reaction::{self, Notice, Reaction};
+use crate::event::JobId;
 use crate::hub::Place;
 use crate::sse::{self, Bye, ControlEvent};
 use bytes::Bytes;
 use mio::{Interest, Token};
+use std::collections::HashMap;
 use std::io::{self, Write};
 
 impl Worker {
@@ -55,11 +57,26 @@ impl Worker {
         }
     }
 
-    /// Returns the subscriber whose backlog is the largest. It goes first where memory runs out, so that nobody pays for
-    /// another's slowness. The look at all subscribers is worth it, as each one ends a stream.
+    /// Returns the subscriber with the largest backlog, of the job whose subscribers hold most together. It goes first where
+    /// memory runs out, so that nobody pays for the slowness of another job's subscribers, however many and small their
+    /// backlogs are. The look at all subscribers is worth it, as each one ends a stream.
     fn largest_backlog(&self) -> Option<usize> {
-        let lengths = self.subscribers.iter().filter_map(|(key, one)| Some((one.state.backlog()?.len(), key)));
-        lengths.max().map(|(_, key)| key)
+        #[derive(Default, PartialEq, Eq, PartialOrd, Ord)]
+        struct Held {
+            total: usize,
+            largest: usize,
+            by: usize,
+        }
+        let mut by_job: HashMap<Option<&JobId>, Held> = HashMap::new();
+        for (key, subscriber) in &self.subscribers {
+            let Some(backlog) = subscriber.state.backlog() else { continue };
+            let (length, held) = (backlog.len(), by_job.entry(subscriber.watched()).or_default());
+            held.total += length;
+            if length >= held.largest {
+                (held.largest, held.by) = (length, key);
+            }
+        }
+        by_job.into_values().max().map(|held| held.by)
     }
 
     /// Goes on writing to a socket that was waited for.

@@ -36,7 +36,7 @@ impl Worker {
 
 impl Subscriber {
     /// Returns the job that it watches; None if it is closed.
-    fn watched(&self) -> Option<&JobId> {
+    pub fn watched(&self) -> Option<&JobId> {
         match &self.state {
             State::Member { membership, .. } | State::Lagging { membership, .. } => {
                 Some(&membership.subscription.channel().job)

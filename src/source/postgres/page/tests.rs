@@ -2,7 +2,6 @@
 
 use super::super::position::Range;
 use super::*;
-use crate::event::Payload;
 
 const LIMIT: Limit = Limit { events: 100, bytes: 1 << 20 };
 
