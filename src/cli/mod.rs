@@ -42,9 +42,8 @@ struct ConfigFile {
 
 impl ConfigFile {
     fn load(&self) -> Result<Settings, ConfigErrors> {
-        // No setting has a value that is not UTF-8.
-        let variables =
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        // A name that is not UTF-8 is none of ours.
+        let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
         Settings::load(self.config.as_deref(), variables)
     }
 }

@@ -1,15 +1,15 @@
 //! `jobcast serve`: puts source, hub, delivery and http together, and takes them apart again in the right order.
 
 use super::{ConfigFile, failed, misused};
-use crate::config::Settings;
+use crate::config::{AuthMode, Settings};
 use crate::delivery::admission::Admission;
 use crate::delivery::threads::Threads;
 use crate::delivery::{StreamContext, StreamRules};
 use crate::error::SourceError;
-use crate::http::{self, App, Health, ListenError, Listener};
+use crate::http::{self, App, Health, Hosts, Limits, ListenError, Listener};
 use crate::hub::Hub;
 use crate::logging;
-use crate::replay::Pages;
+use crate::replay::{Pages, Turns};
 use crate::shutdown::{FAILED_DRAIN, Leaving, Phase, Shutdown, ShutdownWatch, Signals};
 use crate::source::{self, Source};
 use crate::supervise::{PartFailure, Supervisor, guarded};
@@ -96,12 +96,15 @@ pub async fn serve_source(
         supervisor: supervisor.clone(),
         metrics,
         ready_grace: settings.source.ready_grace,
+        hosts: Hosts::new(settings.admin.listen, &settings.http.hosts, false),
     };
     let app = web::Data::new(App {
         source: source.clone(),
         streams: delivery.streams.clone(),
         ingest_enabled: settings.ingest_enabled(),
         ingest: settings.ingest.clone(),
+        limits: Limits::new(&settings.http),
+        hosts: Hosts::new(settings.http.listen, &settings.http.hosts, settings.auth.mode != AuthMode::None),
         settings: settings.http.clone(),
     });
     let public = Server::start("http", http::serve(public, app, delivery.threads.clone())?, &supervisor);
@@ -189,9 +192,10 @@ impl Delivery {
         supervisor: &Supervisor,
     ) -> std::io::Result<Self> {
         let (hub, shape, pace) = (Hub::new(settings.hub.clone()), settings.stream.data, settings.source.pace());
+        let turns = Turns::new(settings.http.max_replays, settings.http.max_queued_replays);
         let streams = StreamContext {
             hub: hub.clone(),
-            pages: Pages::new(source.clone(), shape, pace),
+            pages: Pages::new(source.clone(), shape, pace, turns),
             rules: StreamRules::new(&settings.stream, &settings.shutdown),
             admission,
             shutdown: shutdown.watch(),

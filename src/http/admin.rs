@@ -1,10 +1,14 @@
 //! The admin listener: health, readiness, metrics, and a view of the live jobs. It must not be reachable for the public.
 
+use super::edge;
+use super::hosts::Hosts;
+use super::routes::{nothing, reading};
 use crate::delivery::admission::Admission;
 use crate::hub::Hub;
 use crate::shutdown::{Phase, ShutdownWatch};
 use crate::supervise::Supervisor;
 use crate::telemetry::MetricsExporter;
+use actix_web::middleware::from_fn;
 use actix_web::{App, HttpResponse, HttpServer, web};
 use actix_web_lab::middleware::CatchPanic;
 use serde_json::json;
@@ -25,6 +29,8 @@ pub struct Health {
     pub metrics: MetricsExporter,
     /// Length of an outage after which `/readyz` says no; zero for never.
     pub ready_grace: Duration,
+    /// Names that the listener answers to.
+    pub hosts: Hosts,
 }
 
 /// Starts the admin server, on one thread of its own.
@@ -32,11 +38,14 @@ pub fn serve(listener: TcpListener, health: Health) -> io::Result<actix_web::dev
     let server = HttpServer::new(move || {
         App::new()
             .wrap(CatchPanic::default())
+            .wrap(from_fn(edge::check_host))
+            .app_data(health.hosts.clone())
             .app_data(web::Data::new(health.clone()))
-            .route("/healthz", web::get().to(healthy))
-            .route("/readyz", web::get().to(ready))
-            .route("/metrics", web::get().to(metrics))
-            .route("/debug/channels", web::get().to(channels))
+            .service(reading("/healthz", healthy))
+            .service(reading("/readyz", ready))
+            .service(reading("/metrics", metrics))
+            .service(reading("/debug/channels", channels))
+            .default_service(nothing())
     });
     Ok(server.workers(1).disable_signals().shutdown_timeout(1).listen(listener)?.run())
 }

@@ -1,7 +1,9 @@
 //! `GET /runner-jobs/{job_id}/events`: the same events as JSON, for clients that cannot stream.
 
 use super::App;
+use super::client_address::ClientAddress;
 use super::extract::{JobPath, PollQuery, Query};
+use super::limits::Refusal;
 use super::problem::Problem;
 use crate::cursor::{Cursor, Start};
 use crate::event::{Event, JobId, JobStatus};
@@ -47,13 +49,18 @@ struct Sent {
 pub async fn get(
     JobPath(job): JobPath,
     Query(query): Query<PollQuery>,
+    client: ClientAddress,
     app: web::Data<App>,
 ) -> Result<HttpResponse, Problem> {
+    let refused = |refusal: Refusal| refusal.problem().retry_after(app.retry_later().as_secs());
+    app.let_in(client, &job).map_err(refused)?;
+    // A poll that is held counts as a stream does.
+    let _permit = (!query.wait.is_zero()).then(|| app.admit(client)).transpose().map_err(refused)?;
     let until = Instant::now() + query.wait;
     let limit = Limit { events: query.limit, bytes: PAGE_BYTES };
     let (mut after, mut reset) = begin(&app, &job, query.start).await?;
     loop {
-        match app.source.page(&job, &after, limit).await? {
+        match app.streams.pages.plain(&job, &after, limit).await? {
             PageResult::NoSuchJob => return Err(Problem::no_such_job(format!("there is no job {job}"))),
             PageResult::Lost(reason) => {
                 reset = Some(reason);

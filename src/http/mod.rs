@@ -1,17 +1,28 @@
 //! The addresses, one module each, and the servers that answer them. No SQL, and no bytes of events.
 
 mod admin;
+mod client_address;
+mod connection;
+mod cors;
+mod edge;
 mod events;
 mod extract;
+mod hosts;
 mod ingest;
 mod jobs;
+mod limits;
 mod page;
 mod problem;
+mod rate;
 mod routes;
 mod server;
 mod stream;
 
 pub use admin::{Health, serve as serve_admin};
+pub use client_address::{forwarded, x_forwarded_for};
+pub use hosts::Hosts;
+pub use ingest::Sent;
+pub use limits::Limits;
 pub use server::{ListenError, Listener, listen, serve};
 
 use crate::config;
@@ -34,6 +45,9 @@ pub struct App {
     /// Parts that every stream needs; `hub` and `pages` also serve polling.
     pub streams: StreamContext,
     pub settings: config::Http,
+    pub limits: Limits,
+    /// Names that the listener answers to.
+    pub hosts: Hosts,
     /// Section that holds the token of senders.
     pub ingest: config::Ingest,
     /// Set if events may be sent in: `ingest.enabled`, with `auto` decided.

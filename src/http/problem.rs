@@ -18,19 +18,27 @@ pub struct Problem {
     detail: String,
     /// Seconds of `Retry-After`, if trying again can help.
     retry_after_s: Option<u64>,
+    /// Methods of `Allow`, where another one was used.
+    allow: Option<&'static str>,
 }
 
 macro_rules! problems {
     ($($(#[$doc:meta])* $name:ident = $status:ident, $code:literal;)*) => {
         impl Problem {
             $($(#[$doc])* pub fn $name(detail: impl Into<String>) -> Self {
-                Self { code: $code, status: StatusCode::$status, detail: detail.into(), retry_after_s: None }
+                Self { code: $code, status: StatusCode::$status, detail: detail.into(), retry_after_s: None, allow: None }
             })*
         }
     };
 }
 
 problems! {
+    /// The request names a host that this listener does not answer to.
+    bad_host = MISDIRECTED_REQUEST, "request.host";
+    target_too_long = URI_TOO_LONG, "request.target";
+    headers_too_large = REQUEST_HEADER_FIELDS_TOO_LARGE, "request.headers";
+    bad_preflight = BAD_REQUEST, "request.cors";
+    body_timeout = REQUEST_TIMEOUT, "request.timeout";
     bad_job_id = BAD_REQUEST, "request.job_id";
     bad_query = BAD_REQUEST, "request.query";
     bad_json = BAD_REQUEST, "request.json";
@@ -39,6 +47,9 @@ problems! {
     bad_status = UNPROCESSABLE_ENTITY, "ingest.status";
     too_large = PAYLOAD_TOO_LARGE, "request.too_large";
     not_json = UNSUPPORTED_MEDIA_TYPE, "request.media_type";
+    too_many_events = PAYLOAD_TOO_LARGE, "ingest.too_many";
+    /// Ingest without a token came through a proxy.
+    forwarded = FORBIDDEN, "ingest.forwarded";
     no_token = UNAUTHORIZED, "ingest.token";
     ingest_off = FORBIDDEN, "ingest.disabled";
     not_found = NOT_FOUND, "request.not_found";
@@ -47,6 +58,9 @@ problems! {
     draining = SERVICE_UNAVAILABLE, "server.draining";
     internal = INTERNAL_SERVER_ERROR, "server.internal";
     too_many_streams = SERVICE_UNAVAILABLE, "server.too_many_streams";
+    too_many_replays = SERVICE_UNAVAILABLE, "server.too_many_replays";
+    too_many_jobs = SERVICE_UNAVAILABLE, "server.too_many_jobs";
+    too_often = TOO_MANY_REQUESTS, "server.rate";
     too_many_from_address = TOO_MANY_REQUESTS, "server.too_many_from_address";
 }
 
@@ -57,6 +71,11 @@ impl Problem {
 
     pub fn detail(&self) -> &str {
         &self.detail
+    }
+
+    /// The problem of a method that an address does not answer; `methods` are those that it does.
+    pub fn not_allowed_but(methods: &'static str) -> Self {
+        Self { allow: Some(methods), ..Self::not_allowed(format!("this address answers {methods}")) }
     }
 
     pub fn retry_after(mut self, seconds: u64) -> Self {
@@ -78,7 +97,8 @@ impl From<SourceError> for Problem {
             (true, _) => (StatusCode::SERVICE_UNAVAILABLE, Some(1)),
             (false, _) => (StatusCode::BAD_GATEWAY, None),
         };
-        Self { code: error.code.as_str(), status, detail: error.to_string(), retry_after_s }
+        // The operation, the cause and the remedy name hosts, files and tables: they are for the log.
+        Self { code: error.code.as_str(), status, detail: error.told().into(), retry_after_s, allow: None }
     }
 }
 
@@ -99,6 +119,9 @@ impl ResponseError for Problem {
         response.insert_header((header::CACHE_CONTROL, "no-store"));
         if let Some(seconds) = self.retry_after_s {
             response.insert_header((header::RETRY_AFTER, seconds));
+        }
+        if let Some(methods) = self.allow {
+            response.insert_header((header::ALLOW, methods));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));

@@ -1,6 +1,7 @@
 //! The two listeners and the public server. Its connections are wrapped so that a live stream's socket can leave actix.
 
-use super::{App, routes};
+use super::connection::{Bounded, Connections};
+use super::{App, cors, edge, routes};
 use crate::delivery::handoff::Connection;
 use crate::delivery::threads::Threads;
 use actix_http::{Extensions, HttpService, KeepAlive};
@@ -21,7 +22,7 @@ const SEND_BUFFER: usize = 128 * 1024;
 /// Connections beyond `http.max_connections` that are accepted, so that they can be told to come back.
 const SPARE_CONNECTIONS: usize = 1024;
 /// Time that an idle connection is kept for the next request.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// One of the two listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,33 +82,50 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub fn serve(listener: TcpListener, app: web::Data<App>, threads: Threads) -> io::Result<actix_server::Server> {
     let header_timeout = app.settings.header_timeout;
     let write_timeout = app.streams.rules.write_timeout;
+    let max_connections = app.settings.max_connections.saturating_add(SPARE_CONNECTIONS);
+    let connections = Connections::new(max_connections, app.settings.max_connections_per_ip);
     let server = actix_server::Server::build()
         .workers(app.settings.worker_count())
-        // Streams whose sockets left actix do not count here; `Admission` counts them.
-        .max_concurrent_connections(app.settings.max_connections.saturating_add(SPARE_CONNECTIONS))
+        // For each worker; `Connections` bounds all of them. Streams whose sockets left actix do not count here.
+        .max_concurrent_connections(max_connections)
         .disable_signals()
         .shutdown_timeout(1);
     let server = server.listen("http", listener, move || {
-        let (app, threads) = (app.clone(), threads.clone());
+        let (app, threads, connections) = (app.clone(), threads.clone(), connections.clone());
+        let trusted = app.settings.trusted_proxies.clone();
         let routes = actix_web::App::new()
             .wrap(CatchPanic::default())
             .wrap(from_fn(routes::answer_panic))
-            .wrap(Condition::new(!app.settings.cors.origins.is_empty(), routes::cors(&app)))
+            .wrap(Condition::new(!app.settings.cors.origins.is_empty(), cors::allow(&app.settings.cors)))
+            .wrap(Condition::new(!app.settings.cors.origins.is_empty(), from_fn(cors::explain)))
+            .wrap(from_fn(edge::check))
             .configure(move |config| routes::configure(config, &app));
         let http = HttpService::build()
             .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
             .client_request_timeout(header_timeout)
             .client_disconnect_timeout(Duration::from_secs(1))
             .h1_allow_half_closed(false)
-            .on_connect_ext(|connection: &Connection, data: &mut Extensions| {
-                data.insert(connection.slot());
+            .on_connect_ext(|connection: &Bounded<Connection>, data: &mut Extensions| {
+                data.insert(connection.connection().slot());
+                data.insert(connection.progress());
             })
             .h1(map_config(routes, |_| AppConfig::default()));
         fn_service(move |socket: tokio::net::TcpStream| {
             let peer = socket.peer_addr().ok();
-            tune(&socket, write_timeout);
-            let connection = Connection::new(socket, threads.clone());
-            std::future::ready(Ok::<_, actix_http::error::DispatchError>((connection, peer)))
+            let ip = peer.map(|peer| peer.ip().to_canonical());
+            // A trusted proxy has the connections of all of its clients.
+            let limited = ip.filter(|ip| !trusted.iter().any(|network| network.contains(*ip)));
+            std::future::ready(match connections.admit(limited) {
+                Ok(permit) => {
+                    tune(&socket, write_timeout);
+                    let connection = Connection::new(socket, threads.clone());
+                    Ok((Bounded::new(connection, permit, header_timeout, ip), peer))
+                }
+                Err(refusal) => {
+                    refusal.note(ip);
+                    Err(actix_http::error::DispatchError::InternalError)
+                }
+            })
         })
         .and_then(http)
     })?;

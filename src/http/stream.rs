@@ -1,10 +1,13 @@
 //! `GET /runner-jobs/{job_id}/events/stream`: answers a request for a stream.
 
 use super::App;
-use super::extract::{ClientAddress, JobPath, accepts_stream};
+use super::client_address::ClientAddress;
+use super::edge;
+use super::extract::{JobPath, accepts_stream};
+use super::limits::Refusal;
 use super::problem::Problem;
 use crate::cursor::{Cursor, Start};
-use crate::delivery::admission::{LimitReached, StreamPermit};
+use crate::delivery::admission::StreamPermit;
 use crate::delivery::body::Body;
 use crate::delivery::handoff::HandoffSlot;
 use crate::delivery::source_error;
@@ -26,7 +29,7 @@ use std::time::Duration;
 pub async fn get(
     JobPath(job): JobPath,
     start: Start,
-    ClientAddress(client): ClientAddress,
+    client: ClientAddress,
     request: HttpRequest,
     app: web::Data<App>,
 ) -> Result<HttpResponse, Problem> {
@@ -40,9 +43,9 @@ pub async fn get(
             wait,
         ));
     }
-    let permit = match app.streams.admission.admit(client) {
+    let permit = match app.let_in(client, &job).and_then(|()| app.admit(client)) {
         Ok(permit) => permit,
-        Err(full) => return Ok(full_up(&request, &app, full)),
+        Err(refusal) => return Ok(refused(&request, &app, refusal)),
     };
     let opened = match Opened::open(&app, &job, start).await {
         Ok(opened) => opened,
@@ -150,15 +153,19 @@ impl Opened {
             return response.finish();
         }
         permit.begins();
-        // actix keeps the sockets of HTTP/1.0, which has no chunks.
-        let slot = request.conn_data::<HandoffSlot>().filter(|_| request.version() == Version::HTTP_11).cloned();
+        // actix keeps the sockets of answers without chunks, which HTTP/1.0 does not know.
+        let is_chunked = request.version() >= Version::HTTP_11 && !edge::wants_other_protocol(request);
+        let slot = request.conn_data::<HandoffSlot>().filter(|_| is_chunked).cloned();
         let body = Body::new(app.streams.clone(), permit, slot, opening, self.replay, self.first);
+        if !is_chunked {
+            // Without chunks, the end of the connection is the end of the body.
+            response.force_close();
+        }
         let mut response = response.streaming(stream::unfold(body, |mut body| async move {
             let bytes = body.next().await?;
             Some((Ok::<Bytes, Infallible>(bytes), body))
         }));
-        // Without chunks, the end of the connection is the end of the body.
-        response.head_mut().no_chunking(request.version() < Version::HTTP_11);
+        response.head_mut().no_chunking(!is_chunked);
         response
     }
 }
@@ -182,21 +189,9 @@ fn turned_away(request: &HttpRequest, event: ControlEvent, problem: Problem, wai
     head().body([opening, event.encode()].concat())
 }
 
-fn full_up(request: &HttpRequest, app: &App, full: LimitReached) -> HttpResponse {
-    let (outcome, problem) = match full {
-        LimitReached::Process => {
-            ("full", Problem::too_many_streams("http.max_connections streams are open; come back later"))
-        }
-        LimitReached::Address => (
-            "full_address",
-            Problem::too_many_from_address(
-                "http.max_connections_per_ip streams are open from this address; come back later",
-            ),
-        ),
-    };
-    telemetry::CONNECTIONS.increment(&[("outcome", outcome)], 1);
-    // Longer than any other wait, and spread out.
-    let wait = app.streams.reconnect_delay() + app.streams.rules.retry * 3;
+fn refused(request: &HttpRequest, app: &App, refusal: Refusal) -> HttpResponse {
+    telemetry::CONNECTIONS.increment(&[("outcome", refusal.outcome())], 1);
+    let (problem, wait) = (refusal.problem(), app.retry_later());
     let message = problem.detail().to_string();
     let error = ControlEvent::Error { code: problem.code(), message, retry_in: Some(wait) };
     turned_away(request, error, problem, wait)
