@@ -203,7 +203,7 @@ async fn send(to: SocketAddr, seed: u64) -> Result<usize, String> {
 /// Looks at everything that came back: whole answers, none with a 5xx, and no word of another connection's.
 fn check(received: &[u8], mark: &str) -> Result<(), String> {
     let text = String::from_utf8_lossy(received);
-    for (at, _) in text.match_indices("HTTP/1.1 5") {
+    if let Some(at) = text.find("HTTP/1.1 5") {
         return Err(format!("a 5xx: {}", text[at..].chars().take(400).collect::<String>()));
     }
     for (at, _) in text.match_indices("mk") {
