@@ -33,8 +33,8 @@ pub async fn check(
     let progress = request.conn_data::<Progress>().cloned();
     let busy =
         progress.as_ref().map(|progress| progress.begin(head_bytes(request.request()), has_body(request.request())));
-    // Not kept for a next request.
-    let is_last = request.head().upgrade()
+    // Not kept for a next request. actix forgets that a request asked for that once another comes behind it.
+    let is_last = matches!(request.head().connection_type(), ConnectionType::Close | ConnectionType::Upgrade)
         || wants_other_protocol(request.request())
         || progress.is_some_and(|progress| progress.is_crowded());
     let mut response = match verdict(request.request()) {
