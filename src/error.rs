@@ -88,6 +88,20 @@ impl SourceCode {
         }
     }
 
+    /// The sentence for outsiders: it names no host, no file, no table and no remedy, which are for the log.
+    fn told(self) -> &'static str {
+        match self {
+            Self::Busy | Self::Exhausted => "the event store is busy",
+            Self::DiskFull => "the event store has no space left",
+            Self::TimedOut => "the event store took too long",
+            Self::Unreachable | Self::Unavailable => "the event store does not answer",
+            Self::Io | Self::Conflict | Self::Other => "the event store failed",
+            Self::CannotOpen | Self::ReadOnly | Self::Corrupt | Self::Schema => "the event store cannot be used",
+            Self::Credentials | Self::Tls | Self::Rights => "the event store does not let Jobcast in",
+            Self::Refused => "the event store does not take this value",
+        }
+    }
+
     pub fn retry(self) -> Retry {
         match self {
             Self::Busy | Self::DiskFull | Self::Io | Self::TimedOut | Self::Other => Retry::Yes,
@@ -146,6 +160,14 @@ impl SourceError {
     /// A fault of one job's rows is retryable whatever its code: the row may be mended.
     pub fn is_retryable(&self) -> bool {
         matches!(self.scope, Scope::Job(_)) || self.code.retry() == Retry::Yes
+    }
+
+    /// The sentence for outsiders.
+    pub fn told(&self) -> &'static str {
+        match self.scope {
+            Scope::Job(_) => "a part of this job's history cannot be read",
+            Scope::Source => self.code.told(),
+        }
     }
 
     /// The remedy, and that we try again where we do.

@@ -7,13 +7,16 @@
 use crate::telemetry;
 use serde::{Deserialize, Serialize};
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::fmt::Display;
+use std::fmt::{self, Display, Write as _};
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
 use std::sync::OnceLock;
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread;
 use std::time::Duration;
+use tracing::field::Field;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::{EnvFilter, reload};
 
 /// Lines that wait for standard error to take them; those beyond are lost.
@@ -70,19 +73,21 @@ pub fn to_stderr(level: &str, format: LogFormat) -> LogGuard {
     // Without the thread every line is lost, and counted.
     drop(writer);
     let _ = QUEUE.set(queue);
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter(level))
-        .with_writer(|| Lines)
-        .with_target(false)
-        .log_internal_errors(false);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter(level)).with_target(false).log_internal_errors(false);
     let is_installed = match format {
         LogFormat::Pretty => {
-            let builder = builder.with_ansi(io::stderr().is_terminal()).with_filter_reloading();
+            let builder = builder
+                .with_writer(|| Lines(LogFormat::Pretty))
+                .with_ansi(io::stderr().is_terminal())
+                .fmt_fields(format::debug_fn(write_field).delimited(" "))
+                .with_filter_reloading();
             keep_handle(builder.reload_handle());
             builder.try_init()
         }
         LogFormat::Json => {
-            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let builder =
+                builder.with_writer(|| Lines(LogFormat::Json)).json().flatten_event(true).with_filter_reloading();
             keep_handle(builder.reload_handle());
             builder.try_init()
         }
@@ -111,9 +116,42 @@ fn filter(level: &str) -> EnvFilter {
     EnvFilter::try_new(format!("{level},actix_server=warn,actix_http=off")).unwrap_or_else(|_| "info".into())
 }
 
-/// Writes a line for the person who started a command to standard error, if it can be written.
+/// Writes a line for the person who started a command to standard error, if it can be written. It may be several lines.
 pub fn say(line: impl Display) {
-    write_or_count(format!("jobcast: {line}\n").into_bytes());
+    let lines: Vec<String> = line.to_string().split('\n').map(|line| Escaped(line).to_string()).collect();
+    write_or_count(format!("jobcast: {}\n", lines.join("\n")).into_bytes());
+}
+
+/// A text as people may read it: characters that would drive their terminal, end a line, or turn the direction of what
+/// follows are shown by their number, as `\u{1b}`.
+pub struct Escaped<'a>(pub &'a str);
+
+impl Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| if misleads(c) { write!(f, "{}", c.escape_unicode()) } else { f.write_char(c) })
+    }
+}
+
+/// Tells if a character does something to a terminal or to its neighbours: controls, ends of lines, and the marks of
+/// bidirectional text (Unicode, UAX #9, section 2), which make text look as what it is not.
+fn misleads(c: char) -> bool {
+    let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns || matches!(c, '\u{2028}' | '\u{2029}')
+}
+
+/// Writes a field of a line in the pretty form. Its text may be foreign.
+fn write_field(to: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    let text = format!("{value:?}");
+    match field.name() {
+        "message" => write!(to, "{}", Escaped(&text)),
+        name => write!(to, "{name}={}", Escaped(&text)),
+    }
+}
+
+/// Escapes in lines of JSON what JSON itself does not. Such characters stand in strings only, and have four digits.
+pub fn escape_json(lines: &str) -> String {
+    let escape = |c: char| if c != '\n' && misleads(c) { format!("\\u{:04x}", c as u32) } else { c.to_string() };
+    lines.chars().map(escape).collect()
 }
 
 /// Hands lines to the thread that writes, or writes them where there is none.
@@ -150,11 +188,14 @@ fn write_all(messages: &Receiver<Message>, to: &mut impl Write) {
 }
 
 /// A writer for the log's formatter, which gives each line in one call.
-struct Lines;
+struct Lines(LogFormat);
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        write_or_count(line.to_vec());
+        write_or_count(match self.0 {
+            LogFormat::Pretty => line.to_vec(),
+            LogFormat::Json => escape_json(&String::from_utf8_lossy(line)).into_bytes(),
+        });
         Ok(line.len())
     }
 
@@ -168,10 +209,10 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     let current = thread::current();
     let thread = current.name().unwrap_or("(no name)");
     let at = info.location().map(ToString::to_string).unwrap_or_default();
+    tracing::error!(thread, at, panic, "a thread panicked");
     let backtrace = Backtrace::capture();
-    match backtrace.status() {
-        BacktraceStatus::Captured => tracing::error!(thread, at, panic, "a thread panicked\n{backtrace}"),
-        _ => tracing::error!(thread, at, panic, "a thread panicked"),
+    if backtrace.status() == BacktraceStatus::Captured {
+        backtrace.to_string().lines().for_each(|line| tracing::error!("{line}"));
     }
 }
 
@@ -194,6 +235,20 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_text_neither_forges_a_line_nor_drives_a_terminal() {
+        let text = "a\nb\r\u{1b}[31mred\u{9b}1m\u{1b}]0;title\u{7}\u{202e}txt.exe\u{2066}\u{200f} \u{2028}é🦀\\n\t";
+        let escaped = Escaped(text).to_string();
+        assert_eq!(
+            escaped,
+            "a\\u{a}b\\u{d}\\u{1b}[31mred\\u{9b}1m\\u{1b}]0;title\\u{7}\\u{202e}txt.exe\\u{2066}\\u{200f} \\u{2028}é🦀\\n\\u{9}"
+        );
+        let line = serde_json::json!({ "error": text }).to_string();
+        let escaped = escape_json(&format!("{line}\n"));
+        assert!(!escaped.trim_end().chars().any(misleads), "{escaped}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&escaped).expect("JSON")["error"], text);
     }
 
     #[test]

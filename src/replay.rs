@@ -18,7 +18,9 @@ use crate::sse::{Reset, Segment, Shape};
 use crate::supervise::Panicked;
 use crate::tail;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// The size of a page. It is small, since a subscriber that reads nothing holds one of them.
 const PAGE: Limit = Limit { events: 512, bytes: 64 * 1024 };
@@ -31,6 +33,49 @@ pub struct Pages {
     pace: config::Pace,
     /// The reads that have not ended, by the job and the cursor before the page.
     in_flight: SingleFlight<(JobId, Cursor), PageRead>,
+    turns: Turns,
+}
+
+/// The line of reads: so many at a time, the others in the order in which they came. A replay has a turn for each page,
+/// and so they all get on, and a subscriber that reads slowly has none while it does.
+pub struct Turns {
+    free: Semaphore,
+    waiting: AtomicUsize,
+    /// The most that may wait before new subscribers are told to come back later.
+    max_waiting: usize,
+}
+
+impl Turns {
+    pub fn new(at_a_time: usize, max_waiting: usize) -> Self {
+        let free = Semaphore::new(at_a_time.min(Semaphore::MAX_PERMITS));
+        Self { free, waiting: AtomicUsize::new(0), max_waiting }
+    }
+
+    /// Waits for a turn, which ends when it is dropped.
+    async fn take(&self) -> Option<SemaphorePermit<'_>> {
+        if let Ok(turn) = self.free.try_acquire() {
+            return Some(turn);
+        }
+        let _waiting = Waiting::new(&self.waiting);
+        // Never closed.
+        self.free.acquire().await.ok()
+    }
+}
+
+/// One read that waits in line.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 type PageRead = Result<Arc<EncodedPage>, SourceError>;
@@ -48,15 +93,26 @@ enum EncodedPage {
 }
 
 impl Pages {
-    pub fn new(source: Arc<dyn Source>, shape: Shape, pace: config::Pace) -> Arc<Self> {
-        Arc::new(Self { source, shape, pace, in_flight: SingleFlight::default() })
+    pub fn new(source: Arc<dyn Source>, shape: Shape, pace: config::Pace, turns: Turns) -> Arc<Self> {
+        Arc::new(Self { source, shape, pace, in_flight: SingleFlight::default(), turns })
+    }
+
+    /// Tells if so many reads wait in line that no more should come.
+    pub fn is_queue_full(&self) -> bool {
+        self.turns.waiting.load(Ordering::Relaxed) >= self.turns.max_waiting
+    }
+
+    /// Reads a page as its source gives it, for a caller that has no use for it encoded.
+    pub async fn plain(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError> {
+        let _turn = self.turns.take().await;
+        self.source.page(job, after, limit).await
     }
 
     /// Reads the page after `after`, or joins a read of the same page.
     fn read(self: &Arc<Self>, job: &JobId, after: &Cursor) -> Flight<PageRead> {
         let (pages, key) = (self.clone(), (job.clone(), after.clone()));
         let read = || async move {
-            let page = pages.source.page(&key.0, &key.1, PAGE).await.map(|result| Arc::new(pages.encode(result)));
+            let page = pages.plain(&key.0, &key.1, PAGE).await.map(|result| Arc::new(pages.encode(result)));
             page.inspect_err(tail::count_error)
         };
         let panicked = |panic: Panicked| {
@@ -428,7 +484,13 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
         for seed in 0..60 {
             let bytes = ByteSize::mib(1);
-            let limits = config::Hub { ring_events: 9, ring_bytes: bytes, total_bytes: bytes, linger: Duration::ZERO };
+            let limits = config::Hub {
+                ring_events: 9,
+                ring_bytes: bytes,
+                total_bytes: bytes,
+                linger: Duration::ZERO,
+                max_jobs: 100,
+            };
             let (hub, mut random) = (Hub::new(limits), StdRng::seed_from_u64(seed));
             let source = Arc::new(Memory {
                 written: model::Source::default(),
@@ -437,7 +499,7 @@ mod tests {
             });
             let wait = Duration::from_micros(10);
             let pace = config::Pace { poll_interval: wait, retry_initial: wait, retry_max: wait };
-            let pages = Pages::new(source.clone(), Shape::Payload, pace);
+            let pages = Pages::new(source.clone(), Shape::Payload, pace, Turns::new(2, 100));
             let readers = futures_util::future::join_all((0..READERS).map(|number| {
                 read_to_the_end(pages.clone(), hub.clone(), StdRng::seed_from_u64(seed * READERS + number))
             }));

@@ -126,6 +126,24 @@ const QUICK: &[f64] =
 /// Buckets for the lives of streams.
 const LONG: &[f64] = &[0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0];
 
+/// Kinds of refusals.
+const REFUSALS: &[&str] = &[
+    "host",
+    "head",
+    "head_timeout",
+    "pipelined",
+    "body_timeout",
+    "body",
+    "forwarded",
+    "connections",
+    "address_connections",
+    "streams",
+    "address_streams",
+    "rate",
+    "replays",
+    "jobs",
+];
+
 macro_rules! metrics_table {
     ($($constant:ident = $metric:expr;)*) => {
         $(pub static $constant: Metric = $metric;)*
@@ -137,7 +155,10 @@ metrics_table! {
     SUBSCRIBERS = gauge("jobcast_subscribers", "Open streams");
     CHANNELS = gauge("jobcast_channels", "Live jobs: watched, or watched until a moment ago");
     CONNECTIONS = counter("jobcast_connections_total", "Requests for a stream, by outcome")
-        .by(&[one_of("outcome", &["accepted", "complete", "not_found", "draining", "full", "full_address", "source_failed"])]);
+        .by(&[one_of("outcome", &["accepted", "complete", "not_found", "draining", "full", "full_address", "rate", "replays", "jobs", "source_failed"])]);
+    REFUSED = counter("jobcast_refused_requests_total", "Requests and connections that were turned away, by the limit or rule that they met")
+        .by(&[one_of("reason", REFUSALS)]);
+    OPEN_CONNECTIONS = gauge("jobcast_open_connections", "Connections of the public listener that carry no live stream");
     DISCONNECTS = counter("jobcast_disconnects_total", "Streams that ended, by reason")
         .by(&[one_of("reason", &["gone", "complete", "slow", "memory", "drain", "age", "expired", "revoked", "failed"])]);
     STREAM_DURATION = seconds("jobcast_stream_duration_seconds", "How long streams were open", LONG);
@@ -205,7 +226,7 @@ impl MetricsExporter {
         let process = metrics_process::Collector::default();
         process.describe();
         BUILD_INFO.gauge(&[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
-        for gauge in [&SUBSCRIBERS, &CHANNELS, &RING_EVENTS, &RING_BYTES, &SOURCE_UP, &SOURCE_LAG] {
+        for gauge in [&SUBSCRIBERS, &CHANNELS, &RING_EVENTS, &RING_BYTES, &SOURCE_UP, &SOURCE_LAG, &OPEN_CONNECTIONS] {
             gauge.gauge(&[]).set(0.0);
         }
         LOG_LINES_LOST.counter(&[]).increment(0);

@@ -18,6 +18,7 @@ mod tail;
 use crate::config::{ConfigErrors, Settings, Values};
 use crate::logging::say;
 use clap::{Parser, Subcommand};
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
@@ -60,9 +61,9 @@ impl ConfigFile {
         self.config.iter().cloned().chain(secrets).collect()
     }
 
-    fn variables() -> impl Iterator<Item = (String, String)> {
-        // No setting has a value that is not UTF-8.
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+    fn variables() -> impl Iterator<Item = (String, OsString)> {
+        // A name that is not UTF-8 is none of ours.
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
     }
 }
 

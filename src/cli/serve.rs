@@ -4,16 +4,18 @@ use super::files::{OpenFiles, TooFewFiles};
 use super::reload::{Reloadable, Reloader};
 use super::{ConfigFile, failed, misused};
 use crate::auth::{Auth, SetupError};
-use crate::config::{self, Settings};
+use crate::config::{self, AuthMode, Settings};
 use crate::delivery::admission::Admission;
 use crate::delivery::connections::Registry;
 use crate::delivery::threads::Threads;
 use crate::delivery::{StreamContext, StreamRules};
 use crate::error::SourceError;
-use crate::http::{self, App, BadCertificate, Certificates, Connections, Health, InFlight, ListenError, Listener};
+use crate::http::{
+    self, App, BadCertificate, Certificates, Connections, Health, Hosts, InFlight, Limits, ListenError, Listener,
+};
 use crate::hub::Hub;
 use crate::logging;
-use crate::replay::Pages;
+use crate::replay::{Pages, Turns};
 use crate::shutdown::{FAILED_DRAIN, Leaving, Left, Phase, ReloadSignal, Shutdown, ShutdownWatch, Signals};
 use crate::source::{self, SharedLists, Source};
 use crate::supervise::{PartFailure, Supervisor, guarded};
@@ -341,9 +343,10 @@ impl Delivery {
         supervisor: &Supervisor,
     ) -> std::io::Result<Self> {
         let (hub, shape, pace) = (Hub::new(settings.hub.clone()), settings.stream.data, settings.source.pace());
+        let turns = Turns::new(settings.http.max_replays, settings.http.max_queued_replays);
         let streams = StreamContext {
             hub: hub.clone(),
-            pages: Pages::new(source.clone(), shape, pace),
+            pages: Pages::new(source.clone(), shape, pace, turns),
             rules: StreamRules::new(&settings.stream, &settings.shutdown),
             admission,
             registry: Registry::default(),
@@ -372,6 +375,8 @@ impl Delivery {
             streams: self.streams.clone(),
             ingest_enabled: settings.ingest_enabled(),
             ingest: settings.ingest.clone(),
+            limits: Limits::new(&settings.http),
+            hosts: Hosts::new(settings.http.listen, &settings.http.hosts, settings.auth.mode != AuthMode::None),
             settings: settings.http.clone(),
             cors,
             in_flight,
@@ -386,6 +391,7 @@ impl Delivery {
             supervisor: supervisor.clone(),
             metrics,
             ready_grace: settings.source.ready_grace,
+            hosts: Hosts::new(settings.admin.listen, &settings.http.hosts, false),
         }
     }
 

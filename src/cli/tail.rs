@@ -6,6 +6,7 @@ use super::{failed, misused};
 use crate::backoff::Backoff;
 use crate::cursor::Start;
 use crate::event::{BadStatus, JobId, JobStatus};
+use crate::logging::{Escaped, escape_json};
 use crate::sse;
 use anstyle::{AnsiColor, Style};
 use reqwest::Method;
@@ -202,7 +203,7 @@ impl Tail {
     fn show(&self, message: &Message, data: &str) -> io::Result<()> {
         let mut out = anstream::stdout().lock();
         if self.as_json {
-            return writeln!(out, "{data}");
+            return writeln!(out, "{}", escape_json(data));
         }
         let event: Value = serde_json::from_str(data).unwrap_or_default();
         let text = |name: &str| printable(event[name].as_str().unwrap_or_default());
@@ -231,14 +232,7 @@ fn print_notice(notice: &str) {
     let _ = writeln!(anstream::stderr(), "{tone}jobcast: {}{tone:#}", printable(notice));
 }
 
-/// Replaces control characters by their pictures, so that a job cannot drive the terminal.
+/// Makes a text safe to print, so that a job cannot drive the terminal. A tab is a space.
 fn printable(text: &str) -> String {
-    let picture = |c: char| match c {
-        '\t' => ' ',
-        '\0'..='\x1f' => char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}'),
-        '\x7f' => '\u{2421}',
-        c if c.is_control() => '\u{fffd}',
-        c => c,
-    };
-    text.chars().map(picture).collect()
+    Escaped(&text.replace('\t', " ")).to_string()
 }

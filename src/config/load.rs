@@ -7,6 +7,7 @@
 use super::Settings;
 use config::{Config, ConfigError, File, FileFormat, Map, Value, ValueKind};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -110,9 +111,22 @@ impl Settings {
     /// Reads `file`, if there is one, and lays the variables over it.
     pub fn load(
         file: Option<&Path>,
-        variables: impl IntoIterator<Item = (String, String)>,
+        variables: impl IntoIterator<Item = (String, OsString)>,
     ) -> Result<Self, ConfigErrors> {
         Self::load_with_values(file, variables).map(|(settings, _)| settings)
+    }
+
+    /// Reads the text of a file.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigErrors> {
+        Self::build(parse(text, "the text"), []).map(|(settings, _)| settings)
+    }
+
+    /// As [`Settings::load`], with the values by key.
+    pub fn load_with_values(
+        file: Option<&Path>,
+        variables: impl IntoIterator<Item = (String, OsString)>,
+    ) -> Result<(Self, Values), ConfigErrors> {
+        Self::build(file.map(read_file).transpose().map(Option::unwrap_or_default), variables)
     }
 
     /// Takes the addresses of sockets that are open already for those in the settings. The rules for a listener hold for
@@ -129,25 +143,21 @@ impl Settings {
     }
 
     /// The files that the variables name, which are read again with the settings.
-    pub fn secret_files(variables: impl IntoIterator<Item = (String, String)>) -> Vec<PathBuf> {
+    pub fn secret_files(variables: impl IntoIterator<Item = (String, OsString)>) -> Vec<PathBuf> {
         let is_file = |name: &str| secret_of(name).is_some();
         variables.into_iter().filter(|(name, _)| is_file(name)).map(|(_, path)| path.into()).collect()
     }
 
-    /// As [`Settings::load`], with the values by key.
-    pub fn load_with_values(
-        file: Option<&Path>,
-        variables: impl IntoIterator<Item = (String, String)>,
+    fn build(
+        file: Result<Layer, SettingError>,
+        variables: impl IntoIterator<Item = (String, OsString)>,
     ) -> Result<(Self, Values), ConfigErrors> {
         let defaults = Defaults::new().map_err(|error| ConfigErrors(vec![error.into()]))?;
         let mut errors = Vec::new();
-        let mut from_file = match file.map(read_file).transpose() {
-            Ok(layer) => layer.unwrap_or_default(),
-            Err(error) => {
-                errors.push(error);
-                Layer::default()
-            }
-        };
+        let mut from_file = file.unwrap_or_else(|error| {
+            errors.push(error);
+            Layer::default()
+        });
         let mut from_variables = read_variables(variables, &mut errors);
         defaults.keep_valid(&mut from_file, &mut errors);
         defaults.keep_valid(&mut from_variables, &mut errors);
@@ -363,10 +373,15 @@ fn secret_of(name: &str) -> Option<String> {
     key.strip_suffix("_file").filter(|key| SECRETS.contains(key)).map(str::to_string)
 }
 
-fn read_variables(variables: impl IntoIterator<Item = (String, String)>, errors: &mut Vec<SettingError>) -> Layer {
+fn read_variables(variables: impl IntoIterator<Item = (String, OsString)>, errors: &mut Vec<SettingError>) -> Layer {
     let mut values = Vec::new();
     for (name, text) in variables {
         let Some(key) = key_of(&name) else { continue };
+        let Ok(text) = text.into_string() else {
+            let problem = "the variable's value is not UTF-8".to_string();
+            errors.push(SettingError::Invalid { key, origin: name, problem });
+            continue;
+        };
         let (key, text) = match secret_of(&name) {
             None => (key, text),
             Some(key) => match std::fs::read_to_string(&text) {
@@ -391,7 +406,7 @@ mod tests {
     fn load(text: &str, variables: &[(&str, &str)]) -> Result<Settings, String> {
         let file = tempfile::Builder::new().suffix(".toml").tempfile().map_err(|e| e.to_string())?;
         std::fs::write(file.path(), text).map_err(|e| e.to_string())?;
-        let variables = variables.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        let variables = variables.iter().map(|(name, value)| (name.to_string(), value.into()));
         Settings::load(Some(file.path()), variables).map_err(|e| e.to_string())
     }
 
@@ -487,6 +502,15 @@ mod tests {
         assert!(read.to_toml().contains("trusted_proxies = [\"10.0.0.0/8\", \"::1\"]"), "{}", read.to_toml());
         let why = load("[http]\ntrusted_proxies = [\"proxy\"]\n", &[]).expect_err("no network");
         assert!(why.contains(".toml:2: \"proxy\" is no address or network"), "{why}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_variable_that_is_not_utf_8_is_said_and_not_left_out() {
+        use std::os::unix::ffi::OsStringExt;
+        let variable = ("JOBCAST_INGEST__TOKEN".to_string(), OsString::from_vec(b"hunter\xff".to_vec()));
+        let why = Settings::load(None, [variable]).expect_err("not UTF-8").to_string();
+        assert!(why.contains("ingest.token, in JOBCAST_INGEST__TOKEN: ") && !why.contains("hunter"), "{why}");
     }
 
     #[test]

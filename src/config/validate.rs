@@ -38,13 +38,14 @@ impl IntoIterator for Problems {
 impl Settings {
     pub(super) fn validate(&self) -> Problems {
         // Every section is named, so that a new one cannot be forgotten.
-        let Self { http, admin, stream, hub, source, auth, ingest: _, shutdown: _, log } = self;
+        let Self { http, admin, stream, hub, source, auth, ingest, shutdown: _, log } = self;
         let mut problems = Problems::default();
         http.validate(&mut problems);
         stream.validate(&mut problems);
         hub.validate(&mut problems);
         source.validate(&mut problems);
         auth.validate(&mut problems);
+        ingest.validate(&mut problems);
         log.validate(&mut problems);
         problems.require(
             admin.listen != http.listen || http.listen.port() == 0,
@@ -68,9 +69,63 @@ pub fn is_job_path(path: &str) -> bool {
         && path.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '?' | '#'))
 }
 
-/// Returns true for a scheme and a host, as browsers send them in `Origin`.
+/// Returns true for an origin that a browser can send in `Origin`: the serialization of RFC 6454, section 6.2, to the letter.
 pub fn is_origin(text: &str) -> bool {
-    text.split_once("://").is_some_and(|(scheme, host)| {
-        matches!(scheme, "http" | "https") && !host.is_empty() && !host.contains(['/', ' ', '@'])
-    })
+    let is_web = text.starts_with("http://") || text.starts_with("https://");
+    let serialized = url::Url::parse(text).map(|url| url.origin().ascii_serialization());
+    is_web && !text.contains('*') && serialized.is_ok_and(|origin| origin == text)
+}
+
+/// Returns true for a name or an address without a port; an IPv6 address may have its brackets.
+pub fn is_host(text: &str) -> bool {
+    let text = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    let is_name = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    is_name || text.parse::<std::net::Ipv6Addr>().is_ok()
+}
+
+/// Returns true for a name that a header can have (a token of RFC 9110, section 5.6.2).
+pub fn is_header_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "!#$%&'+-.^_`|~".contains(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_that_no_browser_sends_is_none() {
+        for origin in ["https://example.org", "http://localhost:5173", "https://[2001:db8::1]:8443", "http://10.0.0.1"]
+        {
+            assert!(is_origin(origin), "{origin}");
+        }
+        for never in [
+            "example.org",
+            "https://example.org/",
+            "https://example.org/app",
+            "https://Example.org",
+            "HTTPS://example.org",
+            "https://example.org:443",
+            "http://example.org:80",
+            "https://*.example.org",
+            "https://me@example.org",
+            "https://",
+            "https://ex ample.org",
+            "https://bücher.example",
+            "file:///srv",
+            "null",
+            "",
+        ] {
+            assert!(!is_origin(never), "{never}");
+        }
+    }
+
+    #[test]
+    fn a_host_has_neither_scheme_nor_port() {
+        for host in ["jobs.example.org", "localhost", "10.0.0.1", "::1", "[2001:db8::1]"] {
+            assert!(is_host(host), "{host}");
+        }
+        for other in ["", "jobs.example.org:8080", "http://x", "a/b", "[x]:", "*"] {
+            assert!(!is_host(other), "{other}");
+        }
+    }
 }

@@ -1,11 +1,11 @@
 //! Types of single values, and how they are written: durations, sizes, networks, secrets.
 
 use bytesize::ByteSize;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde::de::IntoDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 use url::Url;
@@ -119,8 +119,19 @@ pub fn one_of<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result
 pub struct Network(IpNet);
 
 impl Network {
+    /// Tells if it holds an address, which may be IPv4 mapped into IPv6 (RFC 4291, section 2.5.5.2).
     pub fn contains(&self, ip: IpAddr) -> bool {
-        self.0.contains(&ip)
+        self.0.contains(&ip.to_canonical())
+    }
+
+    /// The network of IPv4 that one of mapped addresses stands for; any other network as it is.
+    fn unmapped(network: IpNet) -> IpNet {
+        match (network.addr().to_canonical(), network.prefix_len()) {
+            (IpAddr::V4(v4), prefix @ 96..) if network.addr().is_ipv6() => {
+                Ipv4Net::new(v4, prefix - 96).map_or(network, IpNet::V4)
+            }
+            _ => network,
+        }
     }
 }
 
@@ -134,7 +145,7 @@ impl FromStr for Network {
 
     fn from_str(text: &str) -> Result<Self, BadNetwork> {
         let network = text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse());
-        network.map(Self).map_err(|_| BadNetwork(text.to_string()))
+        network.map(Self::unmapped).map(Self).map_err(|_| BadNetwork(text.to_string()))
     }
 }
 
@@ -153,6 +164,38 @@ impl Serialize for Network {
 impl<'de> Deserialize<'de> for Network {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Addresses to listen on: `127.0.0.1:8080`, `[::1]:8080`, `localhost:8080` for loopback, `:8080` for all of IPv4.
+pub mod listen {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(address: &SocketAddr, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(address)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
+        let text = String::deserialize(from)?;
+        parse(&text).ok_or_else(|| {
+            serde::de::Error::custom(format!(
+                "{text:?} is no address to listen on; give one with its port, such as 127.0.0.1:8080, [::1]:8080, \
+                 localhost:8080, or :8080 for all addresses"
+            ))
+        })
+    }
+
+    fn parse(text: &str) -> Option<SocketAddr> {
+        if let Ok(address) = text.parse() {
+            return Some(address);
+        }
+        let (host, port) = text.rsplit_once(':')?;
+        let ip = match host {
+            "" | "*" => Ipv4Addr::UNSPECIFIED,
+            _ if host.eq_ignore_ascii_case("localhost") => Ipv4Addr::LOCALHOST,
+            _ => return None,
+        };
+        Some(SocketAddr::from((ip, port.parse().ok()?)))
     }
 }
 
@@ -234,6 +277,26 @@ mod tests {
     }
 
     #[test]
+    fn an_address_to_listen_on_may_be_written_as_people_write_it() {
+        #[derive(Debug, Deserialize)]
+        struct Held(#[serde(with = "listen")] SocketAddr);
+        let read = |text: &str| serde_json::from_value::<Held>(text.into()).map(|held| held.0.to_string());
+        for (text, address) in [
+            ("127.0.0.1:8080", "127.0.0.1:8080"),
+            ("[::1]:8080", "[::1]:8080"),
+            ("localhost:8080", "127.0.0.1:8080"),
+            (":8080", "0.0.0.0:8080"),
+            ("*:8080", "0.0.0.0:8080"),
+        ] {
+            assert_eq!(read(text).expect(text), address);
+        }
+        for text in ["8080", "localhost", "jobs.example.org:80", ":", ":99999", "::1:8080:x", ""] {
+            let why = read(text).expect_err(text).to_string();
+            assert!(why.contains("such as 127.0.0.1:8080"), "{why}");
+        }
+    }
+
+    #[test]
     fn sizes_are_printed_as_they_are_written() {
         #[derive(Deserialize, Serialize)]
         struct Held(#[serde(with = "size")] ByteSize);
@@ -260,6 +323,9 @@ mod tests {
         for text in ["10.0.0.0/8", "10.0.0.1", "2001:db8::/32", "::1"] {
             assert_eq!(network(text).expect(text).to_string(), text);
         }
+        let mapped = network("::ffff:10.0.0.0/104").expect("mapped");
+        assert_eq!(mapped, ten, "the same network is the same network");
+        assert!(ten.contains("::ffff:10.1.2.3".parse().expect("an address")));
         assert!(network("10.0.0.0/33").is_err() && network("example.org").is_err());
     }
 }

@@ -103,6 +103,11 @@ impl Admission {
         }))
     }
 
+    /// The most streams of one address; 0 for no limit.
+    pub fn max_per_ip(&self) -> usize {
+        self.0.max_per_ip.load(Ordering::Relaxed)
+    }
+
     /// Counts one more connection, until what is returned is dropped. None if there is no room for it.
     pub fn connect(&self) -> Option<CountedConnection> {
         let inner = &self.0;

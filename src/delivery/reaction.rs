@@ -113,7 +113,7 @@ fn on_source_error(error: &SourceError, retry_in: Duration) -> Notice {
 pub fn source_error(error: &SourceError, retry_in: Duration) -> ControlEvent {
     ControlEvent::Error {
         code: error.code.as_str(),
-        message: error.to_string(),
+        message: error.told().to_string(),
         retry_in: error.is_retryable().then_some(retry_in),
     }
 }
@@ -145,9 +145,8 @@ mod tests {
         assert_eq!(
             step(Step::Outage(error(SourceCode::Busy), wait)),
             (
-                "retry: 1500\nevent: stream.error\ndata: {\"code\":\"source.busy\",\"message\":\"reading: gone (wait; \
-                 it is tried again)\",\
-                 \"retryInMs\":1500,\"retryable\":true}\n\n"
+                "retry: 1500\nevent: stream.error\ndata: {\"code\":\"source.busy\",\"message\":\"the event store is \
+                 busy\",\"retryInMs\":1500,\"retryable\":true}\n\n"
                     .into(),
                 None
             )
@@ -155,8 +154,8 @@ mod tests {
         assert_eq!(
             step(Step::Outage(error(SourceCode::Rights), wait)),
             (
-                "event: stream.error\ndata: {\"code\":\"source.rights\",\"message\":\"reading: gone (wait)\",\
-                 \"retryable\":false}\n\n"
+                "event: stream.error\ndata: {\"code\":\"source.rights\",\"message\":\"the event store does not \
+                 let Jobcast in\",\"retryable\":false}\n\n"
                     .into(),
                 Some(Reason::Failed)
             )

@@ -1,8 +1,10 @@
 //! The way of a TCP connection to the protocol that it speaks: HTTP/1.1 in the clear; or TLS, and then HTTP/2 or HTTP/1.1 as
 //! the handshake agrees (ALPN). All of it ends in the same actix app.
 
+use super::bounded::{Bounded, ConnectionPermit, OpenConnections};
 use super::h2::{self, Exchange, Times};
 use super::server::{KEEP_ALIVE, tune};
+use crate::config::Network;
 use crate::delivery::StreamContext;
 use crate::delivery::admission::{Admission, CountedConnection};
 use crate::delivery::handoff::Connection;
@@ -17,7 +19,7 @@ use actix_service::Service;
 use actix_web::dev::ServiceResponse;
 use rustls::ServerConfig;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +50,9 @@ pub struct Rules {
     pub tls: Option<Arc<ServerConfig>>,
     pub header_timeout: Duration,
     pub write_timeout: Duration,
+    pub trusted_proxies: Arc<[Network]>,
+    /// The connections of all workers that actix or HTTP/2 has.
+    pub connections: OpenConnections,
 }
 
 /// The public listener's side of one actix worker.
@@ -69,7 +74,7 @@ struct Tls {
 
 impl<H, A, B> Acceptor<H, A>
 where
-    H: Service<(Connection, Option<SocketAddr>), Response = (), Error = DispatchError>,
+    H: Service<(Bounded<Connection>, Option<SocketAddr>), Response = (), Error = DispatchError>,
     A: Service<Request, Response = ServiceResponse<B>>,
     A::Error: Into<Response<BoxBody>>,
     B: MessageBody,
@@ -88,9 +93,11 @@ where
         // Without room the socket is closed: an answer would need what there is no more of.
         let Some(counted) = self.admission.connect() else { return };
         let peer = tcp.peer_addr().ok();
+        let Some(permit) = self.admit(peer) else { return };
+        let held = Held { counted, permit };
         tune(&tcp, self.rules.write_timeout);
         let socket = Socket::new(tcp, self.rules.write_timeout);
-        let Some(tls) = &self.tls else { return self.serve_http1(Transport::Plain(socket), peer, counted).await };
+        let Some(tls) = &self.tls else { return self.serve_http1(Transport::Plain(socket), peer, held).await };
         let outcome = match timeout(self.rules.header_timeout, tls.shake_hands(socket)).await {
             Err(_) => "timed_out",
             Ok(Err(error)) => {
@@ -103,16 +110,25 @@ where
             }
             Ok(Ok(Greeting::Tls(stream))) => {
                 telemetry::TLS_HANDSHAKES.increment(&[("outcome", "completed")], 1);
-                return self.serve_tls(stream, peer, counted).await;
+                return self.serve_tls(stream, peer, held).await;
             }
         };
         telemetry::TLS_HANDSHAKES.increment(&[("outcome", outcome)], 1);
     }
 
-    async fn serve_tls(&self, stream: Box<TlsStream<Socket>>, peer: Option<SocketAddr>, counted: CountedConnection) {
+    /// Counts the connection for its address. None where the address has too many, which is noted.
+    fn admit(&self, peer: Option<SocketAddr>) -> Option<ConnectionPermit> {
+        let ip = peer.map(|peer| peer.ip().to_canonical());
+        // A trusted proxy has the connections of all of its clients.
+        let is_trusted = |ip: &IpAddr| self.rules.trusted_proxies.iter().any(|network| network.contains(*ip));
+        let admitted = self.rules.connections.admit(ip.filter(|ip| !is_trusted(ip)), self.admission.max_per_ip());
+        admitted.map_err(|refusal| refusal.note(ip)).ok()
+    }
+
+    async fn serve_tls(&self, stream: Box<TlsStream<Socket>>, peer: Option<SocketAddr>, held: Held) {
         let (socket, session) = stream.get_ref();
         if session.alpn_protocol() != Some(b"h2") {
-            return self.serve_http1(Transport::Tls(stream), peer, counted).await;
+            return self.serve_http1(Transport::Tls(stream), peer, held).await;
         }
         let stalled = socket.stalled();
         let times =
@@ -121,12 +137,21 @@ where
         h2::serve(stream, times, self.shutdown.clone(), answer).await;
     }
 
-    async fn serve_http1(&self, transport: Transport, peer: Option<SocketAddr>, counted: CountedConnection) {
+    async fn serve_http1(&self, transport: Transport, peer: Option<SocketAddr>, held: Held) {
+        let Held { counted, permit } = held;
         let connection = Connection::new(transport, counted, self.threads.clone());
+        let ip = peer.map(|peer| peer.ip().to_canonical());
+        let connection = Bounded::new(connection, permit, self.rules.header_timeout, ip);
         if let Err(error) = self.http1.call((connection, peer)).await {
             tracing::trace!(%error, "a connection of HTTP/1.1 ended with an error");
         }
     }
+}
+
+/// The counts that a connection is part of.
+struct Held {
+    counted: CountedConnection,
+    permit: ConnectionPermit,
 }
 
 /// A connection, by the first byte that its peer sent.

@@ -1,19 +1,19 @@
 //! The admin listener: health, readiness, metrics, a view of the live jobs, and the open streams. It must not be reachable for the public.
 
 use super::connections::{self, Connections};
+use super::edge;
+use super::hosts::Hosts;
 use super::problem::Problem;
-use super::routes;
+use super::routes::{self, address, reading};
 use crate::delivery::admission::Admission;
 use crate::hub::Hub;
 use crate::shutdown::{Phase, ShutdownWatch};
 use crate::supervise::Supervisor;
 use crate::telemetry::MetricsExporter;
-use actix_web::http::header::{self, HeaderValue};
 use actix_web::middleware::from_fn;
-use actix_web::{App, FromRequest, Handler, HttpResponse, HttpServer, Resource, Responder, ResponseError, Route, web};
+use actix_web::{App, HttpResponse, HttpServer, ResponseError, web};
 use actix_web_lab::middleware::CatchPanic;
 use serde_json::json;
-use std::future;
 use std::io;
 use std::net::TcpListener;
 use std::time::Duration;
@@ -31,6 +31,8 @@ pub struct Health {
     pub metrics: MetricsExporter,
     /// Length of an outage after which `/readyz` says no; zero for never.
     pub ready_grace: Duration,
+    /// Names that the listener answers to.
+    pub hosts: Hosts,
 }
 
 /// Open connections, at most, so that the process keeps files for everything else.
@@ -42,16 +44,19 @@ pub fn serve(listener: TcpListener, health: Health, connections: Connections) ->
         App::new()
             .wrap(CatchPanic::default())
             .wrap(from_fn(routes::answer_panic))
+            .wrap(from_fn(edge::check_host))
+            .app_data(health.hosts.clone())
             .app_data(web::Data::new(health.clone()))
             .app_data(web::Data::new(connections.clone()))
-            .service(read_only("/healthz", healthy))
-            .service(read_only("/readyz", ready))
-            .service(read_only("/metrics", metrics))
-            .service(read_only("/debug/channels", channels))
+            .service(reading("/healthz", healthy))
+            .service(reading("/readyz", ready))
+            .service(reading("/metrics", metrics))
+            .service(reading("/debug/channels", channels))
             .service(
-                read("/connections", connections::list)
-                    .route(web::delete().to(connections::close))
-                    .default_service(not_allowed("GET, HEAD, DELETE")),
+                address("/connections", "GET, HEAD, DELETE")
+                    .route(web::get().to(connections::list))
+                    .route(web::head().to(connections::list))
+                    .route(web::delete().to(connections::close)),
             )
             .default_service(web::to(async || Problem::not_found(ADDRESSES).error_response()))
     });
@@ -61,34 +66,6 @@ pub fn serve(listener: TcpListener, health: Health, connections: Connections) ->
 
 /// The answer's detail where nothing is.
 const ADDRESSES: &str = "nothing is here; there are /healthz, /readyz, /metrics, /debug/channels and /connections";
-
-/// An address that answers GET, and HEAD as HTTP asks for (RFC 9110, section 9.1).
-fn read<F, Args>(path: &str, handler: F) -> Resource
-where
-    F: Handler<Args> + Copy,
-    F::Output: Responder + 'static,
-    Args: FromRequest + 'static,
-{
-    web::resource(path).route(web::get().to(handler)).route(web::head().to(handler))
-}
-
-fn read_only<F, Args>(path: &str, handler: F) -> Resource
-where
-    F: Handler<Args> + Copy,
-    F::Output: Responder + 'static,
-    Args: FromRequest + 'static,
-{
-    read(path, handler).default_service(not_allowed("GET, HEAD"))
-}
-
-/// Answers other methods with 405, and with those that are allowed.
-fn not_allowed(methods: &'static str) -> Route {
-    web::to(move || {
-        let mut response = Problem::not_allowed(format!("here is only {methods}")).error_response();
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
-        future::ready(response)
-    })
-}
 
 /// Problem code of a process that ends because one of its parts has failed.
 const PART_FAILED: &str = "server.part_failed";

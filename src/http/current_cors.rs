@@ -1,7 +1,7 @@
 //! CORS whose settings may change while the process runs. `actix-cors` decides; this only makes it anew when the settings
 //! have changed.
 
-use super::routes;
+use super::cors;
 use crate::config;
 use actix_cors::{Cors, CorsMiddleware};
 use actix_web::Error;
@@ -90,7 +90,7 @@ where
         // An error means that the settings cannot change any more.
         if state.settings.has_changed().unwrap_or(false) {
             let settings = state.settings.borrow_and_update();
-            let cors = (!settings.origins.is_empty()).then(|| routes::cors(&settings));
+            let cors = (!settings.origins.is_empty()).then(|| cors::allow(&settings));
             // actix-cors is ready at once. It refuses only settings that ours do not allow.
             let wrap = |cors: Cors| cors.new_transform(self.service.clone()).now_or_never()?.ok().map(Rc::new);
             state.cors = cors.and_then(wrap);

@@ -1,7 +1,9 @@
 //! `GET /runner-jobs/{job_id}/events`: the same events as JSON, for clients that cannot stream.
 
 use super::App;
-use super::extract::{ClientAddress, PollQuery, Query};
+use super::client_address::ClientAddress;
+use super::extract::{PollQuery, Query};
+use super::limits::Refusal;
 use super::problem::Problem;
 use super::rights::WatchedJob;
 use crate::cursor::{Cursor, Start};
@@ -52,18 +54,20 @@ struct Sent {
 pub async fn get(
     WatchedJob { job, right }: WatchedJob,
     Query(query): Query<PollQuery>,
-    ClientAddress(client): ClientAddress,
+    client: ClientAddress,
     app: web::Data<App>,
 ) -> Result<HttpResponse, Problem> {
+    let refused = |refusal: Refusal| refusal.problem().retry_after(app.retry_later().as_secs());
+    app.let_in(client, &job).map_err(refused)?;
     // A poll that may be held counts as a stream does, and operators see it as one.
-    let permit = (!query.wait.is_zero()).then(|| app.streams.admission.admit(client)).transpose()?;
+    let permit = (!query.wait.is_zero()).then(|| app.admit(client)).transpose().map_err(refused)?;
     let permit = permit.map(|permit| permit.with_grant(right.clone().into_grant()));
     let held = permit.map(|permit| (app.streams.registry.enter(&permit, &job), permit));
     let until = Instant::now() + query.wait;
     let limit = Limit { events: query.limit, bytes: PAGE_BYTES };
     let (mut after, mut reset) = begin(&app, &job, query.start).await?;
     loop {
-        match app.source.page(&job, &after, limit).await? {
+        match app.streams.pages.plain(&job, &after, limit).await? {
             PageResult::NoSuchJob => return Err(Problem::no_such_job(format!("there is no job {job}"))),
             PageResult::Lost(reason) => {
                 reset = Some(reason);

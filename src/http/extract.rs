@@ -1,7 +1,6 @@
 //! Extractors: typed parts of a request, so that a handler's signature says what it takes from the request and what the
 //! caller must have for it.
 
-use super::App;
 use super::problem::Problem;
 use crate::cursor::Start;
 use crate::delivery::connections::Filter;
@@ -10,27 +9,26 @@ use crate::source::MAX_JOBS;
 use actix_web::dev::Payload;
 use actix_web::http::header::{ACCEPT, Accept, Header};
 use actix_web::{FromRequest, HttpRequest, web};
-use actix_web_lab::header::Forwarded;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::future::{Ready, ready};
-use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Implements `FromRequest` by a function that needs only the head of the request.
 macro_rules! from_head {
     ($type:ty, $function:expr) => {
-        impl FromRequest for $type {
+        impl actix_web::FromRequest for $type {
             type Error = Problem;
-            type Future = Ready<Result<Self, Problem>>;
+            type Future = std::future::Ready<Result<Self, Problem>>;
 
-            fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-                ready($function(request))
+            fn from_request(request: &HttpRequest, _: &mut actix_web::dev::Payload) -> Self::Future {
+                std::future::ready($function(request))
             }
         }
     };
 }
+pub(super) use from_head;
 
 /// The job in `{job_id}` of the path.
 pub struct JobPath(pub JobId);
@@ -57,46 +55,6 @@ impl FromRequest for Start {
         }
         ready(Parameters::of(request).and_then(|parameters| parameters.start("lastEventId")))
     }
-}
-
-/// Address that a request comes from, if the connection still has one: the peer's, or behind trusted proxies the last
-/// one that they name and that is none of them.
-pub struct ClientAddress(pub Option<IpAddr>);
-
-from_head!(ClientAddress, |request: &HttpRequest| {
-    let Some(peer) = request.peer_addr() else { return Ok(ClientAddress(None)) };
-    let peer = peer.ip().to_canonical();
-    let trusted = &App::of(request)?.settings.trusted_proxies;
-    let is_trusted = |ip: IpAddr| trusted.iter().any(|network| network.contains(ip));
-    let client = if is_trusted(peer) { first_untrusted(request, is_trusted).unwrap_or(peer) } else { peer };
-    Ok(ClientAddress(Some(client)))
-});
-
-/// Goes back along the proxies to the first address that is not one of theirs. It ends at a hop that cannot be read: the
-/// hops before that one were named by somebody who is not trusted.
-fn first_untrusted(request: &HttpRequest, is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
-    let hops = hops(request);
-    let mut hops = hops.iter().rev().map_while(|hop| read_hop(hop));
-    hops.find(|hop| !is_trusted(*hop))
-}
-
-/// Addresses that a request came by, the client's first. `Forwarded` counts only without `X-Forwarded-For`: a proxy that
-/// writes the one passes the other on as it came, and the client may have written it. `actix-web-lab` has a type only for
-/// `Forwarded`, and leaves the hops in it unread.
-fn hops(request: &HttpRequest) -> Vec<String> {
-    let values = request.headers().get_all("X-Forwarded-For").filter_map(|value| value.to_str().ok());
-    let hops: Vec<String> = values.flat_map(|value| value.split(',')).map(|hop| hop.trim().to_string()).collect();
-    if !hops.is_empty() {
-        return hops;
-    }
-    Forwarded::parse(request).map(|forwarded| forwarded.for_chain().map(str::to_string).collect()).unwrap_or_default()
-}
-
-/// Reads `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1`, `[2001:db8::1]` and `[2001:db8::1]:4711`.
-fn read_hop(hop: &str) -> Option<IpAddr> {
-    let ip = hop.parse::<SocketAddr>().map(|address| address.ip());
-    let ip = ip.or_else(|_| hop.trim_start_matches('[').trim_end_matches(']').parse());
-    ip.ok().map(|ip| ip.to_canonical())
 }
 
 /// Tells if the caller takes an event stream. `Accept` is missing in many tools' requests; only a caller that names other
@@ -215,7 +173,7 @@ pub struct JobsQuery {
 
 impl FromQuery for JobsQuery {
     fn from_query(parameters: &Parameters) -> Result<Self, Problem> {
-        let status = parameters.text("status").map(str::parse::<JobStatus>).transpose();
+        let status = parameters.0.get("status").map(|status| status.parse::<JobStatus>()).transpose();
         Ok(Self {
             limit: parameters.number("limit", 50, 1..=MAX_JOBS)?,
             status: status.map_err(|error| Problem::bad_query(error.to_string()))?,
@@ -263,31 +221,5 @@ mod tests {
         for accept in ["application/json", "text/event-stream;q=0, */*", "text/*;q=0, */*", "*/*;q=0", "text/html"] {
             assert!(!accepts(accept), "{accept}");
         }
-    }
-
-    #[test]
-    fn the_last_hop_that_is_no_trusted_proxy_is_the_client() {
-        let client = |header: (&str, &str)| {
-            let request = TestRequest::get().insert_header(header).to_http_request();
-            first_untrusted(&request, |ip| matches!(ip, IpAddr::V4(ip) if ip.octets()[0] == 10))
-        };
-        let (one, six) = (IpAddr::from([192, 0, 2, 1]), "2001:db8::1".parse().expect("an address"));
-        for (header, expected) in [
-            (("X-Forwarded-For", "203.0.113.9, 192.0.2.1, 10.0.0.1"), Some(one)),
-            (("X-Forwarded-For", "192.0.2.1:4711"), Some(one)),
-            (("X-Forwarded-For", "203.0.113.9, unknown, 10.0.0.1"), None),
-            (("X-Forwarded-For", "10.0.0.2, 10.0.0.1"), None),
-            (("Forwarded", "for=203.0.113.9, for=\"192.0.2.1:80\";proto=https, for=10.0.0.1"), Some(one)),
-            (("Forwarded", "for=\"[2001:db8::1]:4711\""), Some(six)),
-            (("Forwarded", "for=\"[2001:db8::1]\""), Some(six)),
-            (("Forwarded", "proto=https"), None),
-        ] {
-            assert_eq!(client(header), expected, "{header:?}");
-        }
-        let both = TestRequest::get()
-            .insert_header(("Forwarded", "for=203.0.113.9"))
-            .insert_header(("X-Forwarded-For", "192.0.2.1"))
-            .to_http_request();
-        assert_eq!(first_untrusted(&both, |_| false), Some(one));
     }
 }

@@ -1,7 +1,9 @@
 //! `POST /runner-jobs/{job_id}/events` and `PUT /runner-jobs/{job_id}`: events and statuses that are sent in.
 
 use super::App;
+use super::bounded::Progress;
 use super::extract::JobPath;
+use super::limits::Refusal;
 use super::problem::Problem;
 use crate::event::{BadStatus, JobStatus, Payload};
 use crate::source::NewEvent;
@@ -19,9 +21,27 @@ use serde_json::value::RawValue;
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
 use subtle::ConstantTimeEq;
+use tokio::time::timeout;
 
 /// Longest type, step id, actor and event id.
 const MAX_TEXT_CHARS: usize = 200;
+
+/// Headers by which proxies say that they passed a request on.
+const FORWARDING: &[&str] = &[
+    "forwarded",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-forwarded-port",
+    "x-forwarded-server",
+    "x-original-forwarded-for",
+    "x-real-ip",
+    "x-client-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "cdn-loop",
+];
 
 /// Permission to write: nobody has it unless ingest is on, and then everybody who gives the token, if one is set.
 pub struct IngestRight(());
@@ -38,9 +58,9 @@ impl FromRequest for IngestRight {
 impl IngestRight {
     fn check(request: &HttpRequest, app: &App) -> Result<Self, Problem> {
         if !app.ingest_enabled {
-            return Err(Problem::ingest_off("this Jobcast only reads; set ingest.enabled = true to send events in"));
+            return Err(Problem::ingest_off("this Jobcast only reads: it takes no events"));
         }
-        let Some(token) = app.ingest.token.get() else { return Ok(Self(())) };
+        let Some(token) = app.ingest.token.get() else { return Self::check_direct(request) };
         let given = request.headers().get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes).unwrap_or_default();
         // In constant time: a wrong guess takes as long as a right one.
         let is_right = bool::from(given.ct_eq(format!("Bearer {token}").as_bytes()));
@@ -49,6 +69,16 @@ impl IngestRight {
             return Err(Problem::no_token("send the ingest token as `Authorization: Bearer …`"));
         }
         Ok(Self(()))
+    }
+
+    /// Without a token, loopback is all that guards ingest. A proxy of the same machine opens that to everybody, and gives
+    /// itself away by the headers that it adds.
+    fn check_direct(request: &HttpRequest) -> Result<Self, Problem> {
+        if FORWARDING.iter().all(|name| !request.headers().contains_key(*name)) {
+            return Ok(Self(()));
+        }
+        Refusal::Forwarded.note(request.peer_addr().map(|peer| peer.ip().to_canonical()));
+        Err(Problem::forwarded("events are not taken through a proxy here"))
     }
 }
 
@@ -62,36 +92,70 @@ impl FromRequest for JsonBody {
 
     fn from_request(request: &HttpRequest, payload: &mut dev::Payload) -> Self::Future {
         let is_json = request.content_type() == "application/json";
-        let limit = App::of(request).map(|app| app.settings.max_body.as_u64() as usize);
+        let settings = App::of(request).map(|app| (app.settings.max_body.as_u64() as usize, app.settings.body_timeout));
+        let peer = request.peer_addr().map(|peer| peer.ip().to_canonical());
+        let progress = request.conn_data::<Progress>().cloned();
         let payload = web::Payload::from_request(request, payload);
         Box::pin(async move {
-            let limit = limit?;
+            let (limit, body_timeout) = settings?;
             if !is_json {
                 return Err(Problem::not_json("send the body with `Content-Type: application/json`"));
             }
             let incomplete = |error| Problem::bad_json(format!("the body did not arrive whole: {error}"));
-            match payload.await.map_err(incomplete)?.to_bytes_limited(limit).await {
-                Ok(Ok(bytes)) => Ok(Self(bytes)),
-                Ok(Err(error)) => Err(incomplete(error)),
+            let read = payload.await.map_err(incomplete)?.to_bytes_limited(limit);
+            match timeout(body_timeout, read).await {
+                Ok(Ok(Ok(bytes))) => {
+                    progress.iter().for_each(|progress| progress.take_body(bytes.len()));
+                    Ok(Self(bytes))
+                }
+                Ok(Ok(Err(error))) => Err(incomplete(error)),
+                Ok(Err(_)) => {
+                    Refusal::Body.note(peer);
+                    Err(Problem::too_large(format!("the body has more than {limit} bytes")))
+                }
                 Err(_) => {
-                    Err(Problem::too_large(format!("the body has more than {limit} bytes, which is http.max_body")))
+                    Refusal::BodyTimeout.note(peer);
+                    Err(Problem::body_timeout("the body did not arrive in time"))
                 }
             }
         })
     }
 }
 
-impl JsonBody {
-    /// Reads the body as `T`; JSON of another form is `wrong_form`.
-    fn parse<'a, T: Deserialize<'a>>(&'a self, wrong_form: fn(String) -> Problem) -> Result<T, Problem> {
-        serde_json::from_slice(&self.0).map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => wrong_form(error.to_string()),
-            _ => Problem::bad_json(format!("the body is no JSON: {error}")),
-        })
-    }
+/// Reads JSON as `T`; JSON of another form is `wrong_form`.
+fn parse<'a, T: Deserialize<'a>>(json: &'a [u8], wrong_form: fn(String) -> Problem) -> Result<T, Problem> {
+    serde_json::from_slice(json).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => wrong_form(error.to_string()),
+        _ => Problem::bad_json(format!("the body is no JSON: {error}")),
+    })
+}
 
-    fn is_array(&self) -> bool {
-        self.0.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[')
+/// Events that a body brings.
+pub enum Sent {
+    One(NewEvent),
+    All(Vec<NewEvent>),
+}
+
+impl Sent {
+    /// Reads a body: one event, or an array of at most `most`.
+    pub fn read(json: &[u8], most: usize) -> Result<Self, Problem> {
+        let is_array = json.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
+        if !is_array {
+            let incoming: Incoming = parse(json, Problem::bad_event)?;
+            return incoming.check().map(Self::One).map_err(|error| Problem::bad_event(error.to_string()));
+        }
+        let incoming: Vec<Incoming> = parse(json, Problem::bad_event)?;
+        if incoming.len() > most {
+            Refusal::Body.note(None);
+            return Err(Problem::too_many_events(format!("the array has more than {most} events; send it in parts")));
+        }
+        if incoming.is_empty() {
+            return Err(Problem::bad_event("the array is empty; send at least one event"));
+        }
+        let check = |(index, one): (usize, Incoming)| {
+            one.check().map_err(|error| Problem::bad_event(format!("event {index}: {error}; none was stored")))
+        };
+        incoming.into_iter().enumerate().map(check).collect::<Result<_, _>>().map(Self::All)
     }
 }
 
@@ -120,24 +184,15 @@ pub async fn append(
     body: JsonBody,
     app: web::Data<App>,
 ) -> Result<HttpResponse, Problem> {
-    let events = if body.is_array() {
-        let incoming: Vec<Incoming> = body.parse(Problem::bad_event)?;
-        if incoming.is_empty() {
-            return Err(Problem::bad_event("the array is empty; send at least one event"));
-        }
-        let check = |(index, one): (usize, Incoming)| {
-            one.check().map_err(|error| Problem::bad_event(format!("event {index}: {error}; none was stored")))
-        };
-        incoming.into_iter().enumerate().map(check).collect::<Result<_, _>>()?
-    } else {
-        let incoming: Incoming = body.parse(Problem::bad_event)?;
-        vec![incoming.check().map_err(|error| Problem::bad_event(error.to_string()))?]
+    let (events, is_array) = match Sent::read(&body.0, app.ingest.max_events)? {
+        Sent::One(event) => (vec![event], false),
+        Sent::All(events) => (events, true),
     };
     let stored = app.source.append(&job, events).await?;
     let is_any_new = stored.iter().any(|one| one.is_new);
     let mut response = if is_any_new { HttpResponse::Created() } else { HttpResponse::Ok() };
     Ok(match &stored[..] {
-        [one] if !body.is_array() => response.json(one),
+        [one] if !is_array => response.json(one),
         all => response.json(all),
     })
 }
@@ -150,7 +205,7 @@ pub async fn set_status(
     app: web::Data<App>,
 ) -> Result<HttpResponse, Problem> {
     let bad_form = |_| Problem::bad_status("send {\"status\": \"RUNNING\"}, and nothing else");
-    let NewStatus { status } = body.parse(bad_form)?;
+    let NewStatus { status } = parse(&body.0, bad_form)?;
     let status: JobStatus = status.parse().map_err(|error: BadStatus| Problem::bad_status(error.to_string()))?;
     app.source.set_status(&job, status).await?;
     Ok(HttpResponse::Ok().json(json!({ "jobId": job, "status": status })))

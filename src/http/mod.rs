@@ -2,17 +2,24 @@
 
 mod accept;
 mod admin;
+mod bounded;
 mod certificates;
+mod client_address;
 mod connections;
+mod cors;
 mod current_cors;
+mod edge;
 mod events;
 mod extract;
 mod h2;
+mod hosts;
 mod in_flight;
 mod ingest;
 mod jobs;
+mod limits;
 mod page;
 mod problem;
+mod rate;
 mod rights;
 mod routes;
 mod server;
@@ -21,8 +28,12 @@ mod stream;
 pub use admin::MAX_CONNECTIONS as MAX_ADMIN_CONNECTIONS;
 pub use admin::{Health, serve as serve_admin};
 pub use certificates::{BadCertificate, Certificates};
+pub use client_address::{forwarded, x_forwarded_for};
 pub use connections::Connections;
+pub use hosts::Hosts;
 pub use in_flight::InFlight;
+pub use ingest::Sent;
+pub use limits::Limits;
 pub use server::{ListenError, Listener, listen, serve};
 
 use crate::auth::Auth;
@@ -53,6 +64,9 @@ pub struct App {
     pub cors: watch::Receiver<config::Cors>,
     /// The requests that are being answered.
     pub in_flight: InFlight,
+    pub limits: Limits,
+    /// Names that the listener answers to.
+    pub hosts: Hosts,
     /// Section that holds the token of senders.
     pub ingest: config::Ingest,
     /// Set if events may be sent in: `ingest.enabled`, with `auto` decided.

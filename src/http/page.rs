@@ -41,8 +41,9 @@ pub const ASSETS: &[Asset] = &[
     script!("watched.js"),
 ];
 
-const POLICY: &str =
-    "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
+/// The policy of the page: scripts, styles and requests of its own, and no other thing at all.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 const OPENAPI: &str = include_str!("openapi.json");
 
 impl Asset {
@@ -61,7 +62,6 @@ pub fn headers() -> DefaultHeaders {
     DefaultHeaders::new()
         .add((header::CACHE_CONTROL, "no-cache"))
         .add((header::CONTENT_SECURITY_POLICY, POLICY))
-        .add((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .add((header::REFERRER_POLICY, "no-referrer"))
 }
 

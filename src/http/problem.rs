@@ -2,7 +2,6 @@
 //! which stand in `error.rs`.
 
 use crate::auth::Refusal;
-use crate::delivery::admission::LimitReached;
 use crate::error::{Scope, SourceCode, SourceError};
 use crate::tail;
 use actix_web::http::{StatusCode, header};
@@ -20,19 +19,27 @@ pub struct Problem {
     detail: String,
     /// Seconds of `Retry-After`, if trying again can help.
     retry_after_s: Option<u64>,
+    /// Methods of `Allow`, where another one was used.
+    allow: Option<&'static str>,
 }
 
 macro_rules! problems {
     ($($(#[$doc:meta])* $name:ident = $status:ident, $code:literal;)*) => {
         impl Problem {
             $($(#[$doc])* pub fn $name(detail: impl Into<String>) -> Self {
-                Self { code: $code, status: StatusCode::$status, detail: detail.into(), retry_after_s: None }
+                Self { code: $code, status: StatusCode::$status, detail: detail.into(), retry_after_s: None, allow: None }
             })*
         }
     };
 }
 
 problems! {
+    /// The request names a host that this listener does not answer to.
+    bad_host = MISDIRECTED_REQUEST, "request.host";
+    target_too_long = URI_TOO_LONG, "request.target";
+    headers_too_large = REQUEST_HEADER_FIELDS_TOO_LARGE, "request.headers";
+    bad_preflight = BAD_REQUEST, "request.cors";
+    body_timeout = REQUEST_TIMEOUT, "request.timeout";
     bad_job_id = BAD_REQUEST, "request.job_id";
     bad_query = BAD_REQUEST, "request.query";
     bad_json = BAD_REQUEST, "request.json";
@@ -41,6 +48,9 @@ problems! {
     bad_status = UNPROCESSABLE_ENTITY, "ingest.status";
     too_large = PAYLOAD_TOO_LARGE, "request.too_large";
     not_json = UNSUPPORTED_MEDIA_TYPE, "request.media_type";
+    too_many_events = PAYLOAD_TOO_LARGE, "ingest.too_many";
+    /// Ingest without a token came through a proxy.
+    forwarded = FORBIDDEN, "ingest.forwarded";
     no_token = UNAUTHORIZED, "ingest.token";
     no_credentials = UNAUTHORIZED, "auth.missing";
     bad_credentials = UNAUTHORIZED, "auth.invalid";
@@ -54,6 +64,9 @@ problems! {
     busy = SERVICE_UNAVAILABLE, "server.busy";
     internal = INTERNAL_SERVER_ERROR, "server.internal";
     too_many_streams = SERVICE_UNAVAILABLE, "server.too_many_streams";
+    too_many_replays = SERVICE_UNAVAILABLE, "server.too_many_replays";
+    too_many_jobs = SERVICE_UNAVAILABLE, "server.too_many_jobs";
+    too_often = TOO_MANY_REQUESTS, "server.rate";
     too_many_from_address = TOO_MANY_REQUESTS, "server.too_many_from_address";
 }
 
@@ -69,6 +82,11 @@ impl Problem {
     /// Returns true if trying again can help.
     pub fn is_retryable(&self) -> bool {
         self.retry_after_s.is_some()
+    }
+
+    /// The problem of a method that an address does not answer; `methods` are those that it does.
+    pub fn not_allowed_but(methods: &'static str) -> Self {
+        Self { allow: Some(methods), ..Self::not_allowed(format!("this address answers {methods}")) }
     }
 
     pub fn retry_after(mut self, seconds: u64) -> Self {
@@ -92,20 +110,6 @@ impl From<Refusal> for Problem {
     }
 }
 
-impl From<LimitReached> for Problem {
-    fn from(full: LimitReached) -> Self {
-        match full {
-            LimitReached::Process => {
-                Self::too_many_streams("http.max_connections streams are open; come back later").retry_after(3)
-            }
-            LimitReached::Address => Self::too_many_from_address(
-                "http.max_connections_per_ip streams are open from this address; come back later",
-            )
-            .retry_after(3),
-        }
-    }
-}
-
 impl From<SourceError> for Problem {
     fn from(error: SourceError) -> Self {
         tail::count_error(&error);
@@ -119,7 +123,8 @@ impl From<SourceError> for Problem {
             (true, _) => (StatusCode::SERVICE_UNAVAILABLE, Some(1)),
             (false, _) => (StatusCode::BAD_GATEWAY, None),
         };
-        Self { code: error.code.as_str(), status, detail: error.to_string(), retry_after_s }
+        // The operation, the cause and the remedy name hosts, files and tables: they are for the log.
+        Self { code: error.code.as_str(), status, detail: error.told().into(), retry_after_s, allow: None }
     }
 }
 
@@ -140,6 +145,9 @@ impl ResponseError for Problem {
         response.insert_header((header::CACHE_CONTROL, "no-store"));
         if let Some(seconds) = self.retry_after_s {
             response.insert_header((header::RETRY_AFTER, seconds));
+        }
+        if let Some(methods) = self.allow {
+            response.insert_header((header::ALLOW, methods));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             // RFC 6750, section 3.

@@ -1,14 +1,11 @@
-//! The public addresses and their handlers, and what is wrapped around all of them: CORS and an answer to panics.
+//! The public addresses and their handlers, and the answer to panics that is wrapped around all of them.
 
 use super::problem::Problem;
 use super::{App, events, ingest, jobs, page, stream};
-use crate::config;
-use actix_cors::Cors;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::Method;
 use actix_web::middleware::{Next, from_fn};
-use actix_web::{Error, Resource, Route, web};
+use actix_web::{Error, FromRequest, Handler, Resource, Responder, Route, web};
 use std::future::ready;
 
 /// Answers a request whose handler panicked as every other error is answered. Handlers return their errors as answers, so
@@ -28,44 +25,43 @@ pub fn configure(config: &mut web::ServiceConfig, app: &web::Data<App>) {
     let ingest = || from_fn(ingest::count);
     config
         .app_data(app.clone())
-        .service(resource(&settings.stream_path).route(web::get().to(stream::get)).route(web::head().to(stream::get)))
+        .service(reading(&settings.stream_path, stream::get))
         .service(
-            resource(&settings.events_path)
+            address(&settings.events_path, "GET, HEAD, POST")
                 .route(web::get().to(events::get))
+                .route(web::head().to(events::get))
                 .route(web::post().to(ingest::append).wrap(ingest())),
         )
-        .service(resource("/runner-jobs").route(web::get().to(jobs::list)))
+        .service(reading("/runner-jobs", jobs::list))
         .service(
-            resource("/runner-jobs/{job_id}")
+            address("/runner-jobs/{job_id}", "GET, HEAD, PUT")
                 .route(web::get().to(jobs::get))
+                .route(web::head().to(jobs::get))
                 .route(web::put().to(ingest::set_status).wrap(ingest())),
         )
-        .service(resource("/openapi.json").route(web::get().to(page::openapi)));
+        .service(reading("/openapi.json", page::openapi));
     for asset in page::ASSETS.iter().filter(|asset| settings.live_page || asset.is_client()) {
         let answer = move |app: web::Data<App>| async move { asset.answer(&app) };
-        config.service(resource(asset.path).route(web::get().to(answer)).wrap(page::headers()));
+        config.service(reading(asset.path, answer).wrap(page::headers()));
     }
-    config.default_service(problem(|| Problem::not_found("nothing is here; see /openapi.json")));
+    config.default_service(nothing());
 }
 
-/// An address that answers methods without a route of their own with 405.
-fn resource(path: &str) -> Resource {
-    web::resource(path).default_service(problem(|| Problem::not_allowed("see /openapi.json for what may be done here")))
+/// An address that is only read: it answers HEAD as GET, without the body.
+pub fn reading<F, Args>(path: &str, handler: F) -> Resource
+where
+    F: Handler<Args, Output: Responder> + Clone,
+    Args: FromRequest + 'static,
+{
+    address(path, "GET, HEAD").route(web::get().to(handler.clone())).route(web::head().to(handler))
 }
 
-fn problem(make: fn() -> Problem) -> Route {
-    web::to(move || ready(Err::<(), _>(make())))
+/// An address that answers other methods than these with a 405.
+pub fn address(path: &str, methods: &'static str) -> Resource {
+    web::resource(path).default_service(web::to(move || ready(Err::<(), _>(Problem::not_allowed_but(methods)))))
 }
 
-/// Lets the pages of `http.cors.origins` watch.
-pub fn cors(settings: &config::Cors) -> Cors {
-    let mut cors = Cors::default()
-        .allowed_methods([Method::GET, Method::POST, Method::PUT])
-        .allowed_headers(["Last-Event-ID", "Authorization", "Content-Type", "Cache-Control", "Accept"])
-        .expose_headers(["X-Jobcast-Connection", "X-Jobcast-Replay", "X-Jobcast-Cursor", "Retry-After"])
-        .max_age(3600);
-    for origin in &settings.origins {
-        cors = if origin == "*" { cors.allow_any_origin() } else { cors.allowed_origin(origin) };
-    }
-    if settings.credentials { cors.supports_credentials() } else { cors }
+/// The answer of all addresses that are none.
+pub fn nothing() -> Route {
+    web::to(|| ready(Err::<(), _>(Problem::not_found("nothing is here; see /openapi.json"))))
 }

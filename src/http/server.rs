@@ -1,8 +1,9 @@
 //! The two listeners and the public server: what every worker serves, and the options of its sockets.
 
 use super::accept::{Acceptor, Rules};
+use super::bounded::{Bounded, OpenConnections};
 use super::current_cors::CurrentCors;
-use super::{App, in_flight, routes};
+use super::{App, cors, edge, in_flight, routes};
 use crate::delivery::handoff::Connection;
 use crate::delivery::threads::Threads;
 use actix_http::{Extensions, HttpService, KeepAlive};
@@ -27,7 +28,9 @@ const BACKLOG: i32 = 4096;
 /// Bytes that the kernel may hold for one subscriber that reads slowly; more would be memory that no setting bounds.
 const SEND_BUFFER: usize = 128 * 1024;
 /// Time that an idle connection is kept for the next request.
-pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Connections beyond `http.max_connections` that are kept for a next request; half of all makes it crowded.
+const SPARE_CONNECTIONS: usize = 1024;
 
 /// One of the two listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,8 +93,13 @@ pub fn serve(
     threads: Threads,
     tls: Option<Arc<ServerConfig>>,
 ) -> io::Result<actix_server::Server> {
-    let rules =
-        Rules { tls, header_timeout: app.settings.header_timeout, write_timeout: app.streams.rules.write_timeout };
+    let rules = Rules {
+        tls,
+        header_timeout: app.settings.header_timeout,
+        write_timeout: app.streams.rules.write_timeout,
+        trusted_proxies: app.settings.trusted_proxies.clone().into(),
+        connections: OpenConnections::new(app.settings.max_connections.saturating_add(SPARE_CONNECTIONS)),
+    };
     let server = actix_server::Server::build()
         .workers(app.settings.worker_count())
         // `Admission` counts the connections, since those that have left actix count, too, and all workers together.
@@ -118,7 +126,9 @@ async fn worker(
         .wrap(CatchPanic::default())
         .wrap(from_fn(routes::answer_panic))
         .wrap(CurrentCors::new(app.cors.clone()))
+        .wrap(from_fn(cors::explain))
         .wrap(from_fn(in_flight::count))
+        .wrap(from_fn(edge::check))
         .configure(move |config| routes::configure(config, &settings));
     let app = Rc::new(routes.into_factory().new_service(AppConfig::default()).await?);
     let shared = app.clone();
@@ -131,8 +141,10 @@ async fn worker(
             async move { leaving.notified().await }
         })
         .h1_allow_half_closed(false)
-        .on_connect_ext(|connection: &Connection, data: &mut Extensions| {
+        .on_connect_ext(|bounded: &Bounded<Connection>, data: &mut Extensions| {
+            let connection = bounded.connection();
             data.insert(connection.stalled());
+            data.insert(bounded.progress());
             if let Some(slot) = connection.slot() {
                 data.insert(slot);
             }

@@ -1,11 +1,14 @@
 //! `GET /runner-jobs/{job_id}/events/stream`: answers a request for a stream.
 
 use super::App;
-use super::extract::{ClientAddress, accepts_stream};
+use super::client_address::ClientAddress;
+use super::edge;
+use super::extract::accepts_stream;
+use super::limits::Refusal;
 use super::problem::Problem;
 use super::rights::WatchedJob;
 use crate::cursor::{Cursor, Start};
-use crate::delivery::admission::{LimitReached, StreamPermit};
+use crate::delivery::admission::StreamPermit;
 use crate::delivery::body::Body;
 use crate::delivery::handoff::HandoffSlot;
 use crate::delivery::socket::Stalled;
@@ -28,7 +31,7 @@ use std::time::Duration;
 pub async fn get(
     watched: Result<WatchedJob, Problem>,
     start: Start,
-    ClientAddress(client): ClientAddress,
+    client: ClientAddress,
     request: HttpRequest,
     app: web::Data<App>,
 ) -> Result<HttpResponse, Problem> {
@@ -47,9 +50,9 @@ pub async fn get(
         Err(problem) if problem.is_retryable() => return Ok(come_back(&request, &app, problem)),
         Err(problem) => return Err(problem),
     };
-    let permit = match app.streams.admission.admit(client) {
+    let permit = match app.let_in(client, &job).and_then(|()| app.admit(client)) {
         Ok(permit) => permit.with_grant(right.into_grant()),
-        Err(full) => return Ok(full_up(&request, &app, full)),
+        Err(refusal) => return Ok(refused(&request, &app, refusal)),
     };
     let opened = match Opened::open(&app, &job, start).await {
         Ok(opened) => opened,
@@ -157,16 +160,20 @@ impl Opened {
             return response.finish();
         }
         permit.begins();
-        // actix keeps the sockets of HTTP/1.0, which has no chunks, and HTTP/2 and TLS have no slot.
-        let slot = request.conn_data::<HandoffSlot>().filter(|_| request.version() == Version::HTTP_11).cloned();
+        // actix keeps the sockets of answers without chunks, which HTTP/1.0 does not know; HTTP/2 and TLS have no slot.
+        let is_chunked = request.version() >= Version::HTTP_11 && !edge::wants_other_protocol(request);
+        let slot = request.conn_data::<HandoffSlot>().filter(|_| is_chunked).cloned();
         let stalled = stalled(request);
         let body = Body::new(app.streams.clone(), permit, slot, stalled, opening, self.replay, self.first);
+        if !is_chunked {
+            // Without chunks, the end of the connection is the end of the body.
+            response.force_close();
+        }
         let mut response = response.streaming(stream::unfold(body, |mut body| async move {
             let bytes = body.next().await?;
             Some((Ok::<Bytes, Infallible>(bytes), body))
         }));
-        // Without chunks, the end of the connection is the end of the body.
-        response.head_mut().no_chunking(request.version() < Version::HTTP_11);
+        response.head_mut().no_chunking(!is_chunked);
         response
     }
 }
@@ -196,19 +203,14 @@ fn turned_away(request: &HttpRequest, event: ControlEvent, problem: Problem, wai
     head().body([opening, event.encode()].concat())
 }
 
-fn full_up(request: &HttpRequest, app: &App, full: LimitReached) -> HttpResponse {
-    let outcome = match full {
-        LimitReached::Process => "full",
-        LimitReached::Address => "full_address",
-    };
-    let problem = Problem::from(full);
-    telemetry::CONNECTIONS.increment(&[("outcome", outcome)], 1);
-    come_back(request, app, problem)
+fn refused(request: &HttpRequest, app: &App, refusal: Refusal) -> HttpResponse {
+    telemetry::CONNECTIONS.increment(&[("outcome", refusal.outcome())], 1);
+    come_back(request, app, refusal.problem())
 }
 
 /// Refuses a stream for a while, longer than any other wait, and spread out.
 fn come_back(request: &HttpRequest, app: &App, problem: Problem) -> HttpResponse {
-    let wait = app.streams.reconnect_delay() + app.streams.rules.retry * 3;
+    let wait = app.retry_later();
     let message = problem.detail().to_string();
     let error = ControlEvent::Error { code: problem.code(), message, retry_in: Some(wait) };
     turned_away(request, error, problem, wait)

@@ -17,7 +17,13 @@ const READERS: u64 = 4;
 
 fn hub() -> Hub {
     let bytes = ByteSize::mib(1);
-    Hub::new(config::Hub { ring_events: 9, ring_bytes: bytes, total_bytes: bytes, linger: Duration::ZERO })
+    Hub::new(config::Hub {
+        ring_events: 9,
+        ring_bytes: bytes,
+        total_bytes: bytes,
+        linger: Duration::ZERO,
+        max_jobs: 100,
+    })
 }
 
 /// A subscriber, from its first page of history to the ring.

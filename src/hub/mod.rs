@@ -275,19 +275,27 @@ impl Hub {
         let _ = join_request.answer.send(CaughtUp { missing, subscription, place });
     }
 
+    /// Tells if a job is live, or may become so: `hub.max_jobs` are not live yet.
+    pub fn has_room_for(&self, job: &JobId) -> bool {
+        let channels = self.channels();
+        channels.len() < self.0.limits.max_jobs || channels.contains_key(job)
+    }
+
     pub fn is_live(&self, job: &JobId) -> bool {
         self.channels().contains_key(job)
     }
 
-    /// Removes the channels that have had no subscriber for `hub.linger`, and returns their jobs.
+    /// Removes the channels that have had no subscriber for `hub.linger`, or at all where there is no room for others, and
+    /// returns their jobs.
     pub fn sweep(&self, now: Instant) -> Vec<JobId> {
-        let linger = self.0.limits.linger;
-        let is_idle = |channel: &Arc<Channel>| {
-            channel.idle_since().is_some_and(|since| now.saturating_duration_since(since) >= linger)
-        };
         let idle: Vec<Arc<Channel>> = {
             // The channels are chosen and removed under one lock, so that no reader can join a channel in between.
             let mut channels = self.channels();
+            let limits = &self.0.limits;
+            let linger = if channels.len() < limits.max_jobs { limits.linger } else { Duration::ZERO };
+            let is_idle = |channel: &Arc<Channel>| {
+                channel.idle_since().is_some_and(|since| now.saturating_duration_since(since) >= linger)
+            };
             let idle: Vec<_> = channels.values().filter(|channel| is_idle(channel)).cloned().collect();
             for channel in &idle {
                 channels.remove(&channel.job);

@@ -161,13 +161,20 @@ async fn what_is_served_is_described_and_the_page_loads_nothing_from_elsewhere()
     }
     let page = daemon.get("/").await;
     let policy = page.header("Content-Security-Policy").expect("a policy");
-    assert!(policy.contains("default-src 'self'") && !policy.contains("unsafe"), "{policy}");
+    for part in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'self'"] {
+        assert!(policy.contains(part) && !policy.contains("unsafe"), "{policy}");
+    }
+    assert!(!page.text().contains("<style") && !page.text().contains("style="), "nothing stands in the line");
+    for answer in [page, daemon.get("/runner-jobs").await, daemon.get("/nothing").await] {
+        assert_eq!(answer.header("X-Content-Type-Options"), Some("nosniff"));
+        assert!(answer.header("Server").is_none() && !answer.text().contains(env!("CARGO_PKG_VERSION")));
+    }
 }
 
 #[tokio::test]
 async fn who_does_not_finish_his_request_is_not_waited_for() {
     let daemon = Daemon::with(&[("http.header_timeout", "300ms")]).await;
-    let answer = raw(daemon.http, b"GET / HTTP/1.1\r\nHost: x\r\n").await;
+    let answer = raw(daemon.http, b"GET / HTTP/1.1\r\nHost: localhost\r\n").await;
     assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 408"), "{answer:?}");
 }
 

@@ -235,7 +235,7 @@ mod faults {
         assert_eq!(process.send(0).await, 201);
         // A stream that reads nothing holds the drain up, for as long as that may take.
         process.fill(1..200).await;
-        let ask = format!("GET {} HTTP/1.1\r\nHost: jobcast.test\r\n\r\n", stream_path("job"));
+        let ask = format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", stream_path("job"));
         let blocked = narrow(process.http, ask.as_bytes()).await;
         process.has_subscribers().await;
         assert_eq!((process.status("/readyz").await, process.status("/healthz").await), (200, 200));

@@ -35,7 +35,7 @@ async fn faulty() -> (Memory, SocketAddr, (Stream, Message, Vec<Message>), Strea
 async fn poll(address: SocketAddr) -> String {
     let mut socket = TcpStream::connect(address).await.expect("a connection");
     let path = format!("/runner-jobs/{}/events", job().as_str());
-    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     socket.write_all(request.as_bytes()).await.expect("a request");
     let mut answer = String::new();
     timeout(PATIENCE, socket.read_to_string(&mut answer)).await.expect("in time").expect("an answer");

@@ -7,7 +7,7 @@ use super::position::Position;
 use jobcast::config;
 use jobcast::event::{JobStatus, Payload};
 use jobcast::hub::{Hub, Listening, Overtaken};
-use jobcast::replay::{Pages, Replay, Step};
+use jobcast::replay::{Pages, Replay, Step, Turns};
 use jobcast::shutdown::Shutdown;
 use jobcast::source::{NewEvent, Source};
 use jobcast::sse::{JobEnd, Segment, Shape};
@@ -73,7 +73,7 @@ impl World {
         let wait = Duration::from_millis(1);
         let pace = config::Pace { poll_interval: wait, retry_initial: wait, retry_max: wait };
         let limits = config::Hub { ring_events: 9, linger: Duration::ZERO, ..config::Hub::default() };
-        let pages = Pages::new(Arc::new(store.clone()), Shape::Payload, pace);
+        let pages = Pages::new(Arc::new(store.clone()), Shape::Payload, pace, Turns::new(2, 100));
         Self { store, hub: Hub::new(limits), pages, slots: Arc::default() }
     }
 

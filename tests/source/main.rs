@@ -3,6 +3,7 @@
 
 mod faults;
 mod forgers;
+mod fuzzed;
 mod memory;
 mod position;
 
@@ -95,7 +96,7 @@ impl Stream {
         let mut socket = TcpStream::connect(address).await.expect("a connection");
         let after = after.map(|cursor| format!("Last-Event-ID: {cursor}\r\n")).unwrap_or_default();
         let request = format!(
-            "GET /runner-jobs/{}/events/stream HTTP/1.1\r\nHost: test\r\nAccept: text/event-stream\r\n{after}\r\n",
+            "GET /runner-jobs/{}/events/stream HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{after}\r\n",
             job.as_str()
         );
         socket.write_all(request.as_bytes()).await.expect("a request");

@@ -140,7 +140,7 @@ impl Daemon {
         Stream::open(self.http, &stream_path(job), &[("Last-Event-ID", last)]).await
     }
 
-    /// The value of a metric; the sum over its labels. 0 where it was never counted.
+    /// The value of a metric; the sum over its labels, unless the name has them. 0 where it was never counted.
     pub async fn metric(&self, name: &str) -> f64 {
         let answer = self.ask_admin("/metrics").await;
         let of_it = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));

@@ -126,7 +126,7 @@ pub async fn subscribers_that_the_ring_overtakes_are_fed_from_the_source_and_los
     daemon.send("POST", "/runner-jobs/job/events", &numbered(0)).await;
     let mut slow = Vec::new();
     for version in ["1.1", "1.1", "1.0"] {
-        let request = format!("GET {} HTTP/{version}\r\nHost: x\r\n\r\n", stream_path("job"));
+        let request = format!("GET {} HTTP/{version}\r\nHost: localhost\r\n\r\n", stream_path("job"));
         let mut stream = Stream::on(narrow(daemon.http, request.as_bytes()).await).await.expect("an answer");
         assert_eq!(stream.event().await.number(), 0);
         slow.push(stream);

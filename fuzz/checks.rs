@@ -1,0 +1,79 @@
+//! Checks of everything that reads foreign bytes: none panics, and whatever they take means one thing. libFuzzer runs
+//! them (`fuzz_targets/`), and so do the ordinary tests, over the corpus and over changed copies of it.
+
+use actix_web::test::TestRequest;
+use jobcast::config::Settings;
+use jobcast::cursor::Cursor;
+use jobcast::event::JobId;
+use jobcast::http::{Hosts, Sent, forwarded, x_forwarded_for};
+
+/// Tokens of positions: a job's own are opened as they were sealed, and none opens for another job.
+pub fn cursor(input: &[u8]) {
+    let (Ok(job), Ok(other)) = ("job-7".parse::<JobId>(), "job-8".parse::<JobId>()) else { return };
+    let text = String::from_utf8_lossy(input);
+    for version in ['p', 's', 'r'] {
+        if let Some(inside) = Cursor::open(version, &job, &text) {
+            assert_eq!(Cursor::seal(version, &job, &inside).as_str(), text, "one position, one token");
+        }
+    }
+    let inside = &input[..input.len().min(Cursor::MAX_INSIDE)];
+    let token = Cursor::seal('s', &job, inside);
+    assert!(token.as_str().len() <= Cursor::MAX_BYTES);
+    assert_eq!(Cursor::open('s', &job, token.as_str()).as_deref(), Some(inside));
+    assert_eq!(Cursor::open('s', &other, token.as_str()), None);
+}
+
+/// Settings: whatever is taken is printed, and read again as the same.
+pub fn settings(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    match Settings::from_toml(text) {
+        Ok(settings) => {
+            let printed = settings.to_toml();
+            // A secret is masked, and the mask may not be one.
+            if let Ok(again) = Settings::from_toml(&printed) {
+                assert_eq!(again.to_toml(), printed);
+            }
+        }
+        Err(errors) => assert!(!errors.to_string().is_empty()),
+    }
+}
+
+/// Bodies of ingest: each event that is taken has a type of its own, without a line's end.
+pub fn ingest(input: &[u8]) {
+    let events = match Sent::read(input, 100) {
+        Ok(Sent::One(event)) => vec![event],
+        Ok(Sent::All(events)) => events,
+        Err(_) => return,
+    };
+    assert!((1..=100).contains(&events.len()));
+    for event in &events {
+        assert!(!event.kind.is_empty() && !event.kind.starts_with("stream."));
+        assert!(!event.kind.chars().chain(event.id.chars()).any(char::is_control));
+        assert!(!event.payload.as_json().contains(['\n', '\r']), "a payload is one line");
+    }
+}
+
+/// Forwarding headers: as many hops as a line can have, and one that a proxy adds at the end is understood or ends the walk.
+pub fn address(input: &[u8]) {
+    let Ok(line) = std::str::from_utf8(input) else { return };
+    for hops in [x_forwarded_for(line), forwarded(line)] {
+        assert!(hops.len() <= line.len() + 1);
+    }
+    let proxy = "192.0.2.1".parse().ok();
+    assert_eq!(x_forwarded_for(&format!("{line}, 192.0.2.1")).last(), Some(&proxy));
+    let last = forwarded(&format!("{line}, for=192.0.2.1")).last().copied();
+    assert!(last == Some(proxy) || last == Some(None), "{last:?}");
+}
+
+/// Hosts: a listener on loopback answers to nothing but its own names.
+pub fn host(input: &[u8]) {
+    let Ok(value) = actix_web::http::header::HeaderValue::from_bytes(input) else { return };
+    let hosts = Hosts::new(std::net::SocketAddr::from(([127, 0, 0, 1], 8080)), &[], false);
+    let request = TestRequest::get().insert_header(("Host", value)).to_http_request();
+    if hosts.are_named_by(&request) {
+        let host = String::from_utf8_lossy(input).to_ascii_lowercase();
+        let is_own =
+            host.starts_with("localhost") || host.starts_with("127.") || host.starts_with('[') || host.contains("::1");
+        assert!(is_own, "{host}");
+    }
+}
