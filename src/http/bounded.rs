@@ -269,17 +269,22 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Bounded<C> {
             }
             return Poll::Ready(Ok(()));
         }
-        // Behind a first request there may be the rest of a body that nobody wanted; actix bounds that, and later heads.
-        if begun == 0 && wait.received >= MAX_HEAD {
+        // Behind a request there may be the rest of a body that nobody wanted; actix bounds that. A head is bounded here,
+        // since actix reads no more, and waits, once its buffer is full.
+        let is_body = begun > 0 && self.progress.0.has_body.get();
+        if !is_body && wait.received >= MAX_HEAD {
             if std::mem::replace(&mut wait.was_shown, true) {
                 Refusal::Head.note(self.peer);
-                let _ = Pin::new(&mut self.connection).poll_write(cx, TOO_LARGE)?;
+                // An answer to an earlier request may still be on its way.
+                if begun == 0 {
+                    let _ = Pin::new(&mut self.connection).poll_write(cx, TOO_LARGE)?;
+                }
                 return Poll::Ready(Ok(()));
             }
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let most = if begun == 0 { MAX_HEAD - wait.received } else { usize::MAX };
+        let most = if is_body { usize::MAX } else { MAX_HEAD - wait.received };
         let bytes = ready!(read_at_most(&mut self.connection, most, cx, buffer))?;
         if wait.received == 0 && !has_left_over {
             self.progress.0.left_over.set(0);

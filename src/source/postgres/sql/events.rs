@@ -43,7 +43,7 @@ pub fn count_by_xid(rows: &EventRows, durable_xid: u64, job: &JobId, bound: &Xid
     let up_to_last =
         last.map_or_else(|| "true".into(), |key| format!("({}) IS NOT TRUE", rows.after_key(job.as_str(), key)));
     format!(
-        "{ctes} SELECT {SNAPSHOT_COLUMNS}, newer.xid, newer.count FROM snapshot CROSS JOIN mark
+        "{ctes} SELECT {SNAPSHOT_COLUMNS}, newer.xid, newer.count FROM jobcast_snapshot CROSS JOIN jobcast_mark
          LEFT JOIN (
            SELECT xid, count(*)::bigint AS count
            FROM (SELECT {columns} FROM {events} e WHERE {of_job} AND {since} AND {up_to_last}) e GROUP BY xid
