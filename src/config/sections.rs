@@ -254,7 +254,7 @@ impl Default for Hub {
             ring_bytes: ByteSize::mib(1),
             total_bytes: ByteSize::mib(256),
             linger: Duration::from_secs(30),
-            max_jobs: 10_000,
+            max_jobs: 100_000,
         }
     }
 }

@@ -17,7 +17,12 @@ async fn a_request_of_thousands_of_events_takes_a_few_statements_and_tells_the_p
     server.down("fast");
     server.up().await;
     server.execute(RECOMMENDED).await;
-    let settings = [("ingest.enabled", "true"), ("source.poll_interval", "1s"), ("http.max_body", "1MiB")];
+    let settings = [
+        ("ingest.enabled", "true"),
+        ("source.poll_interval", "1s"),
+        ("http.max_body", "1MiB"),
+        ("ingest.max_events", "5000"),
+    ];
     let daemon = Daemon::on("postgres", &server.url("postgres"), &settings).await;
     let (mut late, mut rows) = (server.connect().await, server.connect().await);
     append(&mut rows, "job", [0]).await;

@@ -248,7 +248,13 @@ impl Case {
     fn settings(&self, url: &str) -> Vec<(String, String)> {
         let own = |(key, value): &(&str, &str)| (format!("source.postgres.{key}"), value.to_string());
         let defaults = [("events_table", "logs"), ("jobs_table", "jobs")];
-        let usual = [("source.kind", "postgres"), ("source.postgres.url", url), ("source.poll_interval", "50ms")];
+        // Rows whose time is long ago, or in no clock, are found by the sweep.
+        let usual = [
+            ("source.kind", "postgres"),
+            ("source.postgres.url", url),
+            ("source.poll_interval", "50ms"),
+            ("source.postgres.sweep", "100ms"),
+        ];
         let usual = usual.map(|(key, value)| (key.to_string(), value.to_string()));
         let names = defaults.iter().filter(|(key, _)| self.settings.iter().all(|(own, _)| own != key));
         usual.into_iter().chain(names.chain(self.settings).map(own)).collect()
@@ -261,6 +267,7 @@ async fn tables_of_other_products_are_streamed_as_they_are() {
     server.execute("CREATE ROLE reader LOGIN").await;
     for (number, case) in CASES.iter().enumerate() {
         let name = case.name;
+        println!("{name}");
         let schema = format!("case_{number}");
         let within = async |sql: &str| server.execute(&format!("SET search_path = {schema}; {sql}")).await;
         server.execute(&format!("CREATE SCHEMA {schema}; GRANT USAGE ON SCHEMA {schema} TO reader")).await;

@@ -66,7 +66,8 @@ async fn rows_of_random_bytes_nulls_and_times_are_all_delivered_and_ten_other_jo
     let url = format!("{}/bare", url.strip_suffix("/postgres").expect("the name of a database"));
     let mut rows = PgConnection::connect(&url).await.expect("a database without encoding");
     rows.execute(sqlx::raw_sql(TABLES)).await.expect("tables");
-    let daemon = Daemon::on("postgres", &url, &[("source.poll_interval", "20ms")]).await;
+    let settings = [("source.poll_interval", "20ms"), ("source.postgres.payload_kind", "json")];
+    let daemon = Daemon::on("postgres", &url, &settings).await;
     let others: Vec<String> = (0..10).map(|number| format!("other-{number}")).collect();
     let mut streams = Vec::new();
     for (number, job) in (0..).zip(&others) {

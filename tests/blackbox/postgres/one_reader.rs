@@ -71,7 +71,7 @@ async fn statements_of_readers_who_left_are_cancelled() {
     let mut readers = Vec::new();
     for number in 0..8 {
         let mut reader = TcpStream::connect(daemon.http).await.expect("a connection");
-        let ask = format!("GET /runner-jobs/job-{number}/events HTTP/1.1\r\nHost: x\r\n\r\n");
+        let ask = format!("GET /runner-jobs/job-{number}/events HTTP/1.1\r\nHost: localhost\r\n\r\n");
         reader.write_all(ask.as_bytes()).await.expect("ask");
         readers.push(reader);
     }
