@@ -111,9 +111,14 @@ pub fn set_level(level: &str) {
     }
 }
 
-/// The server library's words on its workers, and on peers that do not talk HTTP, are of no use to operators.
+/// The server library's words on its workers, and on peers that do not talk HTTP, are of no use to operators. A level
+/// below info is for Jobcast's own lines: a library that logs each change of a file would log each line of the log.
 fn filter(level: &str) -> EnvFilter {
-    EnvFilter::try_new(format!("{level},actix_server=warn,actix_http=off")).unwrap_or_else(|_| "info".into())
+    let own = match level {
+        "debug" | "trace" => format!("info,jobcast={level}"),
+        other => other.to_string(),
+    };
+    EnvFilter::try_new(format!("{own},actix_server=warn,actix_http=off")).unwrap_or_else(|_| "info".into())
 }
 
 /// Writes a line for the person who started a command to standard error, if it can be written. It may be several lines.

@@ -3,6 +3,7 @@
 use super::Refusal;
 use crate::event::JobId;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use reqwest::header::HeaderValue;
 use sha2::{Digest, Sha256};
 use std::fmt;
 use url::form_urlencoded;
@@ -117,6 +118,12 @@ pub(super) struct ForwardedHeaders {
 }
 
 impl ForwardedHeaders {
+    /// Tells if the credentials are values that a header may have. Others are nobody's, and no question is asked for them.
+    pub fn can_be_sent(&self) -> bool {
+        let is_value = |bytes: &[u8]| HeaderValue::from_bytes(bytes).is_ok();
+        is_value(&self.cookies) && self.authorization.as_deref().is_none_or(|value| is_value(value.as_bytes()))
+    }
+
     /// Identifies the credentials and what they are to allow. Each part has its length before it, so that no separator in
     /// one of them can make two questions look like one.
     pub fn fingerprint(&self, wanted: &Wanted) -> Fingerprint {

@@ -29,7 +29,7 @@ const MAX_SUBJECT_CHARS: usize = 200;
 const MAX_QUESTIONS: usize = 64;
 /// Questions of open streams that are open at a time. They do not stand in line behind new callers.
 const MAX_RECHECKS: usize = 16;
-/// Answers that are kept and that no stream holds, at most.
+/// Questions and answers that are kept, at most, but for those that streams hold.
 const MAX_ANSWERS: usize = 10_000;
 
 /// Asks another service.
@@ -59,7 +59,7 @@ struct Question {
     wanted: Wanted,
 }
 
-/// One question on its way, for all who wait for its answer. Whoever runs it may leave; then another runs it.
+/// One question on its way, for all who wait for its answer.
 type Flight = Arc<OnceCell<Result<Arc<Grant>, Refusal>>>;
 
 /// The last answer.
@@ -107,13 +107,19 @@ impl Forward {
         })
     }
 
-    pub async fn ask(&self, caller: Caller, wanted: &Wanted) -> Result<Arc<Grant>, Refusal> {
+    pub async fn ask(self: &Arc<Self>, caller: Caller, wanted: &Wanted) -> Result<Arc<Grant>, Refusal> {
         let headers = caller.into_headers();
+        if !headers.can_be_sent() {
+            return Err(Refusal::Invalid);
+        }
         let fingerprint = headers.fingerprint(wanted);
         let (question, flight) = {
             let mut answers = self.answers();
             if answers.len() >= MAX_ANSWERS {
                 self.make_room(&mut answers);
+            }
+            if answers.len() >= MAX_ANSWERS && !answers.contains_key(&fingerprint) {
+                return Err(Refusal::Unavailable);
             }
             let entry = answers.entry(fingerprint).or_insert_with(|| Entry {
                 question: Arc::new(Question { headers, wanted: wanted.clone() }),
@@ -125,7 +131,12 @@ impl Forward {
             }
             (entry.question.clone(), entry.flight.get_or_insert_default().clone())
         };
-        self.fly(fingerprint, question, flight, &self.questions, self.timeout).await
+        // In a task of its own, so that the question comes to its end whoever leaves meanwhile.
+        let forward = self.clone();
+        let flight = tokio::spawn(async move {
+            forward.fly(fingerprint, question, flight, &forward.questions, forward.timeout).await
+        });
+        flight.await.unwrap_or(Err(Refusal::Unavailable))
     }
 
     fn answers(&self) -> MutexGuard<'_, HashMap<Fingerprint, Entry>> {

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// A shorter secret is none, but a slip: half of a file, say.
+const MIN_SECRET_BYTES: usize = 16;
 /// Bytes of a secret for HS256, at least (RFC 7518, section 3.2).
 const SECRET_BYTES: usize = 32;
 /// Longest difference between two clocks that is forgiven.
@@ -180,6 +182,11 @@ impl Jwt {
     }
 
     fn validate(&self, problems: &mut Problems) {
+        problems.require(
+            self.secret.get().is_none_or(|secret| secret.len() >= MIN_SECRET_BYTES),
+            "auth.jwt.secret",
+            "is so short that tokens can be forged by trying: it needs 32 bytes at random",
+        );
         problems.require(
             !self.secret.get().is_some_and(is_public_key),
             "auth.jwt.secret",

@@ -23,7 +23,7 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 
 /// Bytes of payloads in one answer, at most.
-const PAGE_BYTES: usize = 4 << 20;
+const PAGE_BYTES: usize = 1 << 20;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -21,8 +21,11 @@ pub struct Right(Option<Arc<Grant>>);
 impl Right {
     /// Fails if the right has ended since it was granted.
     pub fn check(&self) -> Result<(), Problem> {
-        match self.0.as_ref().and_then(|grant| grant.ended(Instant::now())) {
+        let Some(grant) = &self.0 else { return Ok(()) };
+        match grant.ended(Instant::now()) {
             None => Ok(()),
+            // Credentials that have no end of their own could not be confirmed in time.
+            Some(Withdrawal::Expired) if grant.expires().is_none() => Err(Refusal::Unavailable.into()),
             Some(Withdrawal::Expired) => Err(Refusal::Invalid.into()),
             Some(Withdrawal::Revoked) => Err(Refusal::Forbidden.into()),
         }

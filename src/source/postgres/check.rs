@@ -64,7 +64,7 @@ impl Session<'_> {
     async fn check_columns(&mut self) -> Result<Vec<Finding>, QueryError> {
         let mut findings = Vec::new();
         let names = &self.store.settings.columns;
-        let relation = read_relation(&mut self.connection, &self.store.settings.events_table).await?;
+        let relation = read_relation(&mut self.connection, &self.store.settings.events_table, &names.job_id).await?;
         let table = &self.tables.events.name;
         // A view's columns may be null as far as the catalogue knows, and have no index of their own.
         let columns = relation.columns.iter().filter(|_| relation.kind != RelationKind::View);
@@ -161,6 +161,10 @@ fn describe(scheme: CursorScheme) -> &'static str {
 
 fn wanted_indexes<'a>(settings: &'a config::Postgres, tables: &'a super::Tables) -> Vec<WantedIndex<'a>> {
     let names = &settings.columns;
+    // The indexes of a view are those of the tables below it, which are not looked for.
+    if tables.events.kind == RelationKind::View {
+        return Vec::new();
+    }
     let on_events = |columns, reason| WantedIndex { table: &tables.events.name, columns, reason };
     let mut wanted = Vec::new();
     match tables.best.order {
@@ -172,7 +176,8 @@ fn wanted_indexes<'a>(settings: &'a config::Postgres, tables: &'a super::Tables)
             }
         }
         RowOrder::Time => {
-            wanted.push(on_events(vec![&*names.job_id, &names.timestamp], "history and new events are read by it"));
+            let columns = [&*names.job_id, &names.timestamp].into_iter().filter(|name| !name.is_empty()).collect();
+            wanted.push(on_events(columns, "history and new events are read by it"));
         }
     }
     if tables.best.xids == XidSource::Column {

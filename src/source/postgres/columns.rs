@@ -2,7 +2,7 @@
 
 use super::sql::{literal, quote};
 use super::tables::{Column, Relation, SchemaProblem};
-use crate::config::{self, Field, PayloadColumns, PayloadKind, TimestampUnit};
+use crate::config::{self, EventOrder, Field, PayloadColumns, PayloadKind, TimestampUnit};
 use crate::event::{Part, Payload, text_of};
 
 /// Expressions on `e` for the parts of an event.
@@ -18,6 +18,9 @@ pub struct EventColumns {
     pub actor: String,
     pub payload: PayloadColumn,
     pub time: TimeColumn,
+    /// The first part of the order where the scheme does not order by numbers alone: the time, or a number that does not
+    /// tell a job's events apart, so that the id has to.
+    pub order: TimeColumn,
     /// Quoted name. In a statement only where the scheme orders by numbers.
     pub seq: String,
     /// Quoted name. In a statement only where the scheme has transactions in a column.
@@ -90,13 +93,16 @@ impl EventColumns {
             (None, None) if table.is_plain() => ("e.ctid::text".into(), "e.ctid".into(), "tid".into()),
             (None, None) => return Err(SchemaProblem::AmbiguousEvents { table: table.name.clone() }),
         };
+        let time = TimeColumn::resolve(settings, find(&names.timestamp)?)?;
+        let repeated = seq.filter(|seq| seq.is_whole_number() && !seq.is_unique && settings.order == EventOrder::Seq);
         Ok(Self {
             id,
+            order: repeated.map_or_else(|| time.clone(), TimeColumn::of_number),
             kind: field(&names.kind, false)?.map_or_else(|| literal("event"), |kind| format!("coalesce({kind}, '')")),
             step_id: field(&names.step_id, names.step_id == usual.step_id)?.unwrap_or_else(|| "NULL::text".into()),
             actor: field(&names.actor, names.actor == usual.actor)?.unwrap_or_else(|| "NULL::text".into()),
             payload: PayloadColumn::resolve(settings, table)?,
-            time: TimeColumn::resolve(settings, find(&names.timestamp)?)?,
+            time,
             seq: quote(&names.seq),
             xid: quote(&names.xid),
             id_key,
@@ -191,12 +197,18 @@ impl TimeColumn {
         Ok(Self { column: Some(name), may_be_null: column.may_be_null, kind })
     }
 
-    /// Expression: microseconds since 1970 as a bigint; null where [`TimeColumn::key_number`] is that. Beyond all calendars
-    /// it is the lowest or the highest number.
+    /// A number that takes the place of the time in the order.
+    fn of_number(column: &Column) -> Self {
+        let name = format!("e.{}", quote(&column.name));
+        Self { column: Some(name), may_be_null: column.may_be_null, kind: TimeKind::Integer(TimestampUnit::Us) }
+    }
+
+    /// Expression: microseconds since 1970 as a bigint, or null. Beyond all calendars it is the lowest or the highest
+    /// number.
     pub fn micros(&self) -> String {
         let Some(column) = &self.column else { return "NULL::bigint".into() };
         match &self.kind {
-            TimeKind::Zoned => "NULL::bigint".into(),
+            TimeKind::Zoned => micros_of(column),
             TimeKind::Local { zone } => micros_of(&format!("({column}::timestamp AT TIME ZONE {zone})")),
             TimeKind::Integer(unit) | TimeKind::Fraction(unit) => scaled(column, *unit),
         }
@@ -291,7 +303,7 @@ impl TimeColumn {
 /// Microseconds since 1970 of a time that may be infinite.
 fn micros_of(time: &str) -> String {
     format!(
-        "CASE WHEN isfinite({time}) THEN (extract(epoch FROM {time}) * 1000000)::bigint
+        "CASE WHEN isfinite({time}) THEN least(extract(epoch FROM {time}) * 1000000, '{max}')::bigint
                   WHEN {time} < 'epoch' THEN '{min}'::bigint ELSE '{max}'::bigint END",
         min = i64::MIN,
         max = i64::MAX,

@@ -58,7 +58,7 @@ impl StoredRow {
     pub fn parse(row: &PgRow, job: &JobId, session: &Session) -> Result<Self, QueryError> {
         let mut unreadable = Vec::new();
         let time_key: i64 = row.try_get("time_key")?;
-        let at: i64 = row.try_get::<Option<i64>, _>("at")?.unwrap_or(time_key);
+        let at: Option<i64> = row.try_get("at")?;
         let raw_id = raw_bytes(row, "id")?.unwrap_or_default();
         let digest = KeyId::digest_of(&raw_id);
         let id = text_of(Part::Id, raw_id, &mut unreadable);
@@ -74,7 +74,7 @@ impl StoredRow {
         let actor = text(Part::Actor, "actor")?;
         let payload = session.tables.events.columns.payload.read(raw_bytes(row, "payload")?, &mut unreadable);
         let has_time = row.try_get("has_time")?;
-        let timestamp = Timestamp::from_microsecond(at).ok().filter(|_| has_time);
+        let timestamp = at.and_then(|at| Timestamp::from_microsecond(at).ok()).filter(|_| has_time);
         if timestamp.is_none() && has_time {
             unreadable.push(Part::Timestamp);
         }

@@ -176,10 +176,10 @@ impl Store {
 
     async fn read_catalogue(&self) -> Result<Catalogue, QueryError> {
         let mut connection = self.pool.get().await?;
-        let events = read_relation(&mut connection, &self.settings.events_table).await?;
+        let events = read_relation(&mut connection, &self.settings.events_table, &self.settings.columns.job_id).await?;
         let jobs = match &*self.settings.jobs_table {
             "" => None,
-            table => Some(read_relation(&mut connection, table).await?),
+            table => Some(read_relation(&mut connection, table, &self.settings.job_columns.id).await?),
         };
         let reports_wal = match connection.query(sql::WAL_POSITION.into()).await {
             Ok(_) => true,
@@ -223,14 +223,19 @@ struct Catalogue {
 }
 
 /// Reads a table or view from the catalogue; it has no columns where it is not there or may not be seen.
-pub async fn read_relation(connection: &mut PooledConnection, name: &str) -> Result<Relation, QueryError> {
-    let rows = connection.query(sql::table_columns(name)).await?;
+pub async fn read_relation(
+    connection: &mut PooledConnection,
+    name: &str,
+    job_id: &str,
+) -> Result<Relation, QueryError> {
+    let rows = connection.query(sql::table_columns(name, job_id)).await?;
     let column = |row: &PgRow| {
         Ok::<_, QueryError>(Column {
             name: row.try_get("name")?,
             kind: row.try_get("type")?,
             may_be_null: row.try_get("may_be_null")?,
             has_default: row.try_get("has_default")?,
+            is_unique: row.try_get("is_unique")?,
         })
     };
     let mut kind = RelationKind::Table;

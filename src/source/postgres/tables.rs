@@ -26,6 +26,7 @@ pub struct EventTable {
     pub columns: EventColumns,
     /// Names of all columns that there are.
     pub names: Vec<String>,
+    pub kind: RelationKind,
     /// Rows from before the number column was added have none. They come first, ordered by time.
     pub has_unnumbered: bool,
     /// Rows from before the transaction column was added have none. A view that makes one has it for all.
@@ -119,6 +120,8 @@ pub struct Column {
     pub kind: String,
     pub may_be_null: bool,
     pub has_default: bool,
+    /// No two rows of a job have the same value: an identity, a serial, or alone or with the job in a unique index.
+    pub is_unique: bool,
 }
 
 impl Column {
@@ -132,7 +135,7 @@ impl Column {
         self.is_whole_number() || matches!(&*self.kind, "numeric" | "double precision" | "real")
     }
 
-    fn is_whole_number(&self) -> bool {
+    pub fn is_whole_number(&self) -> bool {
         matches!(&*self.kind, "bigint" | "integer" | "smallint")
     }
 
@@ -193,6 +196,8 @@ pub enum SchemaProblem {
     AmbiguousEvents { table: String },
     #[error("the column {name} of type {kind} is no time")]
     UnusableTime { name: String, kind: String },
+    #[error("the column {name} of type {kind} is no number that orders events")]
+    UnusableSeq { name: String, kind: String },
     #[error("the server knows no time zone {name}")]
     UnknownZone { name: String },
 }
@@ -211,6 +216,9 @@ impl SchemaProblem {
             Self::ForeignRows { .. } => "name the table, or a plain view of it",
             Self::AmbiguousEvents { .. } => {
                 "name a column by source.postgres.columns.id or source.postgres.columns.seq"
+            }
+            Self::UnusableSeq { .. } => {
+                "name a column of type bigint, integer or smallint by source.postgres.columns.seq, or none by \"\""
             }
             Self::UnknownZone { .. } => "name one such as Europe/Paris by source.postgres.timestamp_zone",
             Self::UnusableTime { .. } => {
@@ -237,7 +245,11 @@ impl Tables {
         let xid = xid.filter(|column| column.tells_xid(events.kind));
         events.require_xids(xid.is_some())?;
         let seq = find(&names.seq, &usual.seq)?;
-        let seq = seq.filter(|column| column.is_whole_number() && settings.order == EventOrder::Seq);
+        if let Some(column) = seq.filter(|column| !column.is_whole_number() && names.seq != usual.seq) {
+            return Err(SchemaProblem::UnusableSeq { name: column.name.clone(), kind: column.kind.clone() });
+        }
+        let seq =
+            seq.filter(|column| column.is_whole_number() && column.is_unique && settings.order == EventOrder::Seq);
         let columns = EventColumns::resolve(settings, events)?;
         let id = match events.find(&names.id) {
             Some(id) => IdColumn::of("e", id),
@@ -254,6 +266,7 @@ impl Tables {
                 id,
                 job_id: IdColumn::of("e", events.required(setting, &names.job_id)?),
                 columns,
+                kind: events.kind,
                 names: events.columns.iter().map(|column| column.name.clone()).collect(),
                 has_unnumbered: seq.is_some_and(|column| column.may_be_null),
                 has_undated: xid.is_some_and(|column| column.may_be_null && !is_view),

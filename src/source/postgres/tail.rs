@@ -241,7 +241,15 @@ impl PostgresTail {
         let query = ChangesQuery { jobs, new_rows: NewRows::None, final_statuses: statuses };
         let system = CursorScheme { xids: XidSource::System, ..session.tables.best };
         let sql = sql::changes(&session.tables.rows(system), session.durable_xid(), &query);
-        let rows = session.connection.query(sql).await?;
+        let rows = match session.connection.query(sql).await {
+            // The statuses are the cause. Then nothing ends until they can be read, and all else goes on.
+            Err(error) if error.is_of_rows() => {
+                let query = ChangesQuery { jobs: Vec::new(), ..query };
+                let sql = sql::changes(&session.tables.rows(system), session.durable_xid(), &query);
+                session.connection.query(sql).await?
+            }
+            rows => rows?,
+        };
         let mut changes = self.parse_changes(session, &rows)?;
         if let Some(found) = &mut changes.found {
             found.jobs = self.positions.keys().cloned().collect();

@@ -234,7 +234,8 @@ async fn a_public_key_as_a_secret_or_a_file_that_is_no_public_key_ends_the_start
         assert!(said.contains(part) && said.contains(setting.0.trim_end_matches("_file")), "{part}: {said}");
         assert!(!said.contains(pem.lines().nth(1).expect("base64")) && !said.contains("ldap"), "{said}");
     }
-    let (status, said) = run_with(&[("auth.jwt.secret", "x"), ("auth.jwt.jwks_url", "https://x.example/")]).await;
+    let (status, said) =
+        run_with(&[("auth.jwt.secret", super::SECRET), ("auth.jwt.jwks_url", "https://x.example/")]).await;
     assert!(status == Some(2) && said.contains("exactly one"), "{said}");
     // a key that nobody uses would leave the door open
     let (status, said) = run_with(&[("auth.mode", "none"), ("auth.jwt.secret", super::SECRET)]).await;
@@ -245,7 +246,7 @@ async fn a_public_key_as_a_secret_or_a_file_that_is_no_public_key_ends_the_start
 
 #[tokio::test]
 async fn whatever_weakens_who_may_watch_is_said_at_every_start() {
-    let mut daemon = with_tokens(&[("auth.jwt.secret", "short")]).await;
+    let mut daemon = with_tokens(&[("auth.jwt.secret", "sixteen bytes, no more")]).await;
     let warnings = |log: &str| log.matches("auth.jwt.secret").count();
     assert_eq!(warnings(&daemon.log()), 1, "{}", daemon.log());
     daemon.kill();

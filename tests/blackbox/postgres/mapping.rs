@@ -336,6 +336,7 @@ async fn a_relation_that_cannot_be_tailed_is_refused_with_what_mends_it() {
         (&[("events_table", "absent")], &["no table or view absent"]),
         (&[("events_table", "raw"), ("columns.actor", "acto")], &["raw has no column acto", "columns"]),
         (&[("events_table", "raw"), ("columns.seq", "sek")], &["raw has no column sek"]),
+        (&[("events_table", "raw"), ("columns.seq", "at")], &["at of type text is no number"]),
         (&[("events_table", "raw"), ("columns.payload", "id,line")], &["raw has no column line"]),
         (&[("events_table", "raw"), ("columns.timestamp", "at")], &["at of type text is no time"]),
         (&[("events_table", "raw"), ("timestamp_zone", "Mars/Base")], &["no time zone Mars/Base"]),
@@ -384,4 +385,89 @@ async fn a_key_of_any_case_is_watched_live_in_whichever_case_it_is_asked_for() {
     for stream in &mut streams {
         assert!(stream.event().await.is("stream.complete"));
     }
+}
+
+#[tokio::test]
+async fn a_number_that_repeats_within_a_job_loses_none_of_its_rows() {
+    let server = Postgres::start().await;
+    server
+        .execute(
+            "CREATE TABLE runner_jobs (id text PRIMARY KEY, status text);
+             CREATE TABLE job_events (id int PRIMARY KEY, job_id text, type text DEFAULT 'x', timestamp timestamptz DEFAULT now(),
+               payload jsonb, line int NOT NULL);
+             CREATE INDEX ON job_events (job_id, line); CREATE ROLE reader LOGIN;
+             GRANT SELECT ON job_events, runner_jobs TO reader;
+             INSERT INTO runner_jobs VALUES ('job', 'RUNNING');
+             INSERT INTO job_events SELECT n, 'job', 'x', now(), jsonb_build_object('n', n), n / 100 FROM generate_series(0, 1199) n",
+        )
+        .await;
+    let settings = [("source.postgres.columns.seq", "line"), ("source.poll_interval", "50ms")];
+    let daemon = Daemon::on("postgres", &server.url("reader"), &settings).await;
+    let mut stream = daemon.stream("job").await;
+    let mut seen = crate::support::numbers(&stream.take(1200).await);
+    seen.sort();
+    assert_eq!(seen, Vec::from_iter(0..1200), "by pages of the stream");
+    let (mut polled, mut after) = (Vec::new(), String::new());
+    while polled.len() < 1200 {
+        let page = daemon.get(&format!("/runner-jobs/job/events?limit=7&after={after}")).await.json();
+        let events = page["events"].as_array().expect("events");
+        assert!(!events.is_empty(), "the end after {} events", polled.len());
+        polled.extend(events.iter().map(|event| event["payload"]["n"].as_u64().expect("a number")));
+        after = page["cursor"].as_str().expect("a cursor").to_string();
+    }
+    polled.sort();
+    assert_eq!(polled, Vec::from_iter(0..1200), "seven at a time");
+    server.execute("INSERT INTO job_events SELECT n, 'job', 'x', now(), jsonb_build_object('n', n), 3 FROM generate_series(1200, 1209) n").await;
+    let mut live = crate::support::numbers(&stream.take(10).await);
+    live.sort();
+    assert_eq!(live, Vec::from_iter(1200..1210), "and live");
+}
+
+#[tokio::test]
+async fn a_key_with_zeros_behind_its_point_is_watched_live_however_it_is_spelled() {
+    let server = Postgres::start().await;
+    server
+        .execute(
+            "CREATE TABLE runner_jobs (id numeric(10,2) PRIMARY KEY, status text); INSERT INTO runner_jobs VALUES (7, 'RUNNING');
+             CREATE TABLE job_events (id text, job_id numeric(10,2), type text, timestamp timestamptz, payload jsonb,
+               xid xid8 NOT NULL DEFAULT pg_current_xact_id());
+             CREATE ROLE reader LOGIN; GRANT SELECT ON job_events, runner_jobs TO reader;",
+        )
+        .await;
+    let daemon = Daemon::on("postgres", &server.url("reader"), &[("source.poll_interval", "50ms")]).await;
+    let mut streams = vec![daemon.stream("7").await, daemon.stream("7.00").await];
+    server.execute("INSERT INTO job_events VALUES ('1', 7, 'x', now(), '{\"n\":1}')").await;
+    for stream in &mut streams {
+        assert_eq!(stream.event().await.number(), 1);
+    }
+    server.execute("UPDATE runner_jobs SET status = 'COMPLETED'").await;
+    for stream in &mut streams {
+        assert!(stream.event().await.is("stream.complete"));
+    }
+}
+
+#[tokio::test]
+async fn a_status_that_a_view_cannot_cast_holds_up_its_own_job_and_no_other() {
+    let server = Postgres::start().await;
+    server
+        .execute(
+            "CREATE TABLE raw_jobs (id text PRIMARY KEY, state text); INSERT INTO raw_jobs VALUES ('good', '1'), ('bad', '1');
+             CREATE VIEW runner_jobs AS SELECT id, (state::int)::text AS status FROM raw_jobs;
+             CREATE TABLE job_events (id text, job_id text, type text, timestamp timestamptz DEFAULT now(), payload jsonb);
+             CREATE ROLE reader LOGIN; GRANT SELECT ON job_events, runner_jobs TO reader;
+             INSERT INTO job_events SELECT '0', job, 'x', now(), '{\"n\":0}' FROM unnest(ARRAY['good', 'bad']) job",
+        )
+        .await;
+    let daemon = Daemon::on("postgres", &server.url("reader"), &[("source.poll_interval", "50ms")]).await;
+    let (mut good, mut bad) = (daemon.stream("good").await, daemon.stream("bad").await);
+    assert_eq!((good.event().await.number(), bad.event().await.number()), (0, 0));
+    server.execute("UPDATE raw_jobs SET state = 'none' WHERE id = 'bad'").await;
+    server.execute("INSERT INTO job_events VALUES ('1', 'good', 'x', now(), '{\"n\":1}')").await;
+    let told = bad.event().await;
+    assert!(told.is("stream.error"), "{told:?}");
+    assert_eq!(good.event().await.number(), 1);
+    assert_eq!(crate::support::numbers(&daemon.stream("good").await.take(2).await), [0, 1], "whoever comes now");
+    server.execute("UPDATE raw_jobs SET state = '2'").await;
+    server.execute("INSERT INTO job_events VALUES ('2', 'bad', 'x', now(), '{\"n\":2}')").await;
+    assert_eq!(bad.event().await.number(), 2, "goes on once it is mended");
 }

@@ -17,10 +17,22 @@ pub fn local_time(zone: &str) -> String {
 }
 
 /// Reads the columns of a table or view beside its `relation_kind` (`pg_class.relkind`) and whether it has children; none
-/// where it is not there or may not be seen. `table` is a name without quotes.
-pub fn table_columns(table: &str) -> String {
+/// where it is not there or may not be seen. `table` is a name without quotes. `is_unique` says that no two rows with the
+/// same `job_id` have the same value: an identity, a serial, or a unique index over it alone or over both.
+pub fn table_columns(table: &str, job_id: &str) -> String {
     format!(
         "SELECT attname::text AS name, NOT attnotnull AS may_be_null, atthasdef AS has_default,
+                attidentity <> '' OR EXISTS (
+                  SELECT FROM pg_attrdef WHERE adrelid = c.oid AND adnum = attnum
+                  AND pg_get_expr(adbin, adrelid) LIKE 'nextval(%'
+                ) OR EXISTS (
+                  SELECT FROM pg_index i WHERE indrelid = c.oid AND indisunique AND indisvalid AND indpred IS NULL
+                  AND indexprs IS NULL AND NOT EXISTS (
+                    SELECT FROM unnest(i.indkey::int2[]) WITH ORDINALITY k (number, place)
+                    JOIN pg_attribute key ON key.attrelid = c.oid AND key.attnum = k.number
+                    WHERE k.place <= i.indnkeyatts AND key.attnum <> pg_attribute.attnum AND key.attname <> {})
+                  AND pg_attribute.attnum = ANY (i.indkey::int2[])
+                ) AS is_unique,
                 relkind::text AS relation_kind, EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid) AS has_children,
                 (WITH RECURSIVE below AS (
                    SELECT atttypid AS oid
@@ -30,6 +42,7 @@ pub fn table_columns(table: &str) -> String {
          FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
          WHERE attrelid = to_regclass({}) AND attnum > 0 AND NOT attisdropped
          ORDER BY attnum",
+        literal(job_id),
         literal(&quote_table(table))
     )
 }

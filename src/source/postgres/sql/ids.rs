@@ -36,7 +36,7 @@ impl IdColumn {
             "bigint" => id.parse::<i64>().ok().map(|number| number.to_string().into()),
             "integer" => id.parse::<i32>().ok().map(|number| number.to_string().into()),
             "smallint" => id.parse::<i16>().ok().map(|number| number.to_string().into()),
-            "numeric" => is_decimal(id).then(|| id.into()),
+            "numeric" => is_decimal(id).then(|| shortest_decimal(id).into()),
             // Spaces at the end do not count in this type, and upper case does not in that one.
             "bpchar" => Some(id.trim_end_matches(' ').into()).filter(|_| !id.contains('\0')),
             "citext" => Some(id.to_lowercase().into()).filter(|_| !id.contains('\0')),
@@ -78,4 +78,33 @@ fn is_decimal(text: &str) -> bool {
     let is_digits =
         |text: &str| !text.is_empty() && text.len() <= 131 && text.bytes().all(|byte| byte.is_ascii_digit());
     is_digits(whole) && is_digits(part)
+}
+
+/// Returns a number without the zeros that do not count: `7` for `07.00`.
+fn shortest_decimal(digits: &str) -> String {
+    let (sign, digits) = digits.strip_prefix('-').map_or(("", digits), |digits| ("-", digits));
+    let (whole, part) = digits.split_once('.').unwrap_or((digits, ""));
+    let (whole, part) = (whole.trim_start_matches('0'), part.trim_end_matches('0'));
+    let whole = if whole.is_empty() { "0" } else { whole };
+    match (whole, part) {
+        ("0", "") => "0".into(),
+        (whole, "") => format!("{sign}{whole}"),
+        (whole, part) => format!("{sign}{whole}.{part}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_has_one_spelling_whatever_zeros_it_is_written_with() {
+        let ids = IdColumn::new("e.id".into(), "numeric".into());
+        for (written, spelled) in [("7.00", "7"), ("07", "7"), ("-0.50", "-0.5"), ("-0", "0"), ("100", "100")] {
+            assert_eq!(ids.canonical(written).as_deref(), Some(spelled), "{written}");
+        }
+        for no_number in ["", "x", "1e3", "1.", ".5", "+7", "NaN"] {
+            assert_eq!(ids.canonical(no_number), None, "{no_number}");
+        }
+    }
 }

@@ -148,8 +148,8 @@ impl<'a> EventRows<'a> {
 
     /// The terms of `ORDER BY`.
     pub fn order(&self) -> String {
-        let EventColumns { seq, time, id_key, .. } = self.columns();
-        let time_key = time.key();
+        let EventColumns { seq, order, id_key, .. } = self.columns();
+        let time_key = order.key();
         match self.scheme.order {
             RowOrder::Number if self.has_unnumbered => format!("e.{seq} NULLS FIRST, {time_key}, {id_key}"),
             RowOrder::Number => format!("e.{seq}"),
@@ -159,8 +159,8 @@ impl<'a> EventRows<'a> {
 
     /// The key as a row that may be compared with another.
     pub fn comparable_key(&self) -> String {
-        let EventColumns { seq, time, id_key, .. } = self.columns();
-        let time_key = time.key();
+        let EventColumns { seq, order, id_key, .. } = self.columns();
+        let time_key = order.key();
         if self.has_unnumbered {
             return format!("coalesce(e.{seq}, '{}'::bigint), {time_key}, {id_key}", i64::MIN);
         }
@@ -186,8 +186,8 @@ impl<'a> EventRows<'a> {
     }
 
     fn after_time(&self, job: &str, at: i64, id: &KeyId) -> String {
-        let EventColumns { time, id_key, id_key_type, .. } = self.columns();
-        let (time_key, at) = (time.key(), time.key_value(at));
+        let EventColumns { order, id_key, id_key_type, .. } = self.columns();
+        let (time_key, at) = (order.key(), order.key_value(at));
         match id {
             KeyId::Whole(id) => format!("({time_key}, {id_key}) > ({at}, {}::{id_key_type})", literal(id)),
             // The digest finds the event that it is of. Where that is gone, all of the same time come once more.
@@ -206,11 +206,11 @@ impl<'a> EventRows<'a> {
     /// The columns that an event is made of: `ordinal, xid, number, time_key, at, has_time, id, step_id, type, actor,
     /// payload`.
     ///
-    /// `ordinal` counts in the order of keys; `number` is null where the key is none; `time_key` is the time as a part of
-    /// the key, `at` is in microseconds since 1970, null where that is the same. The payload is a text as
+    /// `ordinal` counts in the order of keys; `number` is null where the key is none; `time_key` is the first part of
+    /// the key otherwise, `at` is the time in microseconds since 1970. The payload is a text as
     /// [`PayloadColumn`](super::super::columns::PayloadColumn) has it.
     pub fn select_list(&self) -> String {
-        let EventColumns { id, step_id, kind, time, actor, payload, seq, .. } = self.columns();
+        let EventColumns { id, step_id, kind, time, order, actor, payload, seq, .. } = self.columns();
         let number = match self.scheme.order {
             RowOrder::Number => format!("e.{seq}::bigint"),
             RowOrder::Time => "NULL::bigint".into(),
@@ -221,7 +221,7 @@ impl<'a> EventRows<'a> {
              {id} AS id, {step_id} AS step_id, {kind} AS type, {actor} AS actor, {payload} AS payload",
             order = self.order(),
             xid = self.xid(),
-            time_key = time.key_number(),
+            time_key = order.key_number(),
             at = time.micros(),
             has_time = time.is_there(),
             payload = payload.sql,

@@ -17,7 +17,7 @@ fn job() -> JobId {
 }
 
 fn column(name: &str, kind: &str, may_be_null: bool) -> Column {
-    Column { name: name.into(), kind: kind.into(), may_be_null, has_default: may_be_null }
+    Column { name: name.into(), kind: kind.into(), may_be_null, has_default: may_be_null, is_unique: true }
 }
 
 fn columns(more: &[Column]) -> Vec<Column> {
@@ -148,7 +148,7 @@ fn statements_on_jobs_and_the_catalogue_are_the_reviewed_ones() {
     assert_statement("final_event", &final_event(tables, job, ["job.done", "job.failed"]));
     assert_statement("is_unchanged", &is_unchanged(true, "740:745:740,743", 23_456));
     assert_statement("has_ended", &has_ended(740, 745, &[743], &[746]));
-    assert_statement("table_columns", &table_columns("app.job_events"));
+    assert_statement("table_columns", &table_columns("app.job_events", "job_id"));
     assert_statement("has_index", &has_index("\"job_events\"", ["job_id", "seq"]));
     assert_statement("may_insert", &may_insert("\"job_events\""));
     assert_statement("cancel_statement", &cancel_statement("0199aaaa"));
