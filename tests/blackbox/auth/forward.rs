@@ -197,3 +197,26 @@ async fn a_hundred_who_ask_alike_at_once_share_one_question_and_answers_are_kept
     assert_eq!(web.asked().len(), 5);
     assert_eq!(ask(&daemon, "/runner-jobs/job2", &[("Cookie", "user=ben")]).await.status, 403);
 }
+
+#[tokio::test]
+async fn callers_who_leave_while_the_api_is_asked_take_the_right_from_nobody() {
+    let web = Web::start(api).await;
+    let daemon = asking(&web, &[("auth.forward.cache", "0s"), ("auth.recheck", "2s")]).await;
+    let mut held = stream(&daemon, "user=ann").await;
+    held.event().await;
+    web.set(|asked: &Asked| Reply::Late(Duration::from_millis(200), Box::new(api(asked))));
+    for _ in 0..3 {
+        let before = web.asked().len();
+        let leaving = ask(&daemon, "/runner-jobs/job/events", &[("Cookie", "user=ann")]);
+        // It leaves as soon as the API has been asked.
+        let is_asked = eventually("a question", async || (web.asked().len() > before).then_some(()));
+        tokio::select! {
+            _ = leaving => {}
+            () = is_asked => {}
+        }
+    }
+    let before = web.asked().len();
+    eventually("the right to be checked again", async || (web.asked().len() >= before + 4).then_some(())).await;
+    daemon.write("job", 1..2).await;
+    assert_eq!(held.event().await.number(), 1, "the stream goes on");
+}
