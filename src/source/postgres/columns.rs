@@ -153,9 +153,7 @@ impl PayloadColumn {
     fn json(sql: String) -> Self {
         Self { sql, is_hex: false, is_json: true }
     }
-}
 
-impl PayloadColumn {
     /// Reads the value of the expression. What is no UTF-8 or no JSON, where it should be, becomes a text as far as it can
     /// be read, and the payload joins the `unreadable` parts.
     pub fn read(&self, value: Option<Vec<u8>>, unreadable: &mut Vec<Part>) -> Payload {
@@ -193,14 +191,16 @@ impl TimeColumn {
                 return Err(SchemaProblem::UnusableTime { name: column.name.clone(), kind: other.into() });
             }
         };
-        let name = format!("e.{}", quote(&column.name));
-        Ok(Self { column: Some(name), may_be_null: column.may_be_null, kind })
+        Ok(Self::of(column, kind))
     }
 
     /// A number that takes the place of the time in the order.
     fn of_number(column: &Column) -> Self {
-        let name = format!("e.{}", quote(&column.name));
-        Self { column: Some(name), may_be_null: column.may_be_null, kind: TimeKind::Integer(TimestampUnit::Us) }
+        Self::of(column, TimeKind::Integer(TimestampUnit::Us))
+    }
+
+    fn of(column: &Column, kind: TimeKind) -> Self {
+        Self { column: Some(format!("e.{}", quote(&column.name))), may_be_null: column.may_be_null, kind }
     }
 
     /// Expression: microseconds since 1970 as a bigint, or null. Beyond all calendars it is the lowest or the highest
@@ -280,21 +280,18 @@ impl TimeColumn {
     /// Condition: the time is at most so many seconds old.
     pub fn is_younger_than(&self, seconds: f64) -> String {
         let Some(column) = &self.column else { return "true".into() };
+        let since = |per_second: i64| format!("((extract(epoch FROM now()) - {seconds}) * {per_second})::bigint");
         match &self.kind {
             TimeKind::Zoned => format!("{column} > now() - interval '{seconds} seconds'"),
             TimeKind::Local { zone } => {
                 format!("{column} > (now() AT TIME ZONE {zone}) - interval '{seconds} seconds'")
             }
-            TimeKind::Integer(unit) => match per_second(*unit) {
-                Some(per_second) => {
-                    format!("{column} > ((extract(epoch FROM now()) - {seconds}) * {per_second})::bigint")
-                }
-                None => {
-                    format!("{} > ((extract(epoch FROM now()) - {seconds}) * 1000000)::bigint", scaled(column, *unit))
-                }
-            },
-            TimeKind::Fraction(unit) => {
-                format!("{} > ((extract(epoch FROM now()) - {seconds}) * 1000000)::bigint", scaled(column, *unit))
+            // As it is stored, so that an index serves, where the unit is known.
+            TimeKind::Integer(unit) if let Some(per_second) = per_second(*unit) => {
+                format!("{column} > {}", since(per_second))
+            }
+            TimeKind::Integer(unit) | TimeKind::Fraction(unit) => {
+                format!("{} > {}", scaled(column, *unit), since(1_000_000))
             }
         }
     }

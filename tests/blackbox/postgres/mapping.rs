@@ -1,7 +1,7 @@
 //! Tables that others have made, each mapped by settings alone, and read by a role that may only SELECT.
 
 use crate::support::daemon::run;
-use crate::support::{Daemon, Postgres, eventually};
+use crate::support::{Daemon, Postgres, Stream, eventually, numbers};
 use serde_json::{Value, json};
 
 /// A set of tables in a schema of its own, and what comes out of them.
@@ -358,6 +358,17 @@ async fn a_relation_that_cannot_be_tailed_is_refused_with_what_mends_it() {
     }
 }
 
+/// Checks that every stream gets the event 1, and its job's end.
+async fn get_one_event_and_the_end(server: &Postgres, streams: &mut [Stream]) {
+    for stream in &mut *streams {
+        assert_eq!(stream.event().await.number(), 1);
+    }
+    server.execute("UPDATE runner_jobs SET status = 'COMPLETED'").await;
+    for stream in streams {
+        assert!(stream.event().await.is("stream.complete"));
+    }
+}
+
 #[tokio::test]
 async fn a_key_of_any_case_is_watched_live_in_whichever_case_it_is_asked_for() {
     let server = Postgres::start().await;
@@ -378,13 +389,7 @@ async fn a_key_of_any_case_is_watched_live_in_whichever_case_it_is_asked_for() {
     let mut streams = vec![daemon.stream("job-a").await, daemon.stream("JOB-A").await];
     eventually("both streams", async || (daemon.metric("jobcast_channels").await >= 2.0).then_some(())).await;
     server.execute("INSERT INTO job_events VALUES ('1', 'jOB-a', 'x', now(), '{\"n\":1}')").await;
-    for stream in &mut streams {
-        assert_eq!(stream.event().await.number(), 1);
-    }
-    server.execute("UPDATE runner_jobs SET status = 'COMPLETED'").await;
-    for stream in &mut streams {
-        assert!(stream.event().await.is("stream.complete"));
-    }
+    get_one_event_and_the_end(&server, &mut streams).await;
 }
 
 #[tokio::test]
@@ -404,7 +409,7 @@ async fn a_number_that_repeats_within_a_job_loses_none_of_its_rows() {
     let settings = [("source.postgres.columns.seq", "line"), ("source.poll_interval", "50ms")];
     let daemon = Daemon::on("postgres", &server.url("reader"), &settings).await;
     let mut stream = daemon.stream("job").await;
-    let mut seen = crate::support::numbers(&stream.take(1200).await);
+    let mut seen = numbers(&stream.take(1200).await);
     seen.sort();
     assert_eq!(seen, Vec::from_iter(0..1200), "by pages of the stream");
     let (mut polled, mut after) = (Vec::new(), String::new());
@@ -418,7 +423,7 @@ async fn a_number_that_repeats_within_a_job_loses_none_of_its_rows() {
     polled.sort();
     assert_eq!(polled, Vec::from_iter(0..1200), "seven at a time");
     server.execute("INSERT INTO job_events SELECT n, 'job', 'x', now(), jsonb_build_object('n', n), 3 FROM generate_series(1200, 1209) n").await;
-    let mut live = crate::support::numbers(&stream.take(10).await);
+    let mut live = numbers(&stream.take(10).await);
     live.sort();
     assert_eq!(live, Vec::from_iter(1200..1210), "and live");
 }
@@ -437,13 +442,7 @@ async fn a_key_with_zeros_behind_its_point_is_watched_live_however_it_is_spelled
     let daemon = Daemon::on("postgres", &server.url("reader"), &[("source.poll_interval", "50ms")]).await;
     let mut streams = vec![daemon.stream("7").await, daemon.stream("7.00").await];
     server.execute("INSERT INTO job_events VALUES ('1', 7, 'x', now(), '{\"n\":1}')").await;
-    for stream in &mut streams {
-        assert_eq!(stream.event().await.number(), 1);
-    }
-    server.execute("UPDATE runner_jobs SET status = 'COMPLETED'").await;
-    for stream in &mut streams {
-        assert!(stream.event().await.is("stream.complete"));
-    }
+    get_one_event_and_the_end(&server, &mut streams).await;
 }
 
 #[tokio::test]
@@ -466,7 +465,7 @@ async fn a_status_that_a_view_cannot_cast_holds_up_its_own_job_and_no_other() {
     let told = bad.event().await;
     assert!(told.is("stream.error"), "{told:?}");
     assert_eq!(good.event().await.number(), 1);
-    assert_eq!(crate::support::numbers(&daemon.stream("good").await.take(2).await), [0, 1], "whoever comes now");
+    assert_eq!(numbers(&daemon.stream("good").await.take(2).await), [0, 1], "whoever comes now");
     server.execute("UPDATE raw_jobs SET state = '2'").await;
     server.execute("INSERT INTO job_events VALUES ('2', 'bad', 'x', now(), '{\"n\":2}')").await;
     assert_eq!(bad.event().await.number(), 2, "goes on once it is mended");
