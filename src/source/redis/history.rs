@@ -123,7 +123,13 @@ impl Store {
             };
             let positions = match at.follow(&slice) {
                 Ok(positions) => positions,
-                Err(reset) => return Ok(PageResult::Lost(reset)),
+                Err(reset) if slice.info.is_some() => return Ok(PageResult::Lost(reset)),
+                Err(reset) => {
+                    return Ok(self
+                        .page_without_stream(job, &hash, &at, reader)
+                        .ok_or(reset)
+                        .unwrap_or_else(PageResult::Lost));
+                }
             };
             match reader.take(job, &slice, positions) {
                 Progress::Unfinished => {}
@@ -142,9 +148,25 @@ impl Store {
             events,
             end,
             is_last,
-            is_complete: is_last && final_status.is_some(),
+            is_complete: is_last && final_status.is_some_and(|status| self.is_over(job, status, info.as_ref())),
             status: self.resolve_status(final_status, hash.status()),
         }))
+    }
+
+    /// Returns the end of a job whose stream is gone, for a reader who has read all of it. `None` where that is a loss.
+    fn page_without_stream(
+        &self,
+        job: &JobId,
+        hash: &JobHash,
+        after: &Position,
+        reader: PageReader,
+    ) -> Option<PageResult> {
+        let status = self.resolve_end(hash.status(), None, after)?;
+        if !self.has_ended_without_stream(job, status, after) {
+            return None;
+        }
+        let (events, end) = reader.finish(job, Some(Position::newest(None)));
+        Some(PageResult::Page(Page { events, end, is_last: true, is_complete: true, status: Some(status) }))
     }
 
     /// A job exists if it has a stream or a hash.

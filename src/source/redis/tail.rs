@@ -7,6 +7,8 @@
 //! Invariant: `queue` holds exactly the jobs with `is_queued`, each once. `held` holds the jobs whose server did not
 //! answer, `faults` those whose own keys cannot be read; neither is asked again before a poll or a change.
 
+mod endings;
+
 use super::Store;
 use super::address::Address;
 use super::connections::{Nodes, Request};
@@ -19,7 +21,7 @@ use super::topology::NodeError;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{Joiner, Limit, News, Tail, TailBatch, Wakeup};
+use crate::source::{Endings, Joiner, Limit, News, Tail, TailBatch, Wakeup};
 use crate::sse::{JobEnd, Reset};
 use crate::telemetry;
 use async_trait::async_trait;
@@ -55,6 +57,8 @@ pub struct RedisTail {
     /// Jobs whose keys the server refuses, each with the reason. They keep their positions, and are queued as held ones
     /// are.
     faults: BTreeMap<JobId, SourceError>,
+    /// Watched jobs with a final status.
+    endings: Endings<endings::EndedBy>,
     /// The reason why jobs are held.
     outage: Option<SourceError>,
     poll_interval: Duration,
@@ -68,8 +72,8 @@ pub struct RedisTail {
 struct Watched {
     /// The position after the last entry that was read, an event or not.
     position: Position,
-    /// The final status in the job's hash.
-    final_status: Option<JobStatus>,
+    /// The job's status, as it was told last.
+    status: Option<JobStatus>,
     /// The status may have changed since it was read.
     needs_status: bool,
     is_queued: bool,
@@ -88,6 +92,7 @@ impl Watched {
 
 /// The results of one read, as they come in.
 struct ReadProgress {
+    began: Instant,
     batch: TailBatch,
     /// Jobs that were read up to their last entry.
     fully_read: HashSet<JobId>,
@@ -102,7 +107,7 @@ struct ReadProgress {
 impl ReadProgress {
     fn new() -> Self {
         let batch = TailBatch::new(READ);
-        Self { batch, fully_read: HashSet::new(), answered: 0, error: None, denied: Vec::new() }
+        Self { began: Instant::now(), batch, fully_read: HashSet::new(), answered: 0, error: None, denied: Vec::new() }
     }
 }
 
@@ -113,6 +118,7 @@ impl RedisTail {
             nodes: Nodes::new(store.topology.clone(), Some(invalidations.clone())),
             topology_version: store.topology.version(),
             poll_interval: store.poll_interval,
+            endings: Endings::new(store.ends.grace()),
             store,
             invalidations,
             watched: BTreeMap::new(),
@@ -168,8 +174,9 @@ impl RedisTail {
         }
     }
 
-    /// Queues the jobs that changed, those that moved to another node, and those of the poll where it is due.
+    /// Queues the jobs whose end is due, those that changed, those that moved to another node, and those of the poll where it is due.
     fn queue_due(&mut self) {
+        self.queue_ending();
         self.queue_changed();
         self.queue_moved();
         if self.last_poll.is_none_or(|at| at.elapsed() >= self.poll_interval) {
@@ -239,6 +246,9 @@ impl RedisTail {
         }
         self.held.remove(job);
         self.faults.remove(job);
+        if self.endings.remove(job) {
+            self.store.ends.forget(job);
+        }
         for key in self.keys(job).into_iter().flatten() {
             self.by_key.remove(&key);
         }
@@ -271,7 +281,7 @@ impl RedisTail {
             match status {
                 Ok(status) => {
                     watched.needs_status = false;
-                    watched.final_status = status.and_then(|status| self.store.settings.statuses.find(&status));
+                    self.on_status(job, status.as_deref(), read);
                 }
                 Err(error) => {
                     failed.insert(job.clone());
@@ -308,6 +318,8 @@ impl RedisTail {
     fn on_slice(&mut self, job: &JobId, after: &Position, slice: &StreamSlice, read: &mut ReadProgress) {
         let positions = match after.follow(slice) {
             Ok(positions) => positions,
+            // Its writer deleted it with the final status, or let it expire.
+            Err(_) if slice.info.is_none() && self.endings.contains(job) => Vec::new(),
             Err(reset) => return self.end(job, JobEnd::Lost(reset), read),
         };
         self.faults.remove(job);
@@ -327,11 +339,7 @@ impl RedisTail {
             return self.queue(job, false);
         }
         read.fully_read.insert(job.clone());
-        let position = watched.position;
-        let end = watched.final_status.or_else(|| self.store.resolve_end(None, slice.info.as_ref(), &position));
-        if let Some(status) = end {
-            self.end(job, JobEnd::Complete(status), read);
-        }
+        self.end_if_due(job, slice, read);
     }
 
     /// Holds a job whose server did not answer, and notes an error of the job's own keys as a fault of this job.
@@ -433,7 +441,7 @@ impl Tail for RedisTail {
         }
         let watched = Watched {
             position,
-            final_status: None,
+            status: None,
             needs_status: true,
             is_queued: false,
             entry_size: None,
@@ -449,8 +457,10 @@ impl Tail for RedisTail {
     }
 
     async fn woken(&mut self) -> Wakeup {
-        self.invalidations.changed().await;
-        Wakeup::Notify
+        tokio::select! {
+            () = self.invalidations.changed() => Wakeup::Notify,
+            () = self.endings.next_due() => Wakeup::End,
+        }
     }
 
     async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError> {

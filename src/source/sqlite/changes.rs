@@ -7,10 +7,28 @@ use super::rows::{bytes_of, job_of, number_of};
 use super::tables::{Numbering, Tables};
 use super::values::Stored;
 use crate::event::{JobId, JobStatus};
+use crate::source::{Ends, Seen};
 use futures_util::TryStreamExt;
 use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteConnection;
 use std::collections::HashMap;
+
+/// The numbers of the newest event and of the newest change of a status: of a job, or of the whole file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Reached {
+    pub seq: i64,
+    pub changed: i64,
+}
+
+/// The ends of jobs. Where both numbers are in the order of commits, they tell what was there at a look.
+pub type SqliteEnds = Ends<Reached, Reached>;
+
+impl Reached {
+    /// Tells if a look that had come to `reached` saw this.
+    pub fn seen_by(self, reached: &Self) -> Seen {
+        if self.seq <= reached.seq && self.changed <= reached.changed { Seen::Before } else { Seen::After }
+    }
+}
 
 pub struct Changes {
     /// The place that events go up to.
@@ -20,8 +38,8 @@ pub struct Changes {
     /// The highest number of a change of status.
     pub status_mark: i64,
     /// Statuses that changed since the last read, and those of jobs that are catching up. In tables that do not number
-    /// the changes, those of all watched jobs.
-    pub statuses: Vec<(JobId, JobStatus)>,
+    /// the changes, those of all watched jobs. `None` for one that nobody knows, which is not the end.
+    pub statuses: Vec<(JobId, Option<JobStatus>)>,
 }
 
 /// A place among all rows of the event table.
@@ -89,9 +107,7 @@ pub async fn read_changes(
         if let Some(job) = job_of(bytes_of(&row, 1)?)
             && !(is_bytes && statuses.contains_key(&job))
         {
-            let text = bytes_of(&row, 2)?;
-            // A status that nobody knows is not the end.
-            statuses.insert(job, tables.status(text.as_deref()).unwrap_or(JobStatus::Running));
+            statuses.insert(job, tables.status(bytes_of(&row, 2)?.as_deref()));
         }
     }
     changes.statuses = statuses.into_iter().collect();

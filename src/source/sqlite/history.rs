@@ -1,6 +1,7 @@
 //! Answers for readers: pages of history, the position of an event, the newest position, the list of jobs.
 
 use super::Sqlite;
+use super::changes::Reached;
 use super::error::SqliteError;
 use super::ids::Id;
 use super::position::Position;
@@ -9,15 +10,17 @@ use super::sql::texts_of;
 use super::tables::Tables;
 use crate::cursor::Cursor;
 use crate::event::{Event, JobId, JobStatus, Rfc3339};
-use crate::source::{JobSummary, Limit, Page, PageBuilder, PageResult, Standing};
+use crate::source::{Age, Evidence, JobSummary, Limit, Page, PageBuilder, PageResult, Standing};
 use crate::sse::Reset;
 use futures_util::TryStreamExt;
-use sqlx::AssertSqlSafe;
-use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, SqliteExecutor};
 
 /// The newest event of a job.
 struct Newest {
     status: Option<JobStatus>,
+    /// The number of the newest change of the status; 0 where the table has none.
+    changed: i64,
     /// `None` where the job has no events.
     event: Option<(Event, Position)>,
 }
@@ -36,14 +39,14 @@ impl Sqlite {
     }
 
     pub(super) async fn read_newest(&self, job: &JobId) -> Result<Option<Standing>, SqliteError> {
-        let Some(Newest { status, event }) = self.read_newest_row(job).await? else { return Ok(None) };
+        let Some(Newest { status, event, .. }) = self.read_newest_row(job).await? else { return Ok(None) };
         let position = event.map_or(Position::BEGINNING, |(_, position)| position);
         Ok(Some(Standing { cursor: position.seal(job), status }))
     }
 
     pub(super) async fn read_summary(&self, job: &JobId) -> Result<Option<JobSummary>, SqliteError> {
         let newest = self.read_newest_row(job).await?;
-        Ok(newest.map(|Newest { status, event }| {
+        Ok(newest.map(|Newest { status, event, .. }| {
             let time = event.and_then(|(event, _)| event.timestamp);
             JobSummary { job_id: job.clone(), status, last_event_at: time.map(|time| Rfc3339(time).to_string()) }
         }))
@@ -63,7 +66,18 @@ impl Sqlite {
         if let (None, Some((_, position))) = (status, &event) {
             status = read_final_type(&readers, &tables, job, position.seq).await?;
         }
-        Ok(Some(Newest { status, event }))
+        let changed = number_of(&row, tables.width() + 1)?.unwrap_or_default();
+        Ok(Some(Newest { status, changed, event }))
+    }
+
+    /// Tells if a job with a final status ended so long ago that no more events are to be expected.
+    async fn is_over(&self, job: &JobId) -> Result<bool, SqliteError> {
+        let Some(Newest { changed, event, .. }) = self.read_newest_row(job).await? else { return Ok(true) };
+        let state = Reached { seq: event.as_ref().map_or(0, |(_, position)| position.seq), changed };
+        let is_numbered = self.database.readers()?.1.numbers_all_changes();
+        let age = if is_numbered { self.ends.age(|reached| state.seen_by(reached)) } else { Age::Unknown };
+        let newest_at = event.and_then(|(event, _)| event.timestamp);
+        Ok(self.ends.is_over(job, Evidence { state, age, newest_at }))
     }
 
     /// Reads by one statement, so that status, mark and events are of one snapshot.
@@ -98,6 +112,7 @@ impl Sqlite {
             last = position.seq;
             page.push(event, position.seal(job));
         }
+        // It holds a connection, and the end is asked for on another one.
         drop(rows);
         if status.is_none() && page.is_empty() && after == Position::BEGINNING {
             return Ok(PageResult::NoSuchJob);
@@ -110,7 +125,7 @@ impl Sqlite {
             None if is_last => read_final_type(&readers, &tables, job, last).await?,
             status => status,
         };
-        let is_complete = is_last && status.is_some_and(JobStatus::is_final);
+        let is_complete = is_last && status.is_some_and(JobStatus::is_final) && self.is_over(job).await?;
         Ok(PageResult::Page(Page { end, events, is_last, status, is_complete }))
     }
 
@@ -141,8 +156,8 @@ fn summary(row: &SqliteRow, tables: &Tables) -> Option<JobSummary> {
 
 /// Returns the status that an event of a final type gives a job, where there is no table of jobs. An event after number
 /// `last` does not count: it was written after the events were read.
-async fn read_final_type(
-    readers: &SqlitePool,
+pub(super) async fn read_final_type(
+    connection: impl SqliteExecutor<'_>,
     tables: &Tables,
     job: &JobId,
     last: i64,
@@ -153,7 +168,7 @@ async fn read_final_type(
     }
     let key = Id::from(job);
     let query = key.bind(sqlx::query(AssertSqlSafe(tables.events.newest_of_types(&key))));
-    let found = query.bind(serde_json::to_string(&stored)?).bind(last).fetch_optional(readers).await?;
+    let found = query.bind(serde_json::to_string(&stored)?).bind(last).fetch_optional(connection).await?;
     let Some(row) = found else { return Ok(None) };
     Ok(bytes_of(&row, 1)?.and_then(|kind| tables.final_type(tables.name_of(&String::from_utf8(kind).ok()?))))
 }

@@ -37,6 +37,7 @@ use crate::error::{Retry, SourceError};
 use crate::event::{JobId, JobStatus};
 use crate::sse::Reset;
 use async_trait::async_trait;
+use changes::SqliteEnds;
 use database::Database;
 use error::SqliteError;
 use position::Position;
@@ -53,6 +54,7 @@ pub struct Sqlite {
     writer: writer::Writer,
     /// Wakes the tail after each commit of our own writer.
     written: Arc<Notify>,
+    ends: Arc<SqliteEnds>,
 }
 
 impl Sqlite {
@@ -70,7 +72,7 @@ impl Sqlite {
         }
         let written = Arc::new(Notify::new());
         let writer = writer::Writer::start(database.clone(), written.clone());
-        Ok(Self { database, writer, written })
+        Ok(Self { database, writer, written, ends: Arc::new(SqliteEnds::new(settings.end_grace)) })
     }
 
     fn failed(&self, operation: &str, error: impl Into<SqliteError>) -> SourceError {
@@ -112,7 +114,7 @@ impl Source for Sqlite {
     }
 
     fn tail(&self) -> Box<dyn Tail> {
-        Box::new(tail::SqliteTail::new(self.database.clone(), self.written.clone()))
+        Box::new(tail::SqliteTail::new(self.database.clone(), self.written.clone(), self.ends.clone()))
     }
 
     async fn append(&self, job: &JobId, events: Vec<NewEvent>) -> Result<Vec<Appended>, SourceError> {

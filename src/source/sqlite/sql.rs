@@ -167,6 +167,17 @@ impl Tables {
         self.jobs.as_ref().map_or_else(|| "NULL".into(), |jobs| jobs.status_of(job))
     }
 
+    /// Expression: the number of the newest change of a job's status, null where the table has none.
+    fn changed_of(&self, job: &Id) -> String {
+        match &self.jobs {
+            Some(JobTable { name, id, .. }) if self.is_own => {
+                let is_job = id.conditions(job, 1).join(" OR ");
+                format!("(SELECT max(changed) FROM {name} j WHERE {is_job})")
+            }
+            _ => "NULL".into(),
+        }
+    }
+
     /// Events of a job after number `?5`, at most `?6` rows. The first row has no number; it holds the identity at that
     /// number, the highest number, and the status of the job.
     pub fn page(&self, job: &Id) -> String {
@@ -181,11 +192,11 @@ impl Tables {
         )
     }
 
-    /// One row: the status of a job, and its newest event, all null where there is none.
+    /// One row: the newest event of a job, its status, and the number of its newest change, all null where there is none.
     pub fn newest(&self, job: &Id) -> String {
         let rows = self.events.of_job(&self.events.list(), job, "");
-        let status = self.status_of(job);
-        format!("SELECT r.*, {status} FROM (SELECT 1) LEFT JOIN ({rows} ORDER BY 1 DESC LIMIT 1) r")
+        let (status, changed) = (self.status_of(job), self.changed_of(job));
+        format!("SELECT r.*, {status}, {changed} FROM (SELECT 1) LEFT JOIN ({rows} ORDER BY 1 DESC LIMIT 1) r")
     }
 
     /// The number of columns before the status in [`Tables::newest`].

@@ -118,6 +118,12 @@ const EVENTS: &str = "source.sqlite.events_table";
 const JOBS: &str = "source.sqlite.jobs_table";
 
 impl Tables {
+    /// Tells if every new event and every change of a status has a number in the order of commits.
+    pub fn numbers_all_changes(&self) -> bool {
+        let are_events_numbered = self.events.numbering == Numbering::Table(RowNumbers::Autoincrement);
+        self.is_own || are_events_numbered && self.jobs.is_none()
+    }
+
     /// Resolves the names in the settings, or says everything that is wrong with them. `names` are those of all tables.
     pub fn resolve(
         settings: &config::Sqlite,

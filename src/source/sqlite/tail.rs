@@ -7,10 +7,11 @@
 //!
 //! Invariant: `temp.watched` holds `live` on the present connection, and every job in it is read up to its mark.
 
-use super::changes::{Changes, Mark, read_changes};
+use super::changes::{Changes, Mark, Reached, SqliteEnds, read_changes};
 use super::database::{Connected, Database, FileId};
 use super::error::SqliteError;
 use super::file_watch::FileWatch;
+use super::history::read_final_type;
 use super::position::Position;
 use super::reads::{
     CaughtUpWatches, READ, ReadUpTo, catch_up_joiner, catch_up_watches, delete_watched, ensure_connection,
@@ -20,11 +21,12 @@ use super::tables::{Numbering, Tables};
 use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{JobNews, Joiner, News, Tail, TailBatch, Wakeup};
+use crate::source::{Endings, JobNews, Joiner, News, Tail, TailBatch, Wakeup};
 use crate::sse::{JobEnd, Reset};
 use async_trait::async_trait;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::Notify;
 
 pub struct SqliteTail {
@@ -50,8 +52,9 @@ pub struct SqliteTail {
     catching_up: Vec<(JobId, ReadUpTo)>,
     /// Jobs to be deleted from `temp.watched`.
     unwatched: Vec<JobId>,
-    /// Watched jobs with a final status, until all of their events are read.
-    ending: HashMap<JobId, JobStatus>,
+    /// Watched jobs with a final status.
+    endings: Endings<()>,
+    ends: Arc<SqliteEnds>,
 }
 
 /// The result of all queries of one read. What is left to do with it cannot fail.
@@ -68,6 +71,8 @@ enum ReadResult {
 }
 
 struct Progress {
+    /// When the read began.
+    began: Instant,
     file: FileId,
     tables: Arc<Tables>,
     version: Option<i64>,
@@ -80,7 +85,7 @@ struct Progress {
 }
 
 impl SqliteTail {
-    pub fn new(database: Arc<Database>, written: Arc<Notify>) -> Self {
+    pub fn new(database: Arc<Database>, written: Arc<Notify>, ends: Arc<SqliteEnds>) -> Self {
         Self {
             file: FileWatch::new(database.path()),
             database,
@@ -94,7 +99,8 @@ impl SqliteTail {
             live: HashSet::new(),
             catching_up: Vec::new(),
             unwatched: Vec::new(),
-            ending: HashMap::new(),
+            endings: Endings::new(ends.grace()),
+            ends,
         }
     }
 }
@@ -109,7 +115,9 @@ impl Tail for SqliteTail {
     fn unwatch(&mut self, job: &JobId) {
         let before = self.catching_up.len();
         self.catching_up.retain(|(other, _)| other != job);
-        self.ending.remove(job);
+        if self.endings.remove(job) {
+            self.ends.forget(job);
+        }
         self.marks.remove(job);
         if self.live.remove(job) || self.catching_up.len() < before {
             self.unwatched.push(job.clone());
@@ -120,6 +128,7 @@ impl Tail for SqliteTail {
         tokio::select! {
             () = self.written.notified() => Wakeup::Ingest,
             () = self.file.check_due() => Wakeup::File,
+            () = self.endings.next_due() => Wakeup::End,
         }
     }
 
@@ -143,6 +152,7 @@ impl Tail for SqliteTail {
 impl SqliteTail {
     /// Runs all queries of a read, and changes nothing but the connection.
     async fn try_read(&mut self, joining: &[Joiner]) -> Result<ReadResult, SqliteError> {
+        let began = Instant::now();
         let Connected { sqlite: connection, file, tables } =
             ensure_connection(&mut self.connection, &self.database).await?;
         let (file, tables) = (*file, tables.clone());
@@ -153,7 +163,7 @@ impl SqliteTail {
         }
         let version = if tables.is_own { None } else { Some(read_version(connection).await?) };
         let is_unchanged = version.is_some() && version == self.version;
-        if is_unchanged && self.catching_up.is_empty() && self.ending.is_empty() && joining.is_empty() {
+        if is_unchanged && self.catching_up.is_empty() && self.endings.is_empty() && joining.is_empty() {
             return Ok(ReadResult::Unchanged);
         }
         delete_watched(connection, &tables, &self.unwatched).await?;
@@ -162,7 +172,12 @@ impl SqliteTail {
         if !tables.is_own {
             insert_watched(connection, &tables, catching_up.iter().copied()).await?;
         }
-        let changes = read_changes(connection, &tables, (self.mark, self.status_mark), &catching_up).await?;
+        let mut changes = read_changes(connection, &tables, (self.mark, self.status_mark), &catching_up).await?;
+        for job in catching_up {
+            // Its reader may have read the event that ended it.
+            let status = read_final_type(&mut *connection, &tables, job, i64::MAX).await?;
+            changes.statuses.extend(status.map(|status| (job.clone(), Some(status))));
+        }
         let newest = changes.newest;
         let mark = self.mark.unwrap_or(newest);
         if self.mark.is_some_and(|mark| changes.is_rewound(mark, tables.events.numbering)) {
@@ -193,6 +208,7 @@ impl SqliteTail {
             });
         }
         Ok(ReadResult::Read(Box::new(Progress {
+            began,
             file,
             tables,
             version,
@@ -206,7 +222,7 @@ impl SqliteTail {
 
     /// Moves the tail on to where the queries got, and tells what is new.
     fn apply(&mut self, result: ReadResult, joining: &[Joiner]) -> News {
-        let Progress { file, tables, version, changes, read_to, mut batch, watches, caught_up_joiners } = match result {
+        let progress = match result {
             ReadResult::Read(progress) => *progress,
             ReadResult::Unchanged => return News::nothing(joining),
             ReadResult::Rewound { newest, file } => {
@@ -214,6 +230,7 @@ impl SqliteTail {
                 return self.rewind(newest, joining);
             }
         };
+        let Progress { began, file, tables, version, changes, read_to, mut batch, watches, caught_up_joiners } = progress;
         self.unwatched.clear();
         let more = read_to.seq < changes.newest.seq || !watches.behind.is_empty();
         self.read_from = Some(file);
@@ -221,16 +238,19 @@ impl SqliteTail {
         self.mark = Some(read_to);
         self.status_mark = changes.status_mark;
         self.take_watches(watches.caught_up, watches.behind, tables.events.numbering);
-        self.note_statuses(changes.statuses);
-        self.note_final_types(&batch, &tables);
+        self.ends.note_look(began, Reached { seq: changes.newest.seq, changed: changes.status_mark });
+        self.note_statuses(changes.statuses, &mut batch);
+        self.note_final_types(&mut batch, &tables);
         for job in watches.lost {
             batch.end(&job, JobEnd::Lost(Reset::Rewound));
             self.unwatch(&job);
         }
+        batch.jobs().iter().filter(|news| !news.events.is_empty()).for_each(|news| self.endings.note_events(&news.job));
         if !more {
-            for (job, status) in self.take_ended() {
+            for (job, status) in self.due(began) {
                 batch.end(&job, JobEnd::Complete(status));
                 self.unwatch(&job);
+                self.ends.end(&job);
             }
         }
         News { jobs: batch.into_jobs(), caught_up_joiners, more, outage: None, faults: Vec::new() }
@@ -256,43 +276,46 @@ impl SqliteTail {
     }
 
     /// Notes the ends that events bring, where there is no table of jobs.
-    fn note_final_types(&mut self, batch: &TailBatch, tables: &Tables) {
-        for JobNews { job, events, .. } in batch.jobs() {
-            if let Some(status) = events.iter().rev().find_map(|(event, _)| tables.final_type(&event.kind)) {
-                self.ending.insert(job.clone(), status);
-            }
-        }
+    fn note_final_types(&mut self, batch: &mut TailBatch, tables: &Tables) {
+        let final_type = |events: &[(Event, Cursor)]| {
+            events.iter().rev().find_map(|(event, _)| tables.final_type(&event.kind))
+        };
+        let ends = batch.jobs().iter().filter_map(|news| Some((news.job.clone(), Some(final_type(&news.events)?))));
+        self.note_statuses(ends.collect(), batch);
     }
 
-    fn note_statuses(&mut self, statuses: Vec<(JobId, JobStatus)>) {
+    fn note_statuses(&mut self, statuses: Vec<(JobId, Option<JobStatus>)>, batch: &mut TailBatch) {
         for (job, status) in statuses {
             let is_watched = self.live.contains(&job) || self.catching_up.iter().any(|(other, _)| *other == job);
-            if status.is_final() && is_watched {
-                self.ending.insert(job, status);
-            } else {
-                self.ending.remove(&job);
+            if !is_watched {
+                continue;
+            }
+            if let Some(status) = status {
+                batch.set_status(&job, status);
+            }
+            if let Some(status) = status.filter(|status| status.is_final()) {
+                self.endings.begin(&job, status, self.ends.begin(&job), ());
+            } else if self.endings.remove(&job) {
+                self.ends.forget(&job);
             }
         }
     }
 
-    /// Takes out the live jobs with a final status.
-    fn take_ended(&mut self) -> Vec<(JobId, JobStatus)> {
-        let live = &self.live;
-        self.ending.extract_if(|job, _| live.contains(job)).collect()
+    /// Returns the live jobs whose end is due, for a read that began then.
+    fn due(&self, began: Instant) -> Vec<(JobId, JobStatus)> {
+        let due = self.endings.due(began).filter(|(job, _)| self.live.contains(*job));
+        due.map(|(job, ending)| (job.clone(), ending.status)).collect()
     }
 
     /// Ends all watches: nothing that was given out counts any more.
     fn rewind(&mut self, newest: Mark, joining: &[Joiner]) -> News {
         let catching_up = self.catching_up.drain(..).map(|(job, _)| job);
         let watched: Vec<JobId> = self.live.drain().chain(catching_up).collect();
-        let jobs = watched.iter().map(|job| JobNews {
-            job: job.clone(),
-            events: Vec::new(),
-            end: Some(JobEnd::Lost(Reset::Rewound)),
-        });
+        let jobs = watched.iter().map(|job| JobNews::lost(job.clone(), Reset::Rewound));
         let news = News { jobs: jobs.collect(), ..News::nothing(joining) };
         self.unwatched.extend(watched);
-        self.ending.clear();
+        self.endings.clear();
+        self.ends.clear();
         self.marks.clear();
         self.version = None;
         self.mark = Some(newest);
