@@ -21,7 +21,6 @@ use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
 use crate::source::{Joiner, Limit, News, Tail, TailBatch, Wakeup};
 use crate::sse::{JobEnd, Reset};
-use crate::telemetry;
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
@@ -68,8 +67,10 @@ pub struct RedisTail {
 struct Watched {
     /// The position after the last entry that was read, an event or not.
     position: Position,
-    /// The final status in the job's hash.
+    /// The final status in the job's key.
     final_status: Option<JobStatus>,
+    /// The final status that an entry said.
+    end_in_stream: Option<JobStatus>,
     /// The status may have changed since it was read.
     needs_status: bool,
     is_queued: bool,
@@ -271,7 +272,7 @@ impl RedisTail {
             match status {
                 Ok(status) => {
                     watched.needs_status = false;
-                    watched.final_status = status.and_then(|status| self.store.settings.statuses.find(&status));
+                    watched.final_status = status.end;
                 }
                 Err(error) => {
                     failed.insert(job.clone());
@@ -313,23 +314,18 @@ impl RedisTail {
         self.faults.remove(job);
         let Some(watched) = self.watched.get_mut(job) else { return };
         watched.entry_size = mean_size(&slice.entries).or(watched.entry_size);
-        let mut skipped = 0;
         for (entry, position) in slice.entries.iter().zip(positions) {
             watched.position = position;
-            match entry.event(job) {
-                Some(event) => read.batch.push(job, event, position.seal(job)),
-                None => skipped += 1,
-            }
+            let mapped = self.store.mapping.read(entry, job);
+            watched.end_in_stream = mapped.end.or(watched.end_in_stream);
+            read.batch.push(job, mapped.event, position.seal(job));
         }
-        telemetry::SKIPPED.counter(&[]).increment(skipped);
         if slice.is_cut {
             read.fully_read.remove(job);
             return self.queue(job, false);
         }
         read.fully_read.insert(job.clone());
-        let position = watched.position;
-        let end = watched.final_status.or_else(|| self.store.resolve_end(None, slice.info.as_ref(), &position));
-        if let Some(status) = end {
+        if let Some(status) = watched.final_status.or(watched.end_in_stream) {
             self.end(job, JobEnd::Complete(status), read);
         }
     }
@@ -418,7 +414,7 @@ impl RedisTail {
             return None;
         }
         let published = slice.entries.iter().zip(positions).filter(|(entry, _)| entry.id <= published_up_to);
-        let events = published.filter_map(|(entry, position)| Some((entry.event(job)?, position.seal(job))));
+        let events = published.map(|(entry, position)| (self.store.mapping.read(entry, job).event, position.seal(job)));
         Some(events.collect())
     }
 }
@@ -434,6 +430,7 @@ impl Tail for RedisTail {
         let watched = Watched {
             position,
             final_status: None,
+            end_in_stream: None,
             needs_status: true,
             is_queued: false,
             entry_size: None,
