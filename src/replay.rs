@@ -148,6 +148,8 @@ pub struct Replay {
     seed: Option<Seed>,
     /// The source was asked, since the ring did not reach back to the reader.
     has_read: bool,
+    /// The reset that the reader was told last.
+    last_reset: Option<Reset>,
 }
 
 /// The position after everything that a reader got so far, by its lineage.
@@ -184,6 +186,9 @@ enum Phase {
     Reading,
     /// The source does not answer. The next attempt comes after this wait.
     Waiting { backoff: Backoff, wait: Duration },
+    /// History is trimmed faster than the reader takes it, again: it goes on at the newest event, rather than be told of
+    /// one loss after the other.
+    Overrun,
     /// The source had nothing after the cursor, a moment ago: the reader goes live.
     CaughtUp,
     /// The job has ended, and the reader got all of its events.
@@ -214,7 +219,7 @@ impl Replay {
     /// A replay of the job's whole history.
     pub fn from_beginning(pages: Arc<Pages>, hub: Hub, job: JobId) -> Self {
         let reached = Reached::Own(pages.source.beginning(&job));
-        Self { pages, hub, job, reached, phase: Phase::Reading, seed: None, has_read: false }
+        Self { pages, hub, job, reached, phase: Phase::Reading, seed: None, has_read: false, last_reset: None }
     }
 
     /// A replay of everything after `cursor`, which may be foreign.
@@ -259,6 +264,12 @@ impl Replay {
                     self.phase = Phase::Reading;
                 }
                 Phase::Waiting { wait, .. } => tokio::time::sleep(*wait).await,
+                Phase::Overrun => match self.pages.source.newest(&self.job).await {
+                    Ok(Some(newest)) => return self.reset(Reset::Trimmed, newest.cursor),
+                    Ok(None) => return Step::NoSuchJob,
+                    // Reading goes on, and says so.
+                    Err(_) => self.phase = Phase::Reading,
+                },
                 Phase::Reading | Phase::Complete(_) => {}
             }
             self.has_read = true;
@@ -296,13 +307,11 @@ impl Replay {
                 Some(Step::Events(segments.clone()))
             }
             Ok(EncodedPage::NoSuchJob) => Some(Step::NoSuchJob),
-            Ok(EncodedPage::Lost(reset)) => {
-                self.phase = Phase::Reading;
-                self.seed = None;
-                let beginning = self.pages.source.beginning(&self.job);
-                self.reached = Reached::Own(beginning.clone());
-                Some(Step::Reset(*reset, beginning))
+            Ok(EncodedPage::Lost(Reset::Trimmed)) if self.last_reset == Some(Reset::Trimmed) => {
+                self.phase = Phase::Overrun;
+                None
             }
+            Ok(EncodedPage::Lost(reset)) => Some(self.reset(*reset, self.pages.source.beginning(&self.job))),
             Err(error) => {
                 let (is_first, mut backoff) = match std::mem::replace(&mut self.phase, Phase::Reading) {
                     Phase::Waiting { backoff, .. } => (false, backoff),
@@ -313,6 +322,13 @@ impl Replay {
                 is_first.then(|| Step::Outage(error.clone(), wait))
             }
         }
+    }
+
+    /// Goes on at `cursor`, a position of the source's own.
+    fn reset(&mut self, reset: Reset, cursor: Cursor) -> Step {
+        (self.phase, self.seed, self.last_reset) = (Phase::Reading, None, Some(reset));
+        self.reached = Reached::Own(cursor.clone());
+        Step::Reset(reset, cursor)
     }
 
     fn live(&mut self, caught_up: CaughtUp) -> Step {

@@ -3,6 +3,7 @@
 use super::Store;
 use super::address::Deployment;
 use super::error::failed;
+use super::samples;
 use super::topology::NodeError;
 use crate::config;
 use crate::error::SourceError;
@@ -26,6 +27,8 @@ async fn check_store(store: &Store) -> Result<Vec<Finding>, NodeError> {
     findings.extend(check_tracking(store).await?);
     findings.extend(check_counting(store).await?);
     findings.push(check_ends(store));
+    findings.extend(samples::check_templates(&store.settings));
+    findings.extend(samples::check_streams(store).await?);
     if matches!(store.topology.deployment(), Deployment::Cluster { .. }) {
         let nodes = store.topology.nodes()?;
         findings.push(Finding::fine(format!("a Cluster of {} primaries", nodes.len())));

@@ -2,10 +2,10 @@
 
 use super::entry::{Entry, EntryId, StreamInfo, mean_size, parse_entries};
 use super::error::is_wrong_type;
+use super::mapping::Mapping;
 use super::position::{Position, StreamSlice};
 use super::reply::number;
 use super::topology::NodeError;
-use super::mapping::Mapping;
 use super::{JobKey, MAX_ENTRIES_PER_REQUEST, Store};
 use crate::cursor::Cursor;
 use crate::event::{Event, JobId, JobStatus};

@@ -5,9 +5,10 @@ use super::address::Address;
 use super::connections::Request;
 use super::entry::{Entry, EntryId, parse_entries};
 use super::keys::KeyTemplate;
+use super::position::Position;
 use super::reply::text;
-use super::topology::NodeError;
 use super::status::JobState;
+use super::topology::NodeError;
 use super::{JobKey, MAX_ENTRIES_PER_REQUEST, Store};
 use crate::event::{JobId, JobStatus, Rfc3339};
 use crate::source::JobSummary;
@@ -42,12 +43,23 @@ impl Store {
     }
 
     pub(super) async fn job(&self, job: &JobId) -> Result<Option<JobSummary>, NodeError> {
-        let mut found = self.summaries(std::slice::from_ref(job)).await?;
-        Ok(found.pop().map(|(_, summary)| summary))
+        let found = self.summaries(std::slice::from_ref(job)).await?.pop();
+        let Some((_, mut summary)) = found else { return Ok(None) };
+        if self.mapping.has_ends() && summary.status.is_none_or(|status| !status.is_final()) {
+            let info = self.stream_info(job).await?;
+            let end = self.end_in_stream(job, info.as_ref(), &Position::newest(info.as_ref())).await?;
+            summary.status = end.or(summary.status);
+        }
+        Ok(Some(summary))
     }
 
     /// Returns the jobs whose keys one server has.
-    async fn scan(&self, node: &Address, template: &KeyTemplate, key_type: &str) -> Result<BTreeSet<JobId>, NodeError> {
+    pub(super) async fn scan(
+        &self,
+        node: &Address,
+        template: &KeyTemplate,
+        key_type: &str,
+    ) -> Result<BTreeSet<JobId>, NodeError> {
         let mut found = BTreeSet::new();
         let mut cursor = "0".to_string();
         for _ in 0..MAX_SCANNED_KEYS / KEYS_PER_SCAN {

@@ -91,6 +91,18 @@ struct Marker {
     value: Option<String>,
 }
 
+/// The places in the settings, beside one entry.
+pub struct Fit {
+    /// Names of the entry's fields, or of the members of its envelope.
+    pub names: Vec<String>,
+    /// Parts of the event whose place is in the entry, each with that.
+    pub found: Vec<(&'static str, String)>,
+    /// Parts whose place is not in it.
+    pub missing: Vec<(&'static str, String)>,
+    /// There is an envelope in the settings, and no JSON in the entry's field.
+    pub lacks_envelope: bool,
+}
+
 /// An entry as an event.
 pub struct Mapped {
     pub event: Event,
@@ -195,6 +207,36 @@ impl Mapping {
     /// Returns the final status of the job, where this entry says that it has ended.
     pub fn end_of(&self, entry: &Entry, job: &JobId) -> Option<JobStatus> {
         if self.has_ends() { self.read(entry, job).end } else { None }
+    }
+
+    /// Compares the places in the settings with an entry.
+    pub fn fit(&self, entry: &Entry) -> Fit {
+        let envelope = self.envelope_of(entry);
+        let values = Values::new(entry, envelope.as_ref());
+        let payload: Vec<&Place> = match &self.payload {
+            PayloadOrigin::Absent | PayloadOrigin::All => Vec::new(),
+            PayloadOrigin::Usual(place) | PayloadOrigin::At(place) => vec![place],
+            PayloadOrigin::Object(places) => places.iter().collect(),
+        };
+        let parts = [
+            ("id", self.id.place()),
+            ("type", self.kind.place()),
+            ("timestamp", self.timestamp.place()),
+            ("actor", self.actor.place()),
+            ("step_id", self.step_id.place()),
+        ];
+        let parts = parts.into_iter().filter_map(|(part, place)| Some((part, place?)));
+        let parts = parts.chain(payload.into_iter().map(|place| ("payload", place)));
+        let (found, missing) = parts.partition::<Vec<_>, _>(|(_, place)| values.find(place).is_some());
+        let named = |parts: Vec<(&'static str, &Place)>| {
+            parts.into_iter().map(|(part, place)| (part, place.to_string())).collect::<Vec<_>>()
+        };
+        Fit {
+            names: values.names(),
+            found: named(found),
+            missing: named(missing),
+            lacks_envelope: self.envelope.is_some() && values.envelope.is_none(),
+        }
     }
 
     fn envelope_of<'a>(&self, entry: &'a Entry) -> Option<Cow<'a, str>> {

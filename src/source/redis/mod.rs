@@ -22,6 +22,7 @@ mod known_ids;
 mod mapping;
 mod position;
 mod reply;
+mod samples;
 mod script;
 mod shared;
 mod status;

@@ -51,7 +51,7 @@ impl TimeFormat {
         if whole.is_empty() || !is_number(whole) || !is_number(fraction) {
             return None;
         }
-        // What has more digits than fit is beyond the calendar as well.
+        // A number with more digits than fit is beyond the calendar as well.
         let whole: i128 = whole.parse().unwrap_or(i128::MAX);
         let unit = nanoseconds_per(self.unit, whole);
         let fraction = &fraction[..fraction.len().min(9)];

@@ -5,6 +5,7 @@ use crate::event::{Part, Payload, text_of};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// The place of a value, as a setting names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,15 @@ impl Place {
         match self {
             Self::Name(name) => (name, &[]),
             Self::Pointer(steps) => steps.split_first().map_or(("", &[]), |(first, rest)| (first, rest)),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Pointer(steps) => steps.iter().try_for_each(|step| write!(f, "/{step}")),
         }
     }
 }
@@ -97,6 +107,15 @@ impl<'a> Values<'a> {
         let envelope: Option<&RawValue> = envelope.and_then(|text| serde_json::from_str(text).ok());
         let members = envelope.and_then(members).unwrap_or_default();
         Self { entry, envelope, members }
+    }
+
+    /// Returns the names of the members of the envelope, else of the entry's fields.
+    pub fn names(&self) -> Vec<String> {
+        if self.members.is_empty() {
+            self.entry.fields().map(|(name, _)| String::from_utf8_lossy(name).into_owned()).collect()
+        } else {
+            self.members.keys().cloned().collect()
+        }
     }
 
     /// Returns the value at a place: inside of the envelope, else among the entry's own fields.

@@ -167,7 +167,8 @@ impl Store {
             return Err(SourceError::new(SourceCode::Schema, OPERATION, "source.redis.job_key is empty", help));
         };
         let Some(field) = self.status.hash_field() else {
-            let (cause, help) = ("it stands in no field of a hash", "let the runners write it as source.redis reads it");
+            let (cause, help) =
+                ("it stands in no field of a hash", "let the runners write it as source.redis reads it");
             return Err(SourceError::new(SourceCode::Schema, OPERATION, cause, help));
         };
         let key = job_key.key(job);

@@ -20,7 +20,7 @@ use std::collections::{HashMap, VecDeque};
 /// Bounds of what a mirror holds, and of what is read to load it.
 const HELD: Limit = Limit { events: 20_000, bytes: 16 << 20 };
 /// Jobs of which it is remembered that entries of theirs were here.
-const MAX_JOBS: usize = 20_000;
+const MAX_JOBS: usize = 40_000;
 /// Bytes of one request.
 const REQUEST_BYTES: usize = 1 << 20;
 /// Entries in the first request, while their size is not known.

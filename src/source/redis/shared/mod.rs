@@ -38,11 +38,11 @@ impl Store {
         let key = self.job_state(job).await?;
         let mut mirror = shared.lock().await;
         mirror.refresh(self, &self.nodes).await?;
-        if !mirror.holds(job) && !self.has_key(job, &key).await? {
-            return Ok(PageResult::NoSuchJob);
-        }
         if let Err(reset) = mirror.judge(job, &after) {
             return Ok(PageResult::Lost(reset));
+        }
+        if !mirror.holds(job) && !self.has_key(job, &key).await? {
+            return Ok(PageResult::NoSuchJob);
         }
         let mut page = PageBuilder::new(limit);
         let mut is_last = true;
@@ -61,7 +61,7 @@ impl Store {
         if let Some((_, cursor)) = events.last_mut().filter(|_| last.is_some_and(|last| last.id == end.id)) {
             *cursor = end.seal(job);
         }
-        let final_status = key.state().and_then(|state| state.end).or_else(|| mirror.end_of(job));
+        let final_status = mirror.end_of(job).or_else(|| key.state()?.end);
         Ok(PageResult::Page(Page {
             events,
             end: end.seal(job),
@@ -79,13 +79,18 @@ impl Store {
         if !mirror.holds(job) && !self.has_key(job, &key).await? {
             return Ok(None);
         }
-        let final_status = key.state().and_then(|state| state.end).or_else(|| mirror.end_of(job));
+        let final_status = mirror.end_of(job).or_else(|| key.state()?.end);
         let status = self.resolve_status(final_status, key.state());
         Ok(Some(Standing { cursor: mirror.end().seal(job), status }))
     }
 
     /// Returns the position after the event with this id, if the mirror holds it.
-    pub(super) async fn shared_find(&self, shared: &Shared, job: &JobId, id: &str) -> Result<Option<Cursor>, NodeError> {
+    pub(super) async fn shared_find(
+        &self,
+        shared: &Shared,
+        job: &JobId,
+        id: &str,
+    ) -> Result<Option<Cursor>, NodeError> {
         let mut mirror = shared.lock().await;
         mirror.refresh(self, &self.nodes).await?;
         let mut newest_first = mirror.all_of(job).rev();
@@ -131,7 +136,7 @@ impl Store {
     }
 
     fn shared_summary(&self, mirror: &Mirror, job: &JobId, key: &JobKey) -> JobSummary {
-        let final_status = key.state().and_then(|state| state.end).or_else(|| mirror.end_of(job));
+        let final_status = mirror.end_of(job).or_else(|| key.state()?.end);
         let last = mirror.all_of(job).next_back();
         let time = last.and_then(|kept: &Kept| self.mapping.read(&kept.entry, job).event.timestamp);
         JobSummary {

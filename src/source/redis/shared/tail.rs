@@ -146,7 +146,9 @@ impl SharedTail {
                 continue;
             }
             let after = watched.position.id;
-            let missed = mirror.after(&job, after).filter(|kept| mirror.entry(self.next).is_none_or(|next| kept.entry.id < next.entry.id));
+            let missed = mirror
+                .after(&job, after)
+                .filter(|kept| mirror.entry(self.next).is_none_or(|next| kept.entry.id < next.entry.id));
             for kept in missed {
                 let mapped = self.store.mapping.read(&kept.entry, &job);
                 watched.end_in_stream = mapped.end.or(watched.end_in_stream);
@@ -208,7 +210,7 @@ impl SharedTail {
     fn end_jobs(&mut self, batch: &mut TailBatch) {
         for job in std::mem::take(&mut self.ended) {
             let Some(watched) = self.watched.get(&job) else { continue };
-            if let Some(status) = watched.final_status.or(watched.end_in_stream) {
+            if let Some(status) = watched.end_in_stream.or(watched.final_status) {
                 self.remove(&job);
                 batch.end(&job, JobEnd::Complete(status));
             }
@@ -251,6 +253,11 @@ impl Tail for SharedTail {
 
     async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError> {
         const OPERATION: &str = "reading new events";
+        if self.watched.is_empty() {
+            // No job tells whether the servers answer.
+            let probed = self.store.probe_access(&self.nodes).await;
+            return probed.map(|()| News::nothing(joining)).map_err(|error| failed(OPERATION, error));
+        }
         self.note_changes();
         // The statuses come first: where one is final by then, all events come before the end.
         let outage = self.read_statuses().await.map(|error| failed(OPERATION, error));
