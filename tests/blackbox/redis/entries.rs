@@ -176,3 +176,12 @@ async fn check_looks_at_the_newest_entries_and_says_what_of_them_the_settings_fi
     let (fine, said) = check(&server, &[]).await;
     assert!(fine && said.contains("have no TTL"), "{said}");
 }
+
+#[tokio::test]
+async fn a_server_or_proxy_without_a_command_that_is_needed_is_told_by_what_is_needed() {
+    for command in ["XINFO", "HELLO"] {
+        let server = Redis::with(&format!("rename-command {command} \"\"")).await;
+        let (fine, said) = check(&server, &[]).await;
+        assert!(!fine && said.contains("HELLO 3 (RESP3)") && said.contains("XINFO STREAM"), "{command}: {said}");
+    }
+}
