@@ -12,9 +12,9 @@ async fn an_operation_of_lobehub_is_told_to_its_end_with_the_reason_inside() {
     let daemon = serve("lobehub", &server).await;
     for (reason, status) in [("completed", "COMPLETED"), ("error", "FAILED"), ("interrupted", "CANCELLED")] {
         let job = format!("op-{reason}");
-        let key = format!("agent_runtime_stream:{job}");
+        let (key, link) = (format!("agent_runtime_stream:{job}"), rows.clone());
         let entry = |kind: &'static str, step: &'static str, data: String| {
-            let mut rows = rows.clone();
+            let mut rows = link.clone();
             let (key, job) = (&key, &job);
             async move {
                 let fields =
