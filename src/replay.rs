@@ -13,7 +13,7 @@ use crate::error::{SourceCode, SourceError};
 use crate::event::{JobId, JobStatus};
 use crate::hub::{CaughtUp, Hub, Join, Place, Seed, Subscription};
 use crate::single_flight::{Flight, SingleFlight};
-use crate::source::{Limit, PageResult, Source};
+use crate::source::{Limit, PageResult, Source, Standing};
 use crate::sse::{Reset, Segment, Shape};
 use crate::supervise::Panicked;
 use crate::tail;
@@ -86,6 +86,7 @@ enum EncodedPage {
         segments: Vec<Arc<Segment>>,
         end: Cursor,
         is_last: bool,
+        status: Option<JobStatus>,
         complete: Option<JobStatus>,
     },
     NoSuchJob,
@@ -128,6 +129,7 @@ impl Pages {
                 segments: tail::encode(&page.events, self.shape),
                 end: page.end,
                 is_last: page.is_last,
+                status: page.status,
                 complete: page.status.filter(|_| page.is_complete),
             },
             PageResult::NoSuchJob => EncodedPage::NoSuchJob,
@@ -146,6 +148,10 @@ pub struct Replay {
     /// The last page that held events, if it began at a position of the source's own. If this reader creates the job's
     /// channel, the ring begins with it.
     seed: Option<Seed>,
+    /// The job's status, as a page or the channel had it last.
+    status: Option<JobStatus>,
+    /// The status that the reader has been told.
+    told: Option<JobStatus>,
     /// The source was asked, since the ring did not reach back to the reader.
     has_read: bool,
     /// The reset that the reader was told last.
@@ -199,9 +205,11 @@ enum Phase {
 pub enum Step {
     /// Events of the past.
     Events(Vec<Arc<Segment>>),
-    /// The last step: after `missing`, everything is in the ring from `place` on. `cursor` is the position there.
+    /// The last step: after `missing`, everything is in the ring from `place` on. `cursor` is the position there. `status`
+    /// is the job's, where the reader has not been told it.
     Live {
         missing: Vec<Arc<Segment>>,
+        status: Option<JobStatus>,
         subscription: Subscription,
         place: Place,
         cursor: Cursor,
@@ -219,7 +227,19 @@ impl Replay {
     /// A replay of the job's whole history.
     pub fn from_beginning(pages: Arc<Pages>, hub: Hub, job: JobId) -> Self {
         let reached = Reached::Own(pages.source.beginning(&job));
-        Self { pages, hub, job, reached, phase: Phase::Reading, seed: None, has_read: false, last_reset: None }
+        let phase = Phase::Reading;
+        Self {
+            pages,
+            hub,
+            job,
+            reached,
+            phase,
+            seed: None,
+            status: None,
+            told: None,
+            has_read: false,
+            last_reset: None,
+        }
     }
 
     /// A replay of everything after `cursor`, which may be foreign.
@@ -227,10 +247,26 @@ impl Replay {
         Self { reached: Reached::Sent(cursor), ..Self::from_beginning(pages, hub, job) }
     }
 
-    /// A replay of nothing but what comes from now on. `cursor` is the job's newest position, as the source gave it just
+    /// A replay of nothing but what comes from now on. `newest` is the job's newest position, as the source gave it just
     /// now.
-    pub fn from_newest(pages: Arc<Pages>, hub: Hub, job: JobId, cursor: Cursor) -> Self {
-        Self { reached: Reached::Own(cursor), phase: Phase::CaughtUp, ..Self::from_beginning(pages, hub, job) }
+    pub fn from_newest(pages: Arc<Pages>, hub: Hub, job: JobId, newest: Standing) -> Self {
+        let Standing { cursor, status } = newest;
+        // A page tells whether the end of a job with a final status is long ago.
+        let may_be_over = status.is_some_and(JobStatus::is_final);
+        let phase = if may_be_over { Phase::Reading } else { Phase::CaughtUp };
+        Self { reached: Reached::Own(cursor), phase, status, ..Self::from_beginning(pages, hub, job) }
+    }
+
+    /// Notes the status that the reader has been told already.
+    pub fn told(self, status: Option<JobStatus>) -> Self {
+        Self { told: status, ..self }
+    }
+
+    /// Returns the job's status, if it is known and the reader has not been told it. From then on the reader has.
+    pub fn untold_status(&mut self) -> Option<JobStatus> {
+        let untold = self.status.filter(|status| self.told != Some(*status))?;
+        self.told = Some(untold);
+        Some(untold)
     }
 
     pub fn job(&self) -> &JobId {
@@ -284,7 +320,7 @@ impl Replay {
     /// ended, or the tail gave up, before the reader was caught up with the channel: then it must read on.
     async fn join_or_create(&mut self) -> Option<CaughtUp> {
         let Reached::Own(cursor) = &self.reached else { return None };
-        match self.hub.join_or_create(&self.job, cursor, self.seed.take()) {
+        match self.hub.join_or_create(&self.job, cursor, self.seed.take(), self.status) {
             Join::CaughtUp(caught_up) => Some(caught_up),
             Join::Wait(answer) => answer.await.ok(),
         }
@@ -293,7 +329,9 @@ impl Replay {
     /// Moves on by a page; None if that gives the reader nothing.
     fn take_page(&mut self, read: Result<Arc<EncodedPage>, SourceError>) -> Option<Step> {
         match read.as_deref() {
-            Ok(EncodedPage::Page { segments, end, is_last, complete }) => {
+            Ok(EncodedPage::Page { segments, end, is_last, status, complete }) => {
+                // While the job is live, all who watch it are told the same, in the same order.
+                self.status = self.hub.status(&self.job).or(*status);
                 self.phase = match complete {
                     Some(status) => Phase::Complete(*status),
                     None if *is_last => Phase::CaughtUp,
@@ -336,7 +374,9 @@ impl Replay {
         if let Some(last) = missing.last() {
             self.reached = Reached::Own(last.end());
         }
-        Step::Live { missing, subscription, place, cursor: self.cursor().clone() }
+        self.status = subscription.channel().status_at(place).or(self.status);
+        let status = self.untold_status();
+        Step::Live { missing, status, subscription, place, cursor: self.cursor().clone() }
     }
 }
 
@@ -345,7 +385,7 @@ mod tests {
     use super::*;
     use crate::event::Event;
     use crate::hub::model::{self, cursor, job, number, numbers};
-    use crate::source::{Appended, JobSummary, NewEvent, Page, Standing, Tail};
+    use crate::source::{Appended, JobSummary, NewEvent, Page, Tail};
     use async_trait::async_trait;
     use bytesize::ByteSize;
     use rand::rngs::StdRng;
@@ -477,7 +517,7 @@ mod tests {
                     assert_eq!((status, received, end), (JobStatus::Completed, EVENTS, cursor(EVENTS)));
                     return;
                 }
-                Step::Live { missing, subscription, mut place, cursor: reached } => {
+                Step::Live { missing, subscription, mut place, cursor: reached, .. } => {
                     receive(&numbers(&missing), &mut received);
                     assert_eq!(reached, cursor(received));
                     for _ in 0..random.random_range(0..20) {

@@ -26,11 +26,16 @@ pub enum Shape {
 }
 
 /// Consecutive events of one job, encoded. Holds at least one event; shared between subscribers and never changed.
+///
+/// A change of the job's status is a segment of its own, with one control event that stands where the event before it
+/// ended: it has no id on the wire, and yet a place in the order that all who watch the job see.
 #[derive(Debug)]
 pub struct Segment {
     bytes: Bytes,
     /// The offset in `bytes` at which each event ends.
     ends: Box<[u32]>,
+    /// The position at which a status stands; `None` for events, each of which has its own.
+    stands_at: Option<Cursor>,
 }
 
 impl Segment {
@@ -67,8 +72,17 @@ impl Segment {
         unframe(&self.bytes.slice(self.offset(index)..self.offset(index + 1)))
     }
 
+    /// A change of the job's status, for those who have received everything up to `at`.
+    pub fn status(job: &JobId, status: JobStatus, at: Cursor) -> Self {
+        let bytes = ControlEvent::Status { job: job.clone(), status }.encode_framed();
+        Self { ends: [bytes.len() as u32].into(), bytes, stands_at: Some(at) }
+    }
+
     /// The position after event `index`.
     pub fn cursor(&self, index: usize) -> &str {
+        if let Some(cursor) = &self.stands_at {
+            return cursor.as_str();
+        }
         let event = &self.bytes[self.offset(index)..self.offset(index + 1)];
         // `{length}\r\nid: {cursor}\n…`, as written by `encode`
         let line = event.split(|byte| *byte == b'\n').nth(1).unwrap_or_default();
@@ -97,12 +111,12 @@ pub fn encode<'a>(events: impl IntoIterator<Item = (&'a Event, &'a Cursor)>, sha
         frame(&mut bytes, &plain);
         ends.push(bytes.len() as u32);
         if ends.len() >= Segment::MAX_EVENTS || bytes.len() >= Segment::MAX_BYTES {
-            segments.push(Segment { bytes: exact(&bytes), ends: std::mem::take(&mut ends).into() });
+            segments.push(Segment { bytes: exact(&bytes), ends: std::mem::take(&mut ends).into(), stands_at: None });
             bytes.clear();
         }
     }
     if !ends.is_empty() {
-        segments.push(Segment { bytes: exact(&bytes), ends: ends.into() });
+        segments.push(Segment { bytes: exact(&bytes), ends: ends.into(), stands_at: None });
     }
     segments
 }
@@ -255,6 +269,8 @@ pub enum ControlEvent {
     Reset { reason: Reset, cursor: Cursor },
     /// The stream cannot be served. It goes on after `retry_in`, or, where that is missing, trying again does not help.
     Error { code: &'static str, message: String, retry_in: Option<Duration> },
+    /// The job has this status now. It is a state and no place in the history, so it has no id.
+    Status { job: JobId, status: JobStatus },
     /// Jobcast closes the stream for its own reasons; the client should come back after `retry_in`.
     Bye { reason: Bye, retry_in: Duration },
 }
@@ -266,6 +282,7 @@ impl ControlEvent {
             Self::Complete { .. } => "stream.complete",
             Self::Reset { .. } => "stream.reset",
             Self::Error { .. } => "stream.error",
+            Self::Status { .. } => "stream.status",
             Self::Bye { .. } => "stream.bye",
         }
     }
@@ -286,6 +303,9 @@ impl ControlEvent {
                 let ms = wait.as_millis() as u64;
                 let data = json!({ "code": code, "message": message, "retryable": true, "retryInMs": ms });
                 (format!("retry: {ms}\n"), data)
+            }
+            Self::Status { job, status } => {
+                (String::new(), json!({ "jobId": job.as_str(), "status": status.as_str() }))
             }
             Self::Bye { reason, retry_in } => {
                 let ms = retry_in.as_millis() as u64;

@@ -7,7 +7,7 @@ use crate::config;
 use crate::cursor::Cursor;
 use crate::error::{Incidents, Scope, SourceError};
 use crate::event::{Event, JobId};
-use crate::hub::{Hub, Outage, TailRequest};
+use crate::hub::{Hub, Outage, Published, TailRequest};
 use crate::shutdown::{Phase, ShutdownWatch};
 use crate::source::{JobNews, News, Source, Tail, Wakeup};
 use crate::sse::{self, JobEnd, Segment, Shape};
@@ -191,21 +191,22 @@ impl TailLoop {
         }
     }
 
-    /// Publishes the events of each job, and returns the ends of watches.
+    /// Publishes the events and the status of each job, and returns the ends of watches.
     fn publish(&self, jobs: Vec<JobNews>) -> Vec<(JobId, JobEnd)> {
         let (read_at, now) = (Instant::now(), Timestamp::now());
         let age = telemetry::EVENT_AGE.histogram();
         let mut ends = Vec::new();
         let mut published = 0;
         for job in jobs {
-            if !job.events.is_empty() {
-                published += job.events.len() as u64;
-                for (event, _) in &job.events {
-                    if let Some(seconds) = age_of(event, now) {
-                        age.record(seconds);
-                    }
+            published += job.events.len() as u64;
+            for (event, _) in &job.events {
+                if let Some(seconds) = age_of(event, now) {
+                    age.record(seconds);
                 }
-                self.hub.publish(&job.job, encode(&job.events, self.shape), read_at);
+            }
+            if !job.events.is_empty() || job.status.is_some() {
+                let news = Published { events: encode(&job.events, self.shape), status: job.status };
+                self.hub.publish(&job.job, news, read_at);
             }
             ends.extend(job.end.map(|end| (job.job, end)));
         }

@@ -49,7 +49,7 @@ pub async fn run(args: Args) -> ExitCode {
         Ok(jobcast) => jobcast,
         Err(failure) => return failed(failure),
     };
-    let mut tail = Tail { jobcast, job, start, was_connected: false, as_json: args.json };
+    let mut tail = Tail { jobcast, job, start, was_connected: false, status: String::new(), as_json: args.json };
     let ended = tokio::select! {
         ended = tail.follow() => ended,
         _ = tokio::signal::ctrl_c() => return ExitCode::from(130),
@@ -69,6 +69,8 @@ struct Tail {
     start: Start,
     /// Set once a stream was open: from then on, a connection that fails is tried again.
     was_connected: bool,
+    /// The job's status as it was shown last.
+    status: String,
     as_json: bool,
 }
 
@@ -174,7 +176,7 @@ impl Tail {
     }
 
     /// Says what one of Jobcast's own messages means. Unknown ones are ignored: a newer Jobcast may send more.
-    fn control(&self, kind: &str, data: &str) -> Result<Control, TailError> {
+    fn control(&mut self, kind: &str, data: &str) -> Result<Control, TailError> {
         let fields: Value = serde_json::from_str(data).unwrap_or_default();
         let text = |name: &str| fields[name].as_str().unwrap_or_default();
         match kind {
@@ -186,6 +188,11 @@ impl Tail {
                 return Err(TailError::Source { message: text("message").into(), code: text("code").into() });
             }
             "stream.error" => print_notice(&format!("{} ({})", text("message"), text("code"))),
+            // Each connection begins with it.
+            "stream.status" if text("status") != self.status => {
+                self.status = text("status").into();
+                print_dim(&format!("the job is {}", self.status));
+            }
             "stream.bye" => print_notice(&format!("the stream was closed ({})", text("reason"))),
             _ => {}
         }
@@ -230,6 +237,12 @@ impl Tail {
 fn print_notice(notice: &str) {
     let tone = AnsiColor::Yellow.on_default();
     let _ = writeln!(anstream::stderr(), "{tone}jobcast: {}{tone:#}", printable(notice));
+}
+
+/// Prints what one may want to know and need not do anything about, where notices go.
+fn print_dim(notice: &str) {
+    let dim = Style::new().dimmed();
+    let _ = writeln!(anstream::stderr(), "{dim}jobcast: {}{dim:#}", printable(notice));
 }
 
 /// Makes a text safe to print, so that a job cannot drive the terminal. A tab is a space.

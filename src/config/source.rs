@@ -30,6 +30,10 @@ pub struct Source {
     /// Time that the end of a job waits for transactions that were open when its status became final.
     #[serde(with = "duration")]
     pub settle: Duration,
+    /// Time after a job's final status, or after the last event since, in which more events are waited for: many runners
+    /// write their last lines late. A job that ended longer ago is complete at once.
+    #[serde(with = "duration")]
+    pub end_grace: Duration,
     /// Time without an answer of the source after which /readyz says no; 0s for never, since streams are held meanwhile.
     #[serde(with = "duration")]
     pub ready_grace: Duration,
@@ -69,6 +73,7 @@ impl Default for Source {
             retry_initial: Duration::from_millis(200),
             retry_max: Duration::from_secs(10),
             settle: Duration::from_secs(2),
+            end_grace: Duration::from_secs(2),
             ready_grace: Duration::ZERO,
             sqlite: Sqlite::default(),
             postgres: Postgres::default(),

@@ -174,12 +174,17 @@ impl Body {
     fn carry_out(&mut self, reaction: Reaction) {
         match reaction {
             Reaction::SendReplayed(segments) => self.queue_replayed(&segments),
-            Reaction::GoLive { missing, subscription, place, cursor } => {
+            Reaction::GoLive { missing, status, subscription, place, cursor } => {
                 self.queue_replayed(&missing);
+                self.queue.extend(status.map(|status| status.encode()));
                 self.go_live(subscription, place, cursor);
             }
             Reaction::Replay(cursor) => {
-                let replay = self.streams.replay_after(self.job.clone(), cursor);
+                let told = match &self.state {
+                    State::Live(live) => live.listening.channel().status_at(live.place),
+                    State::Replaying { .. } | State::Over | State::Left => None,
+                };
+                let replay = self.streams.replay_after(self.job.clone(), cursor).told(told);
                 self.state = State::Replaying { replay: Box::new(replay), ready: None };
             }
             Reaction::Notify(notice) => self.notify(notice),
@@ -201,7 +206,7 @@ impl Body {
         if self.slot.is_some() && !self.queue.is_empty() {
             // actix writes the end of the replay first, since what it writes after the stream has left is kept in memory.
             if let State::Replaying { ready, .. } = &mut self.state {
-                *ready = Some(Step::Live { missing: Vec::new(), subscription, place, cursor });
+                *ready = Some(Step::Live { missing: Vec::new(), status: None, subscription, place, cursor });
             }
             return;
         }

@@ -19,8 +19,15 @@ use std::time::{Duration, Instant};
 pub enum Reaction {
     /// Send these events of the past, then go on with the replay.
     SendReplayed(Vec<Arc<Segment>>),
-    /// Send `missing`, then the ring's events from `place` on. `cursor` is the position at `place`.
-    GoLive { missing: Vec<Arc<Segment>>, subscription: Subscription, place: Place, cursor: Cursor },
+    /// Send `missing`, and the status if there is one, then the ring's events from `place` on. `cursor` is the position at
+    /// `place`.
+    GoLive {
+        missing: Vec<Arc<Segment>>,
+        status: Option<ControlEvent>,
+        subscription: Subscription,
+        place: Place,
+        cursor: Cursor,
+    },
     /// Replay everything after this cursor from the source.
     Replay(Cursor),
     /// Send an event of Jobcast's own.
@@ -49,8 +56,9 @@ impl Notice {
 pub fn on_replay_step(job: &JobId, step: Step, reconnect_in: impl FnOnce() -> Duration) -> Reaction {
     match step {
         Step::Events(segments) => Reaction::SendReplayed(segments),
-        Step::Live { missing, subscription, place, cursor } => {
-            Reaction::GoLive { missing, subscription, place, cursor }
+        Step::Live { missing, status, subscription, place, cursor } => {
+            let status = status.map(|status| ControlEvent::Status { job: job.clone(), status });
+            Reaction::GoLive { missing, status, subscription, place, cursor }
         }
         Step::Complete(status, cursor) => on_job_end(job, JobEnd::Complete(status), cursor),
         Step::Reset(reason, cursor) => {

@@ -91,7 +91,7 @@ async fn begin(app: &App, job: &JobId, start: Start) -> Result<(Cursor, Option<R
     let beginning = || app.source.beginning(job);
     Ok(match start {
         Start::Beginning => (beginning(), None),
-        Start::Now => (app.newest(job).await?.unwrap_or_else(beginning), None),
+        Start::Now => (app.newest(job).await?.map_or_else(beginning, |newest| newest.cursor), None),
         Start::After(text) => match app.resolve(job, &text).await? {
             Some(cursor) => (cursor, None),
             None => (beginning(), Some(Reset::Unknown)),

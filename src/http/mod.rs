@@ -42,7 +42,7 @@ use crate::cursor::Cursor;
 use crate::delivery::StreamContext;
 use crate::error::SourceError;
 use crate::event::JobId;
-use crate::source::Source;
+use crate::source::{Source, Standing};
 use actix_web::{HttpRequest, web};
 use problem::Problem;
 use std::sync::Arc;
@@ -88,10 +88,10 @@ impl App {
     }
 
     /// Returns the position after the job's newest event, from its ring if it is live; `None` if there is no such job.
-    async fn newest(&self, job: &JobId) -> Result<Option<Cursor>, SourceError> {
-        if let Some(cursor) = self.streams.hub.newest(job) {
-            return Ok(Some(cursor));
+    async fn newest(&self, job: &JobId) -> Result<Option<Standing>, SourceError> {
+        match self.streams.hub.newest(job) {
+            Some((cursor, status)) => Ok(Some(Standing { cursor, status })),
+            None => self.source.newest(job).await,
         }
-        Ok(self.source.newest(job).await?.map(|standing| standing.cursor))
     }
 }

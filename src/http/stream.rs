@@ -111,9 +111,9 @@ impl Opened {
                 }
             },
             Start::Now => match app.newest(job).await? {
-                Some(cursor) => {
-                    position = Some(cursor.clone());
-                    Replay::from_newest(pages.clone(), hub.clone(), job.clone(), cursor)
+                Some(newest) => {
+                    position = Some(newest.cursor.clone());
+                    Replay::from_newest(pages.clone(), hub.clone(), job.clone(), newest)
                 }
                 // There is no such job, which the first page will say.
                 None => from_beginning(),
@@ -139,7 +139,7 @@ impl Opened {
         Ok(Self { outage, reset, position, replay, first, is_resume, from })
     }
 
-    fn answer(self, request: &HttpRequest, app: &App, mut permit: StreamPermit) -> HttpResponse {
+    fn answer(mut self, request: &HttpRequest, app: &App, mut permit: StreamPermit) -> HttpResponse {
         telemetry::RESUMES.increment(&[("from", self.from)], 1);
         // After a reset, too, the events come from the source.
         let replayed = if self.from == "reset" { "source" } else { self.from };
@@ -150,6 +150,9 @@ impl Opened {
         opening.extend(outage.map(|outage| source_error(&outage.error, outage.retry_in).encode()));
         opening.extend(self.position.as_ref().map(sse::position));
         opening.extend(self.reset.map(|(reason, cursor)| ControlEvent::Reset { reason, cursor }.encode()));
+        let job = self.replay.job().clone();
+        let status = self.replay.untold_status().map(|status| ControlEvent::Status { job, status });
+        opening.extend(status.map(|status| status.encode()));
         let mut response = head();
         response.insert_header(("X-Jobcast-Connection", id)).insert_header(("X-Jobcast-Replay", replayed));
         if let Some(position) = &self.position {

@@ -1,10 +1,11 @@
 //! One live job: its ring, and the listeners that are woken when it grows.
 
-use super::Outage;
 use super::ring::{Overtaken, Place, Ring, Run, Volume};
+use super::{Outage, Published};
 use crate::cursor::Cursor;
-use crate::event::JobId;
+use crate::event::{JobId, JobStatus};
 use crate::sse::{JobEnd, Segment};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -28,6 +29,8 @@ pub struct Channel {
 
 struct State {
     ring: Ring,
+    /// The newest statuses of the job, oldest first, each with the place from which on subscribers have been told it.
+    statuses: VecDeque<(Place, JobStatus)>,
     /// None while the tail watches the job. Once set, nothing is appended any more.
     end: Option<JobEnd>,
     /// The present fault of the job's rows, if there is one.
@@ -72,11 +75,32 @@ pub struct Unread {
     pub fault: Option<Fault>,
 }
 
+impl State {
+    /// The most statuses that are remembered.
+    const MAX_STATUSES: usize = 8;
+
+    fn append(&mut self, segment: Arc<Segment>, grown: &mut Volume) {
+        grown.events += segment.len();
+        grown.bytes += segment.framed().len();
+        self.ring.append(segment);
+    }
+
+    /// Adds a status that all subscribers are told from here on.
+    fn tell(&mut self, job: &JobId, status: JobStatus, grown: &mut Volume) {
+        self.append(Arc::new(Segment::status(job, status, self.ring.cursor())), grown);
+        self.statuses.push_back((self.ring.end(), status));
+        if self.statuses.len() > Self::MAX_STATUSES {
+            self.statuses.pop_front();
+        }
+    }
+}
+
 impl Channel {
-    pub(super) fn new(id: ChannelId, job: JobId, ring: Ring) -> Arc<Self> {
+    pub(super) fn new(id: ChannelId, job: JobId, ring: Ring, status: Option<JobStatus>) -> Arc<Self> {
         let now = Instant::now();
         let (listeners, idle_since) = (Vec::new(), Some(now));
-        let state = State { ring, end: None, fault: None, faults: 0, read_at: now, listeners, idle_since };
+        let statuses = status.map(|status| (ring.end(), status)).into_iter().collect();
+        let state = State { ring, statuses, end: None, fault: None, faults: 0, read_at: now, listeners, idle_since };
         Arc::new(Self { id, job, state: Mutex::new(state), subscribers: AtomicUsize::new(0) })
     }
 
@@ -112,6 +136,17 @@ impl Channel {
         (state.ring.end(), state.ring.cursor())
     }
 
+    /// Returns the job's status as subscribers at `place` have been told it; `None` where it is not known.
+    pub fn status_at(&self, place: Place) -> Option<JobStatus> {
+        let state = self.state();
+        state.statuses.iter().rev().find(|(from, _)| *from <= place).map(|(_, status)| *status)
+    }
+
+    /// Returns the job's newest status, if it is known.
+    pub fn status(&self) -> Option<JobStatus> {
+        self.state().statuses.back().map(|(_, status)| *status)
+    }
+
     /// Wakes `listener` from now on. Wakes it at once if the channel has ended already, since nothing else would.
     pub fn listen(self: &Arc<Self>, id: ListenerId, listener: Arc<dyn ChannelListener>) {
         let has_ended = {
@@ -128,14 +163,19 @@ impl Channel {
         self.state().listeners.retain(|(listener, _)| *listener != id);
     }
 
-    /// Adds segments to the ring, without waking anybody.
-    pub(super) fn append(&self, segments: Vec<Arc<Segment>>, read_at: Instant) -> Volume {
+    /// Adds events and a status to the ring, without waking anybody.
+    pub(super) fn append(&self, news: Published, read_at: Instant) -> Volume {
         let mut state = self.state();
+        let change = news.status.filter(|status| state.statuses.back().is_none_or(|(_, last)| last != status));
         let mut grown = Volume::default();
-        for segment in segments {
-            grown.events += segment.len();
-            grown.bytes += segment.framed().len();
-            state.ring.append(segment);
+        if let Some(status) = change.filter(|status| !status.is_final()) {
+            state.tell(&self.job, status, &mut grown);
+        }
+        for segment in news.events {
+            state.append(segment, &mut grown);
+        }
+        if let Some(status) = change.filter(|status| status.is_final()) {
+            state.tell(&self.job, status, &mut grown);
         }
         state.read_at = read_at;
         grown

@@ -99,7 +99,7 @@ impl Reader {
         }
         let page = || Seed { base: cursor(before), segments: segments(before, until) };
         let seed = self.random.random_bool(0.5).then(page);
-        match hub.join_or_create(&job(), &cursor(until), seed) {
+        match hub.join_or_create(&job(), &cursor(until), seed, None) {
             Join::CaughtUp(caught_up) => self.go_live(caught_up),
             Join::Wait(answer) => self.state = State::Waiting(answer),
         }

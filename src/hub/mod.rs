@@ -29,7 +29,7 @@ pub use subscriber::{Listening, Subscription};
 use crate::config;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
-use crate::event::JobId;
+use crate::event::{JobId, JobStatus};
 use crate::sse::{JobEnd, Segment};
 use crate::telemetry;
 use metrics::{Counter, Gauge};
@@ -70,6 +70,15 @@ struct Meters {
     ring_events: Gauge,
     ring_bytes: Gauge,
     evictions: Counter,
+}
+
+/// News of one job for its channel.
+#[derive(Default)]
+pub struct Published {
+    pub events: Vec<Arc<Segment>>,
+    /// The job's status, which subscribers are told where it is another one than before: a final one after the events,
+    /// any other before them.
+    pub status: Option<JobStatus>,
 }
 
 /// A request of the hub to the tail.
@@ -167,9 +176,14 @@ impl Hub {
         Some((Subscription::new(channel), place))
     }
 
-    /// Returns the cursor after the newest event of a live job.
-    pub fn newest(&self, job: &JobId) -> Option<Cursor> {
-        self.channels().get(job).map(|channel| channel.newest().1)
+    /// Returns the cursor after the newest event of a live job, and its status, if that is known.
+    pub fn newest(&self, job: &JobId) -> Option<(Cursor, Option<JobStatus>)> {
+        self.channels().get(job).map(|channel| (channel.newest().1, channel.status()))
+    }
+
+    /// Returns the status of a live job, if it is known.
+    pub fn status(&self, job: &JobId) -> Option<JobStatus> {
+        self.channels().get(job)?.status()
     }
 
     /// Returns the number of live subscribers of a job.
@@ -178,8 +192,9 @@ impl Hub {
     }
 
     /// Makes a reader live that caught up with the source, at `cursor`, a moment ago. The source made `cursor` itself; one that
-    /// a reader sent would become everybody's. Creates the channel if there is none, with `seed` in its ring.
-    pub fn join_or_create(&self, job: &JobId, cursor: &Cursor, seed: Option<Seed>) -> Join {
+    /// a reader sent would become everybody's. Creates the channel if there is none, with `seed` in its ring and with
+    /// `status`, which the reader has been told.
+    pub fn join_or_create(&self, job: &JobId, cursor: &Cursor, seed: Option<Seed>, status: Option<JobStatus>) -> Join {
         let mut channels = self.channels();
         if let Some(channel) = channels.get(job) {
             if let Some(place) = channel.find(cursor) {
@@ -197,10 +212,11 @@ impl Hub {
         }
         let seed = seed.unwrap_or(Seed { base: cursor.clone(), segments: Vec::new() });
         let id = ChannelId(self.0.next_channel.fetch_add(1, Ordering::Relaxed));
-        let channel = Channel::new(id, job.clone(), Ring::new(seed.base));
+        let channel = Channel::new(id, job.clone(), Ring::new(seed.base), status);
         channels.insert(job.clone(), channel.clone());
         self.0.meters.channels.set(channels.len() as f64);
-        self.append_and_evict(&channel, seed.segments, Instant::now(), channels.len());
+        let seeds = Published { events: seed.segments, status: None };
+        self.append_and_evict(&channel, seeds, Instant::now(), channels.len());
         let (place, _) = channel.newest();
         let subscription = Subscription::new(&channel);
         // The watch is requested last, and under the lock, so that nothing is published before the place is taken.
@@ -242,16 +258,17 @@ impl Hub {
         std::mem::take(&mut self.0.requests.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Adds segments to a job's ring, and wakes the channel's listeners. Does nothing if the job is not live.
-    pub fn publish(&self, job: &JobId, segments: Vec<Arc<Segment>>, read_at: Instant) {
+    /// Adds events and a status to a job's ring, and wakes the channel's listeners. Does nothing if the job is not live.
+    pub fn publish(&self, job: &JobId, news: Published, read_at: Instant) {
         let (channel, live) = {
             let channels = self.channels();
             let Some(channel) = channels.get(job).cloned() else { return };
             (channel, channels.len())
         };
-        self.append_and_evict(&channel, segments, read_at, live);
-        self.keep_within_total();
-        channel.wake_all();
+        if self.append_and_evict(&channel, news, read_at, live) {
+            self.keep_within_total();
+            channel.wake_all();
+        }
     }
 
     /// Ends a job's channel, because the source has stopped its watch. Its subscribers see the end after its last event.
@@ -324,14 +341,16 @@ impl Hub {
 
     // ---- inside
 
-    fn append_and_evict(&self, channel: &Channel, segments: Vec<Arc<Segment>>, read_at: Instant, live: usize) {
+    /// Returns true if the ring has grown.
+    fn append_and_evict(&self, channel: &Channel, news: Published, read_at: Instant, live: usize) -> bool {
         let inner = &*self.0;
-        let grown = channel.append(segments, read_at);
+        let grown = channel.append(news, read_at);
         inner.events.fetch_add(grown.events as i64, Ordering::Relaxed);
         inner.bytes.fetch_add(grown.bytes as i64, Ordering::Relaxed);
         self.evict(channel, self.share(live));
         inner.meters.ring_events.set(inner.events.load(Ordering::Relaxed) as f64);
         inner.meters.ring_bytes.set(inner.bytes.load(Ordering::Relaxed) as f64);
+        grown.events > 0
     }
 
     /// Returns the number of bytes that each of `live` rings may hold.

@@ -1,7 +1,7 @@
 //! A source and a tail in a few lines, for tests of what meets at the hub: one job whose events are numbered from 1, and
 //! whose cursor after event n is `c{n}`.
 
-use super::{Hub, JoinRequest, TailRequest};
+use super::{Hub, JoinRequest, Published, TailRequest};
 use crate::cursor::Cursor;
 use crate::event::JobId;
 use crate::sse::samples::segment;
@@ -73,7 +73,8 @@ impl Tail {
         let written = source.written().max(watched);
         let moment = if random.random_bool(0.3) { random.random_range(watched..=written) } else { written };
         if moment > watched {
-            hub.publish(&job(), segments(watched, moment), Instant::now());
+            let news = Published { events: segments(watched, moment), status: None };
+            hub.publish(&job(), news, Instant::now());
         }
         self.watched = Some(moment);
         for request in std::mem::take(&mut self.join_requests) {

@@ -45,6 +45,7 @@
 //!   and [`Source::newest`].
 //! - [`Tail::watch`] and [`Joiner`] get no others.
 
+mod ends;
 mod job_lists;
 mod news;
 mod page;
@@ -54,6 +55,7 @@ mod registry;
 mod sqlite;
 mod tls;
 
+pub use ends::{Age, Ending, Endings, Ends, Evidence, Seen};
 pub use job_lists::{MAX_JOBS, SharedLists};
 pub use news::TailBatch;
 pub use page::PageBuilder;
@@ -116,6 +118,8 @@ pub enum Wakeup {
     Notify,
     /// The poll was due.
     Poll,
+    /// The grace of a job's end was over.
+    End,
     /// A reader began to watch or to join.
     Watch,
     /// The last read was cut short.
@@ -129,6 +133,7 @@ impl Wakeup {
             Self::File => "file",
             Self::Notify => "notify",
             Self::Poll => "poll",
+            Self::End => "end",
             Self::Watch => "watch",
             Self::More => "more",
         }
@@ -166,7 +171,7 @@ pub struct Joiner {
 /// The result of one read of the tail.
 #[derive(Debug)]
 pub struct News {
-    /// Watched jobs with new events, or with an end; each of them once.
+    /// Watched jobs with new events, with a status, or with an end; each of them once.
     pub jobs: Vec<JobNews>,
     /// One entry for each joiner of the read, in their order: the events that make it caught up, once the events in
     /// `jobs` are published. `None` where this read could not say: the job is not watched, the joiner's cursor is ahead
@@ -201,8 +206,22 @@ pub struct JobNews {
     pub job: JobId,
     /// In the order of delivery, each with the position after it.
     pub events: Vec<(Event, Cursor)>,
+    /// The job's status, where it may be another one than the source said last. Of a new watch it is said in any case, if
+    /// it is known.
+    pub status: Option<JobStatus>,
     /// The end of the job's watch, after these events; the source has stopped it.
     pub end: Option<JobEnd>,
+}
+
+impl JobNews {
+    pub fn nothing(job: JobId) -> Self {
+        Self { job, events: Vec::new(), status: None, end: None }
+    }
+
+    /// The end of a watch whose position means nothing any more.
+    pub fn lost(job: JobId, reset: Reset) -> Self {
+        Self { end: Some(JobEnd::Lost(reset)), ..Self::nothing(job) }
+    }
 }
 
 /// The bounds of a page. It stops at the first of them, but holds at least one event where there is one.
@@ -239,7 +258,8 @@ pub struct Page {
     /// Nothing was left after this page when it was read.
     pub is_last: bool,
     pub status: Option<JobStatus>,
-    /// The job has ended and has no events after this page. Only a last page is complete.
+    /// The job has ended, so long ago that it has no events after this page. Only a last page is complete. One that ended
+    /// less than `source.end_grace` ago may have more to come: its reader goes live, and the tail ends the watch.
     pub is_complete: bool,
 }
 

@@ -2,14 +2,14 @@
 
 use super::{JobNews, Limit};
 use crate::cursor::Cursor;
-use crate::event::{Event, JobId};
+use crate::event::{Event, JobId, JobStatus};
 use crate::sse::JobEnd;
 use std::collections::HashMap;
 
 /// Events and ends of jobs, up to a [`Limit`] for all of them together.
 ///
 /// Invariant: each job occurs once, in the order of first mention, with its events in the order of delivery. A job with
-/// neither an event nor an end does not occur.
+/// neither an event, a status nor an end does not occur.
 #[derive(Debug)]
 pub struct TailBatch {
     limit: Limit,
@@ -39,6 +39,11 @@ impl TailBatch {
         }
     }
 
+    /// Notes the status of `job`, which may be the one that it had.
+    pub fn set_status(&mut self, job: &JobId, status: JobStatus) {
+        self.job(job).status = Some(status);
+    }
+
     /// Notes the end of the watch of `job`.
     pub fn end(&mut self, job: &JobId, end: JobEnd) {
         self.job(job).end = Some(end);
@@ -65,7 +70,7 @@ impl TailBatch {
     fn job(&mut self, job: &JobId) -> &mut JobNews {
         let place = *self.places.entry(job.clone()).or_insert(self.jobs.len());
         if place == self.jobs.len() {
-            self.jobs.push(JobNews { job: job.clone(), events: Vec::new(), end: None });
+            self.jobs.push(JobNews::nothing(job.clone()));
         }
         &mut self.jobs[place]
     }

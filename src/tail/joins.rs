@@ -89,9 +89,9 @@ mod tests {
     /// A queue with a request for each of these numbers: a reader that has got the events up to it.
     fn queue(numbers: &[u32]) -> JoinQueue {
         let hub = Hub::new(config::Hub::default());
-        let _first = hub.join_or_create(&job(), &cursor(0), None);
+        let _first = hub.join_or_create(&job(), &cursor(0), None, None);
         let waits: Vec<Join> =
-            numbers.iter().map(|number| hub.join_or_create(&job(), &cursor(*number), None)).collect();
+            numbers.iter().map(|number| hub.join_or_create(&job(), &cursor(*number), None, None)).collect();
         let mut queue = JoinQueue::default();
         for request in hub.take_requests() {
             if let TailRequest::Join(request) = request {

@@ -114,6 +114,7 @@ impl Stream {
                 Some(("id", id)) => message.id = Some(id.into()),
                 Some(("event", event)) => message.event = Some(event.into()),
                 Some(("data", data)) => message.data = data.into(),
+                _ if line == "\n" && message.event.as_deref() == Some("stream.status") => message = Message::default(),
                 _ if line == "\n" && !message.data.is_empty() => return message,
                 _ => {}
             }

@@ -9,13 +9,14 @@ use jobcast::cursor::Cursor;
 use jobcast::error::SourceError;
 use jobcast::event::{Event, JobId, JobStatus};
 use jobcast::source::{
-    Appended, JobSummary, Joiner, Limit, NewEvent, News, Page, PageBuilder, PageResult, Source, Standing, Tail,
-    TailBatch, Wakeup,
+    Age, Appended, Endings, Ends, Evidence, JobSummary, Joiner, Limit, NewEvent, News, Page, PageBuilder, PageResult,
+    Source, Standing, Tail, TailBatch, Wakeup,
 };
 use jobcast::sse::{JobEnd, Reset};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// The bounds of one read of the tail, and of a page; small, so that tests meet them.
@@ -24,13 +25,28 @@ const READ: Limit = Limit { events: 20, bytes: 1 << 20 };
 #[derive(Clone, Default)]
 pub struct Memory(Arc<Store>);
 
-#[derive(Default)]
+/// The grace of a job's end.
+const END_GRACE: Duration = Duration::from_millis(100);
+
 struct Store {
     jobs: Mutex<HashMap<JobId, Job>>,
     /// Notified by every write. One tail waits for it.
     changed: Notify,
     /// The number of times that a tail asked for the rows of a job that cannot be read.
     asked_in_vain: AtomicUsize,
+    /// Jobs with a final status, each with its status and the number of its events.
+    ends: Ends<(), (JobStatus, usize)>,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            jobs: Mutex::default(),
+            changed: Notify::default(),
+            asked_in_vain: AtomicUsize::default(),
+            ends: Ends::new(END_GRACE),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -79,6 +95,12 @@ impl Job {
 impl Store {
     fn jobs(&self) -> MutexGuard<'_, HashMap<JobId, Job>> {
         self.jobs.lock().expect("no writer has panicked")
+    }
+
+    /// Tells if the grace of a job's end is over, as far as this process remembers: nothing in the store tells the time.
+    fn is_over(&self, job: &JobId, stored: &Job, status: JobStatus) -> bool {
+        let state = (status, stored.events().count());
+        self.ends.is_over(job, Evidence { state, age: Age::Unknown, newest_at: None })
     }
 }
 
@@ -165,12 +187,12 @@ impl Source for Memory {
             events: page.into_events(),
             is_last,
             status: stored.status,
-            is_complete: is_last && stored.ending().is_some(),
+            is_complete: is_last && stored.ending().is_some_and(|status| self.0.is_over(job, stored, status)),
         }))
     }
 
     fn tail(&self) -> Box<dyn Tail> {
-        Box::new(MemoryTail { store: self.0.clone(), watched: HashMap::new() })
+        Box::new(MemoryTail { store: self.0.clone(), watched: HashMap::new(), endings: Endings::new(END_GRACE) })
     }
 
     async fn append(&self, job: &JobId, events: Vec<NewEvent>) -> Result<Vec<Appended>, SourceError> {
@@ -220,11 +242,21 @@ struct MemoryTail {
     store: Arc<Store>,
     /// Watched jobs, each with the position up to which its events were published.
     watched: HashMap<JobId, Position>,
+    /// Those of them with a final status.
+    endings: Endings<()>,
 }
 
 impl MemoryTail {
     /// Moves on the watch of one job, as far as the batch takes it. Returns whether something is left.
-    fn read_job(&mut self, job: &JobId, stored: &Job, batch: &mut TailBatch) -> bool {
+    fn read_job(&mut self, job: &JobId, stored: &Job, began: Instant, batch: &mut TailBatch) -> bool {
+        if let Some(status) = stored.status {
+            batch.set_status(job, status);
+        }
+        match stored.ending() {
+            Some(status) => self.endings.begin(job, status, self.store.ends.begin(job), ()),
+            None if self.endings.remove(job) => self.store.ends.forget(job),
+            None => {}
+        }
         let published = self.watched.entry(job.clone()).or_default();
         let mut rest = stored.events_after(job, published.clone()).into_iter();
         while !batch.is_full()
@@ -232,11 +264,14 @@ impl MemoryTail {
         {
             published.add(slot);
             batch.push(job, event, cursor);
+            self.endings.note_events(job);
         }
         let is_left = rest.next().is_some();
-        if let Some(status) = stored.ending().filter(|_| !is_left) {
+        let due = self.endings.due(began).find(|(due, _)| *due == job).map(|(_, ending)| ending.status);
+        if let Some(status) = due.filter(|_| !is_left) {
             batch.end(job, JobEnd::Complete(status));
-            self.watched.remove(job);
+            self.unwatch(job);
+            self.store.ends.end(job);
         }
         is_left
     }
@@ -268,14 +303,20 @@ impl Tail for MemoryTail {
 
     fn unwatch(&mut self, job: &JobId) {
         self.watched.remove(job);
+        if self.endings.remove(job) {
+            self.store.ends.forget(job);
+        }
     }
 
     async fn woken(&mut self) -> Wakeup {
-        self.store.changed.notified().await;
-        Wakeup::Notify
+        tokio::select! {
+            () = self.store.changed.notified() => Wakeup::Notify,
+            () = self.endings.next_due() => Wakeup::End,
+        }
     }
 
     async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError> {
+        let began = Instant::now();
         let store = self.store.clone();
         let jobs = store.jobs();
         let mut batch = TailBatch::new(READ);
@@ -288,7 +329,7 @@ impl Tail for MemoryTail {
                     // There may well be more to read, which must not make anybody ask at once.
                     news.more = true;
                 }
-                Some(stored) => news.more |= self.read_job(&job, stored, &mut batch),
+                Some(stored) => news.more |= self.read_job(&job, stored, began, &mut batch),
                 None => {}
             }
         }

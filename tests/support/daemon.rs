@@ -42,6 +42,8 @@ impl Daemon {
             ("http.listen".to_string(), address::free().to_string()),
             ("admin.listen".into(), address::free().to_string()),
             ("source.sqlite.path".into(), folder.path().join("jobs.db").display().to_string()),
+            // Few tests write anything after a final status.
+            ("source.end_grace".into(), "100ms".into()),
         ];
         all.extend(settings.iter().map(|(key, value)| (key.to_string(), value.to_string())));
         let log = Arc::default();

@@ -114,6 +114,7 @@ impl Stream {
     /// The next block; `None` at the proper end.
     pub async fn try_next(&mut self) -> Result<Option<Message>, h2::Error> {
         loop {
+            self.blocks.retain(|block| !block.is("stream.status"));
             if let Some(block) = self.blocks.pop_front() {
                 return Ok(Some(block));
             }

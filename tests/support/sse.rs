@@ -67,6 +67,8 @@ pub struct Stream {
     plain: Vec<u8>,
     blocks: VecDeque<Message>,
     is_over: bool,
+    /// Shows `stream.status`, which most tests have no use for.
+    shows_statuses: bool,
 }
 
 impl Stream {
@@ -96,13 +98,27 @@ impl Stream {
                 return Err(std::io::ErrorKind::UnexpectedEof.into());
             }
         };
-        let mut stream = Self { head, socket, bytes, plain: Vec::new(), blocks: VecDeque::new(), is_over: false };
+        let mut stream = Self {
+            head,
+            socket,
+            bytes,
+            plain: Vec::new(),
+            blocks: VecDeque::new(),
+            is_over: false,
+            shows_statuses: false,
+        };
         stream.digest();
         if stream.head.status >= 400 {
             while stream.try_next().await?.is_some() {}
             stream.head.body = std::mem::take(&mut stream.plain);
         }
         Ok(stream)
+    }
+
+    /// The same stream, with the statuses of its job.
+    pub fn with_statuses(mut self) -> Self {
+        self.shows_statuses = true;
+        self
     }
 
     /// The next block; `None` at the end of the stream, which must be a proper one.
@@ -119,8 +135,10 @@ impl Stream {
     /// Fails where the connection breaks. May be dropped while it waits.
     pub async fn try_next(&mut self) -> std::io::Result<Option<Message>> {
         loop {
-            if let Some(block) = self.blocks.pop_front() {
-                return Ok(Some(block));
+            match self.blocks.pop_front() {
+                Some(block) if block.is("stream.status") && !self.shows_statuses => continue,
+                Some(block) => return Ok(Some(block)),
+                None => {}
             }
             if self.is_over {
                 return Ok(None);

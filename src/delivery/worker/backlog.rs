@@ -167,8 +167,11 @@ impl Worker {
                 self.push_replayed(key, &segments);
                 self.flush(key);
             }
-            Reaction::GoLive { missing, subscription, place, cursor } => {
+            Reaction::GoLive { missing, status, subscription, place, cursor } => {
                 self.push_replayed(key, &missing);
+                if let Some(status) = status {
+                    self.push(key, status.encode_framed());
+                }
                 let backlog = self.detach(key).unwrap_or_default();
                 self.attach(key, subscription, place, cursor, backlog);
             }

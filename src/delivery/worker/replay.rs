@@ -25,13 +25,14 @@ impl Worker {
             debug_assert!(false, "only a subscriber of a channel can be overtaken");
             return;
         };
-        let job = membership.subscription.channel().job.clone();
+        let channel = membership.subscription.channel();
+        let (job, told) = (channel.job.clone(), channel.status_at(membership.place));
         let (requests, requested) = mpsc::channel(1);
         let backlog = self.detach(key).unwrap_or_default();
         self.subscribers[key].state =
             State::Replaying { job: job.clone(), backlog, next_page: NextPage::Requested, requests };
         let to = SubscriberId { key, serial: self.subscribers[key].serial };
-        let replay = self.streams.replay_after(job, cursor);
+        let replay = self.streams.replay_after(job, cursor).told(told);
         let inbox = self.inbox.clone();
         self.runtime.spawn(async move {
             if guarded("replay", run_replay(replay, &inbox, to, requested)).await.is_err() {

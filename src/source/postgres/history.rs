@@ -83,7 +83,7 @@ impl Session<'_> {
         }
         Ok(PageResult::Page(Page {
             end: end.to_cursor(job),
-            is_complete: is_last && ended.is_some() && nothing_is_open,
+            is_complete: is_last && ended.is_some() && self.is_over(job, nothing_is_open).await?,
             status: ended.or_else(|| self.store.settings.statuses.resolve(&status?)),
             events,
             is_last,

@@ -5,6 +5,7 @@ mod check;
 mod columns;
 mod draft;
 mod driver;
+mod ends;
 mod error;
 mod faults;
 mod history;

@@ -1,5 +1,6 @@
 //! The database as one process knows it: its address, its pools, its tables, its durable mark.
 
+use super::ends::PostgresEnds;
 use super::error::QueryError;
 use super::pool::{ConnectionPool, PooledConnection};
 use super::position::Position;
@@ -22,6 +23,8 @@ pub struct Store {
     pub settings: config::Postgres,
     /// Time that a standby gets to catch up, and a late writer after a job's end.
     pub settle: Duration,
+    /// The ends of jobs, as this process has seen them.
+    pub ends: PostgresEnds,
     /// For history, ingest and checks.
     pub pool: ConnectionPool,
     /// For the tail, which never waits for readers to give a connection back.
@@ -53,6 +56,7 @@ impl Store {
         let store = Arc::new(Self {
             settings: settings.postgres.clone(),
             settle: settings.settle,
+            ends: PostgresEnds::new(settings.end_grace),
             pool: ConnectionPool::new(options.clone(), settings.postgres.pool),
             tail_pool: ConnectionPool::new(options.clone(), 1),
             address: format!("{}:{}/{database}", options.get_host(), options.get_port()),

@@ -40,6 +40,8 @@ pub struct JobTable {
     pub id: IdColumn,
     pub id_name: String,
     pub status_name: String,
+    /// The rows tell which transaction wrote them.
+    pub has_xmin: bool,
 }
 
 /// The meaning of the transaction ids and keys in a cursor.
@@ -316,6 +318,7 @@ impl JobTable {
             id,
             id_name: quote(&names.id),
             status_name: quote(&names.status),
+            has_xmin: jobs.require_xids(false).is_ok(),
         })
     }
 

@@ -1,12 +1,15 @@
 //! Tails the event table for all watched jobs: one statement finds the jobs that have something new, and the statuses
-//! that became final; then each of those jobs is read from its own position.
+//! that changed; then each of those jobs is read from its own position.
 //!
 //! If no transaction has ended since the last look, comparing snapshots is all that a look costs. Where a column has the
 //! transactions, new rows are found by its index. Elsewhere they are found by timestamp, which promises nothing, so every
 //! watched job is read now and then (a *sweep*). Only the reads decide what is delivered and how far a position gets, and
 //! they are exact. A look that misses a row makes it late, not lost.
 
+mod endings;
+
 use super::draft::{Draft, READ_LIMIT};
+use super::ends::Reached;
 use super::error::QueryError;
 use super::faults::Faults;
 use super::listener::listen;
@@ -19,9 +22,9 @@ use super::store::Store;
 use super::tables::{CursorScheme, Tables, XidSource};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
-use crate::event::{Event, JobId, JobStatus};
-use crate::source::{JobNews, Joiner, Limit, News, Tail, Wakeup};
-use crate::sse::{JobEnd, Reset};
+use crate::event::{Event, JobId};
+use crate::source::{Ending, Endings, JobNews, Joiner, Limit, News, Tail, Wakeup};
+use crate::sse::Reset;
 use crate::supervise::restarted;
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
@@ -45,8 +48,11 @@ pub struct PostgresTail {
     pending: BTreeSet<JobId>,
     /// New watches of which it is not known yet whether an event has ended the job.
     unchecked: BTreeSet<JobId>,
-    /// Watched jobs that have ended, and whose end is not published yet.
-    endings: BTreeMap<JobId, Ending>,
+    /// Watched jobs that have ended, and whose end is not published yet: not before the grace is over, nor while a
+    /// transaction may still write that had begun when the end was seen. Each has the xmax of that look.
+    endings: Endings<u64>,
+    /// Texts of the status column of watched jobs, as they were seen last.
+    statuses: BTreeMap<JobId, String>,
     /// Watched jobs whose rows cannot be read now.
     faults: Faults,
     /// `None` after an error, and where it means nothing any more: then the next look is a full one.
@@ -72,21 +78,6 @@ struct Sweep {
     is_needed: bool,
 }
 
-/// The end of a job, held back until no earlier transaction can still write.
-#[derive(Clone)]
-struct Ending {
-    status: JobStatus,
-    /// Transactions at or above it had not begun when the end was seen.
-    xmax: u64,
-    since: Instant,
-}
-
-impl Ending {
-    fn new(status: JobStatus, snapshot: &Snapshot) -> Self {
-        Self { status, xmax: snapshot.xmax, since: Instant::now() }
-    }
-}
-
 /// The result of a look.
 struct Changes {
     snapshot: Snapshot,
@@ -98,8 +89,8 @@ struct Changes {
 struct Found {
     /// Jobs with rows that may be new.
     jobs: Vec<JobId>,
-    /// Jobs whose status column is final.
-    final_statuses: BTreeMap<JobId, JobStatus>,
+    /// Texts of the status column that are not those that are known.
+    statuses: BTreeMap<JobId, String>,
 }
 
 /// The jobs that a read comes to.
@@ -119,18 +110,19 @@ impl PostgresTail {
         let listen = move || listen(listening.0.clone(), channel.clone(), listening.1.clone());
         let listener = is_listening.then(|| tokio::spawn(restarted("listen", listen)));
         Self {
-            store,
             notified,
             listener,
             positions: BTreeMap::new(),
             pending: BTreeSet::new(),
             unchecked: BTreeSet::new(),
-            endings: BTreeMap::new(),
+            endings: Endings::new(store.ends.grace()),
+            statuses: BTreeMap::new(),
             faults: Faults::default(),
             seen: None,
             xid_source: None,
             sweep: Sweep { last: Instant::now(), is_needed: true },
             behind_since: None,
+            store,
         }
     }
 }
@@ -156,12 +148,18 @@ impl Tail for PostgresTail {
         self.positions.remove(job);
         self.pending.remove(job);
         self.unchecked.remove(job);
-        self.endings.remove(job);
+        self.statuses.remove(job);
         self.faults.remove(job);
+        if self.endings.remove(job) {
+            self.store.ends.forget(job);
+        }
     }
 
     async fn woken(&mut self) -> Wakeup {
-        self.notified.notified().await;
+        tokio::select! {
+            () = self.notified.notified() => {}
+            () = self.endings.next_due() => return Wakeup::End,
+        }
         if let Some(seen) = &mut self.seen {
             seen.is_outdated = true;
         }
@@ -190,6 +188,7 @@ impl PostgresTail {
 
     /// Looks, and reads what the look found. Until everything was read, it changes nothing that a second try needs.
     async fn try_read(&mut self, session: &mut Session<'_>, joining: &[Joiner]) -> Result<News, QueryError> {
+        let began = Instant::now();
         self.go_by(session.tables.best.xids);
         let changes = self.find_changes(session).await?;
         if let Some(news) = self.check_rewound(&changes.snapshot, joining) {
@@ -197,13 +196,14 @@ impl PostgresTail {
         }
         let mut endings = self.updated_endings(session, &changes);
         self.sweep_if_due(session, &changes);
-        let selection = self.select_jobs(&changes, &endings);
+        let selection = self.select_jobs(began, &changes, &endings);
         let mut draft = self.read_jobs(session, joining, &selection).await?;
         let caught_up_joiners = self.serve_joiners(session, joining, &mut draft).await?;
         self.detect_endings(session, &changes.snapshot, &mut draft, &mut endings).await?;
         // Nothing fails from here on.
         self.endings = endings;
-        let jobs = self.apply(session, changes, selection, draft);
+        session.store.ends.note_look(began, Reached::by(&changes.snapshot));
+        let jobs = self.apply(session, began, changes, selection, draft);
         let faults = self.faults.to_news();
         Ok(News { jobs, caught_up_joiners, more: !self.pending.is_empty(), outage: None, faults })
     }
@@ -219,8 +219,8 @@ impl PostgresTail {
     /// Looks for changes since the last look: a short statement, and if something has ended, one for all watched jobs.
     async fn find_changes(&self, session: &mut Session<'_>) -> Result<Changes, QueryError> {
         if let Some(seen) = &self.seen {
-            // A standby's snapshot does not tell.
-            let may_be_unchanged = !seen.is_outdated && !seen.snapshot.is_standby;
+            // A standby's snapshot does not tell, and nothing is known yet of the status of a new watch.
+            let may_be_unchanged = !seen.is_outdated && !seen.snapshot.is_standby && self.unchecked.is_empty();
             if may_be_unchanged && session.is_unchanged(&seen.snapshot).await? {
                 return Ok(Changes { snapshot: seen.snapshot.clone(), found: None });
             }
@@ -236,9 +236,8 @@ impl PostgresTail {
     /// Takes every watched job for changed, because the rows of some job make the look itself fail. The read of each of
     /// them tells which it is, and a read comes to a bounded number of them.
     async fn changes_without_look(&self, session: &mut Session<'_>) -> Result<Changes, QueryError> {
-        let statuses = self.store.settings.statuses.all().collect();
         let jobs = self.positions.keys().map(JobId::as_str).collect();
-        let query = ChangesQuery { jobs, new_rows: NewRows::None, final_statuses: statuses };
+        let query = ChangesQuery { jobs, new_rows: NewRows::None, by_status: self.jobs_by_status() };
         let system = CursorScheme { xids: XidSource::System, ..session.tables.best };
         let sql = sql::changes(&session.tables.rows(system), session.durable_xid(), &query);
         let rows = match session.connection.query(sql).await {
@@ -275,9 +274,18 @@ impl PostgresTail {
         let query = ChangesQuery {
             jobs: self.positions.keys().map(JobId::as_str).collect(),
             new_rows,
-            final_statuses: settings.statuses.all().collect(),
+            by_status: self.jobs_by_status(),
         };
         sql::changes(&session.tables.rows(session.tables.best), session.durable_xid(), &query)
+    }
+
+    /// Returns the watched jobs by the status that is known of them.
+    fn jobs_by_status(&self) -> BTreeMap<Option<&str>, Vec<&str>> {
+        let mut by_status: BTreeMap<Option<&str>, Vec<&str>> = BTreeMap::new();
+        for job in self.positions.keys() {
+            by_status.entry(self.statuses.get(job).map(String::as_str)).or_default().push(job.as_str());
+        }
+        by_status
     }
 
     fn parse_changes(&self, session: &Session<'_>, rows: &[PgRow]) -> Result<Changes, QueryError> {
@@ -299,10 +307,7 @@ impl PostgresTail {
             let jobs = same.into_iter().chain(others);
             match status {
                 None => found.jobs.extend(jobs),
-                Some(status) => {
-                    let status = self.store.settings.statuses.find(&status);
-                    found.final_statuses.extend(jobs.filter_map(|job| Some((job, status?))));
-                }
+                Some(status) => found.statuses.extend(jobs.map(|job| (job, status.clone()))),
             }
         }
         Ok(Changes { snapshot: snapshot.ok_or(QueryError::NoRow)?, found: Some(found) })
@@ -334,25 +339,12 @@ impl PostgresTail {
         self.seen = None;
         self.pending.clear();
         self.endings.clear();
+        self.statuses.clear();
+        self.store.ends.clear();
         self.faults.clear();
-        let lost = |job| JobNews { job, events: Vec::new(), end: Some(JobEnd::Lost(Reset::Rewound)) };
+        let lost = |job| JobNews::lost(job, Reset::Rewound);
         let jobs = std::mem::take(&mut self.positions).into_keys().map(lost).collect();
         Some(News { jobs, ..News::nothing(joining) })
-    }
-
-    /// Returns the endings as the status column has them now. A job whose status is no longer final has not ended; an
-    /// end by an event stays.
-    fn updated_endings(&self, session: &Session<'_>, changes: &Changes) -> BTreeMap<JobId, Ending> {
-        let mut endings = self.endings.clone();
-        let Some(found) = &changes.found else { return endings };
-        if session.tables.jobs.is_some() {
-            endings.retain(|job, _| found.final_statuses.contains_key(job));
-        }
-        for (job, status) in &found.final_statuses {
-            let new = Ending::new(*status, &changes.snapshot);
-            endings.entry(job.clone()).or_insert(new).status = *status;
-        }
-        endings
     }
 
     /// Makes all watched jobs pending if looks go by timestamp and `source.postgres.sweep` has passed.
@@ -366,10 +358,11 @@ impl PostgresTail {
     }
 
     /// Selects the jobs to read: those with news, then those that may be completed, then the pending ones.
-    fn select_jobs(&self, changes: &Changes, endings: &BTreeMap<JobId, Ending>) -> Selection {
-        let is_completable =
-            |ending: &Ending| changes.snapshot.xmin >= ending.xmax || ending.since.elapsed() >= self.store.settle;
-        let completable = endings.iter().filter(|(_, ending)| is_completable(ending)).map(|(job, _)| job.clone());
+    fn select_jobs(&self, began: Instant, changes: &Changes, endings: &Endings<u64>) -> Selection {
+        let is_settled = |ending: &Ending<u64>| {
+            changes.snapshot.xmin >= ending.mark || ending.seen_at.elapsed() >= self.store.settle
+        };
+        let completable = endings.due(began).filter(|(_, ending)| is_settled(ending)).map(|(job, _)| job.clone());
         let completable: BTreeSet<JobId> = completable.collect();
         let mut jobs = changes.found.as_ref().map(|found| found.jobs.clone()).unwrap_or_default();
         jobs.extend(completable.iter().chain(&self.pending).chain(self.faults.due()).cloned());
@@ -435,30 +428,15 @@ impl PostgresTail {
         Ok(caught_up_joiners)
     }
 
-    /// Adds the jobs that an event has ended: of new watches any event, of the others one that this read found.
-    async fn detect_endings(
-        &self,
-        session: &mut Session<'_>,
-        snapshot: &Snapshot,
-        draft: &mut Draft,
-        endings: &mut BTreeMap<JobId, Ending>,
-    ) -> Result<(), QueryError> {
-        for job in self.unchecked.iter().filter(|job| !self.faults.is_waiting(job)) {
-            let status = session.read_final_event(job).await;
-            if let Some(status) = draft.narrow(job, status)?.flatten() {
-                endings.entry(job.clone()).or_insert(Ending::new(status, snapshot));
-            }
-        }
-        for JobNews { job, events, .. } in draft.batch.jobs() {
-            if let Some(status) = session.final_status(None, events) {
-                endings.entry(job.clone()).or_insert(Ending::new(status, snapshot));
-            }
-        }
-        Ok(())
-    }
-
     /// Takes over what was read, and returns the news. Never fails.
-    fn apply(&mut self, session: &Session<'_>, changes: Changes, selection: Selection, draft: Draft) -> Vec<JobNews> {
+    fn apply(
+        &mut self,
+        session: &Session<'_>,
+        began: Instant,
+        changes: Changes,
+        selection: Selection,
+        draft: Draft,
+    ) -> Vec<JobNews> {
         let Draft { mut batch, positions, done, failed, .. } = draft;
         positions.keys().filter(|job| !failed.contains_key(job)).for_each(|job| self.faults.remove(job));
         self.unchecked.retain(|job| self.faults.contains(job) || failed.contains_key(job));
@@ -479,12 +457,8 @@ impl PostgresTail {
             }
         }
         self.seen = Some(SeenSnapshot { snapshot: changes.snapshot, is_outdated: false });
-        for job in selection.completable.intersection(&done) {
-            if let Some(ending) = self.endings.get(job) {
-                batch.end(job, JobEnd::Complete(ending.status));
-                self.unwatch(job);
-            }
-        }
+        self.tell_statuses(session, changes.found, &mut batch);
+        self.end_due(session, began, |job| selection.completable.contains(job) && done.contains(job), &mut batch);
         batch.into_jobs()
     }
 }

@@ -125,7 +125,13 @@ impl Store {
             };
             let positions = match at.follow(&slice) {
                 Ok(positions) => positions,
-                Err(reset) => return Ok(PageResult::Lost(reset)),
+                Err(reset) if slice.info.is_some() => return Ok(PageResult::Lost(reset)),
+                Err(reset) => {
+                    return Ok(self
+                        .page_without_stream(job, &key, &at, reader)
+                        .ok_or(reset)
+                        .unwrap_or_else(PageResult::Lost));
+                }
             };
             match reader.take(&self.mapping, job, &slice, positions) {
                 Progress::Unfinished => {}
@@ -137,6 +143,7 @@ impl Store {
             return Ok(PageResult::NoSuchJob);
         }
         let is_last = stream_end.is_some();
+        let last_id = info.as_ref().map_or(EntryId::ZERO, |info| info.last_id);
         let final_status = match (key.state().and_then(|state| state.end).or(reader.final_status), stream_end) {
             (None, Some(end)) => self.end_in_stream(job, info.as_ref(), &end).await?,
             (status, _) => status,
@@ -146,9 +153,25 @@ impl Store {
             events,
             end,
             is_last,
-            is_complete: is_last && final_status.is_some(),
+            is_complete: is_last && final_status.is_some_and(|status| self.is_over(job, status, last_id)),
             status: self.resolve_status(final_status, key.state()),
         }))
+    }
+
+    /// Returns the end of a job whose stream is gone, for a reader who has read all of it. `None` where that is a loss.
+    fn page_without_stream(
+        &self,
+        job: &JobId,
+        key: &JobKey,
+        after: &Position,
+        reader: PageReader,
+    ) -> Option<PageResult> {
+        let status = key.state()?.end?;
+        if !self.has_ended_without_stream(job, status, after) {
+            return None;
+        }
+        let (events, end) = reader.finish(job, Some(Position::newest(None)));
+        Some(PageResult::Page(Page { events, end, is_last: true, is_complete: true, status: Some(status) }))
     }
 
     /// A job exists if it has a stream or a key that says how it is.

@@ -12,6 +12,7 @@ mod address;
 mod check;
 mod connections;
 mod driver;
+mod ends;
 mod entry;
 mod error;
 mod history;
@@ -72,6 +73,8 @@ struct Store {
     /// Connections of everybody but the tail, which has its own.
     nodes: Nodes,
     poll_interval: Duration,
+    /// The ends of jobs, as this process has seen them.
+    ends: ends::RedisEnds,
     /// Ids of the events of jobs that were written to lately; used by [`script`].
     known_ids: known_ids::KnownIds,
     /// Writes that wait.
@@ -85,7 +88,7 @@ struct Store {
 impl Store {
     /// Opens the store. A server that is away may come back, so only errors that a retry cannot mend are returned.
     async fn open(settings: &config::Source) -> Result<Arc<Self>, SourceError> {
-        let poll_interval = settings.poll_interval;
+        let (poll_interval, end_grace) = (settings.poll_interval, settings.end_grace);
         let settings = settings.redis.clone();
         let (deployment, login) = address::from_settings(&settings)?;
         let (topology, refresher) = Topology::start(deployment, login).await;
@@ -110,6 +113,7 @@ impl Store {
             events_key,
             nodes: Nodes::new(topology.clone(), None),
             poll_interval,
+            ends: ends::RedisEnds::new(end_grace),
             known_ids: known_ids::KnownIds::default(),
             lines: writer::Lines::default(),
             lookups: history::Lookups::default(),

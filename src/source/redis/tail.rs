@@ -7,6 +7,9 @@
 //! Invariant: `queue` holds exactly the jobs with `is_queued`, each once. `held` holds the jobs whose server did not
 //! answer, `faults` those whose own keys cannot be read; neither is asked again before a poll or a change.
 
+mod endings;
+mod queue;
+
 use super::Store;
 use super::address::Address;
 use super::connections::{Nodes, Request};
@@ -19,11 +22,10 @@ use super::topology::NodeError;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{Joiner, Limit, News, Tail, TailBatch, Wakeup};
+use crate::source::{Endings, Joiner, Limit, News, Tail, TailBatch, Wakeup};
 use crate::sse::{JobEnd, Reset};
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,6 +56,8 @@ pub struct RedisTail {
     /// Jobs whose keys the server refuses, each with the reason. They keep their positions, and are queued as held ones
     /// are.
     faults: BTreeMap<JobId, SourceError>,
+    /// Watched jobs with a final status.
+    endings: Endings<endings::EndedBy>,
     /// The reason why jobs are held.
     outage: Option<SourceError>,
     poll_interval: Duration,
@@ -67,13 +71,13 @@ pub struct RedisTail {
 struct Watched {
     /// The position after the last entry that was read, an event or not.
     position: Position,
-    /// The final status in the job's key.
-    final_status: Option<JobStatus>,
-    /// The final status that an entry said.
-    end_in_stream: Option<JobStatus>,
+    /// The job's status, as it was told last.
+    status: Option<JobStatus>,
     /// The status may have changed since it was read.
     needs_status: bool,
     is_queued: bool,
+    /// No entry was read since the watch began.
+    is_new: bool,
     /// Mean bytes of the entries that were read last.
     entry_size: Option<usize>,
     /// The nodes that the stream and the hash were read from, and that track them.
@@ -89,6 +93,7 @@ impl Watched {
 
 /// The results of one read, as they come in.
 struct ReadProgress {
+    began: Instant,
     batch: TailBatch,
     /// Jobs that were read up to their last entry.
     fully_read: HashSet<JobId>,
@@ -103,7 +108,7 @@ struct ReadProgress {
 impl ReadProgress {
     fn new() -> Self {
         let batch = TailBatch::new(READ);
-        Self { batch, fully_read: HashSet::new(), answered: 0, error: None, denied: Vec::new() }
+        Self { began: Instant::now(), batch, fully_read: HashSet::new(), answered: 0, error: None, denied: Vec::new() }
     }
 }
 
@@ -114,6 +119,7 @@ impl RedisTail {
             nodes: Nodes::new(store.topology.clone(), Some(invalidations.clone())),
             topology_version: store.topology.version(),
             poll_interval: store.poll_interval,
+            endings: Endings::new(store.ends.grace()),
             store,
             invalidations,
             watched: BTreeMap::new(),
@@ -136,110 +142,15 @@ impl RedisTail {
         self.keys(job).map(|key| self.store.topology.node_of(slot(&key?)).ok())
     }
 
-    // ---- the queue
-
-    fn queue(&mut self, job: &JobId, needs_status: bool) {
-        let Some(watched) = self.watched.get_mut(job) else { return };
-        watched.needs_status |= needs_status;
-        if !watched.is_queued {
-            watched.is_queued = true;
-            self.queue.push_back(job.clone());
-        }
-    }
-
-    fn queue_first(&mut self, job: &JobId) {
-        let Some(watched) = self.watched.get_mut(job) else { return };
-        if watched.is_queued {
-            self.queue.retain(|queued| queued != job);
-        }
-        watched.is_queued = true;
-        self.queue.push_front(job.clone());
-    }
-
-    fn queue_all(&mut self) {
-        for job in self.watched.keys().cloned().collect::<Vec<_>>() {
-            self.queue(&job, true);
-        }
-    }
-
-    fn queue_held(&mut self) {
-        let faulty: Vec<JobId> = self.faults.keys().cloned().collect();
-        for job in std::mem::take(&mut self.held).into_iter().chain(faulty) {
-            self.queue(&job, true);
-        }
-    }
-
-    /// Queues the jobs that changed, those that moved to another node, and those of the poll where it is due.
-    fn queue_due(&mut self) {
-        self.queue_changed();
-        self.queue_moved();
-        if self.last_poll.is_none_or(|at| at.elapsed() >= self.poll_interval) {
-            self.last_poll = Some(Instant::now());
-            self.queue_held();
-            self.queue_polled();
-        }
-    }
-
-    fn queue_changed(&mut self) {
-        let changes = self.invalidations.take();
-        for key in changes.changed_keys {
-            let Some(job) = self.by_key.get(&key).cloned() else { continue };
-            let is_stream = self.store.events_key.key(&job) == key;
-            self.queue(&job, !is_stream);
-        }
-        if changes.is_incomplete {
-            self.queue_held();
-            self.queue_all();
-        }
-    }
-
-    fn queue_moved(&mut self) {
-        let version = self.store.topology.version();
-        if version == self.topology_version {
-            return;
-        }
-        self.topology_version = version;
-        self.queue_held();
-        for job in self.watched.keys().cloned().collect::<Vec<_>>() {
-            if self.watched.get(&job).is_some_and(|watched| watched.nodes != self.nodes_of(&job)) {
-                self.queue(&job, true);
-            }
-        }
-    }
-
-    /// Queues the next jobs in turn, or all of them where a server does not tell what changed.
-    fn queue_polled(&mut self) {
-        if self.invalidations.has_untracked_nodes() {
-            return self.queue_all();
-        }
-        let from = self.polled_up_to.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-        let rest = self.watched.range::<JobId, _>((from, Bound::Unbounded));
-        let polled: Vec<JobId> = rest.take(JOBS_PER_POLL).map(|(job, _)| job.clone()).collect();
-        self.polled_up_to = polled.last().cloned().filter(|_| polled.len() == JOBS_PER_POLL);
-        for job in polled {
-            self.queue(&job, true);
-        }
-    }
-
-    fn next_jobs(&mut self) -> Vec<JobId> {
-        let mut jobs = Vec::new();
-        while jobs.len() < MAX_JOBS_PER_REQUEST
-            && let Some(job) = self.queue.pop_front()
-        {
-            if let Some(watched) = self.watched.get_mut(&job) {
-                watched.is_queued = false;
-                jobs.push(job);
-            }
-        }
-        jobs
-    }
-
     fn remove(&mut self, job: &JobId) {
         if self.watched.remove(job).is_some_and(|watched| watched.is_queued) {
             self.queue.retain(|queued| queued != job);
         }
         self.held.remove(job);
         self.faults.remove(job);
+        if self.endings.remove(job) {
+            self.store.ends.forget(job);
+        }
         for key in self.keys(job).into_iter().flatten() {
             self.by_key.remove(&key);
         }
@@ -272,7 +183,7 @@ impl RedisTail {
             match status {
                 Ok(status) => {
                     watched.needs_status = false;
-                    watched.final_status = status.end;
+                    self.on_status(job, &status, read);
                 }
                 Err(error) => {
                     failed.insert(job.clone());
@@ -298,17 +209,26 @@ impl RedisTail {
             match self.store.parse_stream(replies, &after, count) {
                 Ok(slice) => {
                     read.answered += 1;
-                    self.on_slice(job, &after, &slice, read);
+                    let end = self.end_before(job, &after, &slice).await;
+                    self.on_slice(job, &after, (&slice, end), read);
                 }
                 Err(error) => self.on_error(job, error, read),
             }
         }
     }
 
-    /// Takes the new entries of one job.
-    fn on_slice(&mut self, job: &JobId, after: &Position, slice: &StreamSlice, read: &mut ReadProgress) {
+    /// Takes the new entries of one job, and the end that an entry before them said.
+    fn on_slice(
+        &mut self,
+        job: &JobId,
+        after: &Position,
+        (slice, mut end): (&StreamSlice, Option<JobStatus>),
+        read: &mut ReadProgress,
+    ) {
         let positions = match after.follow(slice) {
             Ok(positions) => positions,
+            // Its writer deleted it with the final status, or let it expire.
+            Err(_) if slice.info.is_none() && self.endings.contains(job) => Vec::new(),
             Err(reset) => return self.end(job, JobEnd::Lost(reset), read),
         };
         self.faults.remove(job);
@@ -317,17 +237,18 @@ impl RedisTail {
         for (entry, position) in slice.entries.iter().zip(positions) {
             watched.position = position;
             let mapped = self.store.mapping.read(entry, job);
-            watched.end_in_stream = mapped.end.or(watched.end_in_stream);
+            end = mapped.end.or(end);
             read.batch.push(job, mapped.event, position.seal(job));
+        }
+        if let Some(status) = end {
+            self.note_final_entry(job, status, read);
         }
         if slice.is_cut {
             read.fully_read.remove(job);
             return self.queue(job, false);
         }
         read.fully_read.insert(job.clone());
-        if let Some(status) = watched.final_status.or(watched.end_in_stream) {
-            self.end(job, JobEnd::Complete(status), read);
-        }
+        self.end_if_due(job, slice, read);
     }
 
     /// Holds a job whose server did not answer, and notes an error of the job's own keys as a fault of this job.
@@ -429,10 +350,10 @@ impl Tail for RedisTail {
         }
         let watched = Watched {
             position,
-            final_status: None,
-            end_in_stream: None,
+            status: None,
             needs_status: true,
             is_queued: false,
+            is_new: true,
             entry_size: None,
             nodes: [None, None],
         };
@@ -446,8 +367,10 @@ impl Tail for RedisTail {
     }
 
     async fn woken(&mut self) -> Wakeup {
-        self.invalidations.changed().await;
-        Wakeup::Notify
+        tokio::select! {
+            () = self.invalidations.changed() => Wakeup::Notify,
+            () = self.endings.next_due() => Wakeup::End,
+        }
     }
 
     async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError> {

@@ -3,8 +3,26 @@
 use super::error::SqliteError;
 use super::rows::{bytes_of, job_of, number_of, status_of};
 use crate::event::{JobId, JobStatus};
+use crate::source::{Ends, Seen};
 use futures_util::TryStreamExt;
 use sqlx::sqlite::SqliteConnection;
+
+/// The numbers of the newest event and of the newest change of a status: of a job, or of the whole file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark {
+    pub seq: i64,
+    pub changed: i64,
+}
+
+/// The ends of jobs. Both numbers are in the order of commits, so they tell what was there at a look.
+pub type SqliteEnds = Ends<Mark, Mark>;
+
+impl Mark {
+    /// Tells if a look that had come to `reached` saw this.
+    pub fn seen_by(self, reached: &Self) -> Seen {
+        if self.seq <= reached.seq && self.changed <= reached.changed { Seen::Before } else { Seen::After }
+    }
+}
 
 pub struct Changes {
     /// The highest `seq` of all events.

@@ -19,18 +19,19 @@ mod writer;
 
 pub use driver::SqliteDriver;
 
-use super::{Appended, JobSummary, Limit, NewEvent, Page, PageBuilder, PageResult, Source, Standing, Tail};
+use super::{Appended, Evidence, JobSummary, Limit, NewEvent, Page, PageBuilder, PageResult, Source, Standing, Tail};
 use crate::config;
 use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
 use crate::event::{JobId, JobStatus};
 use crate::sse::Reset;
 use async_trait::async_trait;
+use changes::{Mark, SqliteEnds};
 use database::Database;
 use error::SqliteError;
 use futures_util::TryStreamExt;
 use position::Position;
-use rows::{bytes_of, job_of, number_of, read_event, status_of};
+use rows::{bytes_of, job_of, number_of, read_event, status_of, timestamp};
 use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteRow, SqliteSynchronous};
 use std::path::Path;
@@ -55,6 +56,7 @@ pub struct Sqlite {
     writer: writer::Writer,
     /// Wakes the tail after each commit of our own writer.
     written: Arc<Notify>,
+    ends: Arc<SqliteEnds>,
 }
 
 impl Sqlite {
@@ -72,7 +74,7 @@ impl Sqlite {
         }
         let written = Arc::new(Notify::new());
         let writer = writer::Writer::start(database.clone(), written.clone());
-        Ok(Self { database, writer, written })
+        Ok(Self { database, writer, written, ends: Arc::new(SqliteEnds::new(settings.end_grace)) })
     }
 
     fn failed(&self, operation: &str, error: impl Into<SqliteError>) -> SourceError {
@@ -131,7 +133,7 @@ impl Source for Sqlite {
     }
 
     fn tail(&self) -> Box<dyn Tail> {
-        Box::new(tail::SqliteTail::new(self.database.clone(), self.written.clone()))
+        Box::new(tail::SqliteTail::new(self.database.clone(), self.written.clone(), self.ends.clone()))
     }
 
     async fn append(&self, job: &JobId, events: Vec<NewEvent>) -> Result<Vec<Appended>, SourceError> {
@@ -168,6 +170,8 @@ impl Source for Sqlite {
 /// The newest event of a job; its number is 0 where there is none.
 struct Newest {
     status: Option<JobStatus>,
+    /// The number of the newest change of the status.
+    changed: i64,
     seq: i64,
     id: Vec<u8>,
     timestamp: Option<Vec<u8>>,
@@ -194,9 +198,10 @@ impl Sqlite {
     /// Reads the status and the newest event of a job. `None` where there is neither.
     async fn read_newest_row(&self, job: &JobId) -> Result<Option<Newest>, SqliteError> {
         let row = sqlx::query(
-            "SELECT w.status, e.seq, e.id, e.timestamp
+            "SELECT w.status, e.seq, e.id, e.timestamp, w.changed
              FROM (SELECT coalesce((SELECT status FROM runner_jobs WHERE id = ?1),
                        (SELECT status FROM runner_jobs WHERE id = CAST(?1 AS BLOB))) AS status,
+                     (SELECT max(changed) FROM runner_jobs WHERE id IN (?1, CAST(?1 AS BLOB))) AS changed,
                      max(coalesce((SELECT max(seq) FROM job_events WHERE job_id = ?1), 0),
                        coalesce((SELECT max(seq) FROM job_events WHERE job_id = CAST(?1 AS BLOB)), 0)) AS newest) w
              LEFT JOIN job_events e ON e.seq = w.newest",
@@ -208,7 +213,16 @@ impl Sqlite {
         let seq = number_of(&row, 1)?;
         let is_job = status.is_some() || seq != 0;
         let (id, timestamp) = (bytes_of(&row, 2)?.unwrap_or_default(), bytes_of(&row, 3)?);
-        Ok(is_job.then(|| Newest { status: status_of(status.as_deref()), seq, id, timestamp }))
+        let changed = number_of(&row, 4)?;
+        Ok(is_job.then(|| Newest { status: status_of(status.as_deref()), changed, seq, id, timestamp }))
+    }
+
+    /// Tells if a job with a final status ended so long ago that no more events are to be expected.
+    async fn is_over(&self, job: &JobId) -> Result<bool, SqliteError> {
+        let Some(newest) = self.read_newest_row(job).await? else { return Ok(true) };
+        let state = Mark { seq: newest.seq, changed: newest.changed };
+        let age = self.ends.age(|reached| state.seen_by(reached));
+        Ok(self.ends.is_over(job, Evidence { state, age, newest_at: timestamp(newest.timestamp, &mut Vec::new()) }))
     }
 
     /// Reads by one statement, so that status, mark and events are of one snapshot.
@@ -252,6 +266,8 @@ impl Sqlite {
             let (event, position) = read_event(&row, job)?;
             page.push(event, position.seal(job));
         }
+        // It holds a connection, and the end is asked for on another one.
+        drop(rows);
         if status.is_none() && page.is_empty() && after == Position::BEGINNING {
             return Ok(PageResult::NoSuchJob);
         }
@@ -263,7 +279,7 @@ impl Sqlite {
             events: page.into_events(),
             is_last,
             status,
-            is_complete: is_last && status.is_some_and(JobStatus::is_final),
+            is_complete: is_last && status.is_some_and(JobStatus::is_final) && self.is_over(job).await?,
         }))
     }
 }

@@ -61,7 +61,7 @@ fn optional(part: Part, bytes: Option<Vec<u8>>, unreadable: &mut Vec<Part>) -> O
 }
 
 /// Returns a time, or `None`: an event is not lost for its timestamp.
-fn timestamp(bytes: Option<Vec<u8>>, unreadable: &mut Vec<Part>) -> Option<Timestamp> {
+pub fn timestamp(bytes: Option<Vec<u8>>, unreadable: &mut Vec<Part>) -> Option<Timestamp> {
     let read = str::from_utf8(&bytes?).ok().and_then(read_timestamp);
     if read.is_none() {
         unreadable.push(Part::Timestamp);

@@ -5,7 +5,7 @@
 //!
 //! Invariant: `live` is what `temp.watched` holds on the present connection, and every job in it is read up to `mark`.
 
-use super::changes::{Changes, read_changes};
+use super::changes::{Changes, Mark, SqliteEnds, read_changes};
 use super::database::{Connected, Database, FileId};
 use super::error::SqliteError;
 use super::file_watch::FileWatch;
@@ -14,14 +14,15 @@ use super::rows::{bytes_of, job_of, number_of, read_event};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{JobNews, Joiner, Limit, News, PageBuilder, Tail, TailBatch, Wakeup};
+use crate::source::{Endings, JobNews, Joiner, Limit, News, PageBuilder, Tail, TailBatch, Wakeup};
 use crate::sse::{JobEnd, Reset};
 use crate::telemetry;
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use sqlx::sqlite::SqliteConnection;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::Notify;
 
 /// The bounds of one query of a read.
@@ -46,8 +47,9 @@ pub struct SqliteTail {
     catching_up: Vec<(JobId, ReadUpTo)>,
     /// Jobs to be deleted from `temp.watched`.
     unwatched: Vec<JobId>,
-    /// Watched jobs with a final status, until all of their events are read.
-    ending: HashMap<JobId, JobStatus>,
+    /// Watched jobs with a final status.
+    endings: Endings<()>,
+    ends: Arc<SqliteEnds>,
 }
 
 /// The place up to which a job that is catching up was read.
@@ -80,6 +82,8 @@ enum ReadResult {
 }
 
 struct Progress {
+    /// When the read began.
+    began: Instant,
     file: FileId,
     changes: Changes,
     /// The new mark; below `changes.newest` where the read was cut short.
@@ -100,7 +104,7 @@ struct CaughtUpWatches {
 }
 
 impl SqliteTail {
-    pub fn new(database: Arc<Database>, written: Arc<Notify>) -> Self {
+    pub fn new(database: Arc<Database>, written: Arc<Notify>, ends: Arc<SqliteEnds>) -> Self {
         Self {
             file: FileWatch::new(database.path()),
             database,
@@ -112,7 +116,8 @@ impl SqliteTail {
             live: HashSet::new(),
             catching_up: Vec::new(),
             unwatched: Vec::new(),
-            ending: HashMap::new(),
+            endings: Endings::new(ends.grace()),
+            ends,
         }
     }
 }
@@ -126,7 +131,9 @@ impl Tail for SqliteTail {
 
     fn unwatch(&mut self, job: &JobId) {
         self.catching_up.retain(|(other, _)| other != job);
-        self.ending.remove(job);
+        if self.endings.remove(job) {
+            self.ends.forget(job);
+        }
         if self.live.remove(job) {
             self.unwatched.push(job.clone());
         }
@@ -136,6 +143,7 @@ impl Tail for SqliteTail {
         tokio::select! {
             () = self.written.notified() => Wakeup::Ingest,
             () = self.file.check_due() => Wakeup::File,
+            () = self.endings.next_due() => Wakeup::End,
         }
     }
 
@@ -156,6 +164,7 @@ impl Tail for SqliteTail {
 impl SqliteTail {
     /// Runs all queries of a read, and changes nothing but the connection.
     async fn try_read(&mut self, joining: &[Joiner]) -> Result<ReadResult, SqliteError> {
+        let began = Instant::now();
         let Connected { sqlite: connection, file } = ensure_connection(&mut self.connection, &self.database).await?;
         let file = *file;
         if self.read_from.is_some_and(|read| read != file) {
@@ -184,13 +193,13 @@ impl SqliteTail {
             let is_live = self.live.contains(&joiner.job) || watches.caught_up.contains(&joiner.job);
             caught_up_joiners.push(if is_live { catch_up_joiner(connection, joiner, read_to).await? } else { None });
         }
-        Ok(ReadResult::Read(Box::new(Progress { file, changes, read_to, batch, watches, caught_up_joiners })))
+        Ok(ReadResult::Read(Box::new(Progress { began, file, changes, read_to, batch, watches, caught_up_joiners })))
     }
 
     /// Moves the tail on to where the queries got, and tells what is new.
     fn apply(&mut self, result: ReadResult, joining: &[Joiner]) -> News {
         self.unwatched.clear();
-        let Progress { file, changes, read_to, mut batch, watches, caught_up_joiners } = match result {
+        let Progress { began, file, changes, read_to, mut batch, watches, caught_up_joiners } = match result {
             ReadResult::Read(progress) => *progress,
             ReadResult::Rewound { newest, file } => {
                 self.read_from = Some(file);
@@ -203,49 +212,53 @@ impl SqliteTail {
         self.status_mark = changes.status_mark;
         self.live.extend(watches.caught_up);
         self.catching_up = watches.behind;
-        self.note_statuses(changes.statuses);
+        self.ends.note_look(began, Mark { seq: changes.newest, changed: changes.status_mark });
+        self.note_statuses(changes.statuses, &mut batch);
         for job in watches.lost {
             batch.end(&job, JobEnd::Lost(Reset::Rewound));
             self.unwatch(&job);
         }
+        batch.jobs().iter().filter(|news| !news.events.is_empty()).for_each(|news| self.endings.note_events(&news.job));
         if !more {
-            for (job, status) in self.take_ended() {
+            for (job, status) in self.due(began) {
                 batch.end(&job, JobEnd::Complete(status));
                 self.unwatch(&job);
+                self.ends.end(&job);
             }
         }
         News { jobs: batch.into_jobs(), caught_up_joiners, more, outage: None, faults: Vec::new() }
     }
 
-    fn note_statuses(&mut self, statuses: Vec<(JobId, JobStatus)>) {
+    fn note_statuses(&mut self, statuses: Vec<(JobId, JobStatus)>, batch: &mut TailBatch) {
         for (job, status) in statuses {
             let is_watched = self.live.contains(&job) || self.catching_up.iter().any(|(other, _)| *other == job);
-            if status.is_final() && is_watched {
-                self.ending.insert(job, status);
-            } else {
-                self.ending.remove(&job);
+            if !is_watched {
+                continue;
+            }
+            batch.set_status(&job, status);
+            if status.is_final() {
+                self.endings.begin(&job, status, self.ends.begin(&job), ());
+            } else if self.endings.remove(&job) {
+                self.ends.forget(&job);
             }
         }
     }
 
-    /// Takes out the live jobs with a final status.
-    fn take_ended(&mut self) -> Vec<(JobId, JobStatus)> {
-        let live = &self.live;
-        self.ending.extract_if(|job, _| live.contains(job)).collect()
+    /// Returns the live jobs whose end is due, for a read that began then.
+    fn due(&self, began: Instant) -> Vec<(JobId, JobStatus)> {
+        let due = self.endings.due(began).filter(|(job, _)| self.live.contains(*job));
+        due.map(|(job, ending)| (job.clone(), ending.status)).collect()
     }
 
     /// Ends all watches: nothing that was given out counts any more.
     fn rewind(&mut self, newest: i64, joining: &[Joiner]) -> News {
         let catching_up = self.catching_up.drain(..).map(|(job, _)| job);
         let watched: Vec<JobId> = self.live.drain().chain(catching_up).collect();
-        let jobs = watched.iter().map(|job| JobNews {
-            job: job.clone(),
-            events: Vec::new(),
-            end: Some(JobEnd::Lost(Reset::Rewound)),
-        });
+        let jobs = watched.iter().map(|job| JobNews::lost(job.clone(), Reset::Rewound));
         let news = News { jobs: jobs.collect(), ..News::nothing(joining) };
         self.unwatched = watched;
-        self.ending.clear();
+        self.endings.clear();
+        self.ends.clear();
         self.mark = Some(newest);
         self.status_mark = 0;
         news

@@ -2,15 +2,16 @@
 
 use super::super::tables::JobTable;
 use super::snapshot::{NO_SNAPSHOT, SNAPSHOT_COLUMNS, snapshot_ctes};
-use super::{EventRows, XidBound, text_array};
+use super::{EventRows, XidBound, literal};
+use std::collections::BTreeMap;
 
 /// A query for changes of the watched jobs.
 pub struct ChangesQuery<'a> {
     /// Ids of all watched jobs.
     pub jobs: Vec<&'a str>,
     pub new_rows: NewRows<'a>,
-    /// Texts of the status column that end a job.
-    pub final_statuses: Vec<&'a str>,
+    /// The same jobs by the status that is known of them; by `None` those of which none is.
+    pub by_status: BTreeMap<Option<&'a str>, Vec<&'a str>>,
 }
 
 /// Rows that may be new since the last look.
@@ -27,7 +28,7 @@ pub enum NewRows<'a> {
 }
 
 /// Reads the snapshot; then one row for each job that may have new rows, and one with a `status` for each watched job
-/// whose status is final.
+/// whose status is another one than is known. The text is empty where the status is null.
 pub fn changes(rows: &EventRows, durable_xid: u64, query: &ChangesQuery) -> String {
     let ctes = snapshot_ctes(rows, durable_xid, None);
     let snapshot = format!(
@@ -40,8 +41,11 @@ pub fn changes(rows: &EventRows, durable_xid: u64, query: &ChangesQuery) -> Stri
         NewRows::None => None,
         _ => Some(changed_jobs(rows, query)),
     };
-    let statuses = rows.tables.jobs.as_ref().map(|jobs| final_statuses(jobs, query));
-    [Some(snapshot), new_rows, statuses].into_iter().flatten().collect::<Vec<_>>().join(" UNION ALL ")
+    let mut parts: Vec<String> = [Some(snapshot), new_rows].into_iter().flatten().collect();
+    if let Some(jobs) = &rows.tables.jobs {
+        parts.extend(query.by_status.iter().map(|(known, ids)| changed_statuses(jobs, *known, ids)));
+    }
+    parts.join(" UNION ALL ")
 }
 
 fn changed_jobs(rows: &EventRows, query: &ChangesQuery) -> String {
@@ -54,16 +58,16 @@ fn changed_jobs(rows: &EventRows, query: &ChangesQuery) -> String {
     )
 }
 
-fn final_statuses(jobs: &JobTable, query: &ChangesQuery) -> String {
+fn changed_statuses(jobs: &JobTable, known: Option<&str>, ids: &[&str]) -> String {
+    let status = format!("coalesce({}::text, '')", jobs.status());
+    let is_new = known.map(|known| format!(" AND {status} <> {}", literal(known)));
     format!(
         "
-         SELECT {NO_SNAPSHOT}, {id}, {status}::text FROM {table} j
-         WHERE {watched} AND {status}::text = ANY ({finals})",
+         SELECT {NO_SNAPSHOT}, {id}, {status} FROM {table} j WHERE {watched}{is_new}",
         id = jobs.id.text(),
-        status = jobs.status(),
         table = jobs.name,
-        watched = jobs.id.equals_any(query.jobs.iter().copied()),
-        finals = text_array(query.final_statuses.iter().copied()),
+        watched = jobs.id.equals_any(ids.iter().copied()),
+        is_new = is_new.unwrap_or_default(),
     )
 }
 

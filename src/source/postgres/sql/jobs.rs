@@ -2,6 +2,8 @@
 
 use super::super::tables::{JobTable, RowOrder, Tables};
 use super::literal;
+use super::rows::system_xid;
+use super::snapshot::snapshot_ctes;
 use crate::event::{JobId, JobStatus};
 
 /// Expression: the job's status as a text, or null.
@@ -15,6 +17,34 @@ pub fn job_status(tables: &Tables, job: &JobId) -> String {
 pub fn has_job(tables: &Tables, job: &JobId) -> String {
     let Some(jobs) = &tables.jobs else { return "false".into() };
     format!("EXISTS (SELECT FROM {} j WHERE {})", jobs.name, jobs.id.equals(job.as_str()))
+}
+
+/// The newest rows of a job among which the last write is looked for: not always the row that comes last was written last.
+const LAST_ROWS: usize = 100;
+
+/// Reads which transactions wrote a job last, and the time of its newest events, by the index that history is read by:
+/// `status_xid, events_xid, newest_at`.
+pub fn last_writes(tables: &Tables, job: &JobId) -> String {
+    let rows = tables.rows(tables.best);
+    let time = &tables.events.columns.time;
+    let status_xid = match &tables.jobs {
+        Some(jobs) if jobs.has_xmin => {
+            format!("(SELECT {} FROM {} j WHERE {} LIMIT 1)", system_xid("j"), jobs.name, jobs.id.equals(job.as_str()))
+        }
+        _ => "NULL::bigint".into(),
+    };
+    format!(
+        "{ctes} SELECT {status_xid} AS status_xid, max(xid) AS events_xid, max(at) AS newest_at
+         FROM (SELECT {xid} AS xid, CASE WHEN {has_time} THEN {at} END AS at FROM {events} e
+               WHERE {of_job} ORDER BY {newest_first} LIMIT {LAST_ROWS}) newest",
+        ctes = snapshot_ctes(&rows, 0, None),
+        xid = rows.xid(),
+        has_time = time.is_there(),
+        at = time.micros(),
+        events = rows.table(),
+        of_job = tables.events.job_id.equals(job.as_str()),
+        newest_first = rows.newest_first(),
+    )
 }
 
 /// Expression: the time of the newest of the events that `of_job` chooses, found by the index that history is read by.

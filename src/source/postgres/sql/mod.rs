@@ -24,7 +24,7 @@ pub use catalog::{
 pub use changes::{ChangesQuery, NewRows, changes};
 pub use events::{count_by_place, count_by_xid, final_event, find_event, insert_events, newest_event, stored_events};
 pub use ids::IdColumn;
-pub use jobs::{insert_job, job_summary, list_jobs, upsert_status};
+pub use jobs::{insert_job, job_summary, last_writes, list_jobs, upsert_status};
 pub use page::{PageQuery, page};
 pub use rows::{EventRows, XidBound};
 pub use snapshot::{MAX_XID_SCAN, has_ended, is_unchanged, open_xids, read_snapshot};

@@ -14,6 +14,11 @@ pub struct EventRows<'a> {
     has_unnumbered: bool,
 }
 
+/// Expression: the transaction in the system column of a row, as a bigint.
+pub fn system_xid(row: &str) -> String {
+    format!("CASE WHEN age({row}.xmin) > 0 THEN (SELECT age_base FROM jobcast_snapshot) - age({row}.xmin) ELSE 0 END")
+}
+
 /// A set of ended transactions that rows are compared with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum XidBound {
@@ -65,9 +70,7 @@ impl<'a> EventRows<'a> {
     pub fn xid(&self) -> String {
         match self.scheme.xids {
             XidSource::Column => format!("coalesce(e.{}::text::bigint, 0)", self.columns().xid),
-            XidSource::System => {
-                "CASE WHEN age(e.xmin) > 0 THEN (SELECT age_base FROM jobcast_snapshot) - age(e.xmin) ELSE 0 END".into()
-            }
+            XidSource::System => system_xid("e"),
         }
     }
 
@@ -154,6 +157,17 @@ impl<'a> EventRows<'a> {
             RowOrder::Number if self.has_unnumbered => format!("e.{seq} NULLS FIRST, {time_key}, {id_key}"),
             RowOrder::Number => format!("e.{seq}"),
             RowOrder::Time => format!("{time_key}, {id_key}"),
+        }
+    }
+
+    /// The terms of `ORDER BY` from the last row to the first.
+    pub fn newest_first(&self) -> String {
+        let EventColumns { seq, order, id_key, .. } = self.columns();
+        let by_time = format!("{} DESC, {id_key} DESC", order.key());
+        match self.scheme.order {
+            RowOrder::Number if self.has_unnumbered => format!("e.{seq} DESC NULLS LAST, {by_time}"),
+            RowOrder::Number => format!("e.{seq} DESC"),
+            RowOrder::Time => by_time,
         }
     }
 

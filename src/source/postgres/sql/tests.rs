@@ -121,7 +121,8 @@ fn statements_on_events_are_the_reviewed_ones_in_every_scheme() {
 
 #[test]
 fn the_statement_that_finds_changes_is_the_reviewed_one() {
-    let query = |new_rows| ChangesQuery { jobs: vec!["o'job", "job-2"], new_rows, final_statuses: vec!["COMPLETED"] };
+    let by_status = BTreeMap::from([(None, vec!["job-2"]), (Some("it's open"), vec!["o'job"])]);
+    let query = |new_rows| ChangesQuery { jobs: vec!["o'job", "job-2"], new_rows, by_status: by_status.clone() };
     assert_in_each_scheme("first_changes", |rows| {
         let new_rows = match rows.xid_source() {
             XidSource::Column => NewRows::Since(700),
@@ -139,6 +140,9 @@ fn statements_on_jobs_and_the_catalogue_are_the_reviewed_ones() {
     let (job, tables) = (&job(), &schemes()[0].1);
     let jobs = tables.jobs.as_ref().expect("a job table");
     assert_statement("list_jobs", &list_jobs(tables, jobs, Some(JobStatus::Running), 50));
+    for (name, tables) in &schemes() {
+        assert_statement(&format!("last_writes.{name}"), &last_writes(tables, job));
+    }
     assert_statement("insert_job", &insert_job(jobs, job));
     assert_statement("upsert_status", &upsert_status(jobs, job, "COMPLETED"));
     assert_statement(

@@ -10,12 +10,14 @@ mod tail;
 pub use mirror::Mirror;
 pub use tail::SharedTail;
 
+use super::entry::EntryId;
 use super::position::Position;
 use super::topology::NodeError;
 use super::{JobKey, Store};
 use crate::cursor::Cursor;
 use crate::event::{JobId, JobStatus, Rfc3339};
 use crate::source::{JobSummary, Limit, Page, PageBuilder, PageResult, Standing};
+use crate::sse::Reset;
 use mirror::Kept;
 use tokio::sync::Mutex;
 
@@ -39,7 +41,12 @@ impl Store {
         let mut mirror = shared.lock().await;
         mirror.refresh(self, &self.nodes).await?;
         if let Err(reset) = mirror.judge(job, &after) {
-            return Ok(PageResult::Lost(reset));
+            let end = key.state().and_then(|state| state.end).filter(|_| reset == Reset::Expired);
+            let Some(status) = end.filter(|status| self.has_ended_without_stream(job, *status, &after)) else {
+                return Ok(PageResult::Lost(reset));
+            };
+            let (events, end) = (Vec::new(), mirror.end().seal(job));
+            return Ok(PageResult::Page(Page { events, end, is_last: true, is_complete: true, status: Some(status) }));
         }
         if !mirror.holds(job) && !self.has_key(job, &key).await? {
             return Ok(PageResult::NoSuchJob);
@@ -62,11 +69,12 @@ impl Store {
             *cursor = end.seal(job);
         }
         let final_status = mirror.end_of(job).or_else(|| key.state()?.end);
+        let last_id = mirror.all_of(job).next_back().map_or(EntryId::ZERO, |kept| kept.entry.id);
         Ok(PageResult::Page(Page {
             events,
             end: end.seal(job),
             is_last,
-            is_complete: is_last && final_status.is_some(),
+            is_complete: is_last && final_status.is_some_and(|status| self.is_over(job, status, last_id)),
             status: self.resolve_status(final_status, key.state()),
         }))
     }

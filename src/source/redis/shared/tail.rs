@@ -5,12 +5,13 @@ use super::super::connections::{Nodes, Request};
 use super::super::error::failed;
 use super::super::invalidation::Invalidations;
 use super::super::position::Position;
+use super::super::status::JobState;
 use super::super::topology::NodeError;
 use super::{Mirror, Shared};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{Joiner, Limit, News, Tail, TailBatch, Wakeup};
+use crate::source::{Endings, Joiner, Limit, News, Tail, TailBatch, Wakeup};
 use crate::sse::JobEnd;
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -35,8 +36,8 @@ pub struct SharedTail {
     by_key: HashMap<String, JobId>,
     /// Jobs whose status may have changed.
     unsure: BTreeSet<JobId>,
-    /// Watched jobs that have ended; their ends are told once their entries are.
-    ended: BTreeSet<JobId>,
+    /// Watched jobs with a final status.
+    endings: Endings<EndedBy>,
     /// Jobs that the tail has not come to since their watch began.
     new: BTreeSet<JobId>,
     /// The number in the mirror of the next entry to read, in this life of the stream.
@@ -48,11 +49,20 @@ pub struct SharedTail {
     polled_up_to: Option<JobId>,
 }
 
+/// The reason why a watched job is ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EndedBy {
+    /// Its key says so, and may take it back.
+    Status,
+    /// An entry says so.
+    Entry,
+}
+
 struct Watched {
     /// The position after the last entry that was read of any job, as far as this one is concerned.
     position: Position,
-    final_status: Option<JobStatus>,
-    end_in_stream: Option<JobStatus>,
+    /// The job's status, as it was told last.
+    status: Option<JobStatus>,
 }
 
 impl SharedTail {
@@ -61,12 +71,12 @@ impl SharedTail {
         Self {
             nodes: Nodes::new(store.topology.clone(), Some(invalidations.clone())),
             poll_interval: store.poll_interval,
+            endings: Endings::new(store.ends.grace()),
             store,
             invalidations,
             watched: BTreeMap::new(),
             by_key: HashMap::new(),
             unsure: BTreeSet::new(),
-            ended: BTreeSet::new(),
             new: BTreeSet::new(),
             next: 0,
             life: 0,
@@ -81,8 +91,10 @@ impl SharedTail {
 
     fn remove(&mut self, job: &JobId) {
         self.watched.remove(job);
-        for jobs in [&mut self.unsure, &mut self.ended, &mut self.new] {
-            jobs.remove(job);
+        self.unsure.remove(job);
+        self.new.remove(job);
+        if self.endings.remove(job) {
+            self.store.ends.forget(job);
         }
         if let Some(key) = self.job_key(job) {
             self.by_key.remove(&key);
@@ -110,7 +122,7 @@ impl SharedTail {
     }
 
     /// Reads the statuses that may have changed. Returns an error of a server; its jobs are asked for again.
-    async fn read_statuses(&mut self) -> Option<NodeError> {
+    async fn read_statuses(&mut self, batch: &mut TailBatch) -> Option<NodeError> {
         let unsure = std::mem::take(&mut self.unsure);
         let requests = unsure.into_iter().filter_map(|job| Some((self.store.status_request(&job)?, job)));
         let (requests, jobs): (Vec<Request>, Vec<JobId>) = requests.unzip();
@@ -118,13 +130,7 @@ impl SharedTail {
         for (job, replies) in jobs.into_iter().zip(self.nodes.send(&requests).await) {
             // A key of another type is none of this job's.
             match self.store.parse_job_key(replies) {
-                Ok(key) => {
-                    let Some(watched) = self.watched.get_mut(&job) else { continue };
-                    watched.final_status = key.state().and_then(|state| state.end);
-                    if watched.final_status.is_some() {
-                        self.ended.insert(job);
-                    }
-                }
+                Ok(key) => self.on_status(&job, key.state(), batch),
                 Err(error) => {
                     self.unsure.insert(job);
                     failure = Some(error);
@@ -132,6 +138,48 @@ impl SharedTail {
             }
         }
         failure
+    }
+
+    fn on_status(&mut self, job: &JobId, state: Option<&JobState>, batch: &mut TailBatch) {
+        let by = self.endings.get(job).map(|ending| ending.mark);
+        if by == Some(EndedBy::Entry) {
+            return;
+        }
+        let end = state.and_then(|state| state.end);
+        self.tell_status(job, self.store.resolve_status(end, state), batch);
+        match end {
+            Some(end) => self.begin_ending(job, end, EndedBy::Status),
+            None if by.is_some() => {
+                self.endings.remove(job);
+                self.store.ends.forget(job);
+            }
+            None => {}
+        }
+    }
+
+    /// Makes a status news if it is another one than before.
+    fn tell_status(&mut self, job: &JobId, status: Option<JobStatus>, batch: &mut TailBatch) {
+        let Some((watched, status)) = self.watched.get_mut(job).zip(status) else { return };
+        if watched.status.replace(status) != Some(status) {
+            batch.set_status(job, status);
+        }
+    }
+
+    fn begin_ending(&mut self, job: &JobId, status: JobStatus, by: EndedBy) {
+        if self.endings.get(job).is_none_or(|ending| ending.status != status) {
+            self.endings.begin(job, status, self.store.ends.begin(job), by);
+        }
+    }
+
+    /// Notes an event of a watched job, and the end that it may be.
+    fn note_event(&mut self, job: &JobId, end: Option<JobStatus>, batch: &mut TailBatch) {
+        self.endings.note_events(job);
+        if end.is_some() {
+            self.tell_status(job, end, batch);
+        }
+        if let Some(end) = end {
+            self.begin_ending(job, end, EndedBy::Entry);
+        }
     }
 
     // ---- entries
@@ -146,17 +194,23 @@ impl SharedTail {
                 continue;
             }
             let after = watched.position.id;
+            let mut end = mirror.end_of(&job);
+            let mut has_news = false;
             let missed = mirror
                 .after(&job, after)
                 .filter(|kept| mirror.entry(self.next).is_none_or(|next| kept.entry.id < next.entry.id));
             for kept in missed {
                 let mapped = self.store.mapping.read(&kept.entry, &job);
-                watched.end_in_stream = mapped.end.or(watched.end_in_stream);
+                (end, has_news) = (mapped.end.or(end), true);
                 watched.position = kept.position;
                 batch.push(&job, mapped.event, kept.position.seal(&job));
             }
-            if watched.end_in_stream.is_some() {
-                self.ended.insert(job);
+            if has_news {
+                self.endings.note_events(&job);
+            }
+            if let Some(status) = end {
+                self.tell_status(&job, end, batch);
+                self.begin_ending(&job, status, EndedBy::Entry);
             }
         }
     }
@@ -173,11 +227,8 @@ impl SharedTail {
             };
             let mapped = self.store.mapping.read(&kept.entry, job);
             watched.position = kept.position;
-            watched.end_in_stream = mapped.end.or(watched.end_in_stream);
-            if watched.end_in_stream.is_some() {
-                self.ended.insert(job.clone());
-            }
             batch.push(job, mapped.event, kept.position.seal(job));
+            self.note_event(job, mapped.end, batch);
         }
     }
 
@@ -207,13 +258,14 @@ impl SharedTail {
         }
     }
 
-    fn end_jobs(&mut self, batch: &mut TailBatch) {
-        for job in std::mem::take(&mut self.ended) {
-            let Some(watched) = self.watched.get(&job) else { continue };
-            if let Some(status) = watched.end_in_stream.or(watched.final_status) {
-                self.remove(&job);
-                batch.end(&job, JobEnd::Complete(status));
-            }
+    /// Ends the jobs whose grace was over when the read began.
+    fn end_jobs(&mut self, began: Instant, batch: &mut TailBatch) {
+        let due: Vec<(JobId, JobStatus)> =
+            self.endings.due(began).map(|(job, ending)| (job.clone(), ending.status)).collect();
+        for (job, status) in due {
+            self.remove(&job);
+            batch.end(&job, JobEnd::Complete(status));
+            self.store.ends.end(&job);
         }
     }
 
@@ -237,7 +289,7 @@ impl Tail for SharedTail {
         if let Some(key) = self.job_key(&job) {
             self.by_key.insert(key, job.clone());
         }
-        self.watched.insert(job.clone(), Watched { position, final_status: None, end_in_stream: None });
+        self.watched.insert(job.clone(), Watched { position, status: None });
         self.unsure.insert(job.clone());
         self.new.insert(job);
     }
@@ -247,8 +299,10 @@ impl Tail for SharedTail {
     }
 
     async fn woken(&mut self) -> Wakeup {
-        self.invalidations.changed().await;
-        Wakeup::Notify
+        tokio::select! {
+            () = self.invalidations.changed() => Wakeup::Notify,
+            () = self.endings.next_due() => Wakeup::End,
+        }
     }
 
     async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError> {
@@ -260,12 +314,14 @@ impl Tail for SharedTail {
         }
         self.note_changes();
         // The statuses come first: where one is final by then, all events come before the end.
-        let outage = self.read_statuses().await.map(|error| failed(OPERATION, error));
+        let (began, mut batch) = (Instant::now(), TailBatch::new(READ));
+        // A job whose end is due is asked once more whether it is one.
+        self.unsure.extend(self.endings.due(began).map(|(job, _)| job.clone()));
+        let outage = self.read_statuses(&mut batch).await.map(|error| failed(OPERATION, error));
         let store = self.store.clone();
         let Some(shared): Option<&Shared> = store.shared.as_ref() else { return Ok(News::nothing(joining)) };
         let mut mirror = shared.lock().await;
         mirror.refresh(&store, &self.nodes).await.map_err(|error| failed(OPERATION, error))?;
-        let mut batch = TailBatch::new(READ);
         self.note_loss(&mirror, &mut batch);
         self.take_new(&mirror, &mut batch);
         self.take_next(&mirror, &mut batch);
@@ -273,7 +329,7 @@ impl Tail for SharedTail {
         let more = !self.has_read_all(&mirror);
         if !more {
             caught_up_joiners = joining.iter().map(|joiner| self.catch_up(&mirror, joiner)).collect();
-            self.end_jobs(&mut batch);
+            self.end_jobs(began, &mut batch);
         }
         Ok(News { jobs: batch.into_jobs(), caught_up_joiners, more, outage, faults: Vec::new() })
     }

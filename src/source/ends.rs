@@ -1,0 +1,311 @@
+//! The end of a job, which is not the moment of its final status: many runners set that first, and write their last lines a
+//! second or two later. A job has ended when it was final and quiet for `source.end_grace`.
+//!
+//! [`Endings`] is the tail's part: it keeps watched jobs until they are due. [`Ends`] is what a page of history asks: a job
+//! is complete at once where it is sure that the grace is over. These prove it, the first that has an answer:
+//!
+//! 1. The store's own order of commits. The tail notes at each look how far that had come ([`Ends::note_look`]), so a page
+//!    can tell of a row by which look it was there, whatever any clock says ([`Age`]).
+//! 2. The memory of this process: it saw the job final, and nothing has changed since, for long enough; or its tail ended
+//!    the watch.
+//! 3. Where neither can tell, the newest event's timestamp, if it is older than any clock is likely to be wrong.
+//!
+//! Otherwise the job may have just ended. Its reader goes live and waits for the end with all others, once.
+
+use crate::event::{JobId, JobStatus};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The age from which an event's timestamp is believed to be older than the grace, however wrong its writer's clock is.
+const CLOCK_MARGIN: Duration = Duration::from_secs(10 * 60);
+/// The time after the end of a watch in which the next page takes what it sees for what was there at the end.
+const RECENT_END: Duration = Duration::from_secs(60);
+/// Jobs that are remembered; the one that was noted first is forgotten first.
+const MAX_KNOWN: usize = 10_000;
+/// Looks that are kept for one grace.
+const LOOKS_PER_GRACE: u32 = 8;
+
+/// Watched jobs with a final status, each until it was quiet for the grace. `M` is what a source notes of each end.
+#[derive(Clone)]
+pub struct Endings<M> {
+    grace: Duration,
+    jobs: BTreeMap<JobId, Ending<M>>,
+}
+
+/// The end of a watched job, which is not published yet.
+#[derive(Clone)]
+pub struct Ending<M> {
+    pub status: JobStatus,
+    /// When the final status was seen.
+    pub seen_at: Instant,
+    /// When the final status, or the last event since, was seen.
+    quiet_since: Instant,
+    pub mark: M,
+}
+
+impl<M> Endings<M> {
+    pub fn new(grace: Duration) -> Self {
+        Self { grace, jobs: BTreeMap::new() }
+    }
+
+    /// Notes a final status. The grace begins at `quiet_since`, unless this status has begun it already.
+    pub fn begin(&mut self, job: &JobId, status: JobStatus, quiet_since: Instant, mark: M) {
+        if self.jobs.get(job).is_none_or(|known| known.status != status) {
+            let ending = Ending { status, seen_at: Instant::now(), quiet_since, mark };
+            self.jobs.insert(job.clone(), ending);
+        }
+    }
+
+    /// Notes that the job has not ended, or is not watched any more. False if it was not ending.
+    pub fn remove(&mut self, job: &JobId) -> bool {
+        self.jobs.remove(job).is_some()
+    }
+
+    pub fn clear(&mut self) {
+        self.jobs.clear();
+    }
+
+    /// Notes events of a job, which begin its grace anew if it is ending.
+    pub fn note_events(&mut self, job: &JobId) {
+        if let Some(ending) = self.jobs.get_mut(job) {
+            ending.quiet_since = Instant::now();
+        }
+    }
+
+    pub fn get(&self, job: &JobId) -> Option<&Ending<M>> {
+        self.jobs.get(job)
+    }
+
+    pub fn contains(&self, job: &JobId) -> bool {
+        self.jobs.contains_key(job)
+    }
+
+    /// Returns the jobs that were quiet for the grace at `now`. A read that began then finds all events of the grace.
+    pub fn due(&self, now: Instant) -> impl Iterator<Item = (&JobId, &Ending<M>)> {
+        self.jobs.iter().filter(move |(_, ending)| now.saturating_duration_since(ending.quiet_since) >= self.grace)
+    }
+
+    /// Returns the final status of a job that was quiet for the grace at `now`.
+    pub fn due_status(&self, job: &JobId, now: Instant) -> Option<JobStatus> {
+        let ending = self.jobs.get(job)?;
+        (now.saturating_duration_since(ending.quiet_since) >= self.grace).then_some(ending.status)
+    }
+
+    /// Returns when the next job is due. A job that was due before, and could not be ended, is left to the poll.
+    pub async fn next_due(&self) {
+        let now = Instant::now();
+        let due = self.jobs.values().filter_map(|ending| ending.quiet_since.checked_add(self.grace));
+        match due.filter(|at| *at > now).min() {
+            Some(at) => tokio::time::sleep_until(at.into()).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// The ends of jobs as one process has seen them. `L` is how far a look at the store had come, `S` the state of a job with
+/// a final status: it changes with each new event, and when the status is set again.
+pub struct Ends<L, S> {
+    grace: Duration,
+    seen: Mutex<Observations<L, S>>,
+}
+
+struct Observations<L, S> {
+    /// Looks of the tail, oldest first.
+    looks: VecDeque<Look<L>>,
+    jobs: HashMap<JobId, Known<S>>,
+    /// The same jobs in the order in which they were noted. One that was forgotten meanwhile may still be in here.
+    order: VecDeque<JobId>,
+}
+
+/// A look of the tail, which the store answered between two moments.
+struct Look<L> {
+    began: Instant,
+    ended: Instant,
+    reached: L,
+}
+
+/// A job with a final status.
+enum Known<S> {
+    /// The tail watches it, and waits for the end of its grace.
+    Ending,
+    /// The tail has ended the watch.
+    Ended { at: Instant },
+    /// It was in this state at that time, and since then.
+    Final { state: S, since: Instant },
+    /// It has ended, in this state.
+    Over { state: S },
+}
+
+/// A job's last changes, compared with a look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// The look had come past them.
+    Before,
+    /// They were not begun at the time of the look.
+    After,
+    /// The store does not tell.
+    Unknown,
+}
+
+/// The time of a job's last changes, by the store's own order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Age {
+    /// Nothing has changed since then.
+    QuietSince(Instant),
+    /// Something has changed after this.
+    ChangedAfter(Instant),
+    Unknown,
+}
+
+/// Facts that a read of a job with a final status gives of its end.
+pub struct Evidence<S> {
+    pub state: S,
+    pub age: Age,
+    /// The time of the newest event, by its writer's clock.
+    pub newest_at: Option<Timestamp>,
+}
+
+impl<L: PartialOrd, S: PartialEq> Ends<L, S> {
+    pub fn new(grace: Duration) -> Self {
+        let seen = Observations { looks: VecDeque::new(), jobs: HashMap::new(), order: VecDeque::new() };
+        Self { grace, seen: Mutex::new(seen) }
+    }
+
+    pub fn grace(&self) -> Duration {
+        self.grace
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Observations<L, S>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // ---- for the tail
+
+    /// Notes how far a look had come that began at `began` and has just been answered. The oldest that is kept is older
+    /// than the grace.
+    pub fn note_look(&self, began: Instant, reached: L) {
+        let ended = Instant::now();
+        let mut seen = self.seen();
+        if seen.looks.back().is_some_and(|last| reached < last.reached) {
+            // It is another store, or another life of it.
+            seen.looks.clear();
+        }
+        let spacing = self.grace / LOOKS_PER_GRACE;
+        if seen.looks.back().is_some_and(|last| ended.saturating_duration_since(last.ended) < spacing) {
+            return;
+        }
+        seen.looks.push_back(Look { began, ended, reached });
+        while seen.looks.get(1).is_some_and(|next| ended.saturating_duration_since(next.ended) >= self.grace) {
+            seen.looks.pop_front();
+        }
+    }
+
+    /// Forgets everything: it is another store, or another life of it.
+    pub fn clear(&self) {
+        let mut seen = self.seen();
+        seen.looks.clear();
+        seen.jobs.clear();
+        seen.order.clear();
+    }
+
+    /// Notes that the tail has found a job's final status. Returns since when the job is quiet, as far as it is known.
+    pub fn begin(&self, job: &JobId) -> Instant {
+        let now = Instant::now();
+        match self.seen().note(job, Known::Ending) {
+            Some(Known::Final { since, .. }) => since,
+            Some(Known::Over { .. }) => now.checked_sub(self.grace).unwrap_or(now),
+            Some(Known::Ending | Known::Ended { .. }) | None => now,
+        }
+    }
+
+    /// Notes that the tail has ended the watch of a job, after its grace.
+    pub fn end(&self, job: &JobId) {
+        self.seen().note(job, Known::Ended { at: Instant::now() });
+    }
+
+    /// Notes that a job has not ended, or that the tail does not watch it any more.
+    pub fn forget(&self, job: &JobId) {
+        self.seen().jobs.remove(job);
+    }
+
+    // ---- for pages
+
+    /// Compares a job's last changes with all looks.
+    pub fn age(&self, judge: impl Fn(&L) -> Seen) -> Age {
+        let seen = self.seen();
+        let judged: Vec<(Seen, &Look<L>)> = seen.looks.iter().map(|look| (judge(&look.reached), look)).collect();
+        if let Some((_, look)) = judged.iter().find(|(seen, _)| *seen == Seen::Before) {
+            return Age::QuietSince(look.ended);
+        }
+        let after = judged.iter().rev().find(|(seen, _)| *seen == Seen::After);
+        after.map_or(Age::Unknown, |(_, look)| Age::ChangedAfter(look.began))
+    }
+
+    /// Tells if the grace of a job with a final status is over.
+    pub fn is_over(&self, job: &JobId, evidence: Evidence<S>) -> bool {
+        self.is_over_for(self.grace, job, evidence)
+    }
+
+    /// Tells if a job with a final status was quiet for `window`, or has ended already.
+    pub fn is_over_for(&self, window: Duration, job: &JobId, evidence: Evidence<S>) -> bool {
+        let Evidence { state, age, newest_at } = evidence;
+        let now = Instant::now();
+        let is_past = |since: Instant| now.saturating_duration_since(since) >= window;
+        if window.is_zero() {
+            return true;
+        }
+        let mut seen = self.seen();
+        let mut since = match age {
+            Age::QuietSince(since) => since,
+            Age::ChangedAfter(_) | Age::Unknown => now,
+        };
+        let has_just_changed =
+            matches!(age, Age::ChangedAfter(after) if now.saturating_duration_since(after) < self.grace);
+        let mut is_over = is_past(since);
+        match seen.jobs.get(job) {
+            Some(Known::Ending) if !is_over => return false,
+            Some(Known::Ended { at }) => {
+                is_over |= !has_just_changed && now.saturating_duration_since(*at) < RECENT_END;
+            }
+            Some(Known::Over { state: known }) => is_over |= *known == state,
+            Some(Known::Final { state: known, since: known_since }) if *known == state => {
+                since = since.min(*known_since);
+                is_over |= is_past(since);
+            }
+            Some(Known::Final { .. } | Known::Ending) | None => {}
+        }
+        is_over |= !has_just_changed && newest_at.is_some_and(|at| is_older_than(at, window + CLOCK_MARGIN));
+        seen.note(job, if is_over { Known::Over { state } } else { Known::Final { state, since } });
+        is_over
+    }
+
+    /// Returns the state in which a job was seen last, if it is remembered.
+    pub fn with_state<T>(&self, job: &JobId, look: impl FnOnce(&S) -> T) -> Option<T> {
+        match self.seen().jobs.get(job)? {
+            Known::Final { state, .. } | Known::Over { state } => Some(look(state)),
+            Known::Ending | Known::Ended { .. } => None,
+        }
+    }
+}
+
+impl<L, S> Observations<L, S> {
+    /// Notes a job, and returns what was known of it.
+    fn note(&mut self, job: &JobId, known: Known<S>) -> Option<Known<S>> {
+        let before = self.jobs.insert(job.clone(), known);
+        if before.is_none() {
+            self.order.push_back(job.clone());
+            while self.order.len() > MAX_KNOWN {
+                if let Some(oldest) = self.order.pop_front() {
+                    self.jobs.remove(&oldest);
+                }
+            }
+        }
+        before
+    }
+}
+
+fn is_older_than(at: Timestamp, age: Duration) -> bool {
+    Duration::try_from(Timestamp::now().duration_since(at)).is_ok_and(|elapsed| elapsed >= age)
+}

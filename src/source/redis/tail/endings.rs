@@ -1,0 +1,82 @@
+//! The statuses of watched jobs, and the ends that come of them, of entries, and of streams that are gone.
+
+use super::super::position::Position;
+use super::super::status::JobState;
+use super::{ReadProgress, RedisTail, StreamSlice};
+use crate::event::{JobId, JobStatus};
+use crate::sse::JobEnd;
+use std::time::Instant;
+
+/// The reason why a watched job is ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndedBy {
+    /// Its key says so, and may take it back.
+    Status,
+    /// An entry says so.
+    Entry,
+}
+
+impl RedisTail {
+    /// Queues the jobs whose end is due: one more read tells whether it is.
+    pub(super) fn queue_ending(&mut self) {
+        let due: Vec<JobId> = self.endings.due(Instant::now()).map(|(job, _)| job.clone()).collect();
+        for job in due {
+            if !self.held.contains(&job) {
+                self.queue(&job, true);
+            }
+        }
+    }
+
+    /// Takes the status in a job's key.
+    pub(super) fn on_status(&mut self, job: &JobId, state: &JobState, read: &mut ReadProgress) {
+        let shown = self.store.resolve_status(state.end, Some(state));
+        self.tell_status(job, shown, read);
+        match state.end {
+            Some(end) => self.begin_ending(job, end, EndedBy::Status),
+            None if self.endings.get(job).is_some_and(|ending| ending.mark == EndedBy::Status) => {
+                self.endings.remove(job);
+                self.store.ends.forget(job);
+            }
+            None => {}
+        }
+    }
+
+    /// Makes a status news if it is another one than before.
+    fn tell_status(&mut self, job: &JobId, status: Option<JobStatus>, read: &mut ReadProgress) {
+        let Some((watched, status)) = self.watched.get_mut(job).zip(status) else { return };
+        if watched.status.replace(status) != Some(status) {
+            read.batch.set_status(job, status);
+        }
+    }
+
+    fn begin_ending(&mut self, job: &JobId, status: JobStatus, by: EndedBy) {
+        if self.endings.get(job).is_none_or(|ending| ending.status != status) {
+            self.endings.begin(job, status, self.store.ends.begin(job), by);
+        }
+    }
+
+    /// Returns the end that an entry said before the watch of this job began.
+    pub(super) async fn end_before(&mut self, job: &JobId, after: &Position, slice: &StreamSlice) -> Option<JobStatus> {
+        let watched = self.watched.get_mut(job).filter(|watched| watched.is_new)?;
+        let end = self.store.end_in_stream(job, slice.info.as_ref(), after).await.ok()?;
+        watched.is_new = false;
+        end
+    }
+
+    /// Notes that an entry says that the job has ended.
+    pub(super) fn note_final_entry(&mut self, job: &JobId, status: JobStatus, read: &mut ReadProgress) {
+        self.tell_status(job, Some(status), read);
+        self.begin_ending(job, status, EndedBy::Entry);
+    }
+
+    /// Ends a job that was read to its last entry, if its grace is over.
+    pub(super) fn end_if_due(&mut self, job: &JobId, slice: &StreamSlice, read: &mut ReadProgress) {
+        if !slice.entries.is_empty() {
+            self.endings.note_events(job);
+        }
+        if let Some(status) = self.endings.due_status(job, read.began) {
+            self.end(job, JobEnd::Complete(status), read);
+            self.store.ends.end(job);
+        }
+    }
+}
