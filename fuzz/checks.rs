@@ -2,10 +2,14 @@
 //! them (`fuzz_targets/`), and so do the ordinary tests, over the corpus and over changed copies of it.
 
 use actix_web::test::TestRequest;
+use jobcast::auth::{Auth, Caller, Wanted};
 use jobcast::config::Settings;
 use jobcast::cursor::Cursor;
 use jobcast::event::JobId;
 use jobcast::http::{Hosts, Sent, forwarded, x_forwarded_for};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+use url::form_urlencoded;
 
 /// Tokens of positions: a job's own are opened as they were sealed, and none opens for another job.
 pub fn cursor(input: &[u8]) {
@@ -75,5 +79,34 @@ pub fn host(input: &[u8]) {
         let is_own =
             host.starts_with("localhost") || host.starts_with("127.") || host.starts_with('[') || host.contains("::1");
         assert!(is_own, "{host}");
+    }
+}
+
+/// The secret of [`TOKEN`].
+const SECRET: &str = "a secret of the fuzzer: 32 bytes.";
+/// The one token of this secret in the corpus that has not expired: for the job `job-7` alone.
+const TOKEN: &str = "eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjQxMDI0NDQ4MDAsInN1YiI6ImFubiIsImpvYmNhc3Quam9icyI6WyJqb2ItNyJdfQ.ml1ahEaViWnYMVHIihhsoGR6omICfiuu-bQBh8k6y4k";
+
+/// Credentials: a header, cookies and a query, a line each. Nobody gets a right without the one token that was signed, and with
+/// it to its own job only.
+pub fn token(input: &[u8]) {
+    let mut lines = input.splitn(3, |byte| *byte == b'\n');
+    let (header, cookies) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let query = String::from_utf8_lossy(lines.next().unwrap_or_default());
+    let settings = format!("[auth]\nmode = \"jwt\"\njwt.secret = \"{SECRET}\"\njwt.cookie = \"session\"\n");
+    let settings = Settings::from_toml(&settings).expect("settings");
+    let auth = Auth::new(&settings.auth).expect("a secret");
+    for (job, may_be_seen) in [("job-7", true), ("job-8", false)] {
+        let header = Some(header).filter(|header| !header.is_empty());
+        let Ok(caller) = Caller::new(header, [cookies], ("/", &query), |_| true) else { return };
+        let wanted = Wanted::Job(job.parse().expect("an id"));
+        let asked = pin!(auth.ask(caller, &wanted)).poll(&mut Context::from_waker(Waker::noop()));
+        let Poll::Ready(answer) = asked else { panic!("a secret is at hand") };
+        if answer.is_ok() {
+            assert!(may_be_seen, "another job");
+            let sent = String::from_utf8_lossy(input);
+            let query: String = form_urlencoded::parse(query.as_bytes()).map(|(_, value)| value).collect();
+            assert!(sent.contains(TOKEN) || query.contains(TOKEN), "no token was signed");
+        }
     }
 }

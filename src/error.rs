@@ -96,7 +96,8 @@ impl SourceCode {
             Self::TimedOut => "the event store took too long",
             Self::Unreachable | Self::Unavailable => "the event store does not answer",
             Self::Io | Self::Conflict | Self::Other => "the event store failed",
-            Self::CannotOpen | Self::ReadOnly | Self::Corrupt | Self::Schema => "the event store cannot be used",
+            Self::CannotOpen | Self::Corrupt | Self::Schema => "the event store cannot be used",
+            Self::ReadOnly => "the event store is only read here: nothing can be written to it",
             Self::Credentials | Self::Tls | Self::Rights => "the event store does not let Jobcast in",
             Self::Refused => "the event store does not take this value",
         }

@@ -4,7 +4,7 @@
 //!
 //! - [`telemetry`], [`logging`]: metrics and logs; [`shutdown`], [`supervise`]: the phases of leaving, and the parts that
 //!   must not die alone; [`systemd`]: the service manager; [`backoff`]: waits between attempts; [`single_flight`]: work that
-//!   many share.
+//!   many share; [`outbound`]: HTTP to others.
 //! - [`event`], [`cursor`], [`error`], [`sse`]: domain types, such as jobs, events, cursors and errors. No I/O.
 //! - [`config`]: settings, checked and typed.
 //! - [`source`]: the stores of events, one folder for each kind.
@@ -28,6 +28,7 @@ pub mod event;
 pub mod http;
 pub mod hub;
 pub mod logging;
+pub mod outbound;
 pub mod replay;
 pub mod shutdown;
 pub mod single_flight;

@@ -15,6 +15,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("backoff", &[]),
     ("shutdown", &[]),
     ("systemd", &["shutdown", "supervise"]),
+    ("outbound", &[]),
     ("logging", &["telemetry"]),
     ("supervise", &["shutdown"]),
     ("single_flight", &["supervise"]),
@@ -37,7 +38,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "tail",
         ],
     ),
-    ("auth", &["event", "config", "telemetry", "shutdown", "supervise"]),
+    ("auth", &["event", "config", "telemetry", "shutdown", "supervise", "outbound"]),
     (
         "delivery",
         &["event", "cursor", "error", "sse", "config", "telemetry", "shutdown", "supervise", "hub", "replay", "auth"],

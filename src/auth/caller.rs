@@ -11,7 +11,7 @@ use url::form_urlencoded;
 /// Parameter of an address that holds a token, for clients that can set no header (RFC 6750, section 2.3).
 const TOKEN_PARAMETER: &str = "access_token";
 /// The scheme of `Authorization` that holds a token. Its case does not matter (RFC 9110, section 11.1).
-const BEARER: &str = "Bearer ";
+const BEARER: &str = "Bearer";
 /// Characters that `X-Job-Id` does not hold as they are: a header loses spaces at its ends, `%` begins an escape, and `*`
 /// alone means all jobs. What is not ASCII is escaped as well.
 const NOT_IN_HEADER: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'*');
@@ -86,10 +86,10 @@ impl Caller {
     }
 
     /// Returns the token: that of the header, else that of the address, else that of this cookie. Somebody chose to send
-    /// the former two with this very request; a browser sends the cookie by itself.
+    /// the former two with this very request, even if they are empty; a browser sends the cookie by itself.
     pub(super) fn token(&self, cookie: &str) -> Option<&str> {
         let bearer = self.authorization.as_deref().and_then(|text| {
-            let (scheme, token) = text.split_at_checked(BEARER.len())?;
+            let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
             scheme.eq_ignore_ascii_case(BEARER).then_some(token.trim())
         });
         bearer.or(self.address_token.as_deref()).or_else(|| self.cookie(cookie)).filter(|token| !token.is_empty())
@@ -105,7 +105,7 @@ impl Caller {
     /// Returns the headers that another service is asked with; a token of the address goes into `Authorization`.
     pub(super) fn into_headers(self) -> ForwardedHeaders {
         let Self { authorization, cookies, address_token, uri } = self;
-        let authorization = authorization.or_else(|| address_token.map(|token| format!("{BEARER}{token}")));
+        let authorization = authorization.or_else(|| address_token.map(|token| format!("{BEARER} {token}")));
         ForwardedHeaders { authorization, cookies, uri }
     }
 }
@@ -187,8 +187,10 @@ mod tests {
         for cookies in [&["xsession=c"] as Texts, &["session="], &["Session=c"], &["=c"]] {
             assert_eq!(token(&[], cookies, ""), None, "{cookies:?}");
         }
-        assert_eq!(token(&["Bearer"], &[], ""), None);
-        assert_eq!(token(&["Bearer "], &[], ""), None);
+        for empty in [&["Bearer"] as Texts, &["Bearer "]] {
+            assert_eq!(token(empty, all.1, all.2), None, "an empty one was chosen, too");
+        }
+        assert_eq!(token(&[], all.1, "access_token="), None);
     }
 
     #[test]

@@ -12,9 +12,20 @@ pub struct Claims {
     /// Read only to insist on one issuer: the library compares it, and would take a list as well.
     #[serde(rename = "iss")]
     _iss: Option<String>,
+    /// Read only to insist on its type, also where no audience is asked for.
+    #[serde(rename = "aud")]
+    _aud: Option<Audience>,
     #[serde(rename = "jobcast.jobs")]
     jobs: Option<Vec<String>>,
     jobcast: Option<Namespace>,
+}
+
+/// One name or a list of names (RFC 7519, section 4.1.3).
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Audience {
+    One(#[expect(dead_code, reason = "only its type matters")] String),
+    Several(#[expect(dead_code, reason = "only its type matters")] Vec<String>),
 }
 
 /// The other form of the claim: `{"jobcast": {"jobs": […]}}`.
@@ -95,6 +106,9 @@ mod tests {
             json!({}),
             json!({ "exp": "1" }),
             json!({ "exp": 1, "iss": ["a"] }),
+            json!({ "exp": 1, "aud": 7 }),
+            json!({ "exp": 1, "aud": [7] }),
+            json!({ "exp": 1, "aud": { "a": "b" } }),
             json!({ "exp": 1, "sub": 7 }),
             json!({ "exp": 1, "jobcast.jobs": "*" }),
             json!({ "exp": 1, "jobcast": { "jobs": { "*": true } } }),

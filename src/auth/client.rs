@@ -2,26 +2,30 @@
 //! for more than a bounded time and a bounded answer.
 
 use super::SetupError;
+use crate::outbound::{self, add_authorities, public_authorities};
 use bytes::{Bytes, BytesMut};
-use std::error::Error;
+use rustls::RootCertStore;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Makes a client with TLS by ring and the public authorities built in. It takes no proxy from the environment.
-pub fn http_client(timeout: Duration) -> Result<reqwest::Client, SetupError> {
-    let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| SetupError::Client(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .no_proxy()
+/// Makes a client that trusts the authorities of this PEM file, or, where it names none, the public ones.
+pub fn http_client(root_cert: &Path, timeout: Duration) -> Result<reqwest::Client, SetupError> {
+    outbound::client(authorities(root_cert)?)
+        .map_err(SetupError::Client)?
         .redirect(reqwest::redirect::Policy::none())
         .timeout(timeout)
         .build()
         .map_err(|error| SetupError::Client(cause(error)))
+}
+
+fn authorities(root_cert: &Path) -> Result<RootCertStore, SetupError> {
+    if root_cert.as_os_str().is_empty() {
+        return Ok(public_authorities());
+    }
+    let mut roots = RootCertStore::empty();
+    let added = add_authorities(&mut roots, root_cert);
+    added.map_err(|cause| SetupError::Authority { file: PathBuf::from(root_cert), cause })?;
+    Ok(roots)
 }
 
 /// Reads the body of an answer; fails where it has more than `limit` bytes.
@@ -36,12 +40,7 @@ pub async fn read_body(mut answer: reqwest::Response, limit: usize) -> Result<By
     Ok(body.freeze())
 }
 
-/// Returns the innermost cause, which says most, and never the address, which may hold a password.
+/// Returns the cause, which never holds the address.
 pub fn cause(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut innermost: &dyn Error = &error;
-    while let Some(inner) = innermost.source() {
-        innermost = inner;
-    }
-    innermost.to_string()
+    outbound::cause(&error.without_url())
 }

@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use reqwest::header::{AUTHORIZATION, COOKIE, HeaderName, HeaderValue};
 use reqwest::{Response, StatusCode};
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -89,12 +90,12 @@ impl Entry {
 }
 
 impl Forward {
-    pub fn new(settings: &config::Forward, recheck: Duration) -> Result<Self, SetupError> {
+    pub fn new(settings: &config::Forward, root_cert: &Path, recheck: Duration) -> Result<Self, SetupError> {
         let mut url = settings.url.get().ok_or(SetupError::NothingToCheckWith)?;
         // They would arrive as Authorization, and look like credentials of the caller's.
         let _ = (url.set_username(""), url.set_password(None));
         Ok(Self {
-            client: http_client(settings.timeout)?,
+            client: http_client(root_cert, settings.timeout)?,
             url,
             timeout: settings.timeout,
             // A right that is due for a recheck opens no further stream.
@@ -308,7 +309,7 @@ mod tests {
     async fn an_answer_in_use_is_asked_for_anew_when_an_operator_wants_it_and_its_grant_lives_until_a_no() {
         let url = serde_json::from_value("http://127.0.0.1:9/".into()).expect("an address");
         let settings = config::Forward { url, ..config::Forward::default() };
-        let forward = Arc::new(Forward::new(&settings, Duration::from_secs(60)).expect("a client"));
+        let forward = Arc::new(Forward::new(&settings, Path::new(""), Duration::from_secs(60)).expect("a client"));
         let (job, other) = ("job".parse::<JobId>().expect("an id"), "other".parse().expect("an id"));
         let wanted = Wanted::Job(job.clone());
         let headers = ForwardedHeaders { authorization: None, cookies: b"user=ann".to_vec(), uri: "/".into() };
@@ -339,7 +340,7 @@ mod tests {
             url: serde_json::from_value("http://127.0.0.1:9/".into()).expect("an address"),
             ..config::Forward::default()
         };
-        let forward = Forward::new(&settings, Duration::from_secs(60)).expect("a client");
+        let forward = Forward::new(&settings, Path::new(""), Duration::from_secs(60)).expect("a client");
         let mut answers = HashMap::new();
         let mut held = Vec::new();
         for number in 0..MAX_ANSWERS + 10 {

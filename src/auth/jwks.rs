@@ -11,6 +11,7 @@ use crate::config;
 use jsonwebtoken::Algorithm;
 use jsonwebtoken::jwk::Jwk;
 use serde::Deserialize;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -71,10 +72,10 @@ struct Document {
 }
 
 impl KeySource {
-    pub fn new(settings: &config::Jwt, recheck: Duration) -> Result<Self, SetupError> {
+    pub fn new(settings: &config::Jwt, root_cert: &Path, recheck: Duration) -> Result<Self, SetupError> {
         let url = settings.jwks_url.get().ok_or(SetupError::NothingToCheckWith)?;
         Ok(Self {
-            client: http_client(TIMEOUT)?,
+            client: http_client(root_cert, TIMEOUT)?,
             url,
             refresh: (recheck / 2).clamp(MIN_REFRESH, MAX_REFRESH),
             set: RwLock::default(),

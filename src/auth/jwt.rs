@@ -8,6 +8,7 @@ use super::{Caller, Grant, Refusal, SetupError, Wanted, Withdrawal, ring};
 use crate::config;
 use jsonwebtoken::{Header, Validation};
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -46,11 +47,11 @@ struct Rules {
 }
 
 impl Jwt {
-    pub fn new(settings: &config::Jwt, recheck: Duration) -> Result<Self, SetupError> {
+    pub fn new(settings: &config::Jwt, root_cert: &Path, recheck: Duration) -> Result<Self, SetupError> {
         ring::install();
         let keys = match fixed_key(settings)? {
             Some(key) => Keys::Fixed(RwLock::new(Arc::new(key))),
-            None => Keys::Fetched(Box::new(KeySource::new(settings, recheck)?)),
+            None => Keys::Fetched(Box::new(KeySource::new(settings, root_cert, recheck)?)),
         };
         Ok(Self {
             keys,
@@ -216,7 +217,7 @@ mod tests {
     #[tokio::test]
     async fn streams_of_one_token_share_a_grant_and_another_secret_ends_it_while_the_same_one_does_not() {
         let (old, new) = ("an old secret of thirty-two bytes", "a new secret of thirty-two bytes.");
-        let jwt = Jwt::new(&settings(old), Duration::from_secs(60)).expect("tokens");
+        let jwt = Jwt::new(&settings(old), Path::new(""), Duration::from_secs(60)).expect("tokens");
         let grant = ask(&jwt, old).await.expect("a grant");
         assert!(Arc::ptr_eq(&grant, &ask(&jwt, old).await.expect("a grant")));
         assert_eq!((grant.subject(), grant.expires()), (Some("ann"), None), "no clock reaches that end");

@@ -69,6 +69,8 @@ pub enum SetupError {
     KeyFile { file: PathBuf, cause: std::io::Error },
     #[error("auth.jwt.key_file: {} {problem}", file.display())]
     NoKey { file: PathBuf, problem: &'static str },
+    #[error("auth.root_cert: {} cannot be used: {cause} (name the PEM file with the authority's certificate)", file.display())]
+    Authority { file: PathBuf, cause: String },
     #[error("the client of auth cannot be set up: {0}")]
     Client(String),
     #[error("auth.mode needs a key or an address to check callers with; see the section auth")]
@@ -81,8 +83,10 @@ impl Auth {
         let recheck = settings.recheck;
         let mode = match settings.mode {
             AuthMode::None => Mode::Anonymous,
-            AuthMode::Jwt => Mode::Jwt(Arc::new(Jwt::new(&settings.jwt, recheck)?)),
-            AuthMode::Forward => Mode::Forward(Arc::new(Forward::new(&settings.forward, recheck)?)),
+            AuthMode::Jwt => Mode::Jwt(Arc::new(Jwt::new(&settings.jwt, &settings.root_cert, recheck)?)),
+            AuthMode::Forward => {
+                Mode::Forward(Arc::new(Forward::new(&settings.forward, &settings.root_cert, recheck)?))
+            }
         };
         Ok(Self { mode, recheck })
     }

@@ -4,14 +4,12 @@
 use super::sse_parser::{MAX_MESSAGE_BYTES, Message, Parser};
 use crate::cursor::Start;
 use crate::event::JobId;
+use crate::outbound::{self, add_authorities, cause, public_authorities};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -33,9 +31,9 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// The public authorities are built in, so that the binary needs no files of the system.
-    fn roots(&self) -> Result<RootCertStore, Failure> {
-        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    /// The authorities that the user trusts.
+    pub fn roots(&self) -> Result<RootCertStore, Failure> {
+        let mut roots = public_authorities();
         if let Some(file) = &self.ca {
             let added = add_authorities(&mut roots, file);
             added.map_err(|cause| Failure::Authority { file: file.clone(), cause })?;
@@ -50,27 +48,10 @@ impl Trust {
     }
 }
 
-fn add_authorities(roots: &mut RootCertStore, file: &Path) -> Result<(), String> {
-    let pem = std::fs::read(file).map_err(|error| error.to_string())?;
-    let certificates: Vec<_> =
-        CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|error| error.to_string())?;
-    let (added, _) = roots.add_parsable_certificates(certificates);
-    if added == 0 { Err("it holds no certificate in PEM".into()) } else { Ok(()) }
-}
-
-/// Makes an HTTP client with TLS by ring. It takes no proxy from the environment: these commands ask the address that they
-/// were given.
+/// Makes an HTTP client for the address that a command was given.
 pub fn http_client(trust: &Trust) -> Result<reqwest::Client, Failure> {
-    let roots = trust.roots()?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| Failure::Setup(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .no_proxy()
+    outbound::client(trust.roots()?)
+        .map_err(Failure::Setup)?
         .connect_timeout(ANSWER_TIMEOUT)
         .build()
         .map_err(|error| Failure::Setup(cause(&error)))
@@ -228,15 +209,6 @@ async fn read_body(mut answer: Response) -> Result<Vec<u8>, Failure> {
         body.extend_from_slice(&bytes);
     }
     Ok(body)
-}
-
-/// The innermost cause of an HTTP client's error, such as "Connection refused": the layers around it repeat the address.
-pub fn cause(error: &reqwest::Error) -> String {
-    let mut innermost: &dyn std::error::Error = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }
 
 /// An open stream.

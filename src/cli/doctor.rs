@@ -12,6 +12,7 @@ use actix_web::http::header::HttpDate;
 use finding::{Finding, Weight};
 use handshake::HandshakeError;
 use reqwest::{Method, Response, Url, header};
+use rustls::RootCertStore;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 use watch::{End, Watched};
@@ -71,6 +72,8 @@ pub async fn run(args: Args) -> ExitCode {
 struct Doctor<'a> {
     args: &'a Args,
     url: Url,
+    /// The authorities that the user trusts.
+    roots: RootCertStore,
     client: reqwest::Client,
     jobcast: Jobcast,
 }
@@ -78,7 +81,7 @@ struct Doctor<'a> {
 impl<'a> Doctor<'a> {
     fn new(args: &'a Args, url: Url) -> Result<Self, Failure> {
         let jobcast = Jobcast::new(&args.url, args.token.clone(), &args.trust)?;
-        Ok(Self { args, url, client: http_client(&args.trust)?, jobcast })
+        Ok(Self { args, url, roots: args.trust.roots()?, client: http_client(&args.trust)?, jobcast })
     }
 
     /// Asks one thing after the other; what makes the next question senseless ends it.
@@ -114,12 +117,12 @@ impl<'a> Doctor<'a> {
 
     /// Says which version of HTTP browsers would speak.
     async fn protocol(&self) -> Result<Finding, Finding> {
-        let url = self.url.clone();
+        let (url, roots) = (self.url.clone(), self.roots.clone());
         let shown = url.to_string();
         if url.scheme() == "http" {
             return Ok(Finding::SixConnections { why: "browsers speak HTTP/2 over TLS only" });
         }
-        let shake = tokio::task::spawn_blocking(move || handshake::protocol(&url, ANSWER_TIMEOUT));
+        let shake = tokio::task::spawn_blocking(move || handshake::protocol(&url, roots, ANSWER_TIMEOUT));
         match shake.await {
             Ok(Ok(protocol)) if protocol == b"h2" => Ok(Finding::Http2),
             Ok(Ok(_)) => Ok(Finding::SixConnections { why: "the TLS handshake did not choose HTTP/2 (h2)" }),

@@ -1,7 +1,8 @@
 //! `jobcast healthcheck`: asks `/readyz`, for containers that have no curl.
 
-use super::client::{Failure, Trust, cause, http_client};
+use super::client::{Failure, Trust, http_client};
 use super::{ConfigFile, failed, misused};
+use crate::outbound::cause;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;

@@ -11,7 +11,8 @@ use crate::delivery::threads::Threads;
 use crate::delivery::{StreamContext, StreamRules};
 use crate::error::SourceError;
 use crate::http::{
-    self, App, BadCertificate, Certificates, Connections, Health, Hosts, InFlight, Limits, ListenError, Listener,
+    self, Answers, App, BadCertificate, Certificates, Connections, Health, Hosts, InFlight, Limits, ListenError,
+    Listener,
 };
 use crate::hub::Hub;
 use crate::logging;
@@ -376,6 +377,7 @@ impl Delivery {
             ingest_enabled: settings.ingest_enabled(),
             ingest: settings.ingest.clone(),
             limits: Limits::new(&settings.http),
+            answers: Answers::default(),
             hosts: Hosts::new(settings.http.listen, &settings.http.hosts, settings.auth.mode != AuthMode::None),
             settings: settings.http.clone(),
             cors,

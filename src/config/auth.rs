@@ -27,6 +27,8 @@ pub struct Auth {
     /// Time by which an open stream outlives its permission, at most.
     #[serde(with = "duration")]
     pub recheck: Duration,
+    /// PEM file with the authorities that jwt.jwks_url and forward.url are trusted by; "": the public ones.
+    pub root_cert: PathBuf,
     /// Tokens, for mode "jwt". One of secret, key_file and jwks_url must be given.
     pub jwt: Jwt,
     /// Questions to your API, for mode "forward".
@@ -81,6 +83,7 @@ impl Default for Auth {
             mode: AuthMode::None,
             allow_anonymous: false,
             recheck: Duration::from_secs(60),
+            root_cert: PathBuf::new(),
             jwt: Jwt::default(),
             forward: Forward::default(),
         }
@@ -109,7 +112,7 @@ impl Default for Forward {
 
 impl Auth {
     pub(super) fn validate(&self, problems: &mut Problems) {
-        let Self { mode, allow_anonymous: _, recheck, jwt, forward } = self;
+        let Self { mode, allow_anonymous: _, root_cert: _, recheck, jwt, forward } = self;
         problems.require_longer_than_zero(*recheck, "auth.recheck");
         jwt.validate(problems);
         forward.validate(problems);

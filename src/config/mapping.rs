@@ -111,6 +111,18 @@ impl<'de> Deserialize<'de> for PayloadColumns {
     }
 }
 
+/// Permission to make Jobcast's own tables in a database file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Create {
+    /// In a file that is not there yet, has no tables, or has Jobcast's own.
+    #[default]
+    Auto,
+    /// In any file.
+    Always,
+    Never,
+}
+
 /// The way in which a payload's column is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -23,7 +23,7 @@ mod values;
 
 pub use auth::{Auth, AuthMode, Forward, Jwt};
 pub use load::{ConfigErrors, Values};
-pub use mapping::{EventOrder, Field, PayloadColumns, PayloadKind, TimestampUnit};
+pub use mapping::{Create, EventOrder, Field, PayloadColumns, PayloadKind, TimestampUnit};
 pub use redis::{EntryFields, Redis};
 pub use sections::{Admin, Cors, Http, Hub, Ingest, Log, Shutdown, Stream, Tls};
 pub use source::{Columns, FinalStatuses, JobColumns, Pace, Postgres, Source, SourceKind, Sqlite};

@@ -3,7 +3,7 @@
 //! The doc comment on a field is also its line in `config/jobcast.toml` and `docs/settings.md`, so it is written for
 //! operators.
 
-use super::mapping::{EventOrder, Field, PayloadColumns, PayloadKind, TimestampUnit};
+use super::mapping::{Create, EventOrder, Field, PayloadColumns, PayloadKind, TimestampUnit};
 use super::redis::Redis;
 use super::validate::Problems;
 use super::values::{Secret, duration, one_of};
@@ -103,19 +103,75 @@ impl Source {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sqlite {
-    /// The database file; it is created on the first start.
+    /// The database file.
     pub path: PathBuf,
+    /// Permission to make Jobcast's own tables: auto (in a file that is not there yet or has no tables; a file of others is
+    /// opened read-only), always (in any file) or never.
+    #[serde(deserialize_with = "one_of")]
+    pub create: Create,
+    /// Table or view of the events.
+    pub events_table: String,
+    /// Table or view of the jobs; "": there is none.
+    pub jobs_table: String,
+    /// Way in which the payload's column is read: auto (Jobcast's own column and those of type JSON or JSONB are JSON,
+    /// numbers are numbers, blobs are UTF-8, texts are texts), json, text or bytes.
+    pub payload_kind: PayloadKind,
+    /// Unit of a timestamp that is a number: auto (by its size; a REAL may be a Julian day), s, ms, us or ns.
+    pub timestamp_unit: TimestampUnit,
+    /// Zone of a timestamp that is stored without one, such as Europe/Paris or +02:00.
+    pub timestamp_zone: String,
+    /// Names for stored types: { "20" = "info" }. A type that is not among them keeps its own.
+    pub types: BTreeMap<String, String>,
+    /// Columns of the event table, of which only job_id must be there. "" is none, "= text" a constant. A view or a table
+    /// WITHOUT ROWID needs seq.
+    pub columns: Columns,
+    /// Columns of the job table.
+    pub job_columns: JobColumns,
+    /// Texts in the job table that say that a job has ended.
+    pub statuses: FinalStatuses,
+    /// Types of events that end a job, for stores without a job table.
+    pub final_types: FinalStatuses,
 }
 
 impl Default for Sqlite {
     fn default() -> Self {
-        Self { path: "jobcast.db".into() }
+        Self {
+            path: "jobcast.db".into(),
+            create: Create::default(),
+            events_table: "job_events".into(),
+            jobs_table: "runner_jobs".into(),
+            payload_kind: PayloadKind::default(),
+            timestamp_unit: TimestampUnit::default(),
+            timestamp_zone: "UTC".into(),
+            types: BTreeMap::new(),
+            columns: Columns::default(),
+            job_columns: JobColumns::default(),
+            statuses: FinalStatuses::usual_statuses(),
+            final_types: FinalStatuses::default(),
+        }
     }
 }
 
 impl Sqlite {
+    /// Returns true if tables or columns have other names than Jobcast's own: then they are somebody else's.
+    pub fn is_mapped(&self) -> bool {
+        let usual = Self::default();
+        self.events_table != usual.events_table
+            || self.jobs_table != usual.jobs_table
+            || self.columns != usual.columns
+            || self.job_columns != usual.job_columns
+    }
+
     fn validate(&self, problems: &mut Problems) {
         problems.require(!self.path.as_os_str().is_empty(), "source.sqlite.path", "must name a file");
+        problems.require(!self.events_table.is_empty(), "source.sqlite.events_table", "must name a table");
+        problems.require(!self.columns.job_id.is_empty(), "source.sqlite.columns.job_id", "must name a column");
+        problems.require(!self.timestamp_zone.is_empty(), "source.sqlite.timestamp_zone", "must name a zone");
+        problems.require(
+            self.create != Create::Always || !self.is_mapped(),
+            "source.sqlite.create",
+            "must not be always where the settings name tables or columns of others: Jobcast makes its own ones only",
+        );
     }
 }
 
@@ -162,7 +218,7 @@ pub struct Postgres {
     pub final_types: FinalStatuses,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Columns {
     /// Id of the event, unique within its job. Without one, seq is the id.
     pub id: String,
@@ -181,11 +237,11 @@ pub struct Columns {
     pub payload: PayloadColumns,
     /// Ascending number of the row.
     pub seq: String,
-    /// Transaction that wrote the row (xid8).
+    /// Transaction that wrote the row (xid8), in PostgreSQL.
     pub xid: String,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobColumns {
     /// Id of the job.
     pub id: String,
@@ -209,6 +265,12 @@ impl Default for Columns {
     }
 }
 
+impl Default for JobColumns {
+    fn default() -> Self {
+        Self { id: "id".into(), status: "status".into() }
+    }
+}
+
 impl Default for Postgres {
     fn default() -> Self {
         Self {
@@ -226,7 +288,7 @@ impl Default for Postgres {
             order: EventOrder::default(),
             types: BTreeMap::new(),
             columns: Columns::default(),
-            job_columns: JobColumns { id: "id".into(), status: "status".into() },
+            job_columns: JobColumns::default(),
             statuses: FinalStatuses::usual_statuses(),
             final_types: FinalStatuses::default(),
         }

@@ -1,6 +1,7 @@
 //! `GET /runner-jobs/{job_id}/events`: the same events as JSON, for clients that cannot stream.
 
 use super::App;
+use super::answer::Room;
 use super::client_address::ClientAddress;
 use super::extract::{PollQuery, Query};
 use super::limits::Refusal;
@@ -21,9 +22,6 @@ use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
-
-/// Bytes of payloads in one answer, at most.
-const PAGE_BYTES: usize = 1 << 20;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -64,9 +62,10 @@ pub async fn get(
     let permit = permit.map(|permit| permit.with_grant(right.clone().into_grant()));
     let held = permit.map(|permit| (app.streams.registry.enter(&permit, &job), permit));
     let until = Instant::now() + query.wait;
-    let limit = Limit { events: query.limit, bytes: PAGE_BYTES };
     let (mut after, mut reset) = begin(&app, &job, query.start).await?;
     loop {
+        let room = app.answers.room();
+        let limit = Limit { events: query.limit, bytes: room.bytes() };
         match app.streams.pages.plain(&job, &after, limit).await? {
             PageResult::NoSuchJob => return Err(Problem::no_such_job(format!("there is no job {job}"))),
             PageResult::Lost(reason) => {
@@ -75,9 +74,15 @@ pub async fn get(
             }
             PageResult::Page(page) => {
                 let is_news = !page.events.is_empty() || page.is_complete || reset.is_some();
-                if is_news || !something_new(&app, &job, &page.end, until, held.as_ref()).await? {
+                if is_news {
                     right.check()?;
-                    return Ok(answer(&app, page, reset));
+                    return answer(&app, room, page, reset);
+                }
+                // Nobody keeps room for what is not there yet.
+                drop(room);
+                if !something_new(&app, &job, &page.end, until, held.as_ref()).await? {
+                    right.check()?;
+                    return answer(&app, app.answers.room(), page, reset);
                 }
                 after = page.end;
             }
@@ -99,19 +104,22 @@ async fn begin(app: &App, job: &JobId, start: Start) -> Result<(Cursor, Option<R
     })
 }
 
-fn answer(app: &App, page: Page, reset: Option<Reset>) -> HttpResponse {
+fn answer(app: &App, room: Room, page: Page, reset: Option<Reset>) -> Result<HttpResponse, Problem> {
     tail::count_unreadable(&page.events);
     // Those who are sent away by a drain do not come back at once, nor all together.
     let is_draining = app.streams.shutdown.phase() >= Phase::Draining;
     let retry = if is_draining { app.streams.reconnect_delay() } else { app.streams.rules.retry };
-    HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(Polled {
+    let mut response = HttpResponse::Ok();
+    response.insert_header((header::CACHE_CONTROL, "no-store"));
+    let polled = Polled {
         events: page.events.into_iter().map(|(event, cursor)| Sent { event, cursor }).collect(),
         cursor: page.end,
         complete: page.is_complete,
         status: page.status,
         retry_ms: retry.as_millis() as u64,
         reset: reset.map(|reason| ResetNote { reason }),
-    })
+    };
+    room.json(response, &polled)
 }
 
 /// Waits until there is something after `cursor`. Returns false if the time is up first, the process drains, or the poll may

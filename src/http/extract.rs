@@ -93,24 +93,37 @@ impl<T: FromQuery> FromRequest for Query<T> {
     }
 }
 
-/// The query's parameters; the last of equal names counts.
-pub struct Parameters(HashMap<String, String>);
+/// The query's parameters; the last of equal names counts, where it matters little.
+pub struct Parameters {
+    values: HashMap<String, String>,
+    /// A name that is there more than once.
+    repeated: Option<String>,
+}
 
 impl Parameters {
     fn of(request: &HttpRequest) -> Result<Self, Problem> {
-        web::Query::<HashMap<String, String>>::from_query(request.query_string())
-            .map(|query| Self(query.into_inner()))
-            .map_err(|error| Problem::bad_query(format!("the query cannot be read: {error}")))
+        let pairs = web::Query::<Vec<(String, String)>>::from_query(request.query_string())
+            .map_err(|error| Problem::bad_query(format!("the query cannot be read: {error}")))?;
+        let (mut values, mut repeated) = (HashMap::new(), None);
+        for (name, value) in pairs.into_inner() {
+            if values.insert(name.clone(), value).is_some() {
+                repeated = Some(name);
+            }
+        }
+        Ok(Self { values, repeated })
     }
 
     /// A parameter that is not empty.
     fn text(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str).filter(|text| !text.is_empty())
+        self.values.get(name).map(String::as_str).filter(|text| !text.is_empty())
     }
 
-    /// Fails if there is a parameter with another name.
+    /// Fails if there is a parameter with another name, or one that is given twice, so that nobody knows which is meant.
     fn only(&self, known: &[&str]) -> Result<(), Problem> {
-        match self.0.keys().find(|name| !known.contains(&name.as_str())) {
+        if let Some(name) = &self.repeated {
+            return Err(Problem::bad_query(format!("{name:?} is there more than once")));
+        }
+        match self.values.keys().find(|name| !known.contains(&name.as_str())) {
             Some(name) => Err(Problem::bad_query(format!("{name:?} is none of {}", known.join(", ")))),
             None => Ok(()),
         }
@@ -118,7 +131,7 @@ impl Parameters {
 
     /// A whole number within its bounds.
     fn number(&self, name: &str, default: usize, bounds: RangeInclusive<usize>) -> Result<usize, Problem> {
-        let Some(text) = self.0.get(name) else { return Ok(default) };
+        let Some(text) = self.values.get(name) else { return Ok(default) };
         let number = text.parse().ok().filter(|number| bounds.contains(number));
         let (least, most) = bounds.into_inner();
         number.ok_or_else(|| Problem::bad_query(format!("{name}={text:?} is no whole number from {least} to {most}")))
@@ -129,7 +142,7 @@ impl Parameters {
         if let Some(position) = self.text(after) {
             return Ok(Start::After(position.to_string()));
         }
-        match self.0.get("from").map(String::as_str) {
+        match self.values.get("from").map(String::as_str) {
             Some("now") => Ok(Start::Now),
             None | Some("start") => Ok(Start::Beginning),
             Some(other) => Err(Problem::bad_query(format!(
@@ -173,7 +186,7 @@ pub struct JobsQuery {
 
 impl FromQuery for JobsQuery {
     fn from_query(parameters: &Parameters) -> Result<Self, Problem> {
-        let status = parameters.0.get("status").map(|status| status.parse::<JobStatus>()).transpose();
+        let status = parameters.values.get("status").map(|status| status.parse::<JobStatus>()).transpose();
         Ok(Self {
             limit: parameters.number("limit", 50, 1..=MAX_JOBS)?,
             status: status.map_err(|error| Problem::bad_query(error.to_string()))?,

@@ -2,6 +2,7 @@
 //! rebinding) and then is of the same origin, as far as a browser can tell; only the name in its requests betrays it.
 
 use actix_web::HttpRequest;
+use actix_web::http::Version;
 use actix_web::http::header::HOST;
 use actix_web::http::uri::Authority;
 use std::net::{IpAddr, SocketAddr};
@@ -30,16 +31,21 @@ impl Hosts {
         Self { names: Some(names), is_loopback }
     }
 
-    /// Tells if a request is meant for this listener. One of HTTP/1.0 may name nobody: no browser sends such.
+    /// Tells if a request is meant for this listener. Only one of HTTP/1.0 may name nobody: no browser sends such.
     pub fn are_named_by(&self, request: &HttpRequest) -> bool {
+        if self.names.is_none() {
+            return true;
+        }
         let target = request.uri().authority().map(Authority::as_str).map(Some);
-        let header = request.headers().get(HOST).map(|host| host.to_str().ok());
-        target.into_iter().chain(header).all(|host| host.is_some_and(|host| self.contain(host)))
+        let headers = request.headers().get_all(HOST).map(|host| host.to_str().ok());
+        let mut named = target.into_iter().chain(headers).peekable();
+        let needs_name = request.version() >= Version::HTTP_11;
+        (named.peek().is_some() || !needs_name) && named.all(|host| host.is_some_and(|host| self.contain(host)))
     }
 
     fn contain(&self, host: &str) -> bool {
         let Some(names) = &self.names else { return true };
-        let host = plain(without_port(host));
+        let Some(host) = without_port(host).map(plain) else { return false };
         let is_own = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback());
         names.contains(&host) || self.is_loopback && is_own
     }
@@ -51,13 +57,13 @@ fn plain(host: &str) -> String {
     host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
-/// Cuts the port off a host, whose IPv6 address has brackets.
-fn without_port(host: &str) -> &str {
-    match (host.find(']'), host.rfind(':')) {
-        (Some(end), Some(colon)) if colon < end => host,
-        (_, Some(colon)) => &host[..colon],
-        (_, None) => host,
-    }
+/// Cuts the port off a host, whose IPv6 address has brackets (RFC 9110, section 7.2). None where what follows the host is
+/// no port.
+fn without_port(host: &str) -> Option<&str> {
+    let end = host.find(']').map_or_else(|| host.find(':').unwrap_or(host.len()), |bracket| bracket + 1);
+    let (host, rest) = host.split_at(end);
+    let is_port = |port: &str| port.bytes().all(|digit| digit.is_ascii_digit());
+    (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port)).then_some(host)
 }
 
 #[cfg(test)]
@@ -76,6 +82,10 @@ mod tests {
             assert!(own.contain(host), "{host}");
         }
         for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "10.0.0.1", "", "[", "]:", "::"] {
+            assert!(!own.contain(host), "{host}");
+        }
+        for host in ["localhost:x", "localhost:80@evil.example", "localhost:80:80", "[::1]x", "[::1]:80]", "[::1]@evil"]
+        {
             assert!(!own.contain(host), "{host}");
         }
         assert!(hosts("127.0.0.1:80", &[], true).contain("evil.example"), "auth guards it");

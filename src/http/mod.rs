@@ -2,6 +2,7 @@
 
 mod accept;
 mod admin;
+mod answer;
 mod bounded;
 mod certificates;
 mod client_address;
@@ -27,6 +28,7 @@ mod stream;
 
 pub use admin::MAX_CONNECTIONS as MAX_ADMIN_CONNECTIONS;
 pub use admin::{Health, serve as serve_admin};
+pub use answer::Answers;
 pub use certificates::{BadCertificate, Certificates};
 pub use client_address::{forwarded, x_forwarded_for};
 pub use connections::Connections;
@@ -65,6 +67,8 @@ pub struct App {
     /// The requests that are being answered.
     pub in_flight: InFlight,
     pub limits: Limits,
+    /// Room for answers with events as JSON.
+    pub answers: Answers,
     /// Names that the listener answers to.
     pub hosts: Hosts,
     /// Section that holds the token of senders.

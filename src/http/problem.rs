@@ -119,6 +119,7 @@ impl From<SourceError> for Problem {
         let (status, retry_after_s) = match (error.is_retryable(), error.code) {
             _ if matches!(error.scope, Scope::Job(_)) => (StatusCode::SERVICE_UNAVAILABLE, Some(1)),
             (_, SourceCode::Refused) => (StatusCode::UNPROCESSABLE_ENTITY, None),
+            (_, SourceCode::ReadOnly) => (StatusCode::FORBIDDEN, None),
             (_, SourceCode::DiskFull) => (StatusCode::INSUFFICIENT_STORAGE, Some(10)),
             (true, _) => (StatusCode::SERVICE_UNAVAILABLE, Some(1)),
             (false, _) => (StatusCode::BAD_GATEWAY, None),

@@ -78,6 +78,10 @@ impl<M> Endings<M> {
         self.jobs.get(job)
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
     pub fn contains(&self, job: &JobId) -> bool {
         self.jobs.contains_key(job)
     }

@@ -27,7 +27,8 @@ async fn by_name(to: SocketAddr, method: &str, path: &str, host: &str, headers: 
 async fn a_page_that_rebinds_its_name_to_loopback_gets_nothing_from_either_listener() {
     let daemon = Daemon::start().await;
     let refused = (421, "request.host".to_string());
-    for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1"] {
+    let foreign = ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1"];
+    for host in foreign.into_iter().chain(["localhost:x", "localhost:80@evil.example"]) {
         let origin = ("Origin", "http://evil.example:8080");
         assert_eq!(by_name(daemon.http, "POST", EVENTS, host, &[origin]).await, refused, "{host}");
         assert_eq!(by_name(daemon.http, "GET", "/runner-jobs", host, &[]).await, refused, "{host}");
@@ -42,9 +43,14 @@ async fn a_page_that_rebinds_its_name_to_loopback_gets_nothing_from_either_liste
     for host in ["localhost", "LocalHost:99", "127.0.0.1", "[::1]:8080", &own] {
         assert_eq!(by_name(daemon.http, "GET", "/runner-jobs", host, &[]).await.0, 200, "{host}");
     }
+    // no browser leaves the name out
+    assert_eq!(
+        raw(daemon.http, b"GET /runner-jobs HTTP/1.1\r\nConnection: close\r\n\r\n").await[..12],
+        *b"HTTP/1.1 400"
+    );
     assert_eq!(raw(daemon.http, b"GET /runner-jobs HTTP/1.0\r\n\r\n").await[..12], *b"HTTP/1.0 200");
     // counted, and said once
-    assert_eq!(daemon.metric("jobcast_refused_requests_total{reason=\"host\"}").await, 21.0);
+    assert_eq!(daemon.metric("jobcast_refused_requests_total{reason=\"host\"}").await, 29.0);
     assert_eq!(daemon.log().matches("http.hosts").count(), 1, "{}", daemon.log());
 }
 

@@ -337,3 +337,37 @@ async fn junk_after_the_handshake_is_answered_by_the_end_of_its_connection_and_b
     neighbours.are_undisturbed().await;
     assert_eq!(secure.daemon.ask_admin("/healthz").await.status, 200);
 }
+
+#[tokio::test]
+async fn answers_that_nobody_reads_hold_a_bounded_memory_together_and_each_says_where_to_go_on() {
+    let secure = Secure::start(&[("stream.write_timeout", "60s")]).await;
+    let runner = secure.client().await;
+    let heavy = |number: u64| {
+        let mut event = numbered(number);
+        event["payload"]["line"] = "x".repeat(20_000).into();
+        event
+    };
+    for first in (0..100).step_by(10) {
+        runner.append("job", (first..first + 10).map(heavy).collect()).await;
+    }
+    let memory = async || secure.daemon.metric("process_resident_memory_bytes").await;
+    let client = Client::with(secure.daemon.http, &secure.authority, 1000).await;
+    let before = memory().await;
+    let poll = || client.request("GET", "/runner-jobs/job/events?limit=1000", b"");
+    let unread = join_all((0..400).map(|_| poll())).await;
+    assert!(unread.iter().all(|answer| answer.as_ref().is_ok_and(|answer| answer.status() == 200)));
+    let more = memory().await - before;
+    assert!(more < 200e6, "{} MB more", more / 1e6);
+    // Whoever reads is served meanwhile, in smaller pieces.
+    let mut cursor = String::new();
+    let mut seen = Vec::new();
+    while seen.len() < 100 {
+        let path = format!("/runner-jobs/job/events?limit=1000&after={cursor}");
+        let answer = runner.json(&path).await;
+        cursor = answer["cursor"].as_str().expect("a cursor").into();
+        let events = answer["events"].as_array().expect("events");
+        assert!(!events.is_empty() && events.len() < 100, "{}", events.len());
+        seen.extend(events.iter().map(|event| event["payload"]["n"].as_u64().expect("a number")));
+    }
+    assert_eq!(seen, Vec::from_iter(0..100));
+}

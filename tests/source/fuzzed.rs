@@ -53,4 +53,5 @@ fn no_foreign_bytes_of_the_corpus_or_near_it_break_what_reads_them() {
     run("ingest", checks::ingest);
     run("address", checks::address);
     run("host", checks::host);
+    run("token", checks::token);
 }

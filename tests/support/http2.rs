@@ -88,6 +88,18 @@ impl Client {
         assert_eq!(answer.status(), 201);
     }
 
+    /// Reads an answer of JSON.
+    pub async fn json(&self, path: &str) -> Value {
+        let mut content = self.request("GET", path, b"").await.expect("an answer").into_body();
+        let mut bytes = Vec::new();
+        while let Some(piece) = timeout(PATIENCE, content.data()).await.expect("bytes in time") {
+            let piece = piece.expect("bytes");
+            let _ = content.flow_control().release_capacity(piece.len());
+            bytes.extend_from_slice(&piece);
+        }
+        serde_json::from_slice(&bytes).expect("JSON")
+    }
+
     /// Opens a stream; the answer may be anything.
     pub async fn stream(&self, job: &str) -> Stream {
         let (head, content) = self.request("GET", &stream_path(job), b"").await.expect("an answer").into_parts();

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
+use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig, crypto};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// An authority that clients may trust.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -32,6 +33,19 @@ impl Authority {
         let key = KeyPair::generate().expect("a key");
         let params = CertificateParams::new(vec![name.to_string()]).expect("parameters");
         (params.signed_by(&key, &self.0).expect("a certificate"), key)
+    }
+
+    /// The server's side of connections to this name.
+    pub fn acceptor(&self, name: &str) -> TlsAcceptor {
+        let (certificate, key) = self.certify(name);
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+        let config = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .expect("a certificate");
+        TlsAcceptor::from(Arc::new(config))
     }
 
     /// Connects as a client that trusts this authority alone, knows the server as `localhost`, and speaks one protocol.

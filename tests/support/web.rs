@@ -1,11 +1,13 @@
 //! A web server of the tests' own, whose answers can be changed while it runs: a key set, or an API that is asked.
 
 use super::address;
-use std::net::SocketAddr;
+use super::tls::Authority;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
@@ -59,18 +61,34 @@ pub struct Web {
 
 impl Web {
     pub async fn start(handler: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
+        Self::serve(|_| None, handler).await
+    }
+
+    /// One that speaks TLS, and has a certificate for its address.
+    pub async fn start_tls(authority: &Authority, handler: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
+        Self::serve(|ip| Some(authority.acceptor(&ip.to_string())), handler).await
+    }
+
+    async fn serve(
+        tls: impl FnOnce(IpAddr) -> Option<TlsAcceptor>,
+        handler: impl Fn(&Asked) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind(address::free()).await.expect("a listener");
         let web = Self {
             address: listener.local_addr().expect("an address"),
             asked: Arc::default(),
             handler: Arc::new(Mutex::new(Arc::new(handler))),
         };
-        let (asked, handler) = (web.asked.clone(), web.handler.clone());
+        let (tls, asked, handler) = (tls(web.address.ip()), web.asked.clone(), web.handler.clone());
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                let (asked, handler) = (asked.clone(), handler.clone());
+                let (tls, asked, handler) = (tls.clone(), asked.clone(), handler.clone());
                 tokio::spawn(async move {
-                    let _ = serve(socket, &asked, &handler).await;
+                    let _ = match tls {
+                        None => serve(socket, &asked, &handler).await,
+                        Some(tls) => serve(tls.accept(socket).await?, &asked, &handler).await,
+                    };
+                    std::io::Result::Ok(())
                 });
             }
         });
@@ -92,7 +110,11 @@ impl Web {
     }
 }
 
-async fn serve(mut socket: TcpStream, asked: &Mutex<Vec<Asked>>, handler: &Mutex<Handler>) -> std::io::Result<()> {
+async fn serve(
+    mut socket: impl AsyncRead + AsyncWrite + Unpin,
+    asked: &Mutex<Vec<Asked>>,
+    handler: &Mutex<Handler>,
+) -> std::io::Result<()> {
     let mut bytes = Vec::new();
     loop {
         while !bytes.windows(4).any(|four| four == b"\r\n\r\n") {

@@ -1,6 +1,6 @@
 //! Findings of the doctor in words, each with the line of configuration that mends it.
 
-use crate::cli::client::cause;
+use crate::outbound::cause;
 use reqwest::StatusCode;
 use std::fmt;
 use std::time::Duration;

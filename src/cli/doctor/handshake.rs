@@ -16,11 +16,11 @@ pub enum HandshakeError {
 }
 
 /// Returns the protocol that was chosen by ALPN (RFC 7301), such as `h2`; empty if none was.
-pub fn protocol(url: &Url, patience: Duration) -> Result<Vec<u8>, HandshakeError> {
+pub fn protocol(url: &Url, roots: RootCertStore, patience: Duration) -> Result<Vec<u8>, HandshakeError> {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let port = url.port_or_known_default().unwrap_or(443);
     let mut socket = connect(host, port, patience).map_err(HandshakeError::NoAnswer)?;
-    let mut connection = client(host).map_err(|error| HandshakeError::Tls(error.to_string()))?;
+    let mut connection = client(host, roots).map_err(|error| HandshakeError::Tls(error.to_string()))?;
     match connection.complete_io(&mut socket) {
         Ok(_) => Ok(connection.alpn_protocol().unwrap_or_default().to_vec()),
         // rustls puts its own errors into those of the input and output.
@@ -28,8 +28,7 @@ pub fn protocol(url: &Url, patience: Duration) -> Result<Vec<u8>, HandshakeError
     }
 }
 
-fn client(host: &str) -> Result<ClientConnection, rustls::Error> {
-    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+fn client(host: &str, roots: RootCertStore) -> Result<ClientConnection, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)

@@ -2,8 +2,8 @@
 
 use super::finding::Finding;
 use super::{LATE, since};
-use crate::cli::client::cause;
 use crate::cli::sse_parser::{Message, Parser};
+use crate::outbound::cause;
 use reqwest::header::{self, HeaderMap};
 use reqwest::{RequestBuilder, StatusCode};
 use std::time::{Duration, Instant};

@@ -1,23 +1,29 @@
 //! The first and cheapest query of a read of the tail.
 
+use super::catalogue::RowNumbers;
 use super::error::SqliteError;
-use super::rows::{bytes_of, job_of, number_of, status_of};
+use super::position::Position;
+use super::rows::{bytes_of, job_of, number_of};
+use super::tables::{Numbering, Tables};
+use super::values::Stored;
 use crate::event::{JobId, JobStatus};
 use crate::source::{Ends, Seen};
 use futures_util::TryStreamExt;
+use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteConnection;
+use std::collections::HashMap;
 
 /// The numbers of the newest event and of the newest change of a status: of a job, or of the whole file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Mark {
+pub struct Reached {
     pub seq: i64,
     pub changed: i64,
 }
 
-/// The ends of jobs. Both numbers are in the order of commits, so they tell what was there at a look.
-pub type SqliteEnds = Ends<Mark, Mark>;
+/// The ends of jobs. Where both numbers are in the order of commits, they tell what was there at a look.
+pub type SqliteEnds = Ends<Reached, Reached>;
 
-impl Mark {
+impl Reached {
     /// Tells if a look that had come to `reached` saw this.
     pub fn seen_by(self, reached: &Self) -> Seen {
         if self.seq <= reached.seq && self.changed <= reached.changed { Seen::Before } else { Seen::After }
@@ -25,79 +31,85 @@ impl Mark {
 }
 
 pub struct Changes {
-    /// The highest `seq` of all events.
-    pub newest: i64,
-    /// The highest `runner_jobs.changed`.
+    /// The place that events go up to.
+    pub newest: Mark,
+    /// The identity of the row at the mark that was asked for; `None` where there is none.
+    at_mark: Option<Vec<u8>>,
+    /// The highest number of a change of status.
     pub status_mark: i64,
-    /// Statuses that changed since the last read, and those of jobs that are catching up.
-    pub statuses: Vec<(JobId, JobStatus)>,
+    /// Statuses that changed since the last read, and those of jobs that are catching up. In tables that do not number
+    /// the changes, those of all watched jobs. `None` for one that nobody knows, which is not the end.
+    pub statuses: Vec<(JobId, Option<JobStatus>)>,
 }
 
-const LOOK: &str = "SELECT 0, NULL, NULL,
-       coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'job_events'), (SELECT max(seq) FROM job_events), 0)
-     UNION ALL SELECT 1, j.id, j.status, j.changed FROM runner_jobs j
-       WHERE j.changed > ?1 AND (typeof(j.id) = 'text'
-         OR NOT EXISTS (SELECT 1 FROM runner_jobs t WHERE t.id = CAST(j.id AS TEXT)))
-     UNION ALL SELECT 1, w.value, coalesce((SELECT status FROM runner_jobs WHERE id = w.value),
-         (SELECT status FROM runner_jobs WHERE id = CAST(w.value AS BLOB))), ?1
-       FROM json_each(?2) w";
+/// A place among all rows of the event table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub seq: i64,
+    /// The row that has this number; `None` where it was deleted, or no row had it.
+    row: Option<Position>,
+}
+
+impl Mark {
+    pub fn new(seq: i64, identity: Option<&[u8]>) -> Self {
+        Self { seq, row: identity.map(|identity| Position::after(seq, identity)) }
+    }
+}
+
+impl From<Position> for Mark {
+    fn from(row: Position) -> Self {
+        Self { seq: row.seq, row: Some(row) }
+    }
+}
+
+impl Changes {
+    /// Tells whether numbers up to `mark` were given out anew since it was read: by a backup that was put in place, or,
+    /// where SQLite does that, after the newest rows were deleted.
+    pub fn is_rewound(&self, mark: Mark, numbering: Numbering) -> bool {
+        let comes_back = match numbering {
+            Numbering::Table(RowNumbers::Reused | RowNumbers::Renumbered) => true,
+            Numbering::Table(RowNumbers::Autoincrement) | Numbering::Job => false,
+        };
+        let is_other = match (mark.row, &self.at_mark) {
+            (Some(row), Some(found)) => !row.is_held_by(Some(found)),
+            (Some(_), None) => comes_back,
+            (None, _) => false,
+        };
+        self.newest.seq < mark.seq || is_other
+    }
+}
 
 /// Reads how far events go, the statuses that changed after `status_mark`, and those of jobs that are catching up.
 ///
 /// A job's id may be stored as text or as BLOB. Where both are there, the text counts.
 pub async fn read_changes(
     connection: &mut SqliteConnection,
-    status_mark: i64,
+    tables: &Tables,
+    (mark, status_mark): (Option<Mark>, i64),
     catching_up: &[&JobId],
 ) -> Result<Changes, SqliteError> {
-    let mut rows = sqlx::query(LOOK).bind(status_mark).bind(serde_json::to_string(catching_up)?).fetch(connection);
-    let mut changes = Changes { newest: 0, status_mark, statuses: Vec::new() };
+    let mut rows = sqlx::query(AssertSqlSafe(tables.look()))
+        .bind(status_mark)
+        .bind(mark.map(|mark| mark.seq))
+        .bind(serde_json::to_string(catching_up)?)
+        .fetch(connection);
+    let mut changes = Changes { newest: Mark::new(i64::MIN, None), at_mark: None, status_mark, statuses: Vec::new() };
+    let mut statuses = HashMap::new();
     while let Some(row) = rows.try_next().await? {
-        let number = number_of(&row, 3)?;
-        if number_of(&row, 0)? == 0 {
-            changes.newest = number;
+        let number = number_of(&row, 3)?.unwrap_or(i64::MIN);
+        if number_of(&row, 0)? == Some(0) {
+            changes.at_mark = bytes_of(&row, 1)?;
+            changes.newest = Mark::new(number, bytes_of(&row, 2)?.as_deref());
             continue;
         }
         changes.status_mark = changes.status_mark.max(number);
-        if let (Some(job), Some(status)) = (job_of(bytes_of(&row, 1)?), status_of(bytes_of(&row, 2)?.as_deref())) {
-            changes.statuses.push((job, status));
+        let is_bytes = matches!(Stored::read(&row, 1)?, Stored::Blob(_));
+        if let Some(job) = job_of(bytes_of(&row, 1)?)
+            && !(is_bytes && statuses.contains_key(&job))
+        {
+            statuses.insert(job, tables.status(bytes_of(&row, 2)?.as_deref()));
         }
     }
+    changes.statuses = statuses.into_iter().collect();
     Ok(changes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::{LIST, SCHEMA};
-    use super::*;
-    use sqlx::sqlite::SqliteConnectOptions;
-    use sqlx::{AssertSqlSafe, ConnectOptions};
-
-    /// Returns the steps of the plan for a statement of two parameters.
-    async fn plan(connection: &mut SqliteConnection, sql: &str) -> Vec<String> {
-        let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
-        let steps: Vec<(i64, i64, i64, String)> =
-            sqlx::query_as(explain).bind(1).bind("[]").fetch_all(connection).await.expect("a plan");
-        steps.into_iter().map(|(.., step)| step).collect()
-    }
-
-    #[tokio::test]
-    async fn the_look_and_the_list_of_jobs_are_read_by_an_index() {
-        let mut connection = SqliteConnectOptions::new().in_memory(true).connect().await.expect("a database");
-        sqlx::raw_sql(SCHEMA).execute(&mut connection).await.expect("tables");
-        let look = plan(&mut connection, LOOK).await;
-        assert!(look.iter().any(|step| step == "SEARCH j USING INDEX runner_jobs_changed (changed>?)"), "{look:?}");
-        // Those that are scanned have one row for each job that is catching up, and one for each table.
-        let is_bounded = |step: &String| {
-            !step.starts_with("SCAN")
-                || step.contains("SCAN w ")
-                || step == "SCAN sqlite_sequence"
-                || step == "SCAN CONSTANT ROW"
-        };
-        assert!(look.iter().all(is_bounded), "{look:?}");
-        let list = plan(&mut connection, LIST).await;
-        assert!(list.iter().any(|step| step.starts_with("SEARCH e USING INDEX job_events_job_seq")), "{list:?}");
-        let scanned: Vec<&String> = list.iter().filter(|step| step.starts_with("SCAN")).collect();
-        assert_eq!(scanned, ["SCAN j"], "{list:?}");
-    }
 }

@@ -1,25 +1,41 @@
 //! The findings of `jobcast check` on the database file.
 
+mod foreign;
+
+use super::database::{Database, Owner};
 use super::error::SqliteError;
+use crate::config;
 use crate::source::Finding;
 use sqlx::ConnectOptions;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::sqlite::SqliteConnection;
 use std::path::Path;
 
 const RUN_SCHEMA: &str = "run `jobcast schema sqlite` on the file";
 
 /// Checks the file. Opens it read-only where it exists, and creates nothing.
-pub async fn check(path: &Path) -> Vec<Finding> {
-    if !path.exists() {
+pub async fn check(settings: &config::Sqlite) -> Vec<Finding> {
+    let (path, database) = (&settings.path, Database::new(settings));
+    if !path.exists() && database.may_make_tables() {
         return vec![check_folder_of(path)];
     }
-    read(path).await.unwrap_or_else(|error| vec![error.during(format!("opening {}", path.display())).into()])
+    if !path.exists() {
+        return vec![Finding::problem(
+            format!("{} is not there, and is not Jobcast's to make", path.display()),
+            "have its program make it, or change source.sqlite.path",
+        )];
+    }
+    read(settings, &database)
+        .await
+        .unwrap_or_else(|error| vec![error.during(format!("opening {}", path.display())).into()])
 }
 
-async fn read(path: &Path) -> Result<Vec<Finding>, SqliteError> {
-    // No journal mode is asked for, so the file keeps its own.
-    let mut connection = SqliteConnectOptions::new().filename(path).read_only(true).connect().await?;
-    check_schema(&mut connection).await
+async fn read(settings: &config::Sqlite, database: &Database) -> Result<Vec<Finding>, SqliteError> {
+    let owner = database.find_owner(true).await?;
+    let mut connection = Owner::Other.options(&settings.path).connect().await?;
+    match owner {
+        Owner::Jobcast => check_schema(&mut connection).await,
+        Owner::Other => foreign::check(&mut connection, settings).await,
+    }
 }
 
 /// Checks that the file can be created.
@@ -41,7 +57,7 @@ fn try_writing_to(folder: &Path) -> std::io::Result<()> {
 }
 
 /// Compares tables and indexes with those that this version needs.
-pub async fn check_schema(connection: &mut SqliteConnection) -> Result<Vec<Finding>, SqliteError> {
+async fn check_schema(connection: &mut SqliteConnection) -> Result<Vec<Finding>, SqliteError> {
     let mut found = Vec::new();
     for (table, columns) in [
         ("runner_jobs", "id status updated_at changed"),

@@ -3,24 +3,33 @@
 //! A file may be removed, or replaced by another one, while connections to it are open. They would go on with a file that
 //! nobody else sees. Every use therefore compares the file at the path with the one that was opened. The tail alone opens
 //! a file anew, since it also has to tell its watched jobs; readers and the writer use the file that it opened last.
+//!
+//! A file with tables of others is opened read-only, and keeps its journal mode: nothing is made or changed in it.
 
-use super::check::check_schema;
+use super::catalogue::{names, read_relation};
 use super::error::SqliteError;
-use super::{READERS, SCHEMA, options};
+use super::tables::{SchemaProblem, Tables};
+use super::{READERS, SCHEMA};
+use crate::config::{self, Create};
+use crate::error::SourceCode;
 use sqlx::ConnectOptions;
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
 use std::fs::Metadata;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// The longest wait for other processes' locks while the file is opened. A failed attempt is repeated by the tail.
 const OPENING: Duration = Duration::from_secs(1);
+/// The longest wait for other processes' locks later.
+const BUSY: Duration = Duration::from_secs(5);
 
 pub struct Database {
-    path: PathBuf,
+    settings: config::Sqlite,
     /// `None` until the file could be opened for the first time.
     opened: Mutex<Option<Opened>>,
 }
@@ -29,8 +38,20 @@ pub struct Database {
 #[derive(Clone)]
 struct Opened {
     file: FileId,
+    owner: Owner,
+    tables: Arc<Tables>,
     /// Connections for everybody but the tail and the writer, which have their own.
     readers: SqlitePool,
+    /// The tables are no longer as they were read.
+    is_stale: bool,
+}
+
+/// The program that a file's tables belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// Jobcast, which may write to it.
+    Jobcast,
+    Other,
 }
 
 /// The identity of a file, which it keeps when it is renamed. No other file has it while a connection is open.
@@ -40,19 +61,31 @@ pub struct FileId {
     inode: u64,
 }
 
-/// A connection, and the file that it was opened on.
+/// A connection, the file that it was opened on, and the tables in it.
 pub struct Connected {
     pub sqlite: SqliteConnection,
     pub file: FileId,
+    pub tables: Arc<Tables>,
+}
+
+impl Owner {
+    /// Returns the options of a connection. None of them changes a file of others.
+    pub fn options(self, path: &Path) -> SqliteConnectOptions {
+        let options = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY).disable_statement_logging();
+        match self {
+            Self::Jobcast => options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Normal),
+            Self::Other => options.read_only(true).pragma("temp_store", "memory"),
+        }
+    }
 }
 
 impl Database {
-    pub fn new(path: &Path) -> Self {
-        Self { path: path.to_path_buf(), opened: Mutex::new(None) }
+    pub fn new(settings: &config::Sqlite) -> Self {
+        Self { settings: settings.clone(), opened: Mutex::new(None) }
     }
 
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.settings.path
     }
 
     /// Returns the file at the path.
@@ -71,49 +104,124 @@ impl Database {
         Ok(self.opened_here()?.file)
     }
 
-    pub fn readers(&self) -> Result<SqlitePool, SqliteError> {
-        Ok(self.opened_here()?.readers)
+    /// Returns connections for readers, and the tables.
+    pub fn readers(&self) -> Result<(SqlitePool, Arc<Tables>), SqliteError> {
+        let opened = self.opened_here()?;
+        Ok((opened.readers, opened.tables))
+    }
+
+    /// Fails for a file of others, which is never written to.
+    pub fn require_own(&self) -> Result<(), SqliteError> {
+        match self.lock().as_ref() {
+            Some(opened) if opened.owner == Owner::Other => Err(SqliteError::OfOthers),
+            None if self.settings.is_mapped() => Err(SqliteError::OfOthers),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the tables read anew when the file is opened next: another program has changed them.
+    pub fn note_changed_tables(&self) {
+        if let Some(opened) = self.lock().as_mut() {
+            opened.is_stale = true;
+        }
     }
 
     /// Opens one more connection to the file that was opened last.
     pub async fn connect(&self) -> Result<Connected, SqliteError> {
-        let file = self.current()?;
-        let sqlite = options(&self.path).connect().await?;
+        let Opened { file, owner, tables, .. } = self.opened_here()?;
+        let sqlite = owner.options(self.path()).connect().await?;
         self.confirm(file)?;
-        Ok(Connected { sqlite, file })
+        Ok(Connected { sqlite, file, tables })
     }
 
     /// Opens the file that is at the path now. Only for the first time, which is the start, it makes the file and the
-    /// tables where they are not there.
+    /// tables where they are not there and the settings allow it.
     pub async fn open(&self) -> Result<Connected, SqliteError> {
-        let known = self.lock().as_ref().map(|opened| opened.file);
-        if known.is_some() && self.metadata()?.len() == 0 {
-            return Err(SqliteError::Missing);
-        }
+        let known = self.lock().clone();
+        let is_first = known.is_none();
         let before = self.file().ok();
-        let opening = options(&self.path).create_if_missing(known.is_none()).busy_timeout(OPENING);
-        let mut sqlite = opening.connect().await?;
+        let is_there = before.is_some() && self.metadata()?.len() > 0;
+        let owner = match (&known, is_there) {
+            (Some(_), false) => return Err(SqliteError::Missing),
+            (Some(known), true) if before == Some(known.file) => known.owner,
+            (_, true) => self.find_owner(is_first).await?,
+            (None, false) if self.may_make_tables() => Owner::Jobcast,
+            (None, false) => return Err(SqliteError::NotMadeYet),
+        };
+        let may_create = is_first && owner == Owner::Jobcast && self.settings.create != Create::Never;
+        let opening = owner.options(self.path()).create_if_missing(may_create).busy_timeout(OPENING);
+        let mut sqlite = opening.connect().await.map_err(|error| self.explain(error, owner))?;
         let file = self.file()?;
         if before.is_some_and(|before| before != file) {
             return Err(SqliteError::Replaced);
         }
-        if known != Some(file) {
-            prepare(&mut sqlite, known.is_none()).await?;
-            let pool = SqlitePoolOptions::new().max_connections(READERS).acquire_timeout(Duration::from_secs(5));
-            let readers = pool.connect_lazy_with(options(&self.path));
-            *self.lock() = Some(Opened { file, readers });
+        if let Some(known) = known.filter(|known| known.file == file && !known.is_stale) {
+            return Ok(Connected { sqlite, file, tables: known.tables });
         }
-        Ok(Connected { sqlite, file })
+        let tables = Arc::new(self.prepare(&mut sqlite, owner, may_create).await?);
+        let pool = SqlitePoolOptions::new().max_connections(READERS).acquire_timeout(BUSY);
+        let readers = pool.connect_lazy_with(owner.options(self.path()));
+        if is_first && owner == Owner::Other {
+            tracing::info!(path = %self.path().display(), "the file has tables of others: it is read, and never written to");
+        }
+        *self.lock() = Some(Opened { file, owner, tables: tables.clone(), readers, is_stale: false });
+        Ok(Connected { sqlite, file, tables })
+    }
+
+    /// Tells whose tables the file has. Opens it read-only.
+    pub async fn find_owner(&self, is_first: bool) -> Result<Owner, SqliteError> {
+        if self.settings.create == Create::Always {
+            return Ok(Owner::Jobcast);
+        }
+        let opening = Owner::Other.options(self.path()).busy_timeout(OPENING);
+        let mut sqlite = opening.connect().await.map_err(|error| self.explain(error, Owner::Other))?;
+        let names = names(&mut sqlite).await.map_err(|error| self.explain(error, Owner::Other))?;
+        let has = |name: &str| names.iter().any(|other| other == name);
+        if !self.settings.is_mapped() && ["jobcast_changes", "job_events", "runner_jobs"].into_iter().all(has) {
+            return Ok(Owner::Jobcast);
+        }
+        match names.is_empty() {
+            true if is_first && self.may_make_tables() => Ok(Owner::Jobcast),
+            true => Err(SqliteError::NotMadeYet),
+            false => Ok(Owner::Other),
+        }
+    }
+
+    /// Tells a file that may be read, but whose log cannot be opened, from one that cannot be read.
+    fn explain(&self, error: impl Into<SqliteError>, owner: Owner) -> SqliteError {
+        let error = error.into();
+        let is_cut_off = owner == Owner::Other && error.code() == SourceCode::CannotOpen && is_in_wal_mode(self.path());
+        if is_cut_off { SqliteError::NoWal } else { error }
+    }
+
+    /// Tells whether tables may be made in a file without any.
+    pub fn may_make_tables(&self) -> bool {
+        self.settings.create != Create::Never && !self.settings.is_mapped()
+    }
+
+    /// Finds the tables; makes those of Jobcast's own that are missing where `may_create` says so. Writes nothing where
+    /// none is missing, so that a writer's lock does not matter.
+    async fn prepare(
+        &self,
+        sqlite: &mut SqliteConnection,
+        owner: Owner,
+        may_create: bool,
+    ) -> Result<Tables, SqliteError> {
+        if may_create && !is_complete(sqlite).await? {
+            sqlx::raw_sql(SCHEMA).execute(&mut *sqlite).await?;
+        }
+        read_tables(sqlite, &self.settings, owner).await?.map_err(SqliteError::Tables)
     }
 
     fn opened_here(&self) -> Result<Opened, SqliteError> {
-        let opened = self.lock().clone().ok_or(SqliteError::NotOpenYet)?;
+        let not_open = || if self.may_make_tables() { SqliteError::NotOpenYet } else { SqliteError::NotMadeYet };
+        let opened = self.lock().clone().ok_or_else(not_open)?;
         self.confirm(opened.file)?;
         Ok(opened)
     }
 
     fn metadata(&self) -> Result<Metadata, SqliteError> {
-        std::fs::metadata(&self.path).map_err(|error| match error.kind() {
+        std::fs::metadata(self.path()).map_err(|error| match error.kind() {
             ErrorKind::NotFound => SqliteError::Missing,
             _ => sqlx::Error::Io(error).into(),
         })
@@ -124,16 +232,27 @@ impl Database {
     }
 }
 
-/// Checks the tables; makes those that are missing where `may_create` says so. Writes nothing where none is missing, so
-/// that a writer's lock does not matter.
-async fn prepare(sqlite: &mut SqliteConnection, may_create: bool) -> Result<(), SqliteError> {
-    if may_create && !is_complete(sqlite).await? {
-        sqlx::raw_sql(SCHEMA).execute(&mut *sqlite).await?;
+/// Reads the version of the format that readers need from the file's header ("Database File Format", section 1.3).
+pub fn is_in_wal_mode(path: &Path) -> bool {
+    let mut header = [0; 20];
+    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut header)).is_ok() && header[19] == 2
+}
+
+/// Reads how the tables are made that the settings name, or everything that is wrong with them.
+pub async fn read_tables(
+    sqlite: &mut SqliteConnection,
+    settings: &config::Sqlite,
+    owner: Owner,
+) -> Result<Result<Tables, Vec<SchemaProblem>>, SqliteError> {
+    let events = read_relation(sqlite, &settings.events_table).await?;
+    let jobs = if settings.jobs_table.is_empty() { None } else { read_relation(sqlite, &settings.jobs_table).await? };
+    let names = names(sqlite).await?;
+    let is_own = owner == Owner::Jobcast;
+    let mut tables = Tables::resolve(settings, events.as_ref(), jobs.as_ref(), &names, is_own);
+    if let Ok(tables) = &mut tables {
+        tables.events.is_indexed = tables.finds_jobs_by_index(sqlite).await?;
     }
-    match check_schema(sqlite).await?.into_iter().find(|finding| finding.is_problem) {
-        Some(problem) => Err(SqliteError::Tables(problem.summary)),
-        None => Ok(()),
-    }
+    Ok(tables)
 }
 
 /// Tells whether everything that [`SCHEMA`] makes is there.
@@ -197,7 +316,7 @@ mod tests {
         assert_eq!(tail.read(&[]).await.expect("news").jobs[0].events.len(), 1);
 
         append(&*open_at(&new).await, "b").await.expect("stored");
-        let mut rows = options(&new).connect().await.expect("a connection");
+        let mut rows = Owner::Jobcast.options(&new).connect().await.expect("a connection");
         sqlx::raw_sql("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut rows).await.expect("one file");
         std::fs::rename(&new, &path).expect("renamed");
         for old in ["jobs.db-wal", "jobs.db-shm"] {
@@ -245,14 +364,16 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let (path, empty) = (folder.path().join("jobs.db"), folder.path().join("empty.db"));
         append(&*open_at(&path).await, "a").await.expect("stored");
-        let mut writer = options(&path).connect().await.expect("a connection");
+        let mut writer = Owner::Jobcast.options(&path).connect().await.expect("a connection");
         sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut writer).await.expect("a lock");
         assert_eq!(ids(&*open_at(&path).await).await.expect("a page"), ["a"], "tables that are there need no lock");
 
         let foreign = sqlx::sqlite::SqliteConnectOptions::new().filename(&empty).create_if_missing(true);
         let mut writer = foreign.connect().await.expect("a connection");
         sqlx::raw_sql("CREATE TABLE t (x); BEGIN EXCLUSIVE").execute(&mut writer).await.expect("a lock");
-        let source = open_at(&empty).await;
+        let mut settings = config::Source::default();
+        (settings.sqlite.path, settings.sqlite.create) = (empty, Create::Always);
+        let source = open(&settings).await.expect("the source");
         assert_eq!(append(&*source, "a").await.expect_err("locked").code, SourceCode::Busy);
         let mut tail = source.tail();
         assert_eq!(tail.read(&[]).await.expect_err("locked").code, SourceCode::Busy);

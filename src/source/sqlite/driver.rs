@@ -26,7 +26,7 @@ impl Driver for SqliteDriver {
     }
 
     async fn check(&self, settings: &config::Source) -> Vec<Finding> {
-        check(&settings.sqlite.path).await
+        check(&settings.sqlite).await
     }
 
     fn schema(&self, _with_trigger: bool) -> Vec<&'static str> {

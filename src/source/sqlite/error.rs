@@ -1,5 +1,6 @@
 //! Failures of SQLite and of our own tasks around it, as a [`SourceError`].
 
+use super::tables::SchemaProblem;
 use crate::error::{SourceCode, SourceError};
 
 /// A failure inside this source.
@@ -18,9 +19,15 @@ pub enum SqliteError {
     Missing,
     #[error("the database file was replaced by another one")]
     Replaced,
-    /// A table, column or index is missing.
-    #[error("{0}")]
-    Tables(String),
+    #[error("the file is not there yet, or has no tables yet")]
+    NotMadeYet,
+    #[error("the file is in WAL mode, and the files -wal and -shm beside it are neither there nor can they be made")]
+    NoWal,
+    #[error("the file has tables of others, and is only read")]
+    OfOthers,
+    /// Tables or columns that the settings name are missing.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Tables(Vec<SchemaProblem>),
 }
 
 impl SqliteError {
@@ -31,12 +38,24 @@ impl SqliteError {
             Self::Sqlx(sqlx::Error::Database(answer)) => answer.message().to_string(),
             other => other.to_string(),
         };
-        let help = match self {
+        let help = match &self {
             Self::WriterStopped => "see the log",
             Self::Missing => "put the file back; Jobcast makes a new one only when it starts",
             Self::Replaced => "the new file is opened at once",
+            Self::NotMadeYet => {
+                "the program that it belongs to makes it; source.sqlite.create = \"auto\" and tables of the usual names \
+                 let Jobcast make one of its own"
+            }
+            Self::OfOthers => {
+                "write events as the program does that the file belongs to; ingest.enabled = false says so"
+            }
             Self::Tables(_) => {
-                "see `jobcast check` and `jobcast schema sqlite`, or give another file by source.sqlite.path"
+                "see `jobcast check` and docs/map-your-table.md, or give another file by source.sqlite.path"
+            }
+            Self::NoWal => NEEDS_WAL,
+            Self::Sqlx(sqlx::Error::Database(answer)) if is_of_journal(answer.code().as_deref()) => {
+                "what a writer has left is put right when that program opens the file again, or by a user who may write \
+                 to the file and its directory"
             }
             Self::NotOpenYet | Self::Sqlx(_) | Self::Json(_) => help(code),
         };
@@ -53,11 +72,22 @@ impl SqliteError {
             Self::Sqlx(sqlx::Error::Io(_)) => SourceCode::Io,
             Self::Sqlx(sqlx::Error::ColumnNotFound(_) | sqlx::Error::ColumnDecode { .. }) => SourceCode::Schema,
             Self::NotOpenYet => SourceCode::Busy,
-            Self::Missing | Self::Replaced => SourceCode::Unavailable,
+            Self::Missing | Self::Replaced | Self::NotMadeYet | Self::NoWal => SourceCode::Unavailable,
+            Self::OfOthers => SourceCode::ReadOnly,
             Self::Tables(_) => SourceCode::Schema,
             Self::Sqlx(_) | Self::Json(_) | Self::WriterStopped => SourceCode::Other,
         }
     }
+}
+
+/// The remedies for a file in WAL mode that this user cannot open.
+pub const NEEDS_WAL: &str = "keep a connection of a writer open, or give this user the right to write to the directory, or \
+     have the file's program set PRAGMA journal_mode = DELETE";
+
+/// Tells codes of a journal that only somebody who may write can put right: SQLITE_READONLY_RECOVERY, _ROLLBACK,
+/// _CANTLOCK and _CANTINIT.
+fn is_of_journal(code: Option<&str>) -> bool {
+    matches!(code, Some("264" | "776" | "520" | "1288"))
 }
 
 /// SQLITE_ERROR: mostly a table or column that is missing.
@@ -65,6 +95,9 @@ const SQLITE_ERROR: i32 = 1;
 
 /// Maps a result code of SQLite ("Result and Error Codes"); the low byte of an extended one is the primary one.
 fn code_of_result(extended: i32) -> SourceCode {
+    if is_of_journal(Some(&extended.to_string())) {
+        return SourceCode::Unavailable;
+    }
     match extended & 0xff {
         SQLITE_ERROR => SourceCode::Schema,
         // SQLITE_PERM, SQLITE_CANTOPEN

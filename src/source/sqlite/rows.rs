@@ -1,9 +1,9 @@
-//! Rows as other writers may have stored them. SQLite keeps any storage class in any column, and any bytes in a text, so
-//! columns are read as bytes, and no row fails to be read: a part that is no text is lossy, and named as unreadable.
+//! Rows as other writers may have stored them: columns are read as bytes, and no row fails to be read.
 
+use super::ids::uuid_text;
 use super::position::Position;
-use crate::event::{Event, JobId, JobStatus, Part, Payload, text_of};
-use jiff::Timestamp;
+use super::tables::Tables;
+use crate::event::{Event, JobId, JobStatus, Part, text_of};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -12,45 +12,65 @@ pub fn bytes_of(row: &SqliteRow, column: usize) -> Result<Option<Vec<u8>>, sqlx:
     row.try_get_unchecked(column)
 }
 
-/// Returns a column as a number; 0 for everything that is none.
-pub fn number_of(row: &SqliteRow, column: usize) -> Result<i64, sqlx::Error> {
-    Ok(row.try_get_unchecked::<Option<i64>, _>(column)?.unwrap_or_default())
+/// Returns a column as a number; `None` for NULL, 0 for everything else that is none.
+pub fn number_of(row: &SqliteRow, column: usize) -> Result<Option<i64>, sqlx::Error> {
+    row.try_get_unchecked(column)
 }
 
 /// Reads a job id. `None` where no job can have it.
 pub fn job_of(bytes: Option<Vec<u8>>) -> Option<JobId> {
-    str::from_utf8(&bytes?).ok()?.parse().ok()
+    let bytes = bytes?;
+    match str::from_utf8(&bytes).ok().and_then(|text| text.parse().ok()) {
+        Some(job) => Some(job),
+        None => uuid_text(&bytes)?.parse().ok(),
+    }
 }
 
-/// Reads a status. `None` where it is none of ours.
-pub fn status_of(bytes: Option<&[u8]>) -> Option<JobStatus> {
-    str::from_utf8(bytes?).ok()?.parse().ok()
-}
+impl Tables {
+    /// Reads a row that begins with [`super::tables::EventTable::list`]. The caller knows the job.
+    ///
+    /// Columns are read by number: this runs for every event, and a name would be looked up each time.
+    pub fn read_event(&self, row: &SqliteRow, job: &JobId) -> Result<(Event, Position), sqlx::Error> {
+        let mut unreadable = Vec::new();
+        let position = self.position_of(row)?;
+        let id = self.id_text(Part::Id, bytes_of(row, 1)?, &mut unreadable);
+        let step_id = self.id_text(Part::StepId, bytes_of(row, 3)?, &mut unreadable);
+        let kind = required(Part::Type, optional(Part::Type, bytes_of(row, 4)?, &mut unreadable), &mut unreadable);
+        let event = Event {
+            id: required(Part::Id, id, &mut unreadable),
+            job_id: job.clone(),
+            step_id,
+            kind: self.types.get(&kind).cloned().unwrap_or(kind),
+            timestamp: self.events.times.read(row, 5, &mut unreadable)?,
+            actor: optional(Part::Actor, bytes_of(row, 6)?, &mut unreadable),
+            payload: self.events.payload.read(row, 7, &mut unreadable)?,
+            unreadable,
+        };
+        Ok((event, position))
+    }
 
-/// Reads a row that begins with `seq, id, job_id, step_id, type, timestamp, actor, payload`. The caller knows the job.
-///
-/// Columns are read by number: this runs for every event, and a name would be looked up each time.
-pub fn read_event(row: &SqliteRow, job: &JobId) -> Result<(Event, Position), sqlx::Error> {
-    let mut unreadable = Vec::new();
-    let id = bytes_of(row, 1)?;
-    let position = Position::after(number_of(row, 0)?, id.as_deref().unwrap_or_default());
-    let event = Event {
-        id: required(Part::Id, id, &mut unreadable),
-        job_id: job.clone(),
-        step_id: optional(Part::StepId, bytes_of(row, 3)?, &mut unreadable),
-        kind: required(Part::Type, bytes_of(row, 4)?, &mut unreadable),
-        timestamp: timestamp(bytes_of(row, 5)?, &mut unreadable),
-        actor: optional(Part::Actor, bytes_of(row, 6)?, &mut unreadable),
-        payload: optional(Part::Payload, bytes_of(row, 7)?, &mut unreadable)
-            .map_or_else(Payload::null, Payload::from_text),
-        unreadable,
-    };
-    Ok((event, position))
+    /// Reads the position after a row that begins with [`super::tables::EventTable::list`].
+    pub fn position_of(&self, row: &SqliteRow) -> Result<Position, sqlx::Error> {
+        let identity = bytes_of(row, if self.events.identity.is_some() { 8 } else { 1 })?;
+        Ok(Position::after(number_of(row, 0)?.unwrap_or_default(), identity.unwrap_or_default()))
+    }
+
+    /// Reads a status. `None` where it is none that the settings or Jobcast know.
+    pub fn status(&self, bytes: Option<&[u8]>) -> Option<JobStatus> {
+        self.statuses.resolve(str::from_utf8(bytes?).ok()?)
+    }
+
+    /// Reads an id, which others may store as the bytes of a UUID.
+    fn id_text(&self, part: Part, bytes: Option<Vec<u8>>, unreadable: &mut Vec<Part>) -> Option<String> {
+        let bytes = bytes?;
+        let uuid = if self.is_own { None } else { uuid_text(&bytes) };
+        Some(uuid.unwrap_or_else(|| text_of(part, bytes, unreadable)))
+    }
 }
 
 /// Returns a part that every event has; where it is NULL, it is empty and unreadable.
-fn required(part: Part, bytes: Option<Vec<u8>>, unreadable: &mut Vec<Part>) -> String {
-    optional(part, bytes, unreadable).unwrap_or_else(|| {
+fn required(part: Part, text: Option<String>, unreadable: &mut Vec<Part>) -> String {
+    text.unwrap_or_else(|| {
         unreadable.push(part);
         String::new()
     })
@@ -58,18 +78,4 @@ fn required(part: Part, bytes: Option<Vec<u8>>, unreadable: &mut Vec<Part>) -> S
 
 fn optional(part: Part, bytes: Option<Vec<u8>>, unreadable: &mut Vec<Part>) -> Option<String> {
     Some(text_of(part, bytes?, unreadable))
-}
-
-/// Returns a time, or `None`: an event is not lost for its timestamp.
-pub fn timestamp(bytes: Option<Vec<u8>>, unreadable: &mut Vec<Part>) -> Option<Timestamp> {
-    let read = str::from_utf8(&bytes?).ok().and_then(read_timestamp);
-    if read.is_none() {
-        unreadable.push(Part::Timestamp);
-    }
-    read
-}
-
-/// Reads RFC 3339, or UTC as SQLite's own functions write it (`2026-11-23 21:00:00`).
-fn read_timestamp(text: &str) -> Option<Timestamp> {
-    text.parse().or_else(|_| format!("{}Z", text.trim_end_matches('Z')).parse()).ok()
 }

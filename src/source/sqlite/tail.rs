@@ -1,32 +1,33 @@
 //! The tail of the file: woken by our own writer, and by changes of the file for what other processes write.
 //!
-//! `seq` is the order of commits for all jobs together, so all live jobs are at one mark, and one query reads the news of
-//! all of them. A job whose watch begins before the mark is *catching up* first, in the read that it begins with.
+//! The number of a row is the order of commits for all jobs together, so all live jobs are at one mark, and one query reads
+//! the news of all of them. A job whose watch begins before the mark is *catching up* first, in the read that it begins
+//! with. Where each job has numbers of its own ([`Numbering::Job`]), each live job has a mark of its own, too, and is read
+//! by itself when the file has changed.
 //!
-//! Invariant: `live` is what `temp.watched` holds on the present connection, and every job in it is read up to `mark`.
+//! Invariant: `temp.watched` holds `live` on the present connection, and every job in it is read up to its mark.
 
-use super::changes::{Changes, Mark, SqliteEnds, read_changes};
+use super::changes::{Changes, Mark, Reached, SqliteEnds, read_changes};
 use super::database::{Connected, Database, FileId};
 use super::error::SqliteError;
 use super::file_watch::FileWatch;
+use super::history::read_final_type;
 use super::position::Position;
-use super::rows::{bytes_of, job_of, number_of, read_event};
+use super::reads::{
+    CaughtUpWatches, READ, ReadUpTo, catch_up_joiner, catch_up_watches, delete_watched, ensure_connection,
+    insert_watched, read_new_rows, read_version,
+};
+use super::tables::{Numbering, Tables};
 use crate::cursor::Cursor;
-use crate::error::SourceError;
+use crate::error::{SourceCode, SourceError};
 use crate::event::{Event, JobId, JobStatus};
-use crate::source::{Endings, JobNews, Joiner, Limit, News, PageBuilder, Tail, TailBatch, Wakeup};
+use crate::source::{Endings, JobNews, Joiner, News, Tail, TailBatch, Wakeup};
 use crate::sse::{JobEnd, Reset};
-use crate::telemetry;
 use async_trait::async_trait;
-use futures_util::TryStreamExt;
-use sqlx::sqlite::SqliteConnection;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::Notify;
-
-/// The bounds of one query of a read.
-const READ: Limit = Limit { events: 1000, bytes: 1 << 20 };
 
 pub struct SqliteTail {
     database: Arc<Database>,
@@ -38,8 +39,12 @@ pub struct SqliteTail {
     written: Arc<Notify>,
     file: FileWatch,
 
-    /// The highest `job_events.seq` that was read. `None` before the first read.
-    mark: Option<i64>,
+    /// The place up to which all live jobs were read. `None` before the first read.
+    mark: Option<Mark>,
+    /// The place up to which each live job was read, where each has numbers of its own.
+    marks: HashMap<JobId, ReadUpTo>,
+    /// The version of a file of others at the last read that was not cut short ([`read_version`]).
+    version: Option<i64>,
     /// The highest `runner_jobs.changed` that was read.
     status_mark: i64,
     live: HashSet<JobId>,
@@ -52,32 +57,16 @@ pub struct SqliteTail {
     ends: Arc<SqliteEnds>,
 }
 
-/// The place up to which a job that is catching up was read.
-#[derive(Clone, Copy)]
-enum ReadUpTo {
-    /// The position that its watch began with. The file may have been replaced since the position was made.
-    Position(Position),
-    /// The `seq` that the tail itself got to.
-    Seq(i64),
-}
-
-impl ReadUpTo {
-    fn seq(self) -> i64 {
-        match self {
-            Self::Position(position) => position.seq,
-            Self::Seq(seq) => seq,
-        }
-    }
-}
-
 /// The result of all queries of one read. What is left to do with it cannot fail.
 enum ReadResult {
-    /// It is another file, or the highest `seq` is below the mark: a backup was put in place, or the table was created
-    /// anew.
+    /// It is another file, or numbers up to the mark were given out anew: a backup was put in place, the table was created
+    /// anew, or its newest rows were deleted.
     Rewound {
-        newest: i64,
+        newest: Mark,
         file: FileId,
     },
+    /// Nothing was written since the last read, and nothing is asked for.
+    Unchanged,
     Read(Box<Progress>),
 }
 
@@ -85,22 +74,14 @@ struct Progress {
     /// When the read began.
     began: Instant,
     file: FileId,
+    tables: Arc<Tables>,
+    version: Option<i64>,
     changes: Changes,
     /// The new mark; below `changes.newest` where the read was cut short.
-    read_to: i64,
+    read_to: Mark,
     batch: TailBatch,
     watches: CaughtUpWatches,
     caught_up_joiners: Vec<Option<Vec<(Event, Cursor)>>>,
-}
-
-/// Watches that were catching up before a read, after it.
-#[derive(Default)]
-struct CaughtUpWatches {
-    caught_up: HashSet<JobId>,
-    /// Too much was missing for one read, or the read ended before the position of the watch.
-    behind: Vec<(JobId, ReadUpTo)>,
-    /// Another event has the number of the watch's position.
-    lost: Vec<JobId>,
 }
 
 impl SqliteTail {
@@ -112,6 +93,8 @@ impl SqliteTail {
             read_from: None,
             written,
             mark: None,
+            marks: HashMap::new(),
+            version: None,
             status_mark: 0,
             live: HashSet::new(),
             catching_up: Vec::new(),
@@ -130,11 +113,13 @@ impl Tail for SqliteTail {
     }
 
     fn unwatch(&mut self, job: &JobId) {
+        let before = self.catching_up.len();
         self.catching_up.retain(|(other, _)| other != job);
         if self.endings.remove(job) {
             self.ends.forget(job);
         }
-        if self.live.remove(job) {
+        self.marks.remove(job);
+        if self.live.remove(job) || self.catching_up.len() < before {
             self.unwatched.push(job.clone());
         }
     }
@@ -155,6 +140,9 @@ impl Tail for SqliteTail {
                 if !matches!(error, SqliteError::Missing) || self.connection.is_none() {
                     self.disconnect();
                 }
+                if error.code() == SourceCode::Schema {
+                    self.database.note_changed_tables();
+                }
                 Err(error.during(format!("reading new events from {}", self.database.path().display())))
             }
         }
@@ -165,55 +153,94 @@ impl SqliteTail {
     /// Runs all queries of a read, and changes nothing but the connection.
     async fn try_read(&mut self, joining: &[Joiner]) -> Result<ReadResult, SqliteError> {
         let began = Instant::now();
-        let Connected { sqlite: connection, file } = ensure_connection(&mut self.connection, &self.database).await?;
-        let file = *file;
+        let Connected { sqlite: connection, file, tables } =
+            ensure_connection(&mut self.connection, &self.database).await?;
+        let (file, tables) = (*file, tables.clone());
         if self.read_from.is_some_and(|read| read != file) {
-            let newest = read_changes(connection, 0, &[]).await?.newest;
+            let newest = read_changes(connection, &tables, (None, 0), &[]).await?.newest;
             tracing::warn!(path = %self.database.path().display(), "the database file was replaced by another one");
             return Ok(ReadResult::Rewound { newest, file });
         }
-        delete_watched(connection, &self.unwatched).await?;
+        let version = if tables.is_own { None } else { Some(read_version(connection).await?) };
+        let is_unchanged = version.is_some() && version == self.version;
+        if is_unchanged && self.catching_up.is_empty() && self.endings.is_empty() && joining.is_empty() {
+            return Ok(ReadResult::Unchanged);
+        }
+        delete_watched(connection, &tables, &self.unwatched).await?;
         // A job that has ended by this query has all of its events in the queries that follow.
         let catching_up: Vec<&JobId> = self.catching_up.iter().map(|(job, _)| job).collect();
-        let changes = read_changes(connection, self.status_mark, &catching_up).await?;
+        if !tables.is_own {
+            insert_watched(connection, &tables, catching_up.iter().copied()).await?;
+        }
+        let mut changes = read_changes(connection, &tables, (self.mark, self.status_mark), &catching_up).await?;
+        for job in catching_up {
+            // Its reader may have read the event that ended it.
+            let status = read_final_type(&mut *connection, &tables, job, i64::MAX).await?;
+            changes.statuses.extend(status.map(|status| (job.clone(), Some(status))));
+        }
         let newest = changes.newest;
         let mark = self.mark.unwrap_or(newest);
-        if newest < mark {
+        if self.mark.is_some_and(|mark| changes.is_rewound(mark, tables.events.numbering)) {
+            tracing::warn!(path = %self.database.path().display(), "numbers of events were given out anew: whoever watches begins anew");
             return Ok(ReadResult::Rewound { newest, file });
         }
         let mut batch = TailBatch::new(READ);
-        let read_to = if self.live.is_empty() || newest == mark {
+        let read_to = if self.live.is_empty() || newest.seq == mark.seq || tables.events.numbering == Numbering::Job {
             newest
         } else {
-            read_new_rows(connection, mark, newest, &mut batch).await?
+            read_new_rows(connection, &tables, (mark, newest), &self.live, &mut batch).await?
         };
-        let watches = catch_up_watches(connection, &self.catching_up, read_to, newest, &mut batch).await?;
+        let own_marks = self.marks.iter().filter(|_| !is_unchanged);
+        let behind = self.catching_up.iter().cloned().chain(own_marks.map(|(job, at)| (job.clone(), *at)));
+        let (behind, range) = (behind.collect(), (read_to.seq, newest.seq));
+        let watches = catch_up_watches(connection, &tables, behind, range, &mut batch).await?;
         let mut caught_up_joiners = Vec::with_capacity(joining.len());
         for joiner in joining {
-            let is_live = self.live.contains(&joiner.job) || watches.caught_up.contains(&joiner.job);
-            caught_up_joiners.push(if is_live { catch_up_joiner(connection, joiner, read_to).await? } else { None });
+            let job = &joiner.job;
+            let is_live = (self.live.contains(job) && !watches.leaves_out(job)) || watches.caught_up.contains_key(job);
+            let read_to = match tables.events.numbering {
+                Numbering::Table(_) => Some(read_to.seq),
+                Numbering::Job => watches.caught_up.get(job).or_else(|| self.marks.get(job)).map(|at| at.seq()),
+            };
+            caught_up_joiners.push(match read_to.filter(|_| is_live) {
+                Some(read_to) => catch_up_joiner(connection, &tables, joiner, read_to).await?,
+                None => None,
+            });
         }
-        Ok(ReadResult::Read(Box::new(Progress { began, file, changes, read_to, batch, watches, caught_up_joiners })))
+        Ok(ReadResult::Read(Box::new(Progress {
+            began,
+            file,
+            tables,
+            version,
+            changes,
+            read_to,
+            batch,
+            watches,
+            caught_up_joiners,
+        })))
     }
 
     /// Moves the tail on to where the queries got, and tells what is new.
     fn apply(&mut self, result: ReadResult, joining: &[Joiner]) -> News {
-        self.unwatched.clear();
-        let Progress { began, file, changes, read_to, mut batch, watches, caught_up_joiners } = match result {
+        let progress = match result {
             ReadResult::Read(progress) => *progress,
+            ReadResult::Unchanged => return News::nothing(joining),
             ReadResult::Rewound { newest, file } => {
                 self.read_from = Some(file);
                 return self.rewind(newest, joining);
             }
         };
-        let more = read_to < changes.newest || !watches.behind.is_empty();
+        let Progress { began, file, tables, version, changes, read_to, mut batch, watches, caught_up_joiners } = progress;
+        self.unwatched.clear();
+        let more = read_to.seq < changes.newest.seq || !watches.behind.is_empty();
         self.read_from = Some(file);
+        self.version = version.filter(|_| !more);
         self.mark = Some(read_to);
         self.status_mark = changes.status_mark;
-        self.live.extend(watches.caught_up);
-        self.catching_up = watches.behind;
-        self.ends.note_look(began, Mark { seq: changes.newest, changed: changes.status_mark });
+        self.take_watches(watches.caught_up, watches.behind, tables.events.numbering);
+        self.ends.note_look(began, Reached { seq: changes.newest.seq, changed: changes.status_mark });
         self.note_statuses(changes.statuses, &mut batch);
+        self.note_final_types(&mut batch, &tables);
         for job in watches.lost {
             batch.end(&job, JobEnd::Lost(Reset::Rewound));
             self.unwatch(&job);
@@ -229,14 +256,44 @@ impl SqliteTail {
         News { jobs: batch.into_jobs(), caught_up_joiners, more, outage: None, faults: Vec::new() }
     }
 
-    fn note_statuses(&mut self, statuses: Vec<(JobId, JobStatus)>, batch: &mut TailBatch) {
+    fn take_watches(
+        &mut self,
+        caught_up: HashMap<JobId, ReadUpTo>,
+        behind: Vec<(JobId, ReadUpTo)>,
+        numbering: Numbering,
+    ) {
+        for (job, at) in caught_up {
+            if numbering == Numbering::Job {
+                self.marks.insert(job.clone(), at);
+            }
+            self.live.insert(job);
+        }
+        for (job, _) in &behind {
+            self.live.remove(job);
+            self.marks.remove(job);
+        }
+        self.catching_up = behind;
+    }
+
+    /// Notes the ends that events bring, where there is no table of jobs.
+    fn note_final_types(&mut self, batch: &mut TailBatch, tables: &Tables) {
+        let final_type = |events: &[(Event, Cursor)]| {
+            events.iter().rev().find_map(|(event, _)| tables.final_type(&event.kind))
+        };
+        let ends = batch.jobs().iter().filter_map(|news| Some((news.job.clone(), Some(final_type(&news.events)?))));
+        self.note_statuses(ends.collect(), batch);
+    }
+
+    fn note_statuses(&mut self, statuses: Vec<(JobId, Option<JobStatus>)>, batch: &mut TailBatch) {
         for (job, status) in statuses {
             let is_watched = self.live.contains(&job) || self.catching_up.iter().any(|(other, _)| *other == job);
             if !is_watched {
                 continue;
             }
-            batch.set_status(&job, status);
-            if status.is_final() {
+            if let Some(status) = status {
+                batch.set_status(&job, status);
+            }
+            if let Some(status) = status.filter(|status| status.is_final()) {
                 self.endings.begin(&job, status, self.ends.begin(&job), ());
             } else if self.endings.remove(&job) {
                 self.ends.forget(&job);
@@ -251,14 +308,16 @@ impl SqliteTail {
     }
 
     /// Ends all watches: nothing that was given out counts any more.
-    fn rewind(&mut self, newest: i64, joining: &[Joiner]) -> News {
+    fn rewind(&mut self, newest: Mark, joining: &[Joiner]) -> News {
         let catching_up = self.catching_up.drain(..).map(|(job, _)| job);
         let watched: Vec<JobId> = self.live.drain().chain(catching_up).collect();
         let jobs = watched.iter().map(|job| JobNews::lost(job.clone(), Reset::Rewound));
         let news = News { jobs: jobs.collect(), ..News::nothing(joining) };
-        self.unwatched = watched;
+        self.unwatched.extend(watched);
         self.endings.clear();
         self.ends.clear();
+        self.marks.clear();
+        self.version = None;
         self.mark = Some(newest);
         self.status_mark = 0;
         news
@@ -267,200 +326,18 @@ impl SqliteTail {
     /// Gives up a connection that failed. On the next one, live jobs have to catch up, from the mark on.
     fn disconnect(&mut self) {
         self.connection = None;
-        let mark = self.mark.unwrap_or(0);
-        self.catching_up.extend(self.live.drain().map(|job| (job, ReadUpTo::Seq(mark))));
+        self.version = None;
+        let mark = ReadUpTo::Seq(self.mark.map_or(i64::MIN, |mark| mark.seq));
+        let marks = std::mem::take(&mut self.marks);
+        let own = |job: &JobId| marks.get(job).copied().unwrap_or(mark);
+        self.catching_up.extend(self.live.drain().map(|job| (job.clone(), own(&job))));
         self.unwatched.clear();
     }
 }
 
-/// Returns a connection to the file that is at the path now. While there is none, an open connection is kept.
-async fn ensure_connection<'a>(
-    connection: &'a mut Option<Connected>,
-    database: &Database,
-) -> Result<&'a mut Connected, SqliteError> {
-    let file = database.file()?;
-    let open = match connection.take() {
-        Some(open) if open.file == file => open,
-        _ => {
-            let mut new = database.open().await?;
-            // Without a type, the ids here compare with `job_events.job_id` as a bound one does in the reads of pages.
-            let sql = "CREATE TEMP TABLE watched (job_id BLOB PRIMARY KEY) WITHOUT ROWID";
-            sqlx::raw_sql(sql).execute(&mut new.sqlite).await?;
-            new
-        }
-    };
-    Ok(connection.insert(open))
-}
-
-async fn delete_watched(connection: &mut SqliteConnection, jobs: &[JobId]) -> Result<(), SqliteError> {
-    if jobs.is_empty() {
-        return Ok(());
-    }
-    let sql = "DELETE FROM temp.watched WHERE job_id IN
-         (SELECT value FROM json_each(?1) UNION ALL SELECT CAST(value AS BLOB) FROM json_each(?1))";
-    sqlx::query(sql).bind(serde_json::to_string(jobs)?).execute(connection).await?;
-    Ok(())
-}
-
-async fn insert_watched(connection: &mut SqliteConnection, jobs: &HashSet<JobId>) -> Result<(), SqliteError> {
-    if jobs.is_empty() {
-        return Ok(());
-    }
-    let sql = "INSERT OR IGNORE INTO temp.watched
-         SELECT value FROM json_each(?1) UNION ALL SELECT CAST(value AS BLOB) FROM json_each(?1)";
-    sqlx::query(sql).bind(serde_json::to_string(jobs)?).execute(connection).await?;
-    Ok(())
-}
-
-/// Reads the events of live jobs in `(mark, newest]`, as far as the batch takes them. Returns the `seq` up to which
-/// everything was read. Rows without a job are counted as skipped.
-async fn read_new_rows(
-    connection: &mut SqliteConnection,
-    mark: i64,
-    newest: i64,
-    batch: &mut TailBatch,
-) -> Result<i64, SqliteError> {
-    let mut rows = sqlx::query(
-        "SELECT seq, id, job_id, step_id, type, timestamp, actor, payload FROM job_events NOT INDEXED
-         WHERE seq > ?1 AND seq <= ?2
-           AND (job_id IN (SELECT job_id FROM temp.watched) OR job_id IS NULL)
-         ORDER BY seq LIMIT ?3",
-    )
-    .bind(mark)
-    .bind(newest)
-    .bind(READ.events as i64)
-    .fetch(connection);
-    let mut last = mark;
-    for _ in 0..READ.events {
-        let Some(row) = rows.try_next().await? else { return Ok(newest) };
-        if let Some(job) = job_of(bytes_of(&row, 2)?) {
-            let (event, position) = read_event(&row, &job)?;
-            last = position.seq;
-            batch.push(&job, event, position.seal(&job));
-        } else {
-            last = number_of(&row, 0)?;
-            telemetry::SKIPPED.counter(&[]).increment(1);
-        }
-        if batch.is_full() {
-            break;
-        }
-    }
-    Ok(last)
-}
-
-/// Reads each new watch up to `read_to`, and adds those that got there to `temp.watched`.
-async fn catch_up_watches(
-    connection: &mut SqliteConnection,
-    catching_up: &[(JobId, ReadUpTo)],
-    read_to: i64,
-    newest: i64,
-    batch: &mut TailBatch,
-) -> Result<CaughtUpWatches, SqliteError> {
-    let mut watches = CaughtUpWatches::default();
-    for (job, after) in catching_up {
-        let is_lost = match *after {
-            ReadUpTo::Position(position) => position.seq > newest || is_contradicted(connection, job, position).await?,
-            ReadUpTo::Seq(_) => false,
-        };
-        if is_lost {
-            watches.lost.push(job.clone());
-            continue;
-        }
-        if after.seq() > read_to {
-            // If it was made live here, it would get the events up to its position once more.
-            watches.behind.push((job.clone(), *after));
-            continue;
-        }
-        let missing = read_missing(connection, job, after.seq(), read_to).await?;
-        if missing.is_all {
-            watches.caught_up.insert(job.clone());
-        } else {
-            watches.behind.push((job.clone(), ReadUpTo::Seq(missing.last)));
-        }
-        batch.extend(job, missing.events);
-    }
-    insert_watched(connection, &watches.caught_up).await?;
-    Ok(watches)
-}
-
-/// Tells whether another event has the number of this position. An event that was deleted contradicts nothing.
-async fn is_contradicted(
-    connection: &mut SqliteConnection,
-    job: &JobId,
-    position: Position,
-) -> Result<bool, SqliteError> {
-    let row = sqlx::query(
-        "SELECT CASE WHEN job_id IN (?2, CAST(?2 AS BLOB)) THEN coalesce(id, '') END FROM job_events WHERE seq = ?1",
-    )
-    .bind(position.seq)
-    .bind(job.as_str())
-    .fetch_optional(connection)
-    .await?;
-    Ok(match row {
-        Some(row) => !position.is_held_by(bytes_of(&row, 0)?.as_deref()),
-        None => false,
-    })
-}
-
-/// Reads what a joiner of a live job lacks. `None` where its cursor is ahead of the read or of another life of the file,
-/// or too much is missing.
-async fn catch_up_joiner(
-    connection: &mut SqliteConnection,
-    joiner: &Joiner,
-    read_to: i64,
-) -> Result<Option<Vec<(Event, Cursor)>>, SqliteError> {
-    let Some(after) = Position::open(&joiner.job, joiner.after.as_str()).filter(|after| after.seq <= read_to) else {
-        return Ok(None);
-    };
-    if is_contradicted(connection, &joiner.job, after).await? {
-        return Ok(None);
-    }
-    let missing = read_missing(connection, &joiner.job, after.seq, read_to).await?;
-    Ok(missing.is_all.then_some(missing.events))
-}
-
-/// Events of one job in `(after, read_to]`.
-struct Missing {
-    events: Vec<(Event, Cursor)>,
-    /// The `seq` up to which they were read.
-    last: i64,
-    /// The read was not cut short.
-    is_all: bool,
-}
-
-async fn read_missing(
-    connection: &mut SqliteConnection,
-    job: &JobId,
-    after: i64,
-    read_to: i64,
-) -> Result<Missing, SqliteError> {
-    let mut rows = sqlx::query(
-        "SELECT seq, id, job_id, step_id, type, timestamp, actor, payload FROM job_events
-         WHERE job_id = ?1 AND seq > ?2 AND seq <= ?3
-         UNION ALL SELECT seq, id, job_id, step_id, type, timestamp, actor, payload FROM job_events
-         WHERE job_id = CAST(?1 AS BLOB) AND seq > ?2 AND seq <= ?3
-         ORDER BY seq LIMIT ?4",
-    )
-    .bind(job.as_str())
-    .bind(after)
-    .bind(read_to)
-    .bind(READ.events as i64)
-    .fetch(connection);
-    let (mut page, mut last) = (PageBuilder::new(READ), after);
-    while !page.is_full()
-        && let Some(row) = rows.try_next().await?
-    {
-        let (event, position) = read_event(&row, job)?;
-        last = position.seq;
-        page.push(event, position.seal(job));
-    }
-    let is_all = !page.is_full();
-    Ok(Missing { events: page.into_events(), last, is_all })
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::options;
+    use super::super::database::Owner;
     use super::*;
     use crate::config;
     use crate::source::open;
@@ -473,7 +350,7 @@ mod tests {
         settings.sqlite.path = folder.path().join("jobs.db");
         let source = open(&settings).await.expect("the source");
         let job: JobId = "job".parse().expect("an id");
-        let mut rows = options(&settings.sqlite.path).connect().await.expect("a connection");
+        let mut rows = Owner::Jobcast.options(&settings.sqlite.path).connect().await.expect("a connection");
         let insert = "INSERT INTO job_events (id, job_id, type) VALUES ('a', 'job', 'x'), ('b', 'job', 'x')";
         sqlx::raw_sql(insert).execute(&mut rows).await.expect("rows");
         let after = source.newest(&job).await.expect("an answer").expect("the job").cursor;

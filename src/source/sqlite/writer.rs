@@ -3,7 +3,6 @@
 use super::database::{Connected, Database};
 use super::error::SqliteError;
 use super::position::Position;
-use super::rows::read_event;
 use crate::error::SourceError;
 use crate::event::{JobId, JobStatus, Rfc3339};
 use crate::source::{Appended, NewEvent};
@@ -191,19 +190,20 @@ impl Task {
 
     /// Reads the event that the job has under this id.
     async fn stored(&mut self, job: &JobId, id: &str) -> Result<Appended, SqliteError> {
+        let Connected { sqlite, tables, .. } = self.connection().await?;
         let row = sqlx::query(
             "SELECT seq, id, job_id, step_id, type, timestamp, actor, payload FROM job_events WHERE job_id = ?1 AND id = ?2",
         )
         .bind(job.as_str())
         .bind(id)
-        .fetch_one(&mut self.connection().await?.sqlite)
+        .fetch_one(sqlite)
         .await?;
-        let (event, position) = read_event(&row, job)?;
+        let (event, position) = tables.read_event(&row, job)?;
         Ok(Appended { event, cursor: position.seal(job), is_new: false })
     }
 
     async fn set_status(&mut self, job: &JobId, status: JobStatus) -> Result<(), SqliteError> {
-        let Connected { sqlite, file } = self.connection().await?;
+        let Connected { sqlite, file, .. } = self.connection().await?;
         let file = *file;
         sqlx::query(
             "INSERT INTO runner_jobs (id, status) VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE

@@ -2,7 +2,7 @@
 
 use super::{addresses, ask_with, refusal, with_tokens};
 use crate::support::daemon::{run, stream_path};
-use crate::support::tls::keep;
+use crate::support::tls::{Authority, keep};
 use crate::support::token::{bearer, claims_with};
 use crate::support::web::{Asked, Reply};
 use crate::support::{Daemon, Signer, Stream, Web, eventually};
@@ -254,4 +254,27 @@ async fn whatever_weakens_who_may_watch_is_said_at_every_start() {
     assert_eq!(warnings(&daemon.log()), 2);
     let strong = with_tokens(&[]).await;
     assert!(!strong.log().contains("less safe"), "{}", strong.log());
+}
+
+#[tokio::test]
+async fn a_key_set_behind_an_authority_of_ones_own_counts_where_the_settings_name_that_authority() {
+    let authority = Authority::new("An authority of the house");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = keep(&folder, "authority.pem", &authority.pem());
+    let signer = Signer::ec();
+    let reply = set(&[signer.jwk("one")]);
+    let web = Web::start_tls(&authority, move |_| reply.clone()).await;
+    let url = format!("https://{}/keys", web.address);
+    let with = async |root_cert: &str| {
+        let settings =
+            [("auth.jwt.jwks_url", url.as_str()), ("auth.jwt.issuer", ISSUER), ("auth.root_cert", root_cert)];
+        let daemon = with_tokens(&settings).await;
+        daemon.write("job", 0..1).await;
+        let status = status(&daemon, &named(&signer, "one")).await;
+        (status, daemon)
+    };
+    assert_eq!(with(&file).await.0, 200);
+    let (status, _) = with("").await;
+    assert_eq!(status, 503, "nobody of the public authorities has signed it");
+    assert_eq!(web.asked().len(), 1, "the key set goes to nobody else, and nothing to it");
 }
