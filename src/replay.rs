@@ -154,6 +154,8 @@ pub struct Replay {
     told: Option<JobStatus>,
     /// The source was asked, since the ring did not reach back to the reader.
     has_read: bool,
+    /// The reset that the reader was told last.
+    last_reset: Option<Reset>,
 }
 
 /// The position after everything that a reader got so far, by its lineage.
@@ -190,6 +192,9 @@ enum Phase {
     Reading,
     /// The source does not answer. The next attempt comes after this wait.
     Waiting { backoff: Backoff, wait: Duration },
+    /// History is trimmed faster than the reader takes it, again: it goes on at the newest event, rather than be told of
+    /// one loss after the other.
+    Overrun,
     /// The source had nothing after the cursor, a moment ago: the reader goes live.
     CaughtUp,
     /// The job has ended, and the reader got all of its events.
@@ -222,8 +227,19 @@ impl Replay {
     /// A replay of the job's whole history.
     pub fn from_beginning(pages: Arc<Pages>, hub: Hub, job: JobId) -> Self {
         let reached = Reached::Own(pages.source.beginning(&job));
-        let (status, told) = (None, None);
-        Self { pages, hub, job, reached, phase: Phase::Reading, seed: None, status, told, has_read: false }
+        let phase = Phase::Reading;
+        Self {
+            pages,
+            hub,
+            job,
+            reached,
+            phase,
+            seed: None,
+            status: None,
+            told: None,
+            has_read: false,
+            last_reset: None,
+        }
     }
 
     /// A replay of everything after `cursor`, which may be foreign.
@@ -284,6 +300,12 @@ impl Replay {
                     self.phase = Phase::Reading;
                 }
                 Phase::Waiting { wait, .. } => tokio::time::sleep(*wait).await,
+                Phase::Overrun => match self.pages.source.newest(&self.job).await {
+                    Ok(Some(newest)) => return self.reset(Reset::Trimmed, newest.cursor),
+                    Ok(None) => return Step::NoSuchJob,
+                    // Reading goes on, and says so.
+                    Err(_) => self.phase = Phase::Reading,
+                },
                 Phase::Reading | Phase::Complete(_) => {}
             }
             self.has_read = true;
@@ -323,13 +345,11 @@ impl Replay {
                 Some(Step::Events(segments.clone()))
             }
             Ok(EncodedPage::NoSuchJob) => Some(Step::NoSuchJob),
-            Ok(EncodedPage::Lost(reset)) => {
-                self.phase = Phase::Reading;
-                self.seed = None;
-                let beginning = self.pages.source.beginning(&self.job);
-                self.reached = Reached::Own(beginning.clone());
-                Some(Step::Reset(*reset, beginning))
+            Ok(EncodedPage::Lost(Reset::Trimmed)) if self.last_reset == Some(Reset::Trimmed) => {
+                self.phase = Phase::Overrun;
+                None
             }
+            Ok(EncodedPage::Lost(reset)) => Some(self.reset(*reset, self.pages.source.beginning(&self.job))),
             Err(error) => {
                 let (is_first, mut backoff) = match std::mem::replace(&mut self.phase, Phase::Reading) {
                     Phase::Waiting { backoff, .. } => (false, backoff),
@@ -340,6 +360,13 @@ impl Replay {
                 is_first.then(|| Step::Outage(error.clone(), wait))
             }
         }
+    }
+
+    /// Goes on at `cursor`, a position of the source's own.
+    fn reset(&mut self, reset: Reset, cursor: Cursor) -> Step {
+        (self.phase, self.seed, self.last_reset) = (Phase::Reading, None, Some(reset));
+        self.reached = Reached::Own(cursor.clone());
+        Step::Reset(reset, cursor)
     }
 
     fn live(&mut self, caught_up: CaughtUp) -> Step {

@@ -245,6 +245,8 @@ pub enum Reset {
     Unknown,
     /// Some of the events after the cursor no longer exist.
     Trimmed,
+    /// The stream of the job is gone, before the job had ended: it expired, or was deleted.
+    Expired,
     /// The source went back in time: it was restored, flushed, or failed over to a replica that lagged.
     Rewound,
 }

@@ -185,6 +185,7 @@ metrics_table! {
     SOURCE_LAG = gauge("jobcast_source_lag_seconds", "Age of the oldest work that the tail has not finished").of(Unit::Seconds);
     CURSORS_SHORTENED = counter("jobcast_cursors_shortened_total", "Cursors too long for an id: a resume from one may repeat events");
     SKIPPED = counter("jobcast_skipped_entries_total", "Entries of the source that are no events, each time one is read");
+    UNTYPED = counter("jobcast_untyped_events_total", "Events of Redis without a type of their own, each time one is read");
     UNREADABLE = counter("jobcast_unreadable_events_total", "Events with a part that could not be read as it is stored, each time one is read");
     LOG_LINES_LOST = counter("jobcast_log_lines_lost_total", "Lines of the log that standard error did not take");
     SOURCE_WAKEUPS = counter("jobcast_source_wakeups_total", "Reads of the tail, by what caused them")

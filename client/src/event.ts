@@ -22,7 +22,7 @@ export type JobStatus = "PENDING" | "QUEUED" | "RUNNING" | "COMPLETED" | "FAILED
 
 /** A notice that history was lost: what was shown cannot be continued, and the events that follow are all there are. */
 export interface Reset {
-  /** `unknown`, `trimmed` or `rewound`. */
+  /** `unknown`, `trimmed`, `expired` or `rewound`. */
   readonly reason: string;
   readonly cursor: string | null;
 }

@@ -31,7 +31,7 @@ const SECRETS: &[&str] = &[
 ];
 
 /// Settings that are a map with keys of the operator's own. In a variable: `20=info,30=warning`.
-const MAPS: &[&str] = &["source.postgres.types", "source.sqlite.types"];
+const MAPS: &[&str] = &["source.postgres.types", "source.redis.types", "source.sqlite.types"];
 
 /// Everything that is wrong with the settings.
 #[derive(Debug, thiserror::Error)]

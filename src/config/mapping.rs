@@ -1,4 +1,5 @@
-//! Settings that say which columns of other people's tables an event is made of, and how their values are read.
+//! Settings that say which columns of other people's tables, or fields of their entries, an event is made of, and how
+//! their values are read.
 
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

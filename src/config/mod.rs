@@ -1,8 +1,8 @@
 //! Settings: the defaults, a TOML file over them, environment variables over both; checked and typed. Only `cli` hands in
 //! the variables; only `load` reads the file.
 //!
-//! - `sections`, `auth` and `source`: one struct for each section, with its defaults and its `validate`.
-//! - `mapping`: the columns of other people's tables, and how they are read.
+//! - `sections`, `auth`, `source` and `redis`: one struct for each section, with its defaults and its `validate`.
+//! - `mapping`: the columns and fields of other people's stores, and how they are read.
 //! - `values`: types of single values, such as secrets and networks.
 //! - `load`: reads the file and the variables, and finds everything that is wrong at once.
 //! - `validate`: the list of problems, and the rules that concern two sections.
@@ -15,6 +15,7 @@ mod auth;
 mod docs;
 mod load;
 mod mapping;
+mod redis;
 mod sections;
 mod source;
 mod validate;
@@ -23,8 +24,9 @@ mod values;
 pub use auth::{Auth, AuthMode, Forward, Jwt};
 pub use load::{ConfigErrors, Values};
 pub use mapping::{Create, EventOrder, Field, PayloadColumns, PayloadKind, TimestampUnit};
+pub use redis::{EntryFields, Redis};
 pub use sections::{Admin, Cors, Http, Hub, Ingest, Log, Shutdown, Stream, Tls};
-pub use source::{Columns, FinalStatuses, JobColumns, Pace, Postgres, Redis, Source, SourceKind, Sqlite};
+pub use source::{Columns, FinalStatuses, JobColumns, Pace, Postgres, Source, SourceKind, Sqlite};
 pub use values::{AutoBool, Network, Secret, SecretUrl};
 
 use serde::{Deserialize, Serialize};

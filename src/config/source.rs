@@ -4,6 +4,7 @@
 //! operators.
 
 use super::mapping::{Create, EventOrder, Field, PayloadColumns, PayloadKind, TimestampUnit};
+use super::redis::Redis;
 use super::validate::Problems;
 use super::values::{Secret, duration, one_of};
 use crate::event::JobStatus;
@@ -310,62 +311,6 @@ impl Postgres {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Redis {
-    /// redis://user:password@host:6379/0, rediss:// for TLS; several, comma-separated: a Cluster;
-    /// redis+sentinel://host:26379,host:26379/service: the primary that Sentinel names. Also by
-    /// JOBCAST_SOURCE__REDIS__URL_FILE.
-    pub url: Secret,
-    /// PEM file with the authority that rediss:// trusts; "": the public ones.
-    pub root_cert: PathBuf,
-    /// Key of a job's stream, whose entries have the fields type, id, timestamp, actor, stepId and payload.
-    pub events_key: String,
-    /// Key of a job's hash, whose field status is the job's status; "": there is none.
-    pub job_key: String,
-    /// Texts in the hash that say that a job has ended.
-    pub statuses: FinalStatuses,
-    /// Types of events that end a job, for stores without such a hash.
-    pub final_types: FinalStatuses,
-}
-
-impl Default for Redis {
-    fn default() -> Self {
-        Self {
-            url: Secret::default(),
-            root_cert: PathBuf::new(),
-            events_key: "runner-jobs:$job_id:events".into(),
-            job_key: "runner-jobs:$job_id".into(),
-            statuses: FinalStatuses::usual_statuses(),
-            final_types: FinalStatuses::default(),
-        }
-    }
-}
-
-impl Redis {
-    /// Placeholder for the job's id in a key.
-    pub const JOB_ID: &str = "$job_id";
-
-    fn validate(&self, is_used: bool, problems: &mut Problems) {
-        let names_job = |key: &str| key.matches(Self::JOB_ID).count() == 1;
-        problems.require(
-            !is_used || self.url.get().is_some(),
-            "source.redis.url",
-            "must be given for source.kind = \"redis\", such as redis://user:password@host:6379/0",
-        );
-        problems.require(names_job(&self.events_key), "source.redis.events_key", "must hold $job_id once");
-        problems.require(
-            self.job_key.is_empty() || names_job(&self.job_key),
-            "source.redis.job_key",
-            "must hold $job_id once, or be \"\" where there is none",
-        );
-        problems.require(
-            self.job_key != self.events_key,
-            "source.redis.job_key",
-            "must not be source.redis.events_key",
-        );
-    }
-}
-
 /// Texts of a store that say how a job ended.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct FinalStatuses {
@@ -378,7 +323,7 @@ pub struct FinalStatuses {
 }
 
 impl FinalStatuses {
-    fn usual_statuses() -> Self {
+    pub(super) fn usual_statuses() -> Self {
         Self { completed: vec!["COMPLETED".into()], failed: vec!["FAILED".into()], cancelled: vec!["CANCELLED".into()] }
     }
 
@@ -394,6 +339,15 @@ impl FinalStatuses {
         } else {
             None
         }
+    }
+
+    /// The entry of a list that stands for every text that no list names.
+    pub const ANY: &str = "*";
+
+    /// Returns the status that a text means which is there only once a job has ended: as [`FinalStatuses::find`] does,
+    /// else that of the list with [`FinalStatuses::ANY`] in it.
+    pub fn find_outcome(&self, text: &str) -> Option<JobStatus> {
+        self.find(text).or_else(|| self.find(Self::ANY))
     }
 
     /// Returns the status that `text` means: one of these, else one of the usual words.

@@ -69,7 +69,7 @@ end
 for _, texts in ipairs(events) do
     if texts[1] ~= '' and not found[texts[3]] then
         local entry = redis.call('XRANGE', stream, texts[1], texts[1])[1]
-        if entry and event_id(entry) == texts[3] and field(entry, 'type') then found[texts[3]] = entry end
+        if entry and event_id(entry) == texts[3] then found[texts[3]] = entry end
     end
 end
 
@@ -80,7 +80,7 @@ while after ~= last do
         local id = event_id(entry)
         ids[#ids + 1] = entry[1]
         ids[#ids + 1] = id
-        if found[id] == false and field(entry, 'type') then found[id] = entry end
+        if found[id] == false then found[id] = entry end
     end
     if #entries < 64 then break end
     after = entries[#entries][1]

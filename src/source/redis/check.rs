@@ -3,6 +3,7 @@
 use super::Store;
 use super::address::Deployment;
 use super::error::failed;
+use super::samples;
 use super::topology::NodeError;
 use crate::config;
 use crate::error::SourceError;
@@ -26,6 +27,8 @@ async fn check_store(store: &Store) -> Result<Vec<Finding>, NodeError> {
     findings.extend(check_tracking(store).await?);
     findings.extend(check_counting(store).await?);
     findings.push(check_ends(store));
+    findings.extend(samples::check_templates(&store.settings));
+    findings.extend(samples::check_streams(store).await?);
     if matches!(store.topology.deployment(), Deployment::Cluster { .. }) {
         let nodes = store.topology.nodes()?;
         findings.push(Finding::fine(format!("a Cluster of {} primaries", nodes.len())));
@@ -74,9 +77,9 @@ async fn check_counting(store: &Store) -> Result<Option<Finding>, NodeError> {
 /// Looks for a setting by which the end of a job is known.
 fn check_ends(store: &Store) -> Finding {
     if store.job_key.is_some() {
-        Finding::fine(format!("a job's status is the field status of the hash {}", store.settings.job_key))
-    } else if store.settings.final_types.all().next().is_some() {
-        Finding::fine("a job ends by the type of its last event")
+        Finding::fine(format!("how a job is stands in the {} {}", store.status.key_type(), store.settings.job_key))
+    } else if store.mapping.has_ends() {
+        Finding::fine("a job ends by an event of its stream")
     } else {
         Finding::problem(
             "nothing says that a job has ended: there is neither a job_key nor a final type",

@@ -2,7 +2,7 @@
 //! to have ended long ago, or else the time in the newest entry's id.
 
 use super::Store;
-use super::entry::{EntryId, StreamInfo};
+use super::entry::EntryId;
 use super::position::Position;
 use crate::event::{JobId, JobStatus};
 use crate::source::{Age, Ends, Evidence};
@@ -17,9 +17,9 @@ pub type RedisEnds = Ends<(), (JobStatus, EntryId)>;
 const FIRST_TIME_MS: u64 = 1_000_000_000_000;
 
 impl Store {
-    /// Tells if a job with a final status ended so long ago that no more entries are to be expected.
-    pub(super) fn is_over(&self, job: &JobId, status: JobStatus, info: Option<&StreamInfo>) -> bool {
-        let last_id = info.map_or(EntryId::ZERO, |info| info.last_id);
+    /// Tells if a job with a final status, whose newest entry is `last_id`, ended so long ago that no more are to be
+    /// expected.
+    pub(super) fn is_over(&self, job: &JobId, status: JobStatus, last_id: EntryId) -> bool {
         let ms = Some(last_id.ms).filter(|ms| *ms >= FIRST_TIME_MS).and_then(|ms| i64::try_from(ms).ok());
         let newest_at = ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
         self.ends.is_over(job, Evidence { state: (status, last_id), age: Age::Unknown, newest_at })

@@ -28,6 +28,10 @@ pub fn failed(operation: &str, error: NodeError) -> SourceError {
         SourceCode::Schema if is_moved(&error) => {
             "this server is part of a Cluster: name several of its nodes in source.redis.url, comma-separated"
         }
+        SourceCode::Schema if is_unknown_command(&error) => {
+            "the server, or a proxy before it, lacks a command: Jobcast needs HELLO 3 (RESP3), XRANGE, XREVRANGE, XINFO \
+             STREAM and HGET, which Redis has from 6.2 on; let source.redis.url lead to the server itself"
+        }
         SourceCode::Schema => "see source.redis.events_key and source.redis.job_key, and `jobcast check`",
         _ => "see the cause",
     };
@@ -66,6 +70,14 @@ pub fn extent(error: &RedisError) -> Extent {
 /// Tells the error of a command on a key of another type. Before 7.0 a script has it in the text of its own error.
 pub fn is_wrong_type(error: &RedisError) -> bool {
     error.code() == Some("WRONGTYPE") || error.detail().is_some_and(|detail| detail.contains("WRONGTYPE "))
+}
+
+/// Tells a server, or a proxy, without a command that is needed.
+fn is_unknown_command(error: &RedisError) -> bool {
+    let detail = error.detail().unwrap_or_default().to_ascii_lowercase();
+    error.kind() == ErrorKind::RESP3NotSupported
+        || detail.contains("unknown command")
+        || detail.contains("unknown subcommand")
 }
 
 pub fn is_moved(error: &RedisError) -> bool {

@@ -2,16 +2,16 @@
 
 use super::entry::{Entry, EntryId, StreamInfo, mean_size, parse_entries};
 use super::error::is_wrong_type;
+use super::mapping::Mapping;
 use super::position::{Position, StreamSlice};
 use super::reply::number;
 use super::topology::NodeError;
-use super::{JobHash, MAX_ENTRIES_PER_REQUEST, Store};
+use super::{JobKey, MAX_ENTRIES_PER_REQUEST, Store};
 use crate::cursor::Cursor;
-use crate::event::{Event, JobId};
+use crate::event::{Event, JobId, JobStatus};
 use crate::single_flight::{Joined, SingleFlight};
 use crate::source::{Limit, Page, PageBuilder, PageResult, Standing};
 use crate::supervise::Panicked;
-use crate::telemetry;
 use redis::{ErrorKind, Value, cmd};
 use std::sync::Arc;
 
@@ -23,6 +23,10 @@ const MAX_SEARCH_ENTRIES: u64 = 10_000;
 const MAX_SEARCH_BYTES: usize = 2 << 20;
 /// Entries in the first request of such a search.
 const FIRST_SEARCH_ENTRIES: usize = 16;
+
+/// Bounds of the newest entries among which a final event is looked for.
+const MAX_ENDING_ENTRIES: usize = 256;
+const MAX_ENDING_BYTES: usize = 256 << 10;
 
 /// Look-ups of event ids that have not ended, by job and id.
 pub type Lookups = SingleFlight<(JobId, String), Result<Option<Cursor>, NodeError>>;
@@ -45,7 +49,8 @@ struct PageReader {
     last_event: Option<EntryId>,
     /// The entries to ask for next, so that their bytes about fill the page.
     fitting_entries: usize,
-    skipped: u64,
+    /// The final status, where an entry said that the job has ended.
+    final_status: Option<JobStatus>,
 }
 
 /// Progress of a page after one more request.
@@ -59,7 +64,7 @@ enum Progress {
 impl PageReader {
     fn new(after: Position, limit: Limit) -> Self {
         let page = PageBuilder::new(limit);
-        Self { page, limit, read: after, last_event: None, fitting_entries: FIRST_REQUEST_ENTRIES, skipped: 0 }
+        Self { page, limit, read: after, last_event: None, fitting_entries: FIRST_REQUEST_ENTRIES, final_status: None }
     }
 
     /// Returns the number of entries to ask for.
@@ -69,7 +74,7 @@ impl PageReader {
     }
 
     /// Takes the entries of a slice, each with the position after it.
-    fn take(&mut self, job: &JobId, slice: &StreamSlice, positions: Vec<Position>) -> Progress {
+    fn take(&mut self, mapping: &Mapping, job: &JobId, slice: &StreamSlice, positions: Vec<Position>) -> Progress {
         if let Some(size) = mean_size(&slice.entries) {
             self.fitting_entries = self.limit.bytes.saturating_sub(self.page.bytes()) / size + 1;
         }
@@ -78,13 +83,10 @@ impl PageReader {
                 return Progress::Full;
             }
             self.read = position;
-            match entry.event(job) {
-                Some(event) => {
-                    self.page.push(event, position.seal(job));
-                    self.last_event = Some(entry.id);
-                }
-                None => self.skipped += 1,
-            }
+            let mapped = mapping.read(entry, job);
+            self.page.push(mapped.event, position.seal(job));
+            self.last_event = Some(entry.id);
+            self.final_status = mapped.end.or(self.final_status);
         }
         match slice.end(self.read.id) {
             Some(end) => Progress::EndOfStream(end),
@@ -113,7 +115,7 @@ impl PageReader {
 impl Store {
     pub(super) async fn page(&self, job: &JobId, after: Position, limit: Limit) -> Result<PageResult, NodeError> {
         // The status comes before the events: where it is final by then, all events come before the end.
-        let hash = self.job_hash(job).await?;
+        let key = self.job_state(job).await?;
         let mut reader = PageReader::new(after, limit);
         let (info, stream_end) = loop {
             let (count, at) = (reader.count(), reader.read);
@@ -126,30 +128,33 @@ impl Store {
                 Err(reset) if slice.info.is_some() => return Ok(PageResult::Lost(reset)),
                 Err(reset) => {
                     return Ok(self
-                        .page_without_stream(job, &hash, &at, reader)
+                        .page_without_stream(job, &key, &at, reader)
                         .ok_or(reset)
                         .unwrap_or_else(PageResult::Lost));
                 }
             };
-            match reader.take(job, &slice, positions) {
+            match reader.take(&self.mapping, job, &slice, positions) {
                 Progress::Unfinished => {}
                 Progress::Full => break (slice.info, None),
                 Progress::EndOfStream(end) => break (slice.info, Some(end)),
             }
         };
-        telemetry::SKIPPED.counter(&[]).increment(reader.skipped);
-        if !self.exists(job, info.as_ref(), &hash).await? {
+        if !self.exists(job, info.as_ref(), &key).await? {
             return Ok(PageResult::NoSuchJob);
         }
-        let final_status = self.resolve_end(hash.status(), info.as_ref(), &reader.read);
         let is_last = stream_end.is_some();
+        let last_id = info.as_ref().map_or(EntryId::ZERO, |info| info.last_id);
+        let final_status = match (key.state().and_then(|state| state.end).or(reader.final_status), stream_end) {
+            (None, Some(end)) => self.end_in_stream(job, info.as_ref(), &end).await?,
+            (status, _) => status,
+        };
         let (events, end) = reader.finish(job, stream_end);
         Ok(PageResult::Page(Page {
             events,
             end,
             is_last,
-            is_complete: is_last && final_status.is_some_and(|status| self.is_over(job, status, info.as_ref())),
-            status: self.resolve_status(final_status, hash.status()),
+            is_complete: is_last && final_status.is_some_and(|status| self.is_over(job, status, last_id)),
+            status: self.resolve_status(final_status, key.state()),
         }))
     }
 
@@ -157,11 +162,11 @@ impl Store {
     fn page_without_stream(
         &self,
         job: &JobId,
-        hash: &JobHash,
+        key: &JobKey,
         after: &Position,
         reader: PageReader,
     ) -> Option<PageResult> {
-        let status = self.resolve_end(hash.status(), None, after)?;
+        let status = key.state()?.end?;
         if !self.has_ended_without_stream(job, status, after) {
             return None;
         }
@@ -169,13 +174,17 @@ impl Store {
         Some(PageResult::Page(Page { events, end, is_last: true, is_complete: true, status: Some(status) }))
     }
 
-    /// A job exists if it has a stream or a hash.
-    async fn exists(&self, job: &JobId, info: Option<&StreamInfo>, hash: &JobHash) -> Result<bool, NodeError> {
-        match hash {
-            _ if info.is_some() => return Ok(true),
-            JobHash::Status(Some(_)) => return Ok(true),
-            JobHash::OtherType => return Ok(false),
-            JobHash::Status(None) => {}
+    /// A job exists if it has a stream or a key that says how it is.
+    async fn exists(&self, job: &JobId, info: Option<&StreamInfo>, key: &JobKey) -> Result<bool, NodeError> {
+        Ok(info.is_some() || self.has_key(job, key).await?)
+    }
+
+    /// Tells if a job has a key that says how it is.
+    pub(super) async fn has_key(&self, job: &JobId, key: &JobKey) -> Result<bool, NodeError> {
+        match key {
+            JobKey::State(state) if state.text.is_some() || state.end.is_some() => return Ok(true),
+            JobKey::OtherType => return Ok(false),
+            JobKey::State(_) => {}
         }
         let Some(job_key) = &self.job_key else { return Ok(false) };
         let key = job_key.key(job);
@@ -186,15 +195,39 @@ impl Store {
     }
 
     pub(super) async fn newest(&self, job: &JobId) -> Result<Option<Standing>, NodeError> {
-        let hash = self.job_hash(job).await?;
+        let key = self.job_state(job).await?;
         let Readable::Stream(info) = self.readable_info(job).await? else { return Ok(None) };
-        if !self.exists(job, info.as_ref(), &hash).await? {
+        if !self.exists(job, info.as_ref(), &key).await? {
             return Ok(None);
         }
         let position = Position::newest(info.as_ref());
-        let end = self.resolve_end(hash.status(), info.as_ref(), &position);
-        let status = self.resolve_status(end, hash.status());
+        let end = match key.state().and_then(|state| state.end) {
+            None => self.end_in_stream(job, info.as_ref(), &position).await?,
+            end => end,
+        };
+        let status = self.resolve_status(end, key.state());
         Ok(Some(Standing { cursor: position.seal(job), status }))
+    }
+
+    /// Returns the final status that an entry up to `read` says, the newest first. It looks as far back as
+    /// [`MAX_ENDING_ENTRIES`]: a final event is the last or nearly the last one.
+    pub(super) async fn end_in_stream(
+        &self,
+        job: &JobId,
+        info: Option<&StreamInfo>,
+        read: &Position,
+    ) -> Result<Option<JobStatus>, NodeError> {
+        let Some(last) = info.and_then(|info| info.last_entry.as_ref()).filter(|_| self.mapping.has_ends()) else {
+            return Ok(None);
+        };
+        if let Some(status) = self.mapping.end_of(last, job).filter(|_| last.id <= read.id) {
+            return Ok(Some(status));
+        }
+        let count = (MAX_ENDING_BYTES / last.size().max(1)).clamp(1, MAX_ENDING_ENTRIES);
+        let from = read.id.to_string();
+        let request = self.events_request(job, |key| vec![older_entries_command(key, &from, count)]);
+        let entries = self.parse_range(self.send(request).await?.pop())?;
+        Ok(entries.iter().find_map(|entry| self.mapping.end_of(entry, job)))
     }
 
     /// Returns the state of a job's stream.
@@ -207,7 +240,7 @@ impl Store {
     }
 
     /// Finds an event's id. All who ask for the same one at the same time share one look-up.
-    pub(super) async fn find_shared(self: &Arc<Self>, job: &JobId, id: &str) -> Result<Option<Cursor>, NodeError> {
+    pub(super) async fn look_up(self: &Arc<Self>, job: &JobId, id: &str) -> Result<Option<Cursor>, NodeError> {
         let Joined { flight, is_own } = self.lookup(job, id);
         let found = flight.await?;
         if is_own || found.is_some() {
@@ -245,7 +278,7 @@ impl Store {
             let entries = self.parse_range(self.send(request).await?.pop())?;
             // An entry above `last_id` was added after the state was read, and is not counted in it.
             for entry in entries.iter().filter(|entry| entry.id <= info.last_id) {
-                if entry.event_id() == id && entry.kind().is_some() {
+                if self.mapping.event_id(entry) == id {
                     return Ok(Some(Position::after(entry, ordinal_from_end(&info, entry, newer)).seal(job)));
                 }
                 newer += 1;
@@ -265,13 +298,13 @@ impl Store {
 }
 
 /// Returns the ordinal of an entry with `newer` entries after it, where none of those was deleted.
-fn ordinal_from_end(info: &StreamInfo, entry: &Entry, newer: u64) -> Option<u64> {
+pub fn ordinal_from_end(info: &StreamInfo, entry: &Entry, newer: u64) -> Option<u64> {
     info.max_deleted_id.filter(|deleted| *deleted < entry.id)?;
     info.entries_added?.checked_sub(newer)
 }
 
 /// Makes the command that reads entries from `newest` backwards.
-fn older_entries_command(key: &str, newest: &str, count: usize) -> redis::Cmd {
+pub fn older_entries_command(key: &str, newest: &str, count: usize) -> redis::Cmd {
     let mut range = cmd("XREVRANGE");
     range.arg(key).arg(newest).arg("-").arg("COUNT").arg(count);
     range

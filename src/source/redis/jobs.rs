@@ -5,9 +5,11 @@ use super::address::Address;
 use super::connections::Request;
 use super::entry::{Entry, EntryId, parse_entries};
 use super::keys::KeyTemplate;
+use super::position::Position;
 use super::reply::text;
+use super::status::JobState;
 use super::topology::NodeError;
-use super::{JobHash, MAX_ENTRIES_PER_REQUEST, Store};
+use super::{JobKey, MAX_ENTRIES_PER_REQUEST, Store};
 use crate::event::{JobId, JobStatus, Rfc3339};
 use crate::source::JobSummary;
 use futures_util::future::join_all;
@@ -24,7 +26,7 @@ const MAX_LISTED_JOBS: usize = 2_000;
 impl Store {
     pub(super) async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, NodeError> {
         let (template, key_type) = match &self.job_key {
-            Some(template) => (template, "hash"),
+            Some(template) => (template, self.status.key_type()),
             None => (&self.events_key, "stream"),
         };
         let nodes = self.topology.nodes()?;
@@ -41,12 +43,23 @@ impl Store {
     }
 
     pub(super) async fn job(&self, job: &JobId) -> Result<Option<JobSummary>, NodeError> {
-        let mut found = self.summaries(std::slice::from_ref(job)).await?;
-        Ok(found.pop().map(|(_, summary)| summary))
+        let found = self.summaries(std::slice::from_ref(job)).await?.pop();
+        let Some((_, mut summary)) = found else { return Ok(None) };
+        if self.mapping.has_ends() && summary.status.is_none_or(|status| !status.is_final()) {
+            let info = self.stream_info(job).await?;
+            let end = self.end_in_stream(job, info.as_ref(), &Position::newest(info.as_ref())).await?;
+            summary.status = end.or(summary.status);
+        }
+        Ok(Some(summary))
     }
 
     /// Returns the jobs whose keys one server has.
-    async fn scan(&self, node: &Address, template: &KeyTemplate, key_type: &str) -> Result<BTreeSet<JobId>, NodeError> {
+    pub(super) async fn scan(
+        &self,
+        node: &Address,
+        template: &KeyTemplate,
+        key_type: &str,
+    ) -> Result<BTreeSet<JobId>, NodeError> {
         let mut found = BTreeSet::new();
         let mut cursor = "0".to_string();
         for _ in 0..MAX_SCANNED_KEYS / KEYS_PER_SCAN {
@@ -73,24 +86,23 @@ impl Store {
         let newest = self.nodes.send(&newest).await;
         let mut summaries = Vec::with_capacity(jobs.len());
         for (job, newest) in jobs.iter().zip(newest) {
-            let hash = statuses.next().map(|replies| self.parse_hash(replies)).transpose()?;
-            let status = hash.as_ref().and_then(JobHash::status);
+            let key = statuses.next().map(|replies| self.parse_job_key(replies)).transpose()?;
+            let state = key.as_ref().and_then(JobKey::state);
             // A key of another type is no stream of ours.
             let newest = newest?.pop().and_then(|reply| parse_entries(reply).ok()?.pop());
-            summaries.extend(self.summary(job, status, newest));
+            summaries.extend(self.summary(job, state, newest));
         }
         Ok(summaries)
     }
 
     /// Returns `None` for a key that only looks like one of a job: it has neither a status nor an entry.
-    fn summary(&self, job: &JobId, status: Option<&str>, newest: Option<Entry>) -> Option<(EntryId, JobSummary)> {
-        let last = newest.as_ref().and_then(|entry| entry.event(job));
-        let end = status.and_then(|status| self.settings.statuses.find(status));
-        let end = end.or_else(|| self.settings.final_types.find(&last.as_ref()?.kind));
+    fn summary(&self, job: &JobId, state: Option<&JobState>, newest: Option<Entry>) -> Option<(EntryId, JobSummary)> {
+        let last = newest.as_ref().map(|entry| self.mapping.read(entry, job));
+        let end = state.and_then(|state| state.end).or_else(|| last.as_ref()?.end);
         let summary = JobSummary {
             job_id: job.clone(),
-            status: self.resolve_status(end, status),
-            last_event_at: last.and_then(|event| event.timestamp).map(|at| Rfc3339(at).to_string()),
+            status: self.resolve_status(end, state),
+            last_event_at: last.and_then(|last| last.event.timestamp).map(|at| Rfc3339(at).to_string()),
         };
         let is_job = summary.status.is_some() || newest.is_some();
         is_job.then(|| (newest.map_or(EntryId::ZERO, |entry| entry.id), summary))

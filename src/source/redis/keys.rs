@@ -7,23 +7,32 @@ use crate::event::JobId;
 #[derive(Clone, Debug)]
 pub struct KeyTemplate {
     before: String,
-    after: String,
+    /// `None`: there is no such place, and all jobs have the one key.
+    after: Option<String>,
 }
 
 impl KeyTemplate {
     /// Returns `None` where the text has no such place: then no key is meant.
     pub fn new(text: &str) -> Option<Self> {
         let (before, after) = text.split_once(config::Redis::JOB_ID)?;
-        Some(Self { before: before.into(), after: after.into() })
+        Some(Self { before: before.into(), after: Some(after.into()) })
+    }
+
+    /// The one key of all jobs.
+    pub fn one(key: &str) -> Self {
+        Self { before: key.into(), after: None }
     }
 
     pub fn key(&self, job: &JobId) -> String {
-        [&self.before, job.as_str(), &self.after].concat()
+        match &self.after {
+            Some(after) => [&self.before, job.as_str(), after].concat(),
+            None => self.before.clone(),
+        }
     }
 
     /// Returns the job that a key belongs to.
     pub fn job(&self, key: &str) -> Option<JobId> {
-        key.strip_prefix(&*self.before)?.strip_suffix(&*self.after)?.parse().ok()
+        key.strip_prefix(&*self.before)?.strip_suffix(self.after.as_deref()?)?.parse().ok()
     }
 
     /// Returns the pattern for SCAN. It matches all such keys, and perhaps some others.
@@ -32,7 +41,10 @@ impl KeyTemplate {
             let special = |c: char| matches!(c, '*' | '?' | '[' | ']' | '\\' | '^').then_some('\\');
             text.chars().flat_map(|c| special(c).into_iter().chain([c])).collect::<String>()
         };
-        format!("{}*{}", literal(&self.before), literal(&self.after))
+        match &self.after {
+            Some(after) => format!("{}*{}", literal(&self.before), literal(after)),
+            None => literal(&self.before),
+        }
     }
 }
 

@@ -3,7 +3,9 @@
 //!
 //! - [`topology`] knows the servers, and [`connections`] sends each request to the server that has its key;
 //! - [`position`] notices entries that were lost;
+//! - [`shared`] reads one stream of many jobs;
 //! - [`history`] reads pages, [`tail`] reads what is new, and [`invalidation`] wakes the tail up;
+//! - [`mapping`] makes events of entries, and [`status`] reads how a job is;
 //! - [`writer`] appends, [`jobs`] lists.
 
 mod address;
@@ -18,11 +20,17 @@ mod invalidation;
 mod jobs;
 mod keys;
 mod known_ids;
+mod mapping;
 mod position;
 mod reply;
+mod samples;
 mod script;
+mod shared;
+mod status;
 mod tail;
+mod timestamp;
 mod topology;
+mod values;
 mod writer;
 
 pub use driver::RedisDriver;
@@ -38,9 +46,11 @@ use connections::{Nodes, Replies, Request};
 use entry::{EntryId, StreamInfo, parse_entries, parse_info};
 use error::{Extent, failed, is_wrong_type};
 use keys::KeyTemplate;
+use mapping::Mapping;
 use position::{Position, StreamSlice};
 use redis::{Cmd, RedisError, Value, cmd};
-use reply::{check_reply, is_no_such_key, text, unexpected_reply};
+use reply::{check_reply, is_no_such_key, unexpected_reply};
+use status::{JobState, StatusForm};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::task::AbortOnDropHandle;
@@ -53,8 +63,12 @@ const MAX_ENTRIES_PER_REQUEST: usize = 256;
 struct Store {
     settings: config::Redis,
     events_key: KeyTemplate,
-    /// `None`: jobs have no hash with their status.
+    /// `None`: there is no key with a job's status.
     job_key: Option<KeyTemplate>,
+    status: StatusForm,
+    mapping: Mapping,
+    /// The one stream of all jobs; `None`: each job has its own.
+    shared: Option<shared::Shared>,
     topology: Arc<Topology>,
     /// Connections of everybody but the tail, which has its own.
     nodes: Nodes,
@@ -78,12 +92,24 @@ impl Store {
         let settings = settings.redis.clone();
         let (deployment, login) = address::from_settings(&settings)?;
         let (topology, refresher) = Topology::start(deployment, login).await;
-        let events_key = KeyTemplate::new(&settings.events_key).ok_or_else(|| {
+        let events_key = if settings.is_shared() {
+            Some(KeyTemplate::one(&settings.events_key))
+        } else {
+            KeyTemplate::new(&settings.events_key)
+        };
+        let events_key = events_key.ok_or_else(|| {
             let cause = format!("it does not hold {}", config::Redis::JOB_ID);
             SourceError::new(SourceCode::CannotOpen, "reading source.redis.events_key", cause, "correct it")
         })?;
+        let mapping = Mapping::new(&settings).map_err(|error| {
+            let help = "name a zone of the IANA database, such as Europe/Paris";
+            SourceError::new(SourceCode::CannotOpen, "reading source.redis.timestamp_zone", error.to_string(), help)
+        })?;
         let store = Arc::new(Self {
             job_key: KeyTemplate::new(&settings.job_key),
+            status: StatusForm::new(&settings),
+            mapping,
+            shared: settings.is_shared().then(shared::Shared::default),
             events_key,
             nodes: Nodes::new(topology.clone(), None),
             poll_interval,
@@ -160,12 +186,17 @@ impl Store {
 
     /// Asks for up to `count` entries after a position, and for the state of the stream.
     fn stream_request(&self, job: &JobId, after: &Position, count: usize) -> Request {
-        self.events_request(job, |key| {
-            let mut range = cmd("XRANGE");
-            // It asks for two more: the entry at the position, and one that tells whether the reply is cut.
-            range.arg(key).arg(after.id.to_string()).arg("+").arg("COUNT").arg(count + 2);
-            vec![range, info_command(key)]
-        })
+        self.events_request(job, |key| stream_commands(key, after, count))
+    }
+
+    /// Asks for the same of the one stream of all jobs.
+    fn shared_request(&self, after: &Position, count: usize) -> Request {
+        self.shared_commands(|key| stream_commands(key, after, count))
+    }
+
+    fn shared_commands(&self, commands: impl FnOnce(&str) -> Vec<Cmd>) -> Request {
+        let key = &self.settings.events_key;
+        Request::new(key, commands(key))
     }
 
     /// Parses the replies to [`Store::stream_request`].
@@ -193,68 +224,67 @@ impl Store {
 
     // ---- a status
 
-    /// Asks for the status in the job's hash. `None`: jobs have no hash.
+    /// Asks how a job is. `None`: no key says it.
     fn status_request(&self, job: &JobId) -> Option<Request> {
         let key = self.job_key.as_ref()?.key(job);
-        let mut get = cmd("HGET");
-        get.arg(&key).arg("status");
-        Some(Request::new(&key, vec![get]))
+        Some(Request::new(&key, vec![self.status.command(&key)]))
     }
 
     /// Parses the replies to [`Store::status_request`].
-    fn parse_status(&self, replies: Replies) -> Result<Option<String>, NodeError> {
+    fn parse_status(&self, replies: Replies) -> Result<JobState, NodeError> {
         let reply = replies?.into_iter().next().unwrap_or(Value::Nil);
-        let status = self.checked(check_reply(reply))?;
-        Ok(text(&status).map(str::to_string))
+        self.checked(self.status.parse(reply, &self.settings.statuses))
     }
 
     /// Parses the replies to [`Store::status_request`], for readers to whom a key of another type is none of this job's.
-    fn parse_hash(&self, replies: Replies) -> Result<JobHash, NodeError> {
+    fn parse_job_key(&self, replies: Replies) -> Result<JobKey, NodeError> {
         match self.parse_status(replies) {
-            Ok(status) => Ok(JobHash::Status(status)),
-            Err(error) if is_wrong_type(&error.error) => Ok(JobHash::OtherType),
+            Ok(state) => Ok(JobKey::State(state)),
+            Err(error) if is_wrong_type(&error.error) => Ok(JobKey::OtherType),
             Err(error) => Err(error),
         }
     }
 
-    async fn job_hash(&self, job: &JobId) -> Result<JobHash, NodeError> {
+    async fn job_state(&self, job: &JobId) -> Result<JobKey, NodeError> {
         match self.status_request(job) {
-            Some(request) => self.parse_hash(self.send(request).await),
-            None => Ok(JobHash::Status(None)),
+            Some(request) => self.parse_job_key(self.send(request).await),
+            None => Ok(JobKey::default()),
         }
     }
 
-    /// Returns the final status of a job: the one in its hash, else the one that the type of its last entry means. The
-    /// last entry counts only for a reader that has read it, up to `read`.
-    fn resolve_end(&self, status: Option<&str>, info: Option<&StreamInfo>, read: &Position) -> Option<JobStatus> {
-        if let Some(status) = status.and_then(|status| self.settings.statuses.find(status)) {
-            return Some(status);
-        }
-        let last = info?.last_entry.as_ref().filter(|entry| entry.id <= read.id)?;
-        self.settings.final_types.find(&last.kind()?)
-    }
-
-    /// Returns the status to show: the final one, else the one in the hash.
-    fn resolve_status(&self, end: Option<JobStatus>, status: Option<&str>) -> Option<JobStatus> {
-        end.or_else(|| self.settings.statuses.resolve(status?))
+    /// Returns the status to show: the final one, else the one in the job's key.
+    fn resolve_status(&self, end: Option<JobStatus>, state: Option<&JobState>) -> Option<JobStatus> {
+        end.or_else(|| self.settings.statuses.resolve(state?.text.as_deref()?))
     }
 }
 
-/// The key of a job's hash, as a reader finds it.
-enum JobHash {
-    /// The status, where there is a hash with one.
-    Status(Option<String>),
+/// The key that says how a job is, as a reader finds it.
+enum JobKey {
+    State(JobState),
     /// The key holds something else.
     OtherType,
 }
 
-impl JobHash {
-    fn status(&self) -> Option<&str> {
+impl Default for JobKey {
+    fn default() -> Self {
+        Self::State(JobState::default())
+    }
+}
+
+impl JobKey {
+    fn state(&self) -> Option<&JobState> {
         match self {
-            Self::Status(status) => status.as_deref(),
+            Self::State(state) => Some(state),
             Self::OtherType => None,
         }
     }
+}
+
+fn stream_commands(key: &str, after: &Position, count: usize) -> Vec<Cmd> {
+    let mut range = cmd("XRANGE");
+    // It asks for two more: the entry at the position, and one that tells whether the reply is cut.
+    range.arg(key).arg(after.id.to_string()).arg("+").arg("COUNT").arg(count + 2);
+    vec![range, info_command(key)]
 }
 
 fn info_command(key: &str) -> Cmd {
@@ -293,12 +323,18 @@ impl Source for Redis {
         if let Some(position) = Position::open(job, text) {
             return Ok(Some(position.seal(job)));
         }
-        let found = self.0.find_shared(job, text).await;
+        let found = match &self.0.shared {
+            Some(shared) => self.0.shared_find(shared, job, text).await,
+            None => self.0.look_up(job, text).await,
+        };
         self.explained(job, "looking up an event id", found).await
     }
 
     async fn newest(&self, job: &JobId) -> Result<Option<Standing>, SourceError> {
-        let newest = self.0.newest(job).await;
+        let newest = match &self.0.shared {
+            Some(shared) => self.0.shared_newest(shared, job).await,
+            None => self.0.newest(job).await,
+        };
         self.explained(job, "reading the newest event", newest).await
     }
 
@@ -306,12 +342,18 @@ impl Source for Redis {
         let Some(after) = Position::open(job, after.as_str()) else {
             return Ok(PageResult::Lost(Reset::Unknown));
         };
-        let page = self.0.page(job, after, limit).await;
+        let page = match &self.0.shared {
+            Some(shared) => self.0.shared_page(shared, job, after, limit).await,
+            None => self.0.page(job, after, limit).await,
+        };
         self.explained(job, "reading history", page).await
     }
 
     fn tail(&self) -> Box<dyn Tail> {
-        Box::new(tail::RedisTail::new(self.0.clone()))
+        match &self.0.shared {
+            Some(_) => Box::new(shared::SharedTail::new(self.0.clone())),
+            None => Box::new(tail::RedisTail::new(self.0.clone())),
+        }
     }
 
     async fn append(&self, job: &JobId, events: Vec<NewEvent>) -> Result<Vec<Appended>, SourceError> {
@@ -323,11 +365,18 @@ impl Source for Redis {
     }
 
     async fn job(&self, job: &JobId) -> Result<Option<JobSummary>, SourceError> {
-        let summary = self.0.job(job).await;
+        let summary = match &self.0.shared {
+            Some(shared) => self.0.shared_job(shared, job).await,
+            None => self.0.job(job).await,
+        };
         self.explained(job, "reading a job", summary).await
     }
 
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError> {
-        self.0.jobs(status, limit).await.map_err(|error| failed("listing jobs", error))
+        let jobs = match &self.0.shared {
+            Some(shared) => self.0.shared_jobs(shared, status, limit).await,
+            None => self.0.jobs(status, limit).await,
+        };
+        jobs.map_err(|error| failed("listing jobs", error))
     }
 }

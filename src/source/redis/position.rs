@@ -89,7 +89,7 @@ impl Position {
     /// was lost, or where the stream is not the one that the reader was reading.
     pub fn follow(&self, slice: &StreamSlice) -> Result<Vec<Self>, Reset> {
         let Some(info) = &slice.info else {
-            return if self.is_before_all() { Ok(Vec::new()) } else { Err(Reset::Rewound) };
+            return if self.is_before_all() { Ok(Vec::new()) } else { Err(Reset::Expired) };
         };
         if *self != Self::BEGINNING {
             self.check_same_stream(slice, info)?;

@@ -120,7 +120,7 @@ impl Store {
                     let entry = parse_entry(stored).ok_or_else(|| self.malformed())?;
                     let known = ids.find(&event.id).filter(|known| known.id == entry.id);
                     let cursor = Position::after(&entry, known.and_then(|known| known.ordinal)).seal(job);
-                    let event = entry.event(job).ok_or_else(|| self.malformed())?;
+                    let event = self.mapping.read(&entry, job).event;
                     Appended { event, cursor, is_new: false }
                 }
                 id => {

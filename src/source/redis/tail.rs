@@ -8,6 +8,7 @@
 //! answer, `faults` those whose own keys cannot be read; neither is asked again before a poll or a change.
 
 mod endings;
+mod queue;
 
 use super::Store;
 use super::address::Address;
@@ -23,10 +24,8 @@ use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
 use crate::source::{Endings, Joiner, Limit, News, Tail, TailBatch, Wakeup};
 use crate::sse::{JobEnd, Reset};
-use crate::telemetry;
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -77,6 +76,8 @@ struct Watched {
     /// The status may have changed since it was read.
     needs_status: bool,
     is_queued: bool,
+    /// No entry was read since the watch began.
+    is_new: bool,
     /// Mean bytes of the entries that were read last.
     entry_size: Option<usize>,
     /// The nodes that the stream and the hash were read from, and that track them.
@@ -141,105 +142,6 @@ impl RedisTail {
         self.keys(job).map(|key| self.store.topology.node_of(slot(&key?)).ok())
     }
 
-    // ---- the queue
-
-    fn queue(&mut self, job: &JobId, needs_status: bool) {
-        let Some(watched) = self.watched.get_mut(job) else { return };
-        watched.needs_status |= needs_status;
-        if !watched.is_queued {
-            watched.is_queued = true;
-            self.queue.push_back(job.clone());
-        }
-    }
-
-    fn queue_first(&mut self, job: &JobId) {
-        let Some(watched) = self.watched.get_mut(job) else { return };
-        if watched.is_queued {
-            self.queue.retain(|queued| queued != job);
-        }
-        watched.is_queued = true;
-        self.queue.push_front(job.clone());
-    }
-
-    fn queue_all(&mut self) {
-        for job in self.watched.keys().cloned().collect::<Vec<_>>() {
-            self.queue(&job, true);
-        }
-    }
-
-    fn queue_held(&mut self) {
-        let faulty: Vec<JobId> = self.faults.keys().cloned().collect();
-        for job in std::mem::take(&mut self.held).into_iter().chain(faulty) {
-            self.queue(&job, true);
-        }
-    }
-
-    /// Queues the jobs whose end is due, those that changed, those that moved to another node, and those of the poll where it is due.
-    fn queue_due(&mut self) {
-        self.queue_ending();
-        self.queue_changed();
-        self.queue_moved();
-        if self.last_poll.is_none_or(|at| at.elapsed() >= self.poll_interval) {
-            self.last_poll = Some(Instant::now());
-            self.queue_held();
-            self.queue_polled();
-        }
-    }
-
-    fn queue_changed(&mut self) {
-        let changes = self.invalidations.take();
-        for key in changes.changed_keys {
-            let Some(job) = self.by_key.get(&key).cloned() else { continue };
-            let is_stream = self.store.events_key.key(&job) == key;
-            self.queue(&job, !is_stream);
-        }
-        if changes.is_incomplete {
-            self.queue_held();
-            self.queue_all();
-        }
-    }
-
-    fn queue_moved(&mut self) {
-        let version = self.store.topology.version();
-        if version == self.topology_version {
-            return;
-        }
-        self.topology_version = version;
-        self.queue_held();
-        for job in self.watched.keys().cloned().collect::<Vec<_>>() {
-            if self.watched.get(&job).is_some_and(|watched| watched.nodes != self.nodes_of(&job)) {
-                self.queue(&job, true);
-            }
-        }
-    }
-
-    /// Queues the next jobs in turn, or all of them where a server does not tell what changed.
-    fn queue_polled(&mut self) {
-        if self.invalidations.has_untracked_nodes() {
-            return self.queue_all();
-        }
-        let from = self.polled_up_to.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-        let rest = self.watched.range::<JobId, _>((from, Bound::Unbounded));
-        let polled: Vec<JobId> = rest.take(JOBS_PER_POLL).map(|(job, _)| job.clone()).collect();
-        self.polled_up_to = polled.last().cloned().filter(|_| polled.len() == JOBS_PER_POLL);
-        for job in polled {
-            self.queue(&job, true);
-        }
-    }
-
-    fn next_jobs(&mut self) -> Vec<JobId> {
-        let mut jobs = Vec::new();
-        while jobs.len() < MAX_JOBS_PER_REQUEST
-            && let Some(job) = self.queue.pop_front()
-        {
-            if let Some(watched) = self.watched.get_mut(&job) {
-                watched.is_queued = false;
-                jobs.push(job);
-            }
-        }
-        jobs
-    }
-
     fn remove(&mut self, job: &JobId) {
         if self.watched.remove(job).is_some_and(|watched| watched.is_queued) {
             self.queue.retain(|queued| queued != job);
@@ -281,7 +183,7 @@ impl RedisTail {
             match status {
                 Ok(status) => {
                     watched.needs_status = false;
-                    self.on_status(job, status.as_deref(), read);
+                    self.on_status(job, &status, read);
                 }
                 Err(error) => {
                     failed.insert(job.clone());
@@ -307,15 +209,22 @@ impl RedisTail {
             match self.store.parse_stream(replies, &after, count) {
                 Ok(slice) => {
                     read.answered += 1;
-                    self.on_slice(job, &after, &slice, read);
+                    let end = self.end_before(job, &after, &slice).await;
+                    self.on_slice(job, &after, (&slice, end), read);
                 }
                 Err(error) => self.on_error(job, error, read),
             }
         }
     }
 
-    /// Takes the new entries of one job.
-    fn on_slice(&mut self, job: &JobId, after: &Position, slice: &StreamSlice, read: &mut ReadProgress) {
+    /// Takes the new entries of one job, and the end that an entry before them said.
+    fn on_slice(
+        &mut self,
+        job: &JobId,
+        after: &Position,
+        (slice, mut end): (&StreamSlice, Option<JobStatus>),
+        read: &mut ReadProgress,
+    ) {
         let positions = match after.follow(slice) {
             Ok(positions) => positions,
             // Its writer deleted it with the final status, or let it expire.
@@ -325,15 +234,15 @@ impl RedisTail {
         self.faults.remove(job);
         let Some(watched) = self.watched.get_mut(job) else { return };
         watched.entry_size = mean_size(&slice.entries).or(watched.entry_size);
-        let mut skipped = 0;
         for (entry, position) in slice.entries.iter().zip(positions) {
             watched.position = position;
-            match entry.event(job) {
-                Some(event) => read.batch.push(job, event, position.seal(job)),
-                None => skipped += 1,
-            }
+            let mapped = self.store.mapping.read(entry, job);
+            end = mapped.end.or(end);
+            read.batch.push(job, mapped.event, position.seal(job));
         }
-        telemetry::SKIPPED.counter(&[]).increment(skipped);
+        if let Some(status) = end {
+            self.note_final_entry(job, status, read);
+        }
         if slice.is_cut {
             read.fully_read.remove(job);
             return self.queue(job, false);
@@ -426,7 +335,7 @@ impl RedisTail {
             return None;
         }
         let published = slice.entries.iter().zip(positions).filter(|(entry, _)| entry.id <= published_up_to);
-        let events = published.filter_map(|(entry, position)| Some((entry.event(job)?, position.seal(job))));
+        let events = published.map(|(entry, position)| (self.store.mapping.read(entry, job).event, position.seal(job)));
         Some(events.collect())
     }
 }
@@ -444,6 +353,7 @@ impl Tail for RedisTail {
             status: None,
             needs_status: true,
             is_queued: false,
+            is_new: true,
             entry_size: None,
             nodes: [None, None],
         };

@@ -100,6 +100,10 @@ impl Store {
         job: &JobId,
         events: Vec<NewEvent>,
     ) -> Result<Vec<Appended>, SourceError> {
+        if !self.settings.has_own_shape() {
+            let cause = "source.redis.fields, envelope or job_id_field describe entries that others write";
+            return Err(SourceError::new(SourceCode::Schema, OPERATION, cause, "let the runners write their events"));
+        }
         let (answer, answered) = oneshot::channel();
         if self.lines.push(job, Write { events, answer }) {
             tokio::spawn(Server { store: self.clone(), job: job.clone(), has_ended: false }.serve());
@@ -145,10 +149,10 @@ impl Store {
 
     /// Sets the status of a job that has none: it has events, so it is running.
     async fn set_running(&self, job: &JobId) -> Result<(), NodeError> {
-        let Some(job_key) = &self.job_key else { return Ok(()) };
+        let (Some(job_key), Some(field)) = (&self.job_key, self.status.hash_field()) else { return Ok(()) };
         let key = job_key.key(job);
         let mut set = cmd("HSETNX");
-        set.arg(&key).arg("status").arg(JobStatus::Running.as_str());
+        set.arg(&key).arg(field).arg(JobStatus::Running.as_str());
         match self.send_command(&key, set).await {
             // A key of another type is not this job's: the events stand, and have no status.
             Err(error) if is_wrong_type(&error.error) => Ok(()),
@@ -162,9 +166,14 @@ impl Store {
             let help = "name the key of the job's hash, or end jobs by an event of source.redis.final_types";
             return Err(SourceError::new(SourceCode::Schema, OPERATION, "source.redis.job_key is empty", help));
         };
+        let Some(field) = self.status.hash_field() else {
+            let (cause, help) =
+                ("it stands in no field of a hash", "let the runners write it as source.redis reads it");
+            return Err(SourceError::new(SourceCode::Schema, OPERATION, cause, help));
+        };
         let key = job_key.key(job);
         let mut set = cmd("HSET");
-        set.arg(&key).arg("status").arg(self.settings.statuses.spelling(status));
+        set.arg(&key).arg(field).arg(self.settings.statuses.spelling(status));
         match self.send_command(&key, set).await {
             Ok(_) => Ok(()),
             Err(error) => Err(self.failed_for(job, OPERATION, error).await),

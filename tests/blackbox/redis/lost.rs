@@ -111,7 +111,7 @@ const DEEDS: [(&str, Deed, &[Reader], &[u64]); 12] = [
         |to, job| {
             to.cmd("DEL").arg(stream_key(job));
         },
-        &[(0, Some("rewound")), (9, Some("rewound"))],
+        &[(0, Some("expired")), (9, Some("expired"))],
         &[],
     ),
     (
@@ -231,7 +231,7 @@ async fn a_flushed_database_is_said_and_its_jobs_are_no_more() {
     let seen = stream.take(10).await;
     ask::<()>(&mut rows, &["FLUSHALL"]).await;
     let reset = stream.event().await;
-    assert_eq!((reset.is("stream.reset"), &reset.json()["reason"]), (true, &"rewound".into()), "{reset:?}");
+    assert_eq!((reset.is("stream.reset"), &reset.json()["reason"]), (true, &"expired".into()), "{reset:?}");
     let back = Stream::open(daemon.http, &stream_path("job"), &[("Last-Event-ID", seen[4].cursor())]).await;
     assert_eq!(back.head.status, 404);
 }

@@ -148,3 +148,58 @@ async fn long_entries_are_read_a_few_at_a_time() {
     let most: u64 = most.expect("VmHWM");
     assert!(most < 80 << 10, "{most} KiB");
 }
+
+/// Many jobs at once, each with a trickle: what streams of tokens are.
+#[tokio::test]
+async fn four_hundred_jobs_with_fifty_entries_a_second_each_lose_nothing() {
+    const JOBS: usize = 400;
+    const ROUNDS: usize = 250;
+    let _alone = alone();
+    let server = Redis::with("appendonly no").await;
+    let daemon = daemon_on(&server.url(), &[]).await;
+    let mut rows = server.connect().await;
+    let began = Instant::now();
+    let mut watchers = Vec::new();
+    for job in 0..JOBS {
+        append(&mut rows, &format!("token-{job}"), [0]).await;
+        let mut stream = daemon.stream(&format!("token-{job}")).await;
+        assert_eq!(stream.event().await.number(), 0);
+        watchers.push(tokio::spawn(async move {
+            let mut delays = Vec::with_capacity(ROUNDS);
+            for _ in 0..ROUNDS {
+                let written = Duration::from_micros(stream.event().await.number());
+                delays.push(began.elapsed().saturating_sub(written));
+            }
+            delays
+        }));
+    }
+    let cpu = || (cpu_seconds(daemon.pid()), server.cpu_seconds());
+    let (before, writes) = (cpu(), Instant::now());
+    let mut pace = tokio::time::interval(Duration::from_millis(20));
+    for _ in 0..ROUNDS {
+        pace.tick().await;
+        let mut all = Pipeline::new();
+        (0..JOBS).for_each(|job| {
+            let now = began.elapsed().as_micros() as u64;
+            xadd(&mut all, &format!("token-{job}"), now, &payload(now));
+        });
+        all.query_async::<Value>(&mut rows).await.expect("XADD");
+    }
+    let mut delays = Vec::new();
+    for watcher in watchers {
+        delays.extend(watcher.await.expect("each entry"));
+    }
+    let (after, spent) = (cpu(), writes.elapsed().as_secs_f64());
+    delays.sort();
+    let at = |percent: usize| delays[(delays.len() - 1) * percent / 100];
+    println!(
+        "{:.0} entries a second to {JOBS} jobs: p50 {:?}, p99 {:?}, at most {:?}; Jobcast {:.0} %, Redis {:.0} % of a core",
+        delays.len() as f64 / spent,
+        at(50),
+        at(99),
+        at(100),
+        100.0 * (after.0 - before.0) / spent,
+        100.0 * (after.1 - before.1) / spent
+    );
+    assert_eq!(daemon.metric("jobcast_source_errors_total").await, 0.0);
+}

@@ -23,6 +23,35 @@ fn job(number: usize) -> String {
     format!("job-{number}")
 }
 
+/// The shape of the entries, and of the streams.
+#[derive(Clone, Copy)]
+enum Shape {
+    Own,
+    /// One field, whose JSON is the event.
+    Envelope,
+    /// One stream for all jobs.
+    Shared,
+}
+
+impl Shape {
+    fn settings(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Own => &[],
+            Self::Envelope => &[
+                ("source.redis.envelope", "data"),
+                ("source.redis.job_key", ""),
+                ("source.redis.final_types.completed", "last"),
+            ],
+            Self::Shared => &[
+                ("source.redis.events_key", "queue"),
+                ("source.redis.job_id_field", "job"),
+                ("source.redis.job_key", ""),
+                ("source.redis.final_types.completed", "last"),
+            ],
+        }
+    }
+}
+
 /// Writes to whichever server has a key now, again and again until that is answered. Entries carry ids of the writer's
 /// own, so that one which was there already is not written twice.
 struct Writer {
@@ -102,23 +131,46 @@ impl Writer {
         Err(error)
     }
 
-    async fn write_all(&self) {
+    async fn write_entry(&self, shape: Shape, index: usize, number: u64) {
+        let (id, event, payload) =
+            (format!("{}-0", 1_700_000_000_000 + number), format!("e-{number}"), format!("{{\"n\":{number}}}"));
+        let (job, kind) = (job(index), if number + 1 < EVENTS { "x" } else { "last" });
+        match shape {
+            Shape::Own => {
+                let key = stream_key(&job);
+                self.write(&["XADD", &key, &id, "id", &event, "type", kind, "payload", &payload]).await;
+            }
+            Shape::Envelope => {
+                let data = format!("{{\"id\":\"{event}\",\"type\":\"{kind}\",\"payload\":{payload}}}");
+                self.write(&["XADD", &stream_key(&job), &id, "data", &data]).await;
+            }
+            Shape::Shared => {
+                let id = format!("{}-{index}", 1_700_000_000_000 + number);
+                let words = ["XADD", "queue", &id, "job", &job, "id", &event, "type", kind, "payload", &payload];
+                self.write(&words).await;
+            }
+        }
+    }
+
+    async fn write_all(&self, shape: Shape) {
         let mut pace = interval(PACE);
         for number in 0..EVENTS {
             pace.tick().await;
             let _round = self.round.lock().await;
-            let (id, event, payload) =
-                (format!("{}-0", 1_700_000_000_000 + number), format!("e-{number}"), format!("{{\"n\":{number}}}"));
-            let write = |index: usize| {
-                let (id, event, payload) = (&id, &event, &payload);
-                async move {
-                    let key = stream_key(&job(index));
-                    self.write(&["XADD", &key, id, "id", event, "type", "x", "payload", payload]).await;
+            match shape {
+                Shape::Own | Shape::Envelope => {
+                    join_all((0..JOBS).map(|index| self.write_entry(shape, index, number))).await;
                 }
-            };
-            join_all((0..JOBS).map(write)).await;
+                // Their ids ascend.
+                Shape::Shared => {
+                    for index in 0..JOBS {
+                        self.write_entry(shape, index, number).await;
+                    }
+                }
+            }
         }
-        for index in 0..JOBS {
+        // In the other shapes the last entry itself ends its job.
+        for index in (0..JOBS).filter(|_| matches!(shape, Shape::Own)) {
             self.write(&["HSET", &format!("runner-jobs:{}", job(index)), "status", "COMPLETED"]).await;
         }
     }
@@ -144,9 +196,13 @@ async fn all_see_each_event_once(daemons: &[Daemon; 2]) {
 
 /// Writes, watches, and does something evil meanwhile.
 async fn withstand(url: &str, writer: Arc<Writer>, evil: impl Future<Output = ()>) -> [Daemon; 2] {
-    let more = [("hub.linger", "200ms"), ("source.retry_initial", "50ms")];
+    withstand_with(Shape::Own, url, writer, evil).await
+}
+
+async fn withstand_with(shape: Shape, url: &str, writer: Arc<Writer>, evil: impl Future<Output = ()>) -> [Daemon; 2] {
+    let more = [&[("hub.linger", "200ms"), ("source.retry_initial", "50ms")], shape.settings()].concat();
     let daemons = [daemon_on(url, &more).await, daemon_on(url, &more).await];
-    let write = tokio::spawn(async move { writer.write_all().await });
+    let write = tokio::spawn(async move { writer.write_all(shape).await });
     let ((), written, ()) = tokio::join!(all_see_each_event_once(&daemons), write, evil);
     written.expect("all written");
     for daemon in &daemons {
@@ -164,6 +220,35 @@ async fn flapping_subscribers_on_two_daemons_see_each_entry_once_in_order() {
         assert_eq!(daemon.metric("jobcast_source_errors_total").await, 0.0);
         assert!(daemon.metric("jobcast_source_wakeups_total{by=\"notify\"}").await > 0.0);
     }
+}
+
+#[tokio::test]
+async fn envelopes_and_a_shared_stream_in_a_cluster_lose_and_repeat_nothing() {
+    let _alone = alone();
+    let cluster = Cluster::start().await;
+    let ports: Vec<u16> = cluster.nodes.iter().map(|node| node.port).collect();
+    for shape in [Shape::Envelope, Shape::Shared] {
+        withstand_with(shape, &cluster.url(), Writer::new(ports.clone()), async {}).await;
+        for node in cluster.primaries().await {
+            cluster.nodes[node].ask::<()>(&["FLUSHALL"]).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_shared_stream_on_a_server_that_is_killed_again_and_again_loses_and_repeats_nothing() {
+    let _alone = alone();
+    let mut server = Redis::start().await;
+    let (url, writer) = (server.url(), Writer::new(vec![server.port]));
+    let kill = async {
+        for _ in 0..3 {
+            sleep(Duration::from_millis(1200)).await;
+            server.kill();
+            sleep(Duration::from_millis(300)).await;
+            server.restart().await;
+        }
+    };
+    withstand_with(Shape::Shared, &url, writer, kill).await;
 }
 
 #[tokio::test]

@@ -257,6 +257,6 @@ fn a_stream_that_was_made_anew_or_rolled_back_is_noticed() {
     assert!(follow(&back, 8).is_ok());
     // Deleted.
     let slice = StreamSlice { at_position: None, entries: Vec::new(), is_cut: false, info: None };
-    assert_eq!(at(3).follow(&slice), Err(Reset::Rewound));
+    assert_eq!(at(3).follow(&slice), Err(Reset::Expired));
     assert_eq!(Position::EMPTY.follow(&slice), Ok(Vec::new()));
 }

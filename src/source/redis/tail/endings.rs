@@ -1,5 +1,7 @@
 //! The statuses of watched jobs, and the ends that come of them, of entries, and of streams that are gone.
 
+use super::super::position::Position;
+use super::super::status::JobState;
 use super::{ReadProgress, RedisTail, StreamSlice};
 use crate::event::{JobId, JobStatus};
 use crate::sse::JobEnd;
@@ -8,9 +10,9 @@ use std::time::Instant;
 /// The reason why a watched job is ending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndedBy {
-    /// Its hash says so, and may take it back.
+    /// Its key says so, and may take it back.
     Status,
-    /// The type of an entry says so.
+    /// An entry says so.
     Entry,
 }
 
@@ -25,13 +27,11 @@ impl RedisTail {
         }
     }
 
-    /// Takes the status in a job's hash.
-    pub(super) fn on_status(&mut self, job: &JobId, status: Option<&str>, read: &mut ReadProgress) {
-        let statuses = &self.store.settings.statuses;
-        let (shown, end) =
-            (status.and_then(|status| statuses.resolve(status)), status.and_then(|status| statuses.find(status)));
-        self.tell_status(job, end.or(shown), read);
-        match end {
+    /// Takes the status in a job's key.
+    pub(super) fn on_status(&mut self, job: &JobId, state: &JobState, read: &mut ReadProgress) {
+        let shown = self.store.resolve_status(state.end, Some(state));
+        self.tell_status(job, shown, read);
+        match state.end {
             Some(end) => self.begin_ending(job, end, EndedBy::Status),
             None if self.endings.get(job).is_some_and(|ending| ending.mark == EndedBy::Status) => {
                 self.endings.remove(job);
@@ -55,17 +55,24 @@ impl RedisTail {
         }
     }
 
+    /// Returns the end that an entry said before the watch of this job began.
+    pub(super) async fn end_before(&mut self, job: &JobId, after: &Position, slice: &StreamSlice) -> Option<JobStatus> {
+        let watched = self.watched.get_mut(job).filter(|watched| watched.is_new)?;
+        let end = self.store.end_in_stream(job, slice.info.as_ref(), after).await.ok()?;
+        watched.is_new = false;
+        end
+    }
+
+    /// Notes that an entry says that the job has ended.
+    pub(super) fn note_final_entry(&mut self, job: &JobId, status: JobStatus, read: &mut ReadProgress) {
+        self.tell_status(job, Some(status), read);
+        self.begin_ending(job, status, EndedBy::Entry);
+    }
+
     /// Ends a job that was read to its last entry, if its grace is over.
     pub(super) fn end_if_due(&mut self, job: &JobId, slice: &StreamSlice, read: &mut ReadProgress) {
         if !slice.entries.is_empty() {
             self.endings.note_events(job);
-        }
-        let Some(position) = self.watched.get(job).map(|watched| watched.position) else { return };
-        if !self.endings.contains(job)
-            && let Some(status) = self.store.resolve_end(None, slice.info.as_ref(), &position)
-        {
-            self.tell_status(job, Some(status), read);
-            self.begin_ending(job, status, EndedBy::Entry);
         }
         if let Some(status) = self.endings.due_status(job, read.began) {
             self.end(job, JobEnd::Complete(status), read);

@@ -1,0 +1,63 @@
+//! The recipes: each is served from its own settings, and tried with entries as the product writes them.
+
+mod autogpt;
+mod bullmq;
+mod dify;
+mod llm_answer;
+mod lobehub;
+mod posthog;
+
+use crate::support::daemon::{run, stream_path};
+use crate::support::{Daemon, Redis, Stream};
+use redis::aio::MultiplexedConnection;
+use serde_json::Value;
+
+fn settings(recipe: &str) -> String {
+    format!("{}/recipes/{recipe}/jobcast.toml", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Serves a recipe from this server.
+async fn serve(recipe: &str, server: &Redis) -> Daemon {
+    Daemon::with(&[("config", &settings(recipe)), ("source.redis.url", &server.url())]).await
+}
+
+/// Adds an entry of names and values.
+async fn add(to: &mut MultiplexedConnection, key: &str, fields: &[&str]) {
+    let mut add = redis::cmd("XADD");
+    add.arg(key).arg("*").arg(fields);
+    add.exec_async(to).await.expect("XADD");
+}
+
+/// The rest of a stream: type and payload of each event, and the status at the end.
+async fn rest(stream: &mut Stream) -> (Vec<(String, Value)>, String) {
+    let mut messages = stream.rest().await;
+    let end = messages.pop().expect("an end");
+    assert!(end.is("stream.complete"), "{end:?} after {messages:?}");
+    let read = |data: Value| (data["type"].as_str().expect("a type").to_string(), data["payload"].clone());
+    let events = messages.iter().map(|message| read(message.json())).collect();
+    (events, end.json()["status"].as_str().expect("a status").to_string())
+}
+
+/// Asserts that who watched and who comes later are told the same, that the end is one for who comes back with it, and
+/// that `jobcast check` finds nothing to mend.
+async fn is_told(
+    recipe: &str,
+    server: &Redis,
+    daemon: &Daemon,
+    job: &str,
+    live: (Vec<(String, Value)>, String),
+    expected: (&[(&str, Value)], &str),
+) {
+    let (events, status) = expected;
+    let events: Vec<(String, Value)> =
+        events.iter().map(|(kind, payload)| (kind.to_string(), payload.clone())).collect();
+    assert_eq!(live, (events.clone(), status.to_string()));
+    assert_eq!(rest(&mut daemon.stream(job).await).await, live, "who comes later");
+    let all = daemon.stream(job).await.rest().await;
+    let last = all.last().expect("an end").cursor().to_string();
+    let back = Stream::open(daemon.http, &stream_path(job), &[("Last-Event-ID", &last)]).await;
+    assert_eq!(back.head.status, 204);
+    let checked = run(&["check"], &[("config", &settings(recipe)), ("source.redis.url", &server.url())]).await;
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(checked.status.success(), "{said}");
+}
