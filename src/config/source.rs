@@ -34,6 +34,10 @@ pub struct Source {
     /// write their last lines late. A job that ended longer ago is complete at once.
     #[serde(with = "duration")]
     pub end_grace: Duration,
+    /// Time that streams, and polls that may wait, wait for a job that the source does not know yet, before they are told
+    /// that there is none. 0s: they are told at once.
+    #[serde(with = "duration")]
+    pub appear: Duration,
     /// Time without an answer of the source after which /readyz says no; 0s for never, since streams are held meanwhile.
     #[serde(with = "duration")]
     pub ready_grace: Duration,
@@ -74,6 +78,7 @@ impl Default for Source {
             retry_max: Duration::from_secs(10),
             settle: Duration::from_secs(2),
             end_grace: Duration::from_secs(2),
+            appear: Duration::from_secs(10),
             ready_grace: Duration::ZERO,
             sqlite: Sqlite::default(),
             postgres: Postgres::default(),

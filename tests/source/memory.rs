@@ -192,7 +192,8 @@ impl Source for Memory {
     }
 
     fn tail(&self) -> Box<dyn Tail> {
-        Box::new(MemoryTail { store: self.0.clone(), watched: HashMap::new(), endings: Endings::new(END_GRACE) })
+        let (watched, awaited, endings) = (HashMap::new(), Vec::new(), Endings::new(END_GRACE));
+        Box::new(MemoryTail { store: self.0.clone(), watched, awaited, endings })
     }
 
     async fn append(&self, job: &JobId, events: Vec<NewEvent>) -> Result<Vec<Appended>, SourceError> {
@@ -244,6 +245,7 @@ struct MemoryTail {
     watched: HashMap<JobId, Position>,
     /// Those of them with a final status.
     endings: Endings<()>,
+    awaited: Vec<JobId>,
 }
 
 impl MemoryTail {
@@ -308,6 +310,10 @@ impl Tail for MemoryTail {
         }
     }
 
+    fn await_jobs(&mut self, jobs: Vec<JobId>) {
+        self.awaited = jobs;
+    }
+
     async fn woken(&mut self) -> Wakeup {
         tokio::select! {
             () = self.store.changed.notified() => Wakeup::Notify,
@@ -338,6 +344,7 @@ impl Tail for MemoryTail {
             self.catch_up(joiner, stored)
         };
         news.caught_up_joiners = joining.iter().map(missing).collect();
+        news.appeared = self.awaited.iter().filter(|job| jobs.contains_key(job)).cloned().collect();
         news.jobs = batch.into_jobs();
         Ok(news)
     }
