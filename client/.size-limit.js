@@ -3,11 +3,11 @@
 const modifyEsbuildConfig = (config) => ({ ...config, format: "esm" });
 
 export default [
-  { name: "core", path: "dist/index.js", limit: "8 kB", gzip: true, ignore: ["./share.js"], modifyEsbuildConfig },
+  { name: "core", path: "dist/index.js", limit: "9.6 kB", gzip: true, ignore: ["./share.js"], modifyEsbuildConfig },
   {
     name: "react",
     path: "dist/react.js",
-    limit: "1 kB",
+    limit: "1.5 kB",
     gzip: true,
     ignore: ["react", "./index.js"],
     modifyEsbuildConfig,
@@ -15,7 +15,7 @@ export default [
   {
     name: "/jobcast.js, with sharing",
     path: "../src/http/page/jobcast.js",
-    limit: "9 kB",
+    limit: "10.5 kB",
     gzip: true,
     modifyEsbuildConfig,
   },

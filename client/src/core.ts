@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 // The shell around the state (state.ts). It runs the task that the state asks for, has the one timer, keeps the cursor
 // and the ids of delivered events, and calls the listeners.
 
@@ -10,33 +11,48 @@ import {
   type StreamHandlers,
 } from "./connection.js";
 import { clientFailure, type Failure } from "./error.js";
-import type { JobEvent, Reset } from "./event.js";
+import type { AnyEvents, EventOf, JobEvent, Reset, UniquePart } from "./event.js";
+import { Backlog, loop } from "./loop.js";
 import { type JobStreamOptions, jobUrls, rulesFrom } from "./options.js";
 import { loadCursor, saveCursor } from "./persist.js";
+import { failureFromThrown, Requests } from "./request.js";
 import type { Share } from "./share.js";
 import { type Action, initialState, isOver, reduce, type State, type View } from "./state.js";
-import { onWake } from "./wake.js";
+import { now, onWake, SleepMeter } from "./wake.js";
 
 /** The state of a stream and the place that it has reached. */
 export type JobStreamState = View & {
   /** The place after the last delivered event, from which the stream would go on. */
   readonly cursor: string | null;
+  /** The time of the next try, as `Date.now()` counts; `null` unless `retrying`. */
+  readonly retryAt: number | null;
 };
 
 type Listener<T> = (value: T) => void;
 
 /** The number of delivered ids that are kept to recognise repeats. */
 const MAX_SEEN_IDS = 20_000;
-/** Names of the stream's own notifications. An event whose type is one of them reaches the `event` listeners only. */
-const RESERVED_NAMES = new Set(["event", "state", "reset"]);
+/** The names that `on` gives the stream's own notifications. */
+type OwnName = "event" | "state" | "reset";
+/** Precedes the types of events among the names of listeners, so that no type is taken for a name of the stream's own. */
+const TYPE = "type:";
+const OWN_NAMES: readonly string[] = ["event", "state", "reset"] satisfies OwnName[];
 /** The time for which a poll is held open. It is below the idle time-outs of proxies. */
 const POLL_WAIT_S = 25;
 const MIN_TIMER_MS = 9;
-/** A timer for more than 2 ** 31 ms would fire at once. */
-const MAX_TIMER_MS = 2e9;
+/** The longest timer, so that sleep is noticed soon after it. */
+const MAX_TIMER_MS = 10_000;
+/** The streams of this page that wait for their next try. */
+const waitingStreams = new Set<{ wakeFor(origin: string): void }>();
+let requestCount = 0;
 
-/** Watches one job from construction on. Delivers each event once and in order, until the job ends or `close()`. */
-export class JobStream {
+/**
+ * Watches one job from construction on. Delivers each event once and in order, until the job ends or `close()`.
+ *
+ * `Events` names the types of the job's events and their payloads: `new JobStream<{ "step.output": { line: string } }>`.
+ * It is a promise of the writer's, and is not checked.
+ */
+export class JobStream<Events extends object = AnyEvents> {
   readonly jobId: string;
   readonly #options: JobStreamOptions;
   readonly #urls: { stream: string; events: string };
@@ -46,43 +62,67 @@ export class JobStream {
   #cursor: string | null;
   /** The id of the newest event. Other tabs compare it with theirs. */
   #lastId: string | null = null;
-  #token: string | null = null;
+  #uniquePart: UniquePart = "id";
+  #retryAt: number | null = null;
   #timer: ReturnType<typeof setTimeout> | undefined;
   /** Aborts the connection of the current task. */
   #connection = new AbortController();
+  readonly #requests: Requests;
+  readonly #backlog: Backlog;
+  readonly #sleepMeter = new SleepMeter();
   #share: Share | null = null;
   #stopWaking: (() => void) | null = null;
 
+  /** Throws a `JobStreamError` with the code `client.address` if the options make no address. */
   constructor(jobId: string, options: JobStreamOptions = {}) {
-    const { from = "start", persist } = options;
+    const { from = "start", persist, resumeAt, maxBuffered = 10_000 } = options;
     this.jobId = jobId;
     this.#options = options;
     this.#urls = jobUrls(jobId, options);
     this.#state = initialState(rulesFrom(options));
+    this.#requests = new Requests(options, (isAsked) => this.#dispatch({ type: "token", isAsked }));
+    this.#backlog = new Backlog(maxBuffered);
     const given = from === "start" || from === "now" ? null : from;
-    this.#cursor = (persist === "session" && loadCursor(this.#key)) || given;
+    this.#cursor = resumeAt ?? ((persist === "session" && loadCursor(this.#key)) || given);
     this.#start();
   }
 
   get state(): JobStreamState {
-    return { ...this.#state.view, cursor: this.#cursor };
+    return { ...this.#state.view, cursor: this.#cursor, retryAt: this.#retryAt };
   }
 
   /** Listens for `event`, `state`, `reset`, or events of one type such as `step.output`. Returns how to stop. */
-  on(name: "event", listener: Listener<JobEvent>): () => void;
+  on(name: "event", listener: Listener<EventOf<Events>>): () => void;
   on(name: "state", listener: Listener<JobStreamState>): () => void;
   on(name: "reset", listener: Listener<Reset>): () => void;
-  on(type: string, listener: Listener<JobEvent>): () => void;
+  on<Type extends Exclude<keyof Events & string, OwnName>>(
+    type: Type,
+    listener: Listener<JobEvent<Type, Events[Type]>>,
+  ): () => void;
   on(name: string, listener: Listener<never>): () => void {
+    return this.#listen(OWN_NAMES.includes(name) ? name : TYPE + name, listener);
+  }
+
+  /** Listens for events of one type, whatever its name: also for those of the types `event`, `state` and `reset`. */
+  onType<Type extends keyof Events & string>(type: Type, listener: Listener<JobEvent<Type, Events[Type]>>): () => void {
+    return this.#listen(TYPE + type, listener);
+  }
+
+  #listen(name: string, listener: Listener<never>): () => void {
     let listeners = this.#listeners.get(name);
     if (!listeners) this.#listeners.set(name, (listeners = new Set()));
     listeners.add(listener);
     return () => listeners.delete(listener);
   }
 
-  /** Closes the stream and leaves no timer, listener or connection behind. */
+  /** Closes the stream and leaves no timer, listener or connection behind. One that has ended keeps its state. */
   close(): void {
     this.#dispatch({ type: "close" });
+    this.#release();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.close();
   }
 
   /** Connects anew at once, also after `failed` or `close()`, and goes on where the stream was. */
@@ -93,33 +133,19 @@ export class JobStream {
 
   /**
    * Yields each event until the job ends or `close()`, and throws a `JobStreamError` when the stream fails. Leaving the
-   * loop closes the stream.
+   * loop closes the stream. The first loop begins with the events since construction, `maxBuffered` at most.
    */
-  async *[Symbol.asyncIterator](): AsyncGenerator<JobEvent, void, undefined> {
-    let waiting: JobEvent[] = [];
-    let resume = () => {};
-    const unsubscribes = [
-      this.on("event", (event) => {
-        waiting.push(event);
-        resume();
-      }),
-      this.on("state", () => resume()),
-    ];
+  async *[Symbol.asyncIterator](): AsyncGenerator<EventOf<Events>, void, undefined> {
     try {
-      for (;;) {
-        const batch = waiting;
-        waiting = [];
-        yield* batch;
-        if (waiting.length > 0) continue;
-        const { view } = this.#state;
-        if (view.status === "failed") throw view.error;
-        if (isOver(view)) return;
-        await new Promise<void>((resolve) => {
-          resume = resolve;
-        });
-      }
+      yield* loop(
+        this.#backlog.take() as EventOf<Events>[],
+        () => this.#state.view,
+        (onEvent, onState) => {
+          const unsubscribes = [this.on("event", onEvent), this.on("state", onState)];
+          return () => unsubscribes.forEach((unsubscribe) => void unsubscribe());
+        },
+      );
     } finally {
-      for (const unsubscribe of unsubscribes) unsubscribe();
       this.close();
     }
   }
@@ -163,20 +189,47 @@ export class JobStream {
 
   #dispatch(action: Action): void {
     const before = this.#state;
-    const after = reduce(before, action, Date.now());
+    const after = reduce(before, action, now());
     this.#state = after;
+    this.#log(action.type, after.view.status, action, after.view.error);
     if (after.taskId !== before.taskId) {
       this.#connection.abort();
       this.#connection = new AbortController();
       if (after.task !== "none") void this.#runTask(after, this.#connection.signal);
     }
     if (after.timerAtMs !== before.timerAtMs) this.#setTimer();
+    if (before.failures > 0 && after.failures === 0 && after.view.status !== "connecting") this.#wakeOthers();
     // Object identity means "changed": the reducer keeps the `view` object as long as nothing in it changes.
     if (after.view === before.view) return;
+    this.#onViewChanged(after.view);
+  }
+
+  #onViewChanged(view: View): void {
+    const { retryInMs } = view;
+    this.#retryAt = retryInMs === null ? null : Date.now() + retryInMs;
+    if (retryInMs === null) waitingStreams.delete(this);
+    else waitingStreams.add(this);
     this.#share?.broadcastView();
-    if (isOver(after.view)) this.#cleanUp(after.view);
-    else this.#stopWaking ??= onWake((isCut) => this.#onWake(isCut));
+    // A failed stream keeps its lock: the next tab would only fail, too.
+    if (view.status === "failed") this.#stopListening();
+    else if (isOver(view)) this.#release();
+    else this.#stopWaking ??= onWake(this);
     this.#emit("state", this.state);
+  }
+
+  /** Lets the other streams of this page try at once: the server is back. */
+  #wakeOthers(): void {
+    for (const stream of [...waitingStreams]) stream.wakeFor(this.#urls.stream);
+  }
+
+  /** @internal */
+  wakeFor(url: string): void {
+    if (new URL(url).origin === new URL(this.#urls.stream).origin) this.onWake(false);
+  }
+
+  #log(...data: unknown[]): void {
+    const { debug } = this.#options;
+    if (debug) (typeof debug === "function" ? debug : console.debug)("jobcast", this.jobId, ...data);
   }
 
   #setTimer(): void {
@@ -184,26 +237,38 @@ export class JobStream {
     clearTimeout(this.#timer);
     if (timerAtMs === Infinity) return;
     // A timer may fire early. The least wait keeps it from firing again and again until its time.
-    const waitMs = Math.min(Math.max(timerAtMs - Date.now(), MIN_TIMER_MS), MAX_TIMER_MS);
+    const waitMs = Math.min(Math.max(timerAtMs - now(), MIN_TIMER_MS), MAX_TIMER_MS);
     this.#timer = setTimeout(() => this.#onTimer(), waitMs);
   }
 
   #onTimer(): void {
+    const sleptMs = this.#sleepMeter.sleptMs();
+    if (sleptMs > 0) this.#dispatch({ type: "wake", isCut: true, sleptMs });
     this.#dispatch({ type: "timer", random: Math.random() });
     this.#setTimer();
   }
 
-  #onWake(isCut: boolean): void {
+  /** @internal */
+  onWake(isCut: boolean): void {
     // The timer may have slept with the page.
     this.#onTimer();
     this.#dispatch({ type: "wake", isCut });
   }
 
-  #cleanUp({ status }: View): void {
+  /** @internal */
+  onOffline(): void {
+    const { isFollower, view } = this.#state;
+    if (!isFollower && view.status !== "retrying")
+      this.#onLost(clientFailure("client.offline", "this device is offline"));
+  }
+
+  #stopListening(): void {
     this.#stopWaking?.();
     this.#stopWaking = null;
-    // A failed stream keeps its lock: the next tab would only fail, too.
-    if (status === "failed") return;
+  }
+
+  #release(): void {
+    this.#stopListening();
     this.#options.signal?.removeEventListener("abort", this.#onAbort);
     this.#share?.close();
     this.#share = null;
@@ -223,8 +288,7 @@ export class JobStream {
           return this.#share?.takeOver();
       }
     } catch (error) {
-      // There was no answer, or the token function failed.
-      if (!signal.aborted) this.#onLost(clientFailure("client.network", String(error)));
+      if (!signal.aborted) this.#onLost(failureFromThrown(error, this.#urls.stream, this.#state.hasAnswered));
     }
   }
 
@@ -235,7 +299,11 @@ export class JobStream {
     // The job has ended and nothing is new. Only the JSON address says how it ended.
     const result = canPoll ? await this.#poll(0, signal).catch(() => null) : null;
     if (signal.aborted) return;
-    this.#dispatch({ type: "complete", jobStatus: result && "jobStatus" in result ? result.jobStatus : null });
+    const isOfJobcast = !result || "error" in result || result.isComplete;
+    if (isOfJobcast) return this.#dispatch({ type: "complete", jobStatus: null });
+    this.#onLost(
+      clientFailure("client.ended", "an empty answer came for a job that has not ended", { isBlocked: true }),
+    );
   }
 
   async #runPoll({ task, view, rules }: State, signal: AbortSignal): Promise<void> {
@@ -259,8 +327,10 @@ export class JobStream {
   #request(address: string, cursorName: string, query: Record<string, string>, signal: AbortSignal): ConnectionRequest {
     if (this.#cursor) query[cursorName] = this.#cursor;
     else if (this.#options.from === "now") query.from = "now";
+    // No cache has an answer for this address, whatever it makes of `no-store`.
+    query._ = Date.now().toString(36) + (requestCount += 1).toString(36);
     return {
-      fetch: (url, accept) => this.#fetch(url, accept, signal),
+      fetch: (url, accept) => this.#requests.fetch(url, accept, signal),
       url: `${address}${address.includes("?") ? "&" : "?"}${new URLSearchParams(query)}`,
       jobId: this.jobId,
       signal,
@@ -268,40 +338,28 @@ export class JobStream {
   }
 
   #onLost(failure: Failure): void {
-    const { code, message } = failure.error;
-    // An address that never answered as Jobcast does is a wrong one. Later it is something in between, which may pass.
-    const isWrongAddress = code === "client.content_type" && !this.#state.hasAnswered;
-    const { error } = isWrongAddress ? clientFailure(code, message, {}, false) : failure;
-    this.#dispatch({ type: "lost", random: Math.random(), ...failure, error });
-  }
-
-  /** Fetches with the token. After a 401 the token function is called once more. */
-  async #fetch(url: string, accept: string, signal: AbortSignal): Promise<Response> {
-    const { credentials = "same-origin", token } = this.#options;
-    const send = async () => {
-      const headers: Record<string, string> = { Accept: accept };
-      if (token !== undefined)
-        headers.Authorization = `Bearer ${(this.#token ??= typeof token === "function" ? await token() : token)}`;
-      return fetch(url, { headers, credentials, cache: "no-store", signal });
-    };
-    const response = await send();
-    if (response.status !== 401 || typeof token !== "function") return response;
-    this.#token = null;
-    await response.body?.cancel();
-    return send();
+    if (failure.isTokenOver) this.#requests.forgetToken();
+    this.#dispatch({ type: "lost", random: Math.random(), ...failure });
   }
 
   readonly #handlers: StreamHandlers = {
+    onUnique: (part) => {
+      this.#uniquePart = part;
+      this.#dispatch({ type: "answered" });
+    },
     onCursor: (cursor) => this.#setCursor(cursor),
     onRetry: (ms) => this.#dispatch({ type: "retry", ms }),
     onReset: (reset) => this.#reset(reset),
     onEvents: (events) => {
-      this.#dispatch({ type: "bytes", hasEvents: true });
-      this.#deliver(events);
+      this.#dispatch({ type: "bytes", hasEvents: events.some((event) => !this.#seenIds.has(event[this.#uniquePart])) });
+      return this.#deliver(events);
     },
+    onStatus: (jobStatus) => this.#dispatch({ type: "status", jobStatus }),
+    onCaughtUp: () => this.#dispatch({ type: "caughtUp" }),
     onWarning: (failure) => this.#dispatch({ type: "warned", ...failure }),
-    onBytes: () => {
-      this.#dispatch({ type: "bytes", hasEvents: false });
+    onBytes: (hasHeartbeat) => {
+      this.#dispatch({ type: "bytes", hasEvents: false, hasHeartbeat });
+      if (hasHeartbeat) this.#dispatch({ type: "caughtUp" });
       this.#share?.broadcastAlive();
     },
     onComplete: (jobStatus) => this.#dispatch({ type: "complete", jobStatus }),
@@ -310,27 +368,30 @@ export class JobStream {
   // ---- events
 
   /**
-   * Delivers the events that were not delivered yet.
+   * Delivers the events that were not delivered yet, and returns their number.
    *
    * `areFromLeader`: a repeat among them may lie before events that this tab has read itself, so it must not move the
    * cursor back.
    */
-  #deliver(events: readonly JobEvent[], areFromLeader = false): void {
+  #deliver(events: readonly JobEvent[], areFromLeader = false): number {
     const previousId = this.#lastId;
     const fresh: JobEvent[] = [];
     for (const event of events) {
-      const isRepeat = this.#seenIds.has(event.id);
+      const key = event[this.#uniquePart];
+      const isRepeat = this.#seenIds.has(key);
       if (event.cursor && !(isRepeat && areFromLeader)) this.#cursor = event.cursor;
       if (isRepeat) continue;
-      if (event.id) this.#remember(event.id);
+      if (key) this.#remember(key);
       fresh.push(event);
+      this.#backlog.add(event);
       this.#emit("event", event);
-      if (!RESERVED_NAMES.has(event.type)) this.#emit(event.type, event);
+      this.#emit(TYPE + event.type, event);
       // A listener has closed the stream. The rest is read again if it goes on from here.
       if (isOver(this.#state.view)) break;
     }
     if (this.#cursor) this.#setCursor(this.#cursor);
     if (fresh.length > 0) this.#share?.broadcastEvents(previousId, fresh);
+    return fresh.length;
   }
 
   #remember(id: string): void {
@@ -349,6 +410,7 @@ export class JobStream {
     this.#lastId = null;
     this.#cursor = reset.cursor;
     this.#share?.broadcastReset(reset);
+    this.#dispatch({ type: "reset" });
     this.#emit("reset", reset);
   }
 

@@ -5,6 +5,8 @@ import { asRecord, asString, parseJson, type UnknownRecord } from "./event.js";
 /**
  * An error of a stream. Its code is Jobcast's own (`job.not_found`, `source.unavailable`, …), `http.<status>` for an
  * answer of something in between, or `client.*` for what only the client can notice.
+ *
+ * A token function may throw one: with `retryable` false the stream fails at once.
  */
 export class JobStreamError extends Error {
   override readonly name = "JobStreamError";
@@ -22,38 +24,65 @@ export class JobStreamError extends Error {
   }
 }
 
+/**
+ * The giver of a bad answer. `jobcast`: its word counts. `between`: a proxy or another server, which may be gone at the
+ * next try, once this address has answered as a Jobcast does.
+ */
+export type Answerer = "jobcast" | "between";
+
 /** A failure of a connection: the error for the caller, and hints for the next try. */
 export interface Failure {
   readonly error: JobStreamError;
+  /** The giver of the answer; missing where there was none. */
+  readonly from?: Answerer;
   /** The next try must not come sooner than this. */
   readonly waitMs?: number;
   /** Many clients were told the same `waitMs`: each adds a random wait, so that they do not all come at once. */
   readonly isShared?: boolean;
   /** The server may be well: something in between does not let streams through. */
   readonly isBlocked?: boolean;
+  /** The token has run out, or is about to: another is asked for. */
+  readonly isTokenOver?: boolean;
+  /** The number of failures of this code in a row after which trying again does not help. */
+  readonly giveUpAfter?: number;
 }
+
+/** Tries before a strange answer is final, where no Jobcast has ever answered. */
+const STRANGE_TRIES = 4;
+/** Tries before the caller's own part, a token or a session, is given up. They last about as long as a restart. */
+export const OWN_TRIES = 10;
 
 /** Makes a failure that the client noticed by itself. */
 export const clientFailure = (
   code: `client.${string}`,
   message: string,
   hints: Omit<Failure, "error"> = {},
-  retryable = true,
-): Failure => ({ error: new JobStreamError(code, message, retryable), ...hints });
+): Failure => ({ error: new JobStreamError(code, message, true), ...hints });
 
-/** Makes a failure from an answer that was no success. */
-export async function failureFromResponse(response: Response): Promise<Failure> {
-  const { status, statusText, headers } = response;
-  const problem = asRecord(parseJson(await response.text().catch(() => "")));
-  const code = asString(problem.code);
-  const error = new JobStreamError(
-    code ?? `http.${status}`,
-    asString(problem.detail) ?? `${status} ${statusText}`,
-    isRetryable(status, code !== null),
-    status,
-  );
-  const waitMs = retryAfterMs(headers.get("Retry-After"));
-  return waitMs === undefined ? { error } : { error, waitMs, isShared: true };
+export const tokenFailure = (why: string): Failure =>
+  clientFailure("client.token", `token() failed: ${why}`, { giveUpAfter: OWN_TRIES });
+
+/** Makes a failure from an answer that is none of those that the address gives. `text` is its body, if it was read. */
+export async function failureFromAnswer(response: Response, text?: string): Promise<Failure> {
+  const { status, headers, redirected, url } = response;
+  const type = mediaType(response);
+  if (type === "application/problem+json") {
+    const { code, detail } = asRecord(parseJson(text ?? (await response.text())));
+    if (typeof code === "string") {
+      const message = asString(detail) ?? code;
+      const error = new JobStreamError(code, message, isRetryable(status) && status !== 502, status);
+      return { error, from: "jobcast", ...waitFrom(headers) };
+    }
+  }
+  const words = (text ?? (await firstText(response))).replace(/<(style|script)[\s\S]*?<\/\1>|<[^>]*>/g, " ");
+  const message = `${url} answered ${status} ${type || "without a content type"}, which is not Jobcast: "${words.trim().replace(/\s+/g, " ").slice(0, 80)}"`;
+  const code = redirected ? "client.redirected" : response.ok ? "client.content_type" : `http.${status}`;
+  return {
+    error: new JobStreamError(code, message, true, status),
+    ...(redirected ? { giveUpAfter: OWN_TRIES } : { from: "between", isBlocked: response.ok }),
+    ...(!redirected && !isRetryable(status) && { giveUpAfter: status === 401 ? 1 : STRANGE_TRIES }),
+    ...waitFrom(headers),
+  };
 }
 
 /** Makes a failure from the data of `stream.error` or `stream.bye`. */
@@ -64,15 +93,31 @@ export function failureFromControlEvent(type: string, data: UnknownRecord): Fail
     asString(data.message) ?? (isBye ? `Jobcast closes the stream: ${asString(data.reason)}` : "the stream failed"),
     isBye || data.retryable !== false,
   );
-  return typeof data.retryInMs === "number" ? { error, waitMs: data.retryInMs } : { error };
+  const isTokenOver = data.reason === "expired";
+  return { error, from: "jobcast", isTokenOver, ...(typeof data.retryInMs === "number" && { waitMs: data.retryInMs }) };
 }
 
-/** A 502 with a code of Jobcast's is a lasting fault. One without comes from a proxy while Jobcast restarts. */
-function isRetryable(status: number, isFromJobcast: boolean): boolean {
-  return status >= 500 ? status !== 502 || !isFromJobcast : status === 408 || status === 425 || status === 429;
+/** Returns the content type of an answer without its parameters. */
+export const mediaType = ({ headers }: Response): string =>
+  (headers.get("Content-Type") ?? "").replace(/;.*/, "").trim().toLowerCase();
+
+/** Statuses that may pass. A 502 of Jobcast's own is a lasting fault; others' come while a server restarts. */
+const isRetryable = (status: number): boolean => status >= 500 || status === 408 || status === 425 || status === 429;
+
+/** Reads the first piece of a body, which may be endless. */
+async function firstText({ body }: Response): Promise<string> {
+  const reader = body?.getReader?.();
+  try {
+    return new TextDecoder().decode((await reader?.read())?.value);
+  } catch {
+    return "";
+  } finally {
+    reader?.cancel().catch(() => {});
+  }
 }
 
-function retryAfterMs(header: string | null): number | undefined {
-  const ms = header === null ? NaN : /^\d+$/.test(header) ? Number(header) * 1000 : Date.parse(header) - Date.now();
-  return ms > 0 ? ms : undefined;
+function waitFrom(headers: Headers): Pick<Failure, "waitMs" | "isShared"> {
+  const header = headers.get("Retry-After") ?? "";
+  const ms = /^\d+$/.test(header) ? Number(header) * 1000 : Date.parse(header) - Date.now();
+  return ms > 0 ? { waitMs: ms, isShared: true } : {};
 }

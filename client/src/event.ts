@@ -1,22 +1,30 @@
 // Events of a job, and how they are read from the wire. Their content is foreign input: any type, any payload.
 
-/** One event of a job. */
-export interface JobEvent {
-  /** The event's own id. Each id is delivered once. */
+/** One event of a job. `Type` and `Payload` are known where the caller names the types of events; see `JobStream`. */
+export interface JobEvent<Type extends string = string, Payload = unknown> {
+  /** The event's own id. */
   readonly id: string;
   /** The place after this event: for `from`, `Last-Event-ID` and `?lastEventId=`. */
   readonly cursor: string;
   readonly jobId: string;
   readonly stepId: string | null;
   /** The type that the writer chose: `step.output`, `job.started`, … */
-  readonly type: string;
-  /** The time of the event, in RFC 3339. */
+  readonly type: Type;
+  /** The time of the event, in RFC 3339; the time of its arrival where it came without one that can be read. */
   readonly timestamp: string;
   readonly actor: string | null;
-  readonly payload: unknown;
+  readonly payload: Payload;
   /** Parts that the source could not read as they are stored, such as `payload`; each is lossy or null here. */
   readonly unreadable?: readonly string[];
 }
+
+/** Any type with any payload: the events of a stream whose types are not named. */
+export type AnyEvents = Record<string, unknown>;
+
+/** The type of one event of `Events`, which maps types of events to their payloads. `event.type` narrows it. */
+export type EventOf<Events extends object = AnyEvents> = {
+  [Type in keyof Events & string]: JobEvent<Type, Events[Type]>;
+}[keyof Events & string];
 
 export type JobStatus = "PENDING" | "QUEUED" | "RUNNING" | "COMPLETED" | "FAILED" | "CANCELLED" | (string & {});
 
@@ -26,6 +34,9 @@ export interface Reset {
   readonly reason: string;
   readonly cursor: string | null;
 }
+
+/** The part of an event that no other event of its job has, as the source of the job promises it. */
+export type UniquePart = "id" | "cursor";
 
 export type UnknownRecord = Readonly<Record<string, unknown>>;
 
@@ -47,6 +58,8 @@ export function asRecord(value: unknown): UnknownRecord {
 export function asString(value: unknown): string | null {
   return typeof value === "string" ? value : null;
 }
+
+export const asUniquePart = (value: unknown): UniquePart => (value === "cursor" ? value : "id");
 
 /**
  * Makes an event of its parsed `data`.

@@ -4,7 +4,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from
 import { closeAll, inPage, launch, newPage, type Watch } from "./support/client.ts";
 import { Daemon } from "./support/daemon.ts";
 import { eventually } from "./support/eventually.ts";
-import { Gateway } from "./support/gateway.ts";
+import { Gateway, problem } from "./support/gateway.ts";
 import type { ObserveOptions } from "./support/observe.ts";
 import { numbers, until, untilCount, untilStatus, upTo } from "./support/world.ts";
 
@@ -80,11 +80,11 @@ describe("share: one connection for all tabs", () => {
     await daemon.number(job, 0, 5);
     const watches = [await watchIn(await tab(), { share: true }), await watchIn(await tab(), { share: true })];
     for (const watch of watches) await untilCount(watch, 5);
-    gateway.plan = () => ({ kind: "answer", status: 403 });
+    gateway.plan = () => problem(403, "auth.forbidden");
     gateway.cut();
     for (const watch of watches) {
       const now = await untilStatus(watch, "failed");
-      expect(now.errors.at(-1)).toMatchObject({ code: "http.403", status: 403, retryable: false });
+      expect(now.errors.at(-1)).toMatchObject({ code: "auth.forbidden", status: 403, retryable: false });
     }
     gateway.plan = () => null;
     await watches[1]!.do("reconnect");

@@ -198,7 +198,10 @@ for (const place of ["Node", "Chromium"]) {
       const id = `raw-${(job += 1)}`;
       raw.type = "text/event-stream-not";
       raw.send(id, ["data:a\n\n"]);
-      const now = await untilStatus(await client.watch(id, { baseUrl: proxy.origin, fallback: "none" }), "failed");
+      const now = await untilStatus(
+        await client.watch(id, { baseUrl: proxy.origin, fallback: "none", retry: { maxAttempts: 0 } }),
+        "failed",
+      );
       expect(now.events).toEqual([]);
     });
   });

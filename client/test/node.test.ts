@@ -103,6 +103,6 @@ it("a token function that throws is called again, and its token is sent", async 
   const codes: (string | undefined)[] = [];
   stream.on("state", ({ error }) => codes.push(error?.message));
   await eventually("it opens", () => stream.state.status === "open");
-  expect(codes).toContain("Error: the API is down");
+  expect(codes).toContain("token() failed: Error: the API is down");
   stream.close();
 });

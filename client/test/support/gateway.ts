@@ -20,6 +20,14 @@ export type Fault =
   | { kind: "refuse" }
   | null;
 
+/** An error as Jobcast itself says it (RFC 9457). */
+export const problem = (status: number, code: string): Fault => ({
+  kind: "answer",
+  status,
+  headers: { "Content-Type": "application/problem+json" },
+  body: JSON.stringify({ code, status, detail: "said by Jobcast" }),
+});
+
 export interface Seen {
   readonly method: string;
   readonly url: URL;
