@@ -8,12 +8,23 @@ import { build } from "esbuild";
 const SERVED = new URL("../src/http/page/jobcast.js", import.meta.url);
 const { version } = JSON.parse(readFileSync(new URL("package.json", import.meta.url), "utf8"));
 
+// Names of fields that never leave the client: they are shortened in what is built. Everything else is public, or goes to
+// other tabs.
+const INTERNAL = `
+  rules task taskId timerAtMs deadlineMs startedMs notBeforeMs lastWaitMs openedMs warning hasAnswered failures lastCode
+  lastCodeCount flow suspectStreams isTokenAsked isAsked probes probeAtMs leaderView isFollower canPoll canStream hasEvents
+  hasHeartbeat isEmpty isCut sleptMs waitMs isShared isBlocked isTokenOver giveUpAfter onAnswer onEvents onBytes
+  onOffline onCursor forgetToken send broadcastEvents broadcastReset broadcastAlive broadcastView takeOver applyHeldBack
+  hasSeen lastId dispatch deliver
+`.match(/\w+/g);
+
 const common = {
   bundle: true,
   minify: true,
   format: "esm",
   target: "es2022",
   legalComments: "none",
+  mangleProps: new RegExp(`^(${INTERNAL.join("|")})$`),
   absWorkingDir: import.meta.dirname,
   logLevel: "warning",
 };
@@ -21,10 +32,11 @@ const common = {
 rmSync(new URL("dist", import.meta.url), { recursive: true, force: true });
 await build({
   ...common,
-  entryPoints: ["src/index.ts", "src/react.ts"],
+  // The last four are loaded when they are needed.
+  entryPoints: ["index", "react", "share", "poll", "diagnose", "loop"].map((name) => `src/${name}.ts`),
   outdir: "dist",
   splitting: true,
-  chunkNames: "[name]",
+  chunkNames: "[name].[hash]",
   sourcemap: true,
   external: ["eventsource-parser", "react", "./index.js"],
 });

@@ -2,23 +2,16 @@
 // The shell around the state (state.ts). It runs the task that the state asks for, has the one timer, keeps the cursor
 // and the ids of delivered events, and calls the listeners.
 
-import {
-  type ConnectionRequest,
-  MAX_EVENTS_PER_POLL,
-  type PollResult,
-  poll,
-  readStream,
-  type StreamHandlers,
-} from "./connection.js";
-import { clientFailure, type Failure } from "./error.js";
+import { type ConnectionRequest, readStream, type StreamHandlers } from "./connection.js";
+import { clientFailure, type Failure, failureFromSilence, JobStreamError, offline } from "./error.js";
 import type { AnyEvents, EventOf, JobEvent, Reset, UniquePart } from "./event.js";
-import { Backlog, loop } from "./loop.js";
-import { type JobStreamOptions, jobUrls, rulesFrom } from "./options.js";
+import { type JobStreamOptions, type JobUrls, jobUrls, rulesFrom } from "./options.js";
 import { loadCursor, saveCursor } from "./persist.js";
-import { failureFromThrown, Requests } from "./request.js";
+import type { PollResult } from "./poll.js";
+import { type Requests, requests } from "./request.js";
 import type { Share } from "./share.js";
 import { type Action, initialState, isOver, reduce, type State, type View } from "./state.js";
-import { now, onWake, SleepMeter } from "./wake.js";
+import { aheadMs, now, onWake } from "./wake.js";
 
 /** The state of a stream and the place that it has reached. */
 export type JobStreamState = View & {
@@ -36,15 +29,18 @@ const MAX_SEEN_IDS = 20_000;
 type OwnName = "event" | "state" | "reset";
 /** Precedes the types of events among the names of listeners, so that no type is taken for a name of the stream's own. */
 const TYPE = "type:";
-const OWN_NAMES: readonly string[] = ["event", "state", "reset"] satisfies OwnName[];
+const OWN_NAME = /^(event|state|reset)$/;
+/** The events that are kept for a loop that begins later. */
+const MAX_BUFFERED = 10_000;
 /** The time for which a poll is held open. It is below the idle time-outs of proxies. */
 const POLL_WAIT_S = 25;
 const MIN_TIMER_MS = 9;
 /** The longest timer, so that sleep is noticed soon after it. */
 const MAX_TIMER_MS = 10_000;
+/** A shorter sleep ends no connection. */
+const LEAST_SLEEP_MS = 20_000;
 /** The streams of this page that wait for their next try. */
-const waitingStreams = new Set<{ wakeFor(origin: string): void }>();
-let requestCount = 0;
+const waitingStreams = new Set<JobStream<object>>();
 
 /**
  * Watches one job from construction on. Delivers each event once and in order, until the job ends or `close()`.
@@ -55,7 +51,7 @@ let requestCount = 0;
 export class JobStream<Events extends object = AnyEvents> {
   readonly jobId: string;
   readonly #options: JobStreamOptions;
-  readonly #urls: { stream: string; events: string };
+  readonly #urls: JobUrls;
   readonly #listeners = new Map<string, Set<Listener<never>>>();
   readonly #seenIds = new Set<string>();
   #state: State;
@@ -68,20 +64,20 @@ export class JobStream<Events extends object = AnyEvents> {
   /** Aborts the connection of the current task. */
   #connection = new AbortController();
   readonly #requests: Requests;
-  readonly #backlog: Backlog;
-  readonly #sleepMeter = new SleepMeter();
+  /** Events since construction, for the first loop. */
+  #backlog: JobEvent[] | "begun" | "overflown" = [];
+  #aheadMs = aheadMs();
   #share: Share | null = null;
   #stopWaking: (() => void) | null = null;
 
   /** Throws a `JobStreamError` with the code `client.address` if the options make no address. */
   constructor(jobId: string, options: JobStreamOptions = {}) {
-    const { from = "start", persist, resumeAt, maxBuffered = 10_000 } = options;
+    const { from = "start", persist, resumeAt } = options;
     this.jobId = jobId;
     this.#options = options;
     this.#urls = jobUrls(jobId, options);
     this.#state = initialState(rulesFrom(options));
-    this.#requests = new Requests(options, (isAsked) => this.#dispatch({ type: "token", isAsked }));
-    this.#backlog = new Backlog(maxBuffered);
+    this.#requests = requests(options, (isAsked) => this.#dispatch({ type: "token", isAsked }));
     const given = from === "start" || from === "now" ? null : from;
     this.#cursor = resumeAt ?? ((persist === "session" && loadCursor(this.#key)) || given);
     this.#start();
@@ -100,7 +96,7 @@ export class JobStream<Events extends object = AnyEvents> {
     listener: Listener<JobEvent<Type, Events[Type]>>,
   ): () => void;
   on(name: string, listener: Listener<never>): () => void {
-    return this.#listen(OWN_NAMES.includes(name) ? name : TYPE + name, listener);
+    return this.#listen(OWN_NAME.test(name) ? name : TYPE + name, listener);
   }
 
   /** Listens for events of one type, whatever its name: also for those of the types `event`, `state` and `reset`. */
@@ -137,17 +133,26 @@ export class JobStream<Events extends object = AnyEvents> {
    */
   async *[Symbol.asyncIterator](): AsyncGenerator<EventOf<Events>, void, undefined> {
     try {
-      yield* loop(
-        this.#backlog.take() as EventOf<Events>[],
-        () => this.#state.view,
-        (onEvent, onState) => {
-          const unsubscribes = [this.on("event", onEvent), this.on("state", onState)];
-          return () => unsubscribes.forEach((unsubscribe) => void unsubscribe());
-        },
-      );
+      const { loop } = await import("./loop.js");
+      const listen = (name: OwnName, listener: Listener<never>) => this.#listen(name, listener);
+      yield* loop(this.#takeBacklog() as EventOf<Events>[], () => this.#state.view, listen);
     } finally {
       this.close();
     }
+  }
+
+  #takeBacklog(): JobEvent[] {
+    const backlog = this.#backlog;
+    this.#backlog = "begun";
+    if (typeof backlog === "object") return backlog;
+    if (backlog === "begun") return [];
+    throw new JobStreamError("client.overflow", "more events than maxBuffered came before the loop", false);
+  }
+
+  #keepForLoop(event: JobEvent): void {
+    if (typeof this.#backlog !== "object") return;
+    const { maxBuffered = MAX_BUFFERED } = this.#options;
+    if (this.#backlog.push(event) > maxBuffered) this.#backlog = "overflown";
   }
 
   /** The name of this job's cursor in the session, and of its lock and channel among the tabs. */
@@ -191,14 +196,17 @@ export class JobStream<Events extends object = AnyEvents> {
     const before = this.#state;
     const after = reduce(before, action, now());
     this.#state = after;
-    this.#log(action.type, after.view.status, action, after.view.error);
+    const { debug } = this.#options;
+    if (debug) (debug === true ? console.debug : debug)("jobcast", this.jobId, action.type, after.view);
     if (after.taskId !== before.taskId) {
       this.#connection.abort();
       this.#connection = new AbortController();
       if (after.task !== "none") void this.#runTask(after, this.#connection.signal);
     }
     if (after.timerAtMs !== before.timerAtMs) this.#setTimer();
-    if (before.failures > 0 && after.failures === 0 && after.view.status !== "connecting") this.#wakeOthers();
+    // The server is back: the other streams of this page that wait for it try at once.
+    if (before.failures > 0 && after.failures === 0 && after.view.retryInMs === null && after.hasAnswered)
+      for (const stream of [...waitingStreams]) if (stream.#urls.origin === this.#urls.origin) stream.#onWake(false);
     // Object identity means "changed": the reducer keeps the `view` object as long as nothing in it changes.
     if (after.view === before.view) return;
     this.#onViewChanged(after.view);
@@ -207,29 +215,13 @@ export class JobStream<Events extends object = AnyEvents> {
   #onViewChanged(view: View): void {
     const { retryInMs } = view;
     this.#retryAt = retryInMs === null ? null : Date.now() + retryInMs;
-    if (retryInMs === null) waitingStreams.delete(this);
-    else waitingStreams.add(this);
+    waitingStreams[retryInMs === null ? "delete" : "add"](this as unknown as JobStream<object>);
     this.#share?.broadcastView();
     // A failed stream keeps its lock: the next tab would only fail, too.
     if (view.status === "failed") this.#stopListening();
     else if (isOver(view)) this.#release();
-    else this.#stopWaking ??= onWake(this);
+    else this.#stopWaking ??= onWake({ onWake: (isCut) => this.#onWake(isCut), onOffline: () => this.#onOffline() });
     this.#emit("state", this.state);
-  }
-
-  /** Lets the other streams of this page try at once: the server is back. */
-  #wakeOthers(): void {
-    for (const stream of [...waitingStreams]) stream.wakeFor(this.#urls.stream);
-  }
-
-  /** @internal */
-  wakeFor(url: string): void {
-    if (new URL(url).origin === new URL(this.#urls.stream).origin) this.onWake(false);
-  }
-
-  #log(...data: unknown[]): void {
-    const { debug } = this.#options;
-    if (debug) (typeof debug === "function" ? debug : console.debug)("jobcast", this.jobId, ...data);
   }
 
   #setTimer(): void {
@@ -242,24 +234,21 @@ export class JobStream<Events extends object = AnyEvents> {
   }
 
   #onTimer(): void {
-    const sleptMs = this.#sleepMeter.sleptMs();
-    if (sleptMs > 0) this.#dispatch({ type: "wake", isCut: true, sleptMs });
+    const sleptMs = -this.#aheadMs + (this.#aheadMs = aheadMs());
+    if (sleptMs > LEAST_SLEEP_MS) this.#dispatch({ type: "wake", isCut: true, sleptMs });
     this.#dispatch({ type: "timer", random: Math.random() });
     this.#setTimer();
   }
 
-  /** @internal */
-  onWake(isCut: boolean): void {
+  #onWake(isCut: boolean): void {
     // The timer may have slept with the page.
     this.#onTimer();
     this.#dispatch({ type: "wake", isCut });
   }
 
-  /** @internal */
-  onOffline(): void {
+  #onOffline(): void {
     const { isFollower, view } = this.#state;
-    if (!isFollower && view.status !== "retrying")
-      this.#onLost(clientFailure("client.offline", "this device is offline"));
+    if (!isFollower && view.status !== "retrying") this.#onLost(offline());
   }
 
   #stopListening(): void {
@@ -288,7 +277,8 @@ export class JobStream<Events extends object = AnyEvents> {
           return this.#share?.takeOver();
       }
     } catch (error) {
-      if (!signal.aborted) this.#onLost(failureFromThrown(error, this.#urls.stream, this.#state.hasAnswered));
+      const failure = await failureFromSilence(error, this.#urls.origin, this.#state.hasAnswered);
+      if (!signal.aborted) this.#onLost(failure);
     }
   }
 
@@ -296,20 +286,15 @@ export class JobStream<Events extends object = AnyEvents> {
     const end = await readStream(this.#request(this.#urls.stream, "lastEventId", {}, signal), this.#handlers);
     if (signal.aborted) return;
     if (end !== "noContent") return this.#onLost(end);
-    // The job has ended and nothing is new. Only the JSON address says how it ended.
-    const result = canPoll ? await this.#poll(0, signal).catch(() => null) : null;
-    if (signal.aborted) return;
-    const isOfJobcast = !result || "error" in result || result.isComplete;
-    if (isOfJobcast) return this.#dispatch({ type: "complete", jobStatus: null });
-    this.#onLost(
-      clientFailure("client.ended", "an empty answer came for a job that has not ended", { isBlocked: true }),
-    );
+    // The job has ended and nothing is new. Only the JSON address says how it ended, which completes the stream.
+    if (canPoll) await this.#poll(0, signal).catch(() => {});
+    if (!signal.aborted) this.#dispatch({ type: "complete", jobStatus: null });
   }
 
   async #runPoll({ task, view, rules }: State, signal: AbortSignal): Promise<void> {
     // Only a poll that is known to get through is held open, and never so long that it would pass for dead.
     const isHeld = task === "poll" && view.status === "polling";
-    const waitS = isHeld ? Math.floor(Math.min(POLL_WAIT_S, rules.heartbeatTimeoutMs / 2000)) : 0;
+    const waitS = isHeld ? Math.min(POLL_WAIT_S, Math.floor(rules.heartbeatTimeoutMs / 2000)) : 0;
     const result = await this.#poll(waitS, signal);
     if (signal.aborted) return;
     if ("error" in result) return this.#onLost(result);
@@ -318,9 +303,9 @@ export class JobStream<Events extends object = AnyEvents> {
     if (task === "catchUp") this.#share?.applyHeldBack();
   }
 
-  #poll(waitS: number, signal: AbortSignal): Promise<Failure | PollResult> {
-    const query = { limit: `${MAX_EVENTS_PER_POLL}`, wait: `${waitS}` };
-    return poll(this.#request(this.#urls.events, "after", query, signal), this.#handlers);
+  async #poll(waitS: number, signal: AbortSignal): Promise<Failure | PollResult> {
+    const { poll } = await import("./poll.js");
+    return poll((query) => this.#request(this.#urls.events, "after", query, signal), waitS, this.#handlers);
   }
 
   /** Makes a request from where the stream stands. The cursor is no header: that would cost preflights. */
@@ -328,9 +313,9 @@ export class JobStream<Events extends object = AnyEvents> {
     if (this.#cursor) query[cursorName] = this.#cursor;
     else if (this.#options.from === "now") query.from = "now";
     // No cache has an answer for this address, whatever it makes of `no-store`.
-    query._ = Date.now().toString(36) + (requestCount += 1).toString(36);
+    query._ = `${Math.random()}`;
     return {
-      fetch: (url, accept) => this.#requests.fetch(url, accept, signal),
+      fetch: (url, accept) => this.#requests.send(url, accept, signal),
       url: `${address}${address.includes("?") ? "&" : "?"}${new URLSearchParams(query)}`,
       jobId: this.jobId,
       signal,
@@ -343,26 +328,20 @@ export class JobStream<Events extends object = AnyEvents> {
   }
 
   readonly #handlers: StreamHandlers = {
-    onUnique: (part) => {
-      this.#uniquePart = part;
-      this.#dispatch({ type: "answered" });
+    onAnswer: (part) => {
+      this.#uniquePart = part === "cursor" ? part : "id";
     },
     onCursor: (cursor) => this.#setCursor(cursor),
-    onRetry: (ms) => this.#dispatch({ type: "retry", ms }),
     onReset: (reset) => this.#reset(reset),
     onEvents: (events) => {
       this.#dispatch({ type: "bytes", hasEvents: events.some((event) => !this.#seenIds.has(event[this.#uniquePart])) });
       return this.#deliver(events);
     },
-    onStatus: (jobStatus) => this.#dispatch({ type: "status", jobStatus }),
-    onCaughtUp: () => this.#dispatch({ type: "caughtUp" }),
-    onWarning: (failure) => this.#dispatch({ type: "warned", ...failure }),
     onBytes: (hasHeartbeat) => {
       this.#dispatch({ type: "bytes", hasEvents: false, hasHeartbeat });
-      if (hasHeartbeat) this.#dispatch({ type: "caughtUp" });
       this.#share?.broadcastAlive();
     },
-    onComplete: (jobStatus) => this.#dispatch({ type: "complete", jobStatus }),
+    dispatch: (action) => this.#dispatch(action),
   };
 
   // ---- events
@@ -383,7 +362,7 @@ export class JobStream<Events extends object = AnyEvents> {
       if (isRepeat) continue;
       if (key) this.#remember(key);
       fresh.push(event);
-      this.#backlog.add(event);
+      this.#keepForLoop(event);
       this.#emit("event", event);
       this.#emit(TYPE + event.type, event);
       // A listener has closed the stream. The rest is read again if it goes on from here.
@@ -410,7 +389,7 @@ export class JobStream<Events extends object = AnyEvents> {
     this.#lastId = null;
     this.#cursor = reset.cursor;
     this.#share?.broadcastReset(reset);
-    this.#dispatch({ type: "reset" });
+    this.#dispatch({ type: "caughtUp", isCaughtUp: false });
     this.#emit("reset", reset);
   }
 

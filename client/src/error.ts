@@ -1,6 +1,6 @@
 // Errors of a stream, and what a failed connection tells about the next try.
 
-import { asRecord, asString, parseJson, type UnknownRecord } from "./event.js";
+import { asString, type UnknownRecord } from "./event.js";
 
 /**
  * An error of a stream. Its code is Jobcast's own (`job.not_found`, `source.unavailable`, …), `http.<status>` for an
@@ -47,8 +47,6 @@ export interface Failure {
   readonly giveUpAfter?: number;
 }
 
-/** Tries before a strange answer is final, where no Jobcast has ever answered. */
-const STRANGE_TRIES = 4;
 /** Tries before the caller's own part, a token or a session, is given up. They last about as long as a restart. */
 export const OWN_TRIES = 10;
 
@@ -62,35 +60,38 @@ export const clientFailure = (
 export const tokenFailure = (why: string): Failure =>
   clientFailure("client.token", `token() failed: ${why}`, { giveUpAfter: OWN_TRIES });
 
-/** Makes a failure from an answer that is none of those that the address gives. `text` is its body, if it was read. */
-export async function failureFromAnswer(response: Response, text?: string): Promise<Failure> {
-  const { status, headers, redirected, url } = response;
-  const type = mediaType(response);
-  if (type === "application/problem+json") {
-    const { code, detail } = asRecord(parseJson(text ?? (await response.text())));
-    if (typeof code === "string") {
-      const message = asString(detail) ?? code;
-      const error = new JobStreamError(code, message, isRetryable(status) && status !== 502, status);
-      return { error, from: "jobcast", ...waitFrom(headers) };
-    }
-  }
-  const words = (text ?? (await firstText(response))).replace(/<(style|script)[\s\S]*?<\/\1>|<[^>]*>/g, " ");
-  const message = `${url} answered ${status} ${type || "without a content type"}, which is not Jobcast: "${words.trim().replace(/\s+/g, " ").slice(0, 80)}"`;
-  const code = redirected ? "client.redirected" : response.ok ? "client.content_type" : `http.${status}`;
-  return {
-    error: new JobStreamError(code, message, true, status),
-    ...(redirected ? { giveUpAfter: OWN_TRIES } : { from: "between", isBlocked: response.ok }),
-    ...(!redirected && !isRetryable(status) && { giveUpAfter: status === 401 ? 1 : STRANGE_TRIES }),
-    ...waitFrom(headers),
-  };
+/**
+ * Makes a failure from an answer that is none of those that the address gives. `text` is its body, if it was read. The
+ * code that tells answers apart is loaded when it is needed; without it any answer is taken for one that may pass.
+ */
+export const failureFromAnswer = (response: Response, text?: string): Promise<Failure> =>
+  import("./diagnose.js").then(
+    (loaded) => loaded.failureFromAnswer(response, text),
+    () => ({ error: new JobStreamError(`http.${response.status}`, "", true, response.status), from: "between" }),
+  );
+
+/** Makes a failure of a request that got no answer. `hasAnswered`: a Jobcast has answered at this address before. */
+export async function failureFromSilence(error: unknown, origin: string, hasAnswered: boolean): Promise<Failure> {
+  if (globalThis.navigator?.onLine === false) return offline();
+  const message = `no answer from ${origin} (${error})`;
+  // Where there was an answer before, nothing else is waited for.
+  const reasons = hasAnswered
+    ? ""
+    : await import("./diagnose.js").then(
+        ({ describeSilence }) => describeSilence(origin),
+        () => "",
+      );
+  return clientFailure("client.network", message + reasons);
 }
+
+export const offline = (): Failure => clientFailure("client.offline", "the device is offline");
 
 /** Makes a failure from the data of `stream.error` or `stream.bye`. */
 export function failureFromControlEvent(type: string, data: UnknownRecord): Failure {
   const isBye = type === "stream.bye";
   const error = new JobStreamError(
     asString(data.code) ?? type,
-    asString(data.message) ?? (isBye ? `Jobcast closes the stream: ${asString(data.reason)}` : "the stream failed"),
+    asString(data.message) ?? (isBye ? `Jobcast closes the stream: ${asString(data.reason)}` : "the stream has failed"),
     isBye || data.retryable !== false,
   );
   const isTokenOver = data.reason === "expired";
@@ -100,24 +101,3 @@ export function failureFromControlEvent(type: string, data: UnknownRecord): Fail
 /** Returns the content type of an answer without its parameters. */
 export const mediaType = ({ headers }: Response): string =>
   (headers.get("Content-Type") ?? "").replace(/;.*/, "").trim().toLowerCase();
-
-/** Statuses that may pass. A 502 of Jobcast's own is a lasting fault; others' come while a server restarts. */
-const isRetryable = (status: number): boolean => status >= 500 || status === 408 || status === 425 || status === 429;
-
-/** Reads the first piece of a body, which may be endless. */
-async function firstText({ body }: Response): Promise<string> {
-  const reader = body?.getReader?.();
-  try {
-    return new TextDecoder().decode((await reader?.read())?.value);
-  } catch {
-    return "";
-  } finally {
-    reader?.cancel().catch(() => {});
-  }
-}
-
-function waitFrom(headers: Headers): Pick<Failure, "waitMs" | "isShared"> {
-  const header = headers.get("Retry-After") ?? "";
-  const ms = /^\d+$/.test(header) ? Number(header) * 1000 : Date.parse(header) - Date.now();
-  return ms > 0 ? { waitMs: ms, isShared: true } : {};
-}

@@ -59,8 +59,6 @@ export function asString(value: unknown): string | null {
   return typeof value === "string" ? value : null;
 }
 
-export const asUniquePart = (value: unknown): UniquePart => (value === "cursor" ? value : "id");
-
 /**
  * Makes an event of its parsed `data`.
  *
@@ -69,18 +67,18 @@ export const asUniquePart = (value: unknown): UniquePart => (value === "cursor" 
  */
 export function toJobEvent(jobId: string, type: string, data: unknown, cursor: string, bareId = cursor): JobEvent {
   const record = asRecord(data);
-  const id = asString(record.id);
-  const hasEnvelope = id !== null && asString(record.type) !== null && "payload" in record;
-  const unreadable = hasEnvelope && Array.isArray(record.unreadable) ? record.unreadable.map(String) : [];
+  const hasEnvelope = typeof record.id === "string" && typeof record.type === "string" && "payload" in record;
+  const envelope = hasEnvelope ? record : {};
+  const { unreadable } = envelope;
   return {
-    id: hasEnvelope ? id : bareId,
+    id: asString(envelope.id) ?? bareId,
     cursor,
-    jobId: (hasEnvelope && asString(record.jobId)) || jobId,
+    jobId: asString(envelope.jobId) ?? jobId,
     stepId: asString(record.stepId),
-    type: (hasEnvelope && asString(record.type)) || type,
-    timestamp: (hasEnvelope && asString(record.timestamp)) || new Date().toISOString(),
-    actor: hasEnvelope ? asString(record.actor) : null,
+    type: asString(envelope.type) || type,
+    timestamp: asString(envelope.timestamp) ?? new Date().toISOString(),
+    actor: asString(envelope.actor),
     payload: hasEnvelope ? record.payload : data,
-    ...(unreadable.length > 0 && { unreadable }),
+    ...(Array.isArray(unreadable) && { unreadable: unreadable.map(String) }),
   };
 }

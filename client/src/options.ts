@@ -60,22 +60,30 @@ export interface JobStreamOptions {
 const STREAM_PATH = "/runner-jobs/{job_id}/events/stream";
 const EVENTS_PATH = "/runner-jobs/{job_id}/events";
 
+/** The addresses of a job, and the origin that they belong to. */
+export interface JobUrls {
+  readonly stream: string;
+  readonly events: string;
+  readonly origin: string;
+}
+
 /**
  * Returns the two addresses of a job. Throws a `JobStreamError` for an impossible address, which would be tried for
  * ever otherwise.
  */
-export function jobUrls(jobId: string, options: JobStreamOptions): { stream: string; events: string } {
+export function jobUrls(jobId: string, options: JobStreamOptions): JobUrls {
   const base = options.baseUrl ?? "";
   const toUrl = (path: string) => {
     const text = base.replace(/\/$/, "") + path.replace("{job_id}", encodeURIComponent(jobId));
     try {
-      const { href, protocol } = new URL(text, globalThis.location?.href);
-      if (/^https?:$/.test(protocol)) return href;
+      const url = new URL(text, globalThis.location?.href);
+      if (/^https?:$/.test(url.protocol)) return url;
     } catch {}
-    const help = base ? "it begins with https:// or http://" : "give baseUrl";
+    const help = base ? "it begins with http" : "give baseUrl";
     throw new JobStreamError("client.address", `"${base}" is no address of Jobcast: ${help}`, false);
   };
-  return { stream: toUrl(options.streamPath ?? STREAM_PATH), events: toUrl(options.eventsPath ?? EVENTS_PATH) };
+  const { href, origin } = toUrl(options.streamPath ?? STREAM_PATH);
+  return { stream: href, events: toUrl(options.eventsPath ?? EVENTS_PATH).href, origin };
 }
 
 /** Returns the rules of the state for these options. */

@@ -102,7 +102,9 @@ export interface State {
 }
 
 export type Action =
-  | { readonly type: "start" | "follow" | "catchUp" | "close" | "caughtUp" | "reset" | "answered" }
+  | { readonly type: "start" | "follow" | "catchUp" | "close" }
+  /** All events that there were when the connection was made have arrived, or the stream begins anew. */
+  | { readonly type: "caughtUp"; readonly isCaughtUp: boolean }
   /** The time `timerAtMs` has come. */
   | { readonly type: "timer"; readonly random: number }
   /** The token function was called, or has answered. */
@@ -209,12 +211,7 @@ function apply(d: Draft, action: Action, nowMs: number): void {
         d.view = { ...d.view, jobStatus: action.jobStatus };
       return;
     case "caughtUp":
-      return setCaughtUp(d, true);
-    case "reset":
-      return setCaughtUp(d, false);
-    case "answered":
-      d.hasAnswered = true;
-      return;
+      return setCaughtUp(d, action.isCaughtUp);
     case "token":
       d.isTokenAsked = action.isAsked;
       d.deadlineMs = nowMs + patienceMs(d);
@@ -329,10 +326,13 @@ function onBytes(d: Draft, bytes: Extract<Action, { type: "bytes" }>, nowMs: num
     if (hasEvents && error) setView(d, "open");
     // A heartbeat, or anything after a while, gets through only where streams do.
     if (hasHeartbeat || isStable(d, nowMs)) d.suspectStreams = d.probes = 0;
+    // A heartbeat comes when there is nothing else to say.
+    if (hasHeartbeat) setCaughtUp(d, true);
   } else if (d.warning === "reported" && !hasEvents) {
     d.warning = "settled";
   } else {
     d.openedMs = nowMs;
+    d.hasAnswered = true;
     if (d.flow === "none") d.flow = "opened";
     d.probeAtMs = Infinity;
     setView(d, "open", { attempt: 0, error: d.warning !== "none" && !hasEvents ? error : null });
@@ -349,6 +349,7 @@ function onPolled(d: Draft, result: Extract<Action, { type: "polled" }>, nowMs: 
     return followLeader(d, nowMs);
   }
   forgetFailures(d);
+  d.hasAnswered = true;
   if (view.status !== "polling" && rules.canStream) d.probeAtMs = nowMs + probeDelayMs(d);
   if (view.status !== "polling" || view.jobStatus !== jobStatus || view.attempt > 0)
     setView(d, "polling", { attempt: 0, jobStatus });
@@ -412,7 +413,7 @@ function onLost(d: Draft, failure: Failure, random: number, nowMs: number): void
  */
 function isSuspect(d: State, { error, from }: Failure, nowMs: number): boolean {
   if (d.task !== "stream" || d.warning !== "none" || from === "jobcast") return false;
-  if (d.flow === "none") return from === "between" && error.status !== null && error.status < 500;
+  if (d.flow === "none") return from === "between" && (error.status ?? 500) < 500;
   return (
     error.code === "client.timeout" || (!isStable(d, nowMs) && (d.flow === "opened" || error.code === "client.ended"))
   );
@@ -448,8 +449,8 @@ function onTimer(d: Draft, random: number, nowMs: number): void {
   const { view, task } = d;
   if (nowMs >= d.deadlineMs && task !== "takeOver") {
     const isBlocked = task === "stream" && view.status !== "open";
-    const silence = clientFailure("client.timeout", "nothing came for too long", { isBlocked });
-    return onLost(d, d.isTokenAsked ? tokenFailure("it has not answered") : silence, random, nowMs);
+    const silence = clientFailure("client.timeout", "nothing came for long", { isBlocked });
+    return onLost(d, d.isTokenAsked ? tokenFailure("no answer") : silence, random, nowMs);
   }
   if (nowMs < d.timerAtMs) return;
   if (view.status === "open" && !d.isFollower) {
