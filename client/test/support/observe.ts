@@ -7,6 +7,8 @@ export interface Observed {
   heard: string[];
   /** The statuses in order, without repeats in a row. */
   statuses: string[];
+  /** The job's statuses in order, without repeats in a row. */
+  jobStatuses: (string | null)[];
   attempts: number[];
   waits: number[];
   errors: { code: string; status: number | null; retryable: boolean; message: string }[];
@@ -39,6 +41,7 @@ export class Observer {
     events: [],
     heard: [],
     statuses: [],
+    jobStatuses: [null],
     attempts: [],
     waits: [],
     errors: [],
@@ -65,7 +68,8 @@ export class Observer {
     this.stream.on("event", (event) => seen.events.push(event));
     if (listenFor) this.stream.on(listenFor, (event) => seen.heard.push(event.type));
     this.stream.on("reset", ({ reason }) => seen.resets.push(reason));
-    this.stream.on("state", ({ status, attempt, retryInMs, error, isCaughtUp }) => {
+    this.stream.on("state", ({ status, attempt, retryInMs, error, isCaughtUp, jobStatus }) => {
+      if (seen.jobStatuses.at(-1) !== jobStatus) seen.jobStatuses.push(jobStatus);
       if (isCaughtUp) seen.caughtUpAfter ??= seen.events.length;
       if (seen.statuses.at(-1) !== status) seen.statuses.push(status);
       if (status === "retrying") {
