@@ -2,7 +2,7 @@
 // ../src/http/page/jobcast.js, so that cargo needs no Node. `--check` does not write it; it fails if the committed
 // module differs from the one built from client/src.
 import { execFileSync } from "node:child_process";
-import { readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { build } from "esbuild";
 
 const SERVED = new URL("../src/http/page/jobcast.js", import.meta.url);
@@ -44,6 +44,9 @@ execFileSync("node", ["node_modules/typescript/bin/tsc", "-p", "tsconfig.build.j
   stdio: "inherit",
   cwd: import.meta.dirname,
 });
+
+// This folder may stand alone. Then there is no daemon to build for.
+if (!existsSync(new URL(".", SERVED))) process.exit();
 
 const banner = `// jobcast-client ${version}, built from client/src by \`npm run build\` in client/; do not edit.`;
 const served = await build({ ...common, entryPoints: ["src/index.ts"], write: false, banner: { js: banner } });
