@@ -374,6 +374,7 @@ const probeDelayMs = ({ rules, probes }: State): number =>
 function onWarned(d: Draft, { error, waitMs = 0 }: Failure, nowMs: number): void {
   if (!error.retryable) return end(d, "failed", { error });
   d.warning = "reported";
+  d.hasAnswered = true;
   d.notBeforeMs = nowMs + waitMs;
   setView(d, d.view.status, { error });
 }

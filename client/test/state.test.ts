@@ -90,6 +90,34 @@ describe("backoff", () => {
   });
 });
 
+describe("whose answer it is", () => {
+  const strange = (status: number, code: string): Action => {
+    const error = new JobStreamError(code, "", true, status);
+    return { type: "lost", random: 1, error, from: "between", giveUpAfter: 4 };
+  };
+  it("a strange one is final after four tries, and never where Jobcast has answered, be it by an error of its own", () => {
+    const statusAfter = (life: Life) => {
+      for (let tries = 0; tries < 4; tries += 1) {
+        if (tries > 0) life.untilTimer();
+        life.dispatch(strange(404, "http.404"));
+      }
+      return [life.state.view.status, life.state.view.error?.retryable];
+    };
+    expect(statusAfter(new Life({ fallback: "none" }))).toEqual(["failed", false]);
+    const warned = new Life({ fallback: "none" });
+    warned.dispatch({ type: "warned", error: new JobStreamError("source.unavailable", "", true) });
+    expect(statusAfter(warned)).toEqual(["retrying", true]);
+  });
+  it("strange ones of different kinds are not counted together", () => {
+    const life = new Life({ fallback: "none" });
+    for (const status of [404, 403, 404, 403, 404, 403]) {
+      life.dispatch(strange(status, `http.${status}`));
+      life.untilTimer();
+    }
+    expect(life.state.view.status).toBe("connecting");
+  });
+});
+
 describe("a silent stream", () => {
   it("that was open is lost after heartbeatTimeoutMs", () => {
     const life = new Life();
