@@ -47,6 +47,20 @@ it("the package holds dist, src, its licences and its README, and nothing else",
   for (const name of ["index", "react"]) expect(packed).toContain(`dist/${name}.d.ts`);
 });
 
+it("this folder can be packed where it stands alone", async () => {
+  const alone = join(app, "../alone");
+  const left = /(node_modules|dist|coverage)$/;
+  cpSync(root, alone, { recursive: true, filter: (path) => !left.test(path) });
+  symlinkSync(join(root, "node_modules"), join(alone, "node_modules"));
+  const { stdout } = await run("npm", ["pack", "--json", "--dry-run"], { cwd: alone });
+  const [{ files }] = JSON.parse(stdout) as [{ files: { path: string }[] }];
+  expect(files.map(({ path }) => path)).toContain("dist/index.js");
+});
+
+it("the React part says that it is for clients, as Next.js wants it", () => {
+  expect(readFileSync(join(app, "node_modules/jobcast-client/dist/react.js"), "utf8")).toMatch(/^"use client";/);
+});
+
 it("a program that reads a job in a loop ends by itself", async () => {
   await daemon.number("packed", 0, 3);
   writeFileSync(
