@@ -23,7 +23,7 @@ beforeAll(async () => {
   cpSync(join(root, "examples/react"), app, { recursive: true, filter });
   mkdirSync(join(app, "node_modules/jobcast-client"), { recursive: true });
   // Packages that npm would install beside it.
-  for (const name of ["@types", "eventsource-parser", "react", "react-dom", "vite", "vitest"])
+  for (const name of ["@types", "eventsource-parser", "react", "react-dom", "solid-js", "vite", "vitest", "vue"])
     symlinkSync(join(root, "node_modules", name), join(app, "node_modules", name));
   const { stdout } = await run("npm", ["pack", "--json", "--pack-destination", app], { cwd: root });
   const [{ filename, files }] = JSON.parse(stdout) as [{ filename: string; files: { path: string }[] }];
@@ -35,16 +35,19 @@ afterAll(async () => {
   rmSync(join(app, ".."), { recursive: true, force: true });
 });
 
-it("the module that Jobcast serves is the build of client/src", async () => {
-  const served = await (await fetch(`${daemon.origin}/jobcast.js`)).text();
-  expect(served).toBe(readFileSync(join(root, "../src/http/page/jobcast.js"), "utf8"));
+it("the modules that Jobcast serves are the build of client/src", async () => {
+  for (const name of ["jobcast.js", "jobcast-log.js"]) {
+    const served = await (await fetch(`${daemon.origin}/${name}`)).text();
+    expect(served).toBe(readFileSync(join(root, "../src/http/page", name), "utf8"));
+  }
   await run("node", ["build.mjs", "--check"], { cwd: root });
 });
 
 it("the package holds dist, src, its licences and its README, and nothing else", () => {
   const rest = packed.filter((path) => !/^(dist|src)\/[\w.]+$/.test(path)).sort();
   expect(rest).toEqual(["LICENSE-APACHE", "LICENSE-MIT", "README.md", "package.json"]);
-  for (const name of ["index", "react"]) expect(packed).toContain(`dist/${name}.d.ts`);
+  for (const name of ["index", "react", "vue", "svelte", "solid", "element"])
+    expect(packed).toContain(`dist/${name}.d.ts`);
 });
 
 it("a program that reads a job in a loop ends by itself", async () => {
@@ -105,6 +108,11 @@ it("the example builds, and two tabs of it show a job over one connection", asyn
   await daemon.number("example", 3, 2);
   await shown(5);
   expect(gateway.streams("example")).toHaveLength(1);
+  // Without a job in the address it shows one that is running.
+  await daemon.number("example-running", 0, 1);
+  const other = await context.newPage();
+  await other.goto(`${gateway.origin}/__test/example/index.html`);
+  await other.getByRole("heading", { name: "example-running" }).waitFor();
   await daemon.end("example");
   for (const tab of tabs) await tab.getByText("the job has ended · completed").waitFor();
   await browser.close();
