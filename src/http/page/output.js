@@ -459,7 +459,9 @@ export class Output {
 function copySelection(event) {
   const selection = getSelection();
   if (!selection || selection.rangeCount === 0 || !event.clipboardData) return;
-  const texts = selection.getRangeAt(0).cloneContents().querySelectorAll(".line > .text");
+  const copied = selection.getRangeAt(0).cloneContents();
+  for (const folded of copied.querySelectorAll("details:not([open]) .json")) folded.remove();
+  const texts = copied.querySelectorAll(".line > .text");
   if (texts.length < 2) return;
   event.clipboardData.setData("text/plain", [...texts].map((text) => text.textContent).join("\n"));
   event.preventDefault();
