@@ -53,6 +53,10 @@ execFileSync("node", ["node_modules/typescript/bin/tsc", "-p", "tsconfig.build.j
   cwd: import.meta.dirname,
 });
 
+// This folder may stand alone. Then there is no daemon to build for.
+const page = new URL("../src/http/page/", import.meta.url);
+if (!existsSync(page)) process.exit();
+
 const banner = `// jobcast-client ${version}, built from client/src by \`npm run build\` in client/; do not edit.`;
 for (const [name, entry] of Object.entries(SERVED)) {
   const served = await build({
@@ -63,7 +67,7 @@ for (const [name, entry] of Object.entries(SERVED)) {
     plugins: [servedCore],
   });
   const [{ text }] = served.outputFiles;
-  const file = new URL(`../src/http/page/${name}`, import.meta.url);
+  const file = new URL(name, page);
   if (!process.argv.includes("--check")) writeFileSync(file, text);
   else if (!existsSync(file) || readFileSync(file, "utf8") !== text) {
     console.error(

@@ -194,6 +194,9 @@ pub fn opening(retry: Duration) -> Bytes {
 /// A comment sent after a silence, so that proxies and clients know that the stream is alive.
 pub const HEARTBEAT: &[u8] = b": heartbeat\n\n";
 
+/// A comment sent once, when the events that there were have been sent: those that follow are new.
+pub const LIVE: &[u8] = b": live\n\n";
+
 /// Sets the client's last event id without an event, so that a connection lost before the first event loses nothing.
 pub fn position(cursor: &Cursor) -> Bytes {
     Bytes::from(format!("id: {cursor}\n\n"))

@@ -3,7 +3,7 @@
 // and the ids of delivered events, and calls the listeners.
 
 import { type ConnectionRequest, readStream, type StreamHandlers } from "./connection.js";
-import { clientFailure, type Failure, failureFromSilence, JobStreamError, offline } from "./error.js";
+import { type Failure, failureFromSilence, JobStreamError, offline } from "./error.js";
 import type { AnyEvents, EventOf, JobEvent, Reset, UniquePart } from "./event.js";
 import { type JobStreamOptions, type JobUrls, jobUrls, rulesFrom } from "./options.js";
 import { loadCursor, saveCursor } from "./persist.js";

@@ -413,10 +413,9 @@ function onLost(d: Draft, failure: Failure, random: number, nowMs: number): void
  */
 function isSuspect(d: State, { error, from }: Failure, nowMs: number): boolean {
   if (d.task !== "stream" || d.warning !== "none" || from === "jobcast") return false;
-  if (d.flow === "none") return from === "between" && (error.status ?? 500) < 500;
-  return (
-    error.code === "client.timeout" || (!isStable(d, nowMs) && (d.flow === "opened" || error.code === "client.ended"))
-  );
+  if (isStable(d, nowMs)) return error.code === "client.timeout";
+  const isStrange = from === "between" && (error.status ?? 500) < 500;
+  return isStrange || d.flow === "opened" || error.code === "client.ended";
 }
 
 /** Tells if so many tries have failed alike that another would, too. */

@@ -211,17 +211,29 @@ describe("a page that wakes", () => {
     expect(numbers(await untilCount(watch, 2))).toEqual([0, 1]);
   });
 
-  it("offline and online again: connects at once and misses nothing", async () => {
+  it("offline: shows it at once; and online again: connects at once and misses nothing", async () => {
     await daemon.number(job, 0, 2);
     const page = await tab();
     const watch = await watchIn(page, { ...long, heartbeatTimeoutMs: 600_000 });
     await untilCount(watch, 2);
     await context.setOffline(true);
-    gateway.cut();
-    await untilStatus(watch, "retrying");
+    const offline = await untilStatus(watch, "retrying");
+    expect(offline.errors.at(-1)).toMatchObject({ code: "client.offline", retryable: true });
     await daemon.number(job, 2, 2);
     await context.setOffline(false);
     expect(numbers(await untilCount(watch, 4))).toEqual(upTo(4));
+  });
+
+  it("once one stream of a page gets through, the others try at once", async () => {
+    await daemon.number(job, 0, 1);
+    gateway.plan = () => ({ kind: "refuse" });
+    const page = await tab();
+    const waiting = await watchIn(page, long);
+    await untilStatus(waiting, "retrying");
+    const first = await watchIn(page, { retry: { initialMs: 50, maxMs: 50 } });
+    await untilStatus(first, "retrying");
+    gateway.plan = () => null;
+    await untilCount(waiting, 1);
   });
 
   it("connects anew when it is back from the cache, and keeps its connection when it is only visible again", async () => {

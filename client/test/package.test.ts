@@ -50,6 +50,20 @@ it("the package holds dist, src, its licences and its README, and nothing else",
     expect(packed).toContain(`dist/${name}.d.ts`);
 });
 
+it("this folder can be packed where it stands alone", async () => {
+  const alone = join(app, "../alone");
+  const left = /(node_modules|dist|coverage)$/;
+  cpSync(root, alone, { recursive: true, filter: (path) => !left.test(path) });
+  symlinkSync(join(root, "node_modules"), join(alone, "node_modules"));
+  const { stdout } = await run("npm", ["pack", "--json", "--dry-run"], { cwd: alone });
+  const [{ files }] = JSON.parse(stdout) as [{ files: { path: string }[] }];
+  expect(files.map(({ path }) => path)).toContain("dist/index.js");
+});
+
+it("the React part says that it is for clients, as Next.js wants it", () => {
+  expect(readFileSync(join(app, "node_modules/jobcast-client/dist/react.js"), "utf8")).toMatch(/^"use client";/);
+});
+
 it("a program that reads a job in a loop ends by itself", async () => {
   await daemon.number("packed", 0, 3);
   writeFileSync(
@@ -108,11 +122,6 @@ it("the example builds, and two tabs of it show a job over one connection", asyn
   await daemon.number("example", 3, 2);
   await shown(5);
   expect(gateway.streams("example")).toHaveLength(1);
-  // Without a job in the address it shows one that is running.
-  await daemon.number("example-running", 0, 1);
-  const other = await context.newPage();
-  await other.goto(`${gateway.origin}/__test/example/index.html`);
-  await other.getByRole("heading", { name: "example-running" }).waitFor();
   await daemon.end("example");
   for (const tab of tabs) await tab.getByText("the job has ended · completed").waitFor();
   await browser.close();

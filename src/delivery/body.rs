@@ -41,6 +41,8 @@ pub struct Body {
     queue: VecDeque<Bytes>,
     outages: watch::Receiver<Option<Arc<Outage>>>,
     deadline: Deadline,
+    /// The peer was told that the replay is over.
+    is_told_live: bool,
 }
 
 enum State {
@@ -104,6 +106,7 @@ impl Body {
             queue: opening.into(),
             outages,
             deadline,
+            is_told_live: false,
             streams,
         }
     }
@@ -176,6 +179,9 @@ impl Body {
             Reaction::SendReplayed(segments) => self.queue_replayed(&segments),
             Reaction::GoLive { missing, subscription, place, cursor } => {
                 self.queue_replayed(&missing);
+                if !std::mem::replace(&mut self.is_told_live, true) {
+                    self.queue.push_back(Bytes::from_static(sse::LIVE));
+                }
                 self.go_live(subscription, place, cursor);
             }
             Reaction::Replay(cursor) => {

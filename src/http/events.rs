@@ -14,7 +14,7 @@ use crate::event::{Event, JobId, JobStatus};
 use crate::hub::{Hub, Listening, Place, Subscription};
 use crate::replay::{Replay, Step};
 use crate::shutdown::Phase;
-use crate::source::{Limit, Page, PageResult};
+use crate::source::{EventKey, Limit, Page, PageResult};
 use crate::sse::Reset;
 use crate::tail;
 use actix_web::http::header;
@@ -34,6 +34,8 @@ struct Polled {
     complete: bool,
     status: Option<JobStatus>,
     retry_ms: u64,
+    /// The part that tells the events of this job apart.
+    unique: EventKey,
     /// Set if what was asked for cannot be given in full: the events are all there are, from the beginning.
     #[serde(skip_serializing_if = "Option::is_none")]
     reset: Option<ResetNote>,
@@ -110,6 +112,7 @@ fn answer(app: &App, page: Page, reset: Option<Reset>) -> HttpResponse {
         complete: page.is_complete,
         status: page.status,
         retry_ms: retry.as_millis() as u64,
+        unique: app.source.event_key(),
         reset: reset.map(|reason| ResetNote { reason }),
     })
 }

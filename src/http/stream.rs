@@ -152,6 +152,7 @@ impl Opened {
         opening.extend(self.reset.map(|(reason, cursor)| ControlEvent::Reset { reason, cursor }.encode()));
         let mut response = head();
         response.insert_header(("X-Jobcast-Connection", id)).insert_header(("X-Jobcast-Replay", replayed));
+        response.insert_header(("X-Jobcast-Unique", app.source.event_key().as_str()));
         if let Some(position) = &self.position {
             // For clients whose parser does not report an id without an event.
             response.insert_header(("X-Jobcast-Cursor", position.as_str()));

@@ -3,7 +3,7 @@
 //! A list costs a source about as much for one job as for many, so it is read whole, and each caller gets the beginning
 //! that it asked for. There are no more lists than statuses.
 
-use super::{Appended, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
+use super::{Appended, EventKey, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
 use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
 use crate::event::{JobId, JobStatus};
@@ -91,6 +91,10 @@ impl SharedLists {
 impl Source for SharedLists {
     fn kind(&self) -> &'static str {
         self.source.kind()
+    }
+
+    fn event_key(&self) -> EventKey {
+        self.source.event_key()
     }
 
     fn beginning(&self, job: &JobId) -> Cursor {

@@ -73,6 +73,11 @@ pub trait Source: Send + Sync {
     /// The name of its kind, in metrics and logs.
     fn kind(&self) -> &'static str;
 
+    /// Returns the part of an event that no other event of its job has.
+    fn event_key(&self) -> EventKey {
+        EventKey::Id
+    }
+
     /// Returns the position before the job's first event.
     fn beginning(&self, job: &JobId) -> Cursor;
 
@@ -103,6 +108,24 @@ pub trait Source: Send + Sync {
 
     /// Returns jobs, the one with the newest activity first.
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError>;
+}
+
+/// The part by which the events of a job are told apart: a client drops an event whose key it has seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventKey {
+    Id,
+    /// The position after the event, where the store promises nothing of ids.
+    Cursor,
+}
+
+impl EventKey {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Id => "id",
+            Self::Cursor => "cursor",
+        }
+    }
 }
 
 /// The cause of a read; the label of a metric.

@@ -15,6 +15,10 @@ export type Fault =
   | { kind: "buffer"; head: boolean }
   /** The connection breaks after so many bytes of the body. */
   | { kind: "cut"; bytes: number }
+  /** The answer ends after so many bytes of its body, as if that were all. */
+  | { kind: "end"; bytes: number }
+  /** The body is passed on in pieces of so many bytes; what is left over is held. */
+  | { kind: "lump"; bytes: number }
   /** Each byte is sent alone. */
   | { kind: "chop" }
   /** The request is passed on after so long. */
@@ -134,7 +138,10 @@ export class Gateway {
       const isHeld = fault?.kind === "buffer" && isStream(url);
       const held: Buffer[] = [];
       if (!isHeld || !fault.head) head();
-      let left = fault?.kind === "cut" ? fault.bytes : Number.POSITIVE_INFINITY;
+      let left = fault?.kind === "cut" || fault?.kind === "end" ? fault.bytes : Number.POSITIVE_INFINITY;
+      const finish = () => (fault?.kind === "end" ? to.end() : to.destroy());
+      if (left === 0) finish();
+      let lump = Buffer.alloc(0);
       let isSilent = false;
       answer.on("data", async (bytes: Buffer) => {
         if (isHeld) return void held.push(bytes);
@@ -148,9 +155,16 @@ export class Gateway {
           }
           return void answer.resume();
         }
+        if (fault?.kind === "lump" && isStream(url)) {
+          lump = Buffer.concat([lump, bytes]);
+          const whole = lump.length - (lump.length % fault.bytes);
+          to.write(lump.subarray(0, whole));
+          lump = lump.subarray(whole);
+          return;
+        }
         const part = bytes.subarray(0, left);
         left -= part.length;
-        to.write(part, () => left <= 0 && to.destroy());
+        if (part.length > 0) to.write(part, () => left <= 0 && finish());
       });
       answer.on("end", () => {
         if (isHeld && fault.head) head();

@@ -24,7 +24,7 @@ mod writer;
 
 pub use driver::PostgresDriver;
 
-use super::{Appended, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
+use super::{Appended, EventKey, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
 use crate::config;
 use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
@@ -55,6 +55,10 @@ impl Postgres {
 impl Source for Postgres {
     fn kind(&self) -> &'static str {
         "postgres"
+    }
+
+    fn event_key(&self) -> EventKey {
+        self.store.event_key()
     }
 
     fn beginning(&self, job: &JobId) -> Cursor {

@@ -11,9 +11,11 @@ use super::turns::Kind;
 use crate::config;
 use crate::error::{SourceCode, SourceError};
 use crate::event::JobId;
+use crate::source::EventKey;
 use crate::source::tls::root_certificate;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::{ConnectOptions, Row};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::RwLock;
@@ -30,6 +32,8 @@ pub struct Store {
     pub listener_pool: PgPool,
     /// Read when they are first needed, and forgotten when the database says that they have changed.
     tables: RwLock<Option<KnownTables>>,
+    /// No unique index says that the ids of a job's events differ.
+    may_repeat_ids: AtomicBool,
     /// Host, port and database for messages; never a password.
     address: String,
     /// Port in the URL; `None` for a socket of this machine.
@@ -59,6 +63,7 @@ impl Store {
             port: options.get_socket().is_none().then(|| options.get_port()),
             listener_pool: PgPoolOptions::new().max_connections(1).connect_lazy_with(options),
             tables: RwLock::default(),
+            may_repeat_ids: AtomicBool::default(),
             durable_mark: Mutex::default(),
         });
         match store.tables().await {
@@ -139,6 +144,11 @@ impl Store {
         work(&mut Session { store: self, connection, tables }).await
     }
 
+    /// Returns what tells events apart, by the newest look at the catalogue. Until the first one ids do.
+    pub fn event_key(&self) -> EventKey {
+        if self.may_repeat_ids.load(Relaxed) { EventKey::Cursor } else { EventKey::Id }
+    }
+
     /// Returns the tables as they are known, or reads them from the catalogue.
     pub async fn tables(&self) -> Result<Arc<Tables>, SourceError> {
         if let Some(known) = &*self.tables.read().await {
@@ -154,6 +164,7 @@ impl Store {
             has_jobs = tables.jobs.is_some(),
             "the tables are understood"
         );
+        self.may_repeat_ids.store(tables.events.key == EventKey::Cursor, Relaxed);
         *self.tables.write().await = Some(KnownTables { tables: tables.clone(), read_at });
         Ok(tables)
     }

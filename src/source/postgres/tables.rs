@@ -4,6 +4,7 @@
 use super::columns::EventColumns;
 use super::sql::{EventRows, IdColumn, quote, quote_table};
 use crate::config::{self, EventOrder};
+use crate::source::EventKey;
 
 /// The event table, and the job table where one is configured.
 #[derive(Clone, Debug)]
@@ -24,6 +25,8 @@ pub struct EventTable {
     pub id: IdColumn,
     pub job_id: IdColumn,
     pub columns: EventColumns,
+    /// The part that tells a job's events apart, as far as the catalogue promises it.
+    pub key: EventKey,
     /// Names of all columns that there are.
     pub names: Vec<String>,
     pub kind: RelationKind,
@@ -256,6 +259,8 @@ impl Tables {
             None => IdColumn::new(columns.id_key.clone(), columns.id_key_type.clone()),
         };
         let is_view = events.kind == RelationKind::View;
+        let is_own = |column: &Column| column.is_unique || column.kind == "uuid";
+        let key = if events.find(&names.id).or(seq).is_some_and(is_own) { EventKey::Id } else { EventKey::Cursor };
         Ok(Self {
             best: CursorScheme {
                 xids: if xid.is_some() { XidSource::Column } else { XidSource::System },
@@ -266,6 +271,7 @@ impl Tables {
                 id,
                 job_id: IdColumn::of("e", events.required(setting, &names.job_id)?),
                 columns,
+                key,
                 kind: events.kind,
                 names: events.columns.iter().map(|column| column.name.clone()).collect(),
                 has_unnumbered: seq.is_some_and(|column| column.may_be_null),
