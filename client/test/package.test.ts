@@ -4,6 +4,7 @@ import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writ
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
+import { compile } from "svelte/compiler";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { launch } from "./support/client.ts";
 import { Daemon } from "./support/daemon.ts";
@@ -88,6 +89,10 @@ it("the types and the examples of the README compile in a strict project", async
   // The example that is a test runs with the other tests.
   const test = readFileSync(join(root, "examples/react/src/JobScreen.test.tsx"), "utf8");
   expect(examples).toContain(test);
+  // An example of a component of Svelte compiles, or throws.
+  const components = [...readme.matchAll(/^```svelte\n(.*?)^```/gms)].map(([, code]) => compile(code!, {}));
+  expect(components.flatMap(({ warnings }) => warnings.map(({ message }) => message))).toEqual([]);
+  expect(components).toHaveLength(1);
   for (const [at, code] of examples.entries())
     if (code !== test) writeFileSync(join(app, `src/readme-${at}.tsx`), `${code}export {};\n`);
   for (const [module, moduleResolution] of [

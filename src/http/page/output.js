@@ -11,7 +11,7 @@ import { focusables, makeRow } from "./row.js";
 /** @typedef {import("./lines.js").Line} Line */
 
 /** The number of rows in the document. */
-const MAX_ROWS = 2_000;
+const MAX_ROWS = 1_000;
 /** More rows than this at once would cost a frame. */
 const MAX_ROWS_PER_FRAME = 150;
 /** The number of rows on each side of a line that is looked up. */
@@ -332,7 +332,8 @@ export class Output {
   }
 
   #removeFromStart() {
-    const before = this.#pane.scrollHeight;
+    // Reading a height costs a layout, which a pane that follows its end has only once for each frame.
+    const before = this.#isFollowing ? 0 : this.#pane.scrollHeight;
     for (const number of this.#rows.keys()) {
       if (this.#rows.size <= MAX_ROWS) break;
       this.#remove(number);

@@ -23,6 +23,7 @@ export function makeRow(line, time, href) {
   const row = make("div", `line ${line.kind}`);
   const link = make("a", "time", time);
   link.href = href;
+  if (Number.isFinite(line.timeMs)) link.title = new Date(line.timeMs).toISOString();
   link.tabIndex = -1;
   row.append(link, make("span", "tag", plainText(line.tag)), content(line));
   for (const inner of focusables(row)) inner.tabIndex = -1;
