@@ -108,6 +108,18 @@ it("says which part of an event cannot be read", async () => {
   await shown(["unreadable: payload l\ufffdst", "unreadable: timestamp x "]);
 });
 
+it("shows events of a source whose ids repeat", async () => {
+  gateway.plan = ({ url }) => {
+    if (!url.pathname.endsWith("/stream")) return null;
+    const body = [1, 2].map((cursor) =>
+      event("same", { payload: { line: `${cursor}` } }).replace("id: same", `id: ${cursor}`),
+    );
+    return { kind: "stream", body: `${body.join("\n\n")}\n\n`, headers: { "X-Jobcast-Unique": "cursor" } };
+  };
+  await open("odd");
+  await shown(["1", "2"]);
+});
+
 it("says that history was lost, and shows what there is", async () => {
   const reset = 'event: stream.reset\ndata: {"reason":"trimmed","cursor":null}';
   say(event("1", { payload: { line: "gone" } }), reset, event("2", { payload: { line: "all there is" } }));

@@ -39,8 +39,8 @@ import { token } from "./token.js";
 /** The time for which a dropped connection stays away. */
 const OFFLINE_MS = 3000;
 const OFFLINE_STEP_MS = 100;
-/** The number of ids that are kept to notice a repeat. */
-const MAX_SEEN_IDS = 50_000;
+/** The number of events that are kept in mind to notice a repeat. */
+const MAX_SEEN = 50_000;
 /** Events that were missed have arrived so long after the connection. */
 const GAP_NOTICE_MS = 700;
 /** A job that is not there is asked for again after so long. */
@@ -62,7 +62,7 @@ export class WatchedJob {
    */
   retryAtMs = null;
   /** @type {Set<string>} */
-  #seenIds = new Set();
+  #seen = new Set();
   /**
    * The newest gap in the connection, and the number of events that filled it.
    *
@@ -216,12 +216,13 @@ export class WatchedJob {
 
   /** @param {JobEvent} event */
   #onEvent({ id, cursor, type, stepId, timestamp, payload, unreadable }) {
-    // The client delivers no repeat. The page counts them to prove it.
-    if (id !== "" && this.#seenIds.has(id)) {
+    // The client delivers no repeat. The page counts them to prove it. Where ids are not unique, cursors are.
+    const key = `${id} ${cursor}`;
+    if (this.#seen.has(key)) {
       this.repeats += 1;
       return;
     }
-    this.#remember(id);
+    this.#remember(key);
     this.events += 1;
     const parsedMs = unreadable?.includes("timestamp") ? NaN : Date.parse(timestamp);
     const timeMs = Number.isFinite(parsedMs) ? parsedMs : this.#lastTimeMs || serverClock.now();
@@ -233,17 +234,17 @@ export class WatchedJob {
     this.#view.show({ id, cursor, type, stepId, timeMs, payload, ...(unreadable && { unreadable }) });
   }
 
-  /** @param {string} id */
-  #remember(id) {
-    this.#seenIds.add(id);
-    if (this.#seenIds.size <= MAX_SEEN_IDS) return;
-    for (const oldest of this.#seenIds) return void this.#seenIds.delete(oldest);
+  /** @param {string} key */
+  #remember(key) {
+    this.#seen.add(key);
+    if (this.#seen.size <= MAX_SEEN) return;
+    for (const oldest of this.#seen) return void this.#seen.delete(oldest);
   }
 
   /** @param {string} reason */
   #onReset(reason) {
     this.job = new Job(this.job.id);
-    this.#seenIds.clear();
+    this.#seen.clear();
     this.#gap = null;
     this.events = 0;
     this.#view.onReset();
