@@ -94,7 +94,7 @@ impl TailLoop {
         }
     }
 
-    /// Starts the watches that were requested, and stops those that nobody needs any more.
+    /// Starts the watches that were requested, and stops those that nobody needs any more. Names the jobs that are awaited.
     fn apply_requests(&mut self) {
         for request in self.hub.take_requests() {
             match request {
@@ -102,6 +102,7 @@ impl TailLoop {
                 TailRequest::Join(request) => self.joins.push(request),
             }
         }
+        self.tail.await_jobs(self.hub.awaited_jobs());
         // Sweep only after taking the requests. A channel may be swept whose watch is still among them: started after the
         // sweep, that watch would go on without a channel, and publish to the job's next one.
         for job in self.hub.sweep(Instant::now()) {
@@ -131,6 +132,7 @@ impl TailLoop {
             }
             None => {}
         }
+        self.hub.announce_jobs(&news.appeared);
         // The order matters: a reader that is caught up stands after the events just published, and a channel ends after
         // its last event and after its last reader has joined.
         let ends = self.publish(news.jobs);

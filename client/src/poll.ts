@@ -14,6 +14,8 @@ export interface PollResult {
 
 /** The most events in one answer of the JSON address; Jobcast gives no more. */
 const MAX_EVENTS_PER_POLL = 1000;
+/** The time to wait for a job that is not there yet; Jobcast itself may answer sooner. */
+const APPEAR_WAIT_S = 10;
 /** Asks the JSON address once. `request` makes the request of a query; it may be held open for `waitS`. */
 export async function poll(
   request: (query: Record<string, string>) => ConnectionRequest,
@@ -23,6 +25,11 @@ export async function poll(
   const { fetch, url, jobId, signal } = request({ limit: `${MAX_EVENTS_PER_POLL}`, wait: `${waitS}` });
   const response = await fetch(url, "application/json");
   if ("error" in response) return response;
+  // A job that is not there yet is waited for where the request may be held, and only there.
+  if (response.status === 404 && waitS === 0) {
+    await response.body?.cancel();
+    return poll(request, APPEAR_WAIT_S, handlers);
+  }
   if (!response.ok) return failureFromAnswer(response);
   const text = await response.text();
   const answer = asRecord(parseJson(text));

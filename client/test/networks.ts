@@ -234,6 +234,38 @@ const caches: Behaviour[] = [
   },
 ];
 
+const early: Behaviour[] = [
+  {
+    name: "waits for a job that is not there yet, and shows it when its first row comes",
+    daemon: { "source.appear": "20s" },
+    async run(w) {
+      const watch = await w.watch({ fallbackAfterMs: 30_000, heartbeatTimeoutMs: 30_000 });
+      await eventually("it has asked", () => w.proxy.streams(w.job).length === 1);
+      await pause(1000);
+      expect((await watch.now()).statuses).toEqual(["connecting"]);
+      await w.number(0, 1);
+      const now = await untilCount(watch, 1);
+      expect(now.statuses).toEqual(["connecting", "open"]);
+      expect(w.proxy.streams(w.job)).toHaveLength(1);
+    },
+  },
+  {
+    name: "waits for a job that is not there yet where streams do not get through",
+    daemon: { "source.appear": "20s" },
+    async run(w) {
+      w.proxy.plan = (seen) => (isStream(seen) ? page : null);
+      const watch = await w.watch({ fallbackAfterMs: 30_000, heartbeatTimeoutMs: 30_000 });
+      await eventually("it polls", () => w.proxy.polls(w.job).length >= 2);
+      await pause(500);
+      expect((await watch.now()).statuses).toEqual(["connecting"]);
+      await w.number(0, 1);
+      await untilCount(watch, 1);
+      const now = await untilStatus(watch, "polling");
+      expect(now.statuses).not.toContain("retrying");
+    },
+  },
+];
+
 const state: Behaviour[] = [
   {
     name: "is caught up when the events that there were have come, and shows when it will try again",
@@ -262,4 +294,4 @@ const state: Behaviour[] = [
   },
 ];
 
-export const networks: Behaviour[] = [...answers, ...tokens, ...clocks, ...caches, ...state];
+export const networks: Behaviour[] = [...answers, ...tokens, ...clocks, ...caches, ...early, ...state];

@@ -373,6 +373,7 @@ impl Delivery {
             auth,
             source,
             streams: self.streams.clone(),
+            appear: settings.source.appear,
             ingest_enabled: settings.ingest_enabled(),
             ingest: settings.ingest.clone(),
             limits: Limits::new(&settings.http),

@@ -29,6 +29,10 @@ pub struct Source {
     /// Time that the end of a job waits for transactions that were open when its status became final.
     #[serde(with = "duration")]
     pub settle: Duration,
+    /// Time that streams, and polls that may wait, wait for a job that the source does not know yet, before they are told
+    /// that there is none. 0s: they are told at once.
+    #[serde(with = "duration")]
+    pub appear: Duration,
     /// Time without an answer of the source after which /readyz says no; 0s for never, since streams are held meanwhile.
     #[serde(with = "duration")]
     pub ready_grace: Duration,
@@ -68,6 +72,7 @@ impl Default for Source {
             retry_initial: Duration::from_millis(200),
             retry_max: Duration::from_secs(10),
             settle: Duration::from_secs(2),
+            appear: Duration::from_secs(10),
             ready_grace: Duration::ZERO,
             sqlite: Sqlite::default(),
             postgres: Postgres::default(),

@@ -1,6 +1,7 @@
 //! `GET /runner-jobs/{job_id}/events`: the same events as JSON, for clients that cannot stream.
 
 use super::App;
+use super::appear::{CLOSED, GivenUp, Wait};
 use super::client_address::ClientAddress;
 use super::extract::{PollQuery, Query};
 use super::limits::Refusal;
@@ -17,9 +18,10 @@ use crate::shutdown::Phase;
 use crate::source::{EventKey, Limit, Page, PageResult};
 use crate::sse::Reset;
 use crate::tail;
-use actix_web::http::header;
+use actix_web::http::{Method, header};
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
+use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 /// Bytes of payloads in one answer, at most.
@@ -57,20 +59,29 @@ pub async fn get(
     WatchedJob { job, right }: WatchedJob,
     Query(query): Query<PollQuery>,
     client: ClientAddress,
+    method: Method,
     app: web::Data<App>,
 ) -> Result<HttpResponse, Problem> {
     let refused = |refusal: Refusal| refusal.problem().retry_after(app.retry_later().as_secs());
     app.let_in(client, &job).map_err(refused)?;
     // A poll that may be held counts as a stream does, and operators see it as one.
-    let permit = (!query.wait.is_zero()).then(|| app.admit(client)).transpose().map_err(refused)?;
+    let patience = if method == Method::HEAD { Duration::ZERO } else { query.wait };
+    let permit = (!patience.is_zero()).then(|| app.admit(client)).transpose().map_err(refused)?;
     let permit = permit.map(|permit| permit.with_grant(right.clone().into_grant()));
     let held = permit.map(|permit| (app.streams.registry.enter(&permit, &job), permit));
-    let until = Instant::now() + query.wait;
+    let until = Instant::now() + patience;
+    let mut wait = Wait::new(&app, &job, patience.min(app.appear));
     let limit = Limit { events: query.limit, bytes: PAGE_BYTES };
     let (mut after, mut reset) = begin(&app, &job, query.start).await?;
     loop {
         match app.streams.pages.plain(&job, &after, limit).await? {
-            PageResult::NoSuchJob => return Err(Problem::no_such_job(format!("there is no job {job}"))),
+            PageResult::NoSuchJob => {
+                let waited = match &held {
+                    Some((registration, permit)) => wait.next(registration, permit).await,
+                    None => Err(GivenUp::NoSuchJob),
+                };
+                waited.map_err(|given_up| gave_up(&app, &job, client, given_up))?;
+            }
             PageResult::Lost(reason) => {
                 reset = Some(reason);
                 after = app.source.beginning(&job);
@@ -84,6 +95,21 @@ pub async fn get(
                 after = page.end;
             }
         }
+    }
+}
+
+/// The answer to a caller whose job is not waited for any longer.
+fn gave_up(app: &App, job: &JobId, client: ClientAddress, given_up: GivenUp) -> Problem {
+    let later = app.retry_later().as_secs();
+    match given_up {
+        GivenUp::NoSuchJob => Problem::no_such_job(format!("there is no job {job}")),
+        GivenUp::TooMany => {
+            Refusal::Waiting.note(client.0);
+            Refusal::Waiting.problem().retry_after(later)
+        }
+        GivenUp::Draining => Problem::draining("this Jobcast is leaving; come back").retry_after(later),
+        GivenUp::Closed => Problem::closed(CLOSED).retry_after(later),
+        GivenUp::Outage(error) => error.into(),
     }
 }
 

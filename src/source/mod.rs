@@ -19,7 +19,9 @@
 //! loop {
 //!     wait for a request, for tail.woken(), or for the poll; do not wait if news.more
 //!     tail.watch(job, after), tail.unwatch(job)   // as requested
+//!     tail.await_jobs(jobs)                       // those that somebody waits for
 //!     news = tail.read(joining)                   // after an error: wait, then read again; nothing is lost
+//!     wake who waits for one of news.appeared     // who asks the source again
 //!     publish the events of news.jobs, each to the readers of its job
 //!     for (joiner, missing) in joining.zip(news.caught_up_joiners) {
 //!         Some(missing): deliver it to the joiner, which from now on gets what is published
@@ -167,6 +169,9 @@ pub trait Tail: Send {
 
     fn unwatch(&mut self, job: &JobId);
 
+    /// Replaces the jobs that the next reads look for, because readers wait for them: jobs that a page said not to know.
+    fn await_jobs(&mut self, jobs: Vec<JobId>);
+
     /// Returns when a read may find something new before the next poll is due. It may never return. It may be dropped
     /// at any time and called again, and no wake-up is lost.
     async fn woken(&mut self) -> Wakeup;
@@ -202,6 +207,9 @@ pub struct News {
     /// Watched jobs whose own rows the store cannot read now, each with the reason. They keep their positions, and a
     /// later read tries again; a job that is not in here can be read. All other jobs go on.
     pub faults: Vec<(JobId, SourceError)>,
+    /// Awaited jobs that a page may know now. It may name one that no page knows, and name one more than once; but none that
+    /// was there when the read began is left out by this read and all that follow.
+    pub appeared: Vec<JobId>,
 }
 
 impl News {
@@ -214,6 +222,7 @@ impl News {
             more: false,
             outage: None,
             faults: Vec::new(),
+            appeared: Vec::new(),
         }
     }
 }

@@ -4,6 +4,7 @@
 mod support;
 
 mod admin;
+mod appearing;
 mod auth;
 mod commands;
 mod contract;

@@ -170,7 +170,7 @@ impl Source for Memory {
     }
 
     fn tail(&self) -> Box<dyn Tail> {
-        Box::new(MemoryTail { store: self.0.clone(), watched: HashMap::new() })
+        Box::new(MemoryTail { store: self.0.clone(), watched: HashMap::new(), awaited: Vec::new() })
     }
 
     async fn append(&self, job: &JobId, events: Vec<NewEvent>) -> Result<Vec<Appended>, SourceError> {
@@ -220,6 +220,7 @@ struct MemoryTail {
     store: Arc<Store>,
     /// Watched jobs, each with the position up to which its events were published.
     watched: HashMap<JobId, Position>,
+    awaited: Vec<JobId>,
 }
 
 impl MemoryTail {
@@ -270,6 +271,10 @@ impl Tail for MemoryTail {
         self.watched.remove(job);
     }
 
+    fn await_jobs(&mut self, jobs: Vec<JobId>) {
+        self.awaited = jobs;
+    }
+
     async fn woken(&mut self) -> Wakeup {
         self.store.changed.notified().await;
         Wakeup::Notify
@@ -297,6 +302,7 @@ impl Tail for MemoryTail {
             self.catch_up(joiner, stored)
         };
         news.caught_up_joiners = joining.iter().map(missing).collect();
+        news.appeared = self.awaited.iter().filter(|job| jobs.contains_key(job)).cloned().collect();
         news.jobs = batch.into_jobs();
         Ok(news)
     }

@@ -123,9 +123,10 @@ export class Gateway {
       this.#streams.add(to);
       to.on("close", () => this.#streams.delete(to));
     }
-    const onward = request(this.#target() + from.url, {
+    const target = this.#target();
+    const onward = request(target + from.url, {
       method: from.method,
-      headers: { ...from.headers, host: new URL(this.#target()).host },
+      headers: { ...from.headers, host: new URL(target).host },
       agent: false,
     });
     const fail = () =>

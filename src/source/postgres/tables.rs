@@ -232,6 +232,11 @@ impl SchemaProblem {
 }
 
 impl Tables {
+    /// The columns of job ids: that of the event table, and that of the job table.
+    pub fn job_id_columns(&self) -> [Option<&IdColumn>; 2] {
+        [Some(&self.events.job_id), self.jobs.as_ref().map(|jobs| &jobs.id)]
+    }
+
     pub fn resolve(
         settings: &config::Postgres,
         events: &Relation,

@@ -7,6 +7,7 @@
 //! - [`writer`] appends, [`jobs`] lists.
 
 mod address;
+mod awaited;
 mod check;
 mod connections;
 mod driver;
@@ -185,6 +186,11 @@ impl Store {
     async fn stream_info(&self, job: &JobId) -> Result<Option<StreamInfo>, NodeError> {
         let replies = self.send(self.events_request(job, |key| vec![info_command(key)])).await?;
         self.parse_info(replies.into_iter().next())
+    }
+
+    /// Returns the keys of the stream and of the hash.
+    fn keys(&self, job: &JobId) -> [Option<String>; 2] {
+        [Some(self.events_key.key(job)), self.job_key.as_ref().map(|template| template.key(job))]
     }
 
     // ---- a status

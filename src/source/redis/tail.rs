@@ -9,6 +9,7 @@
 
 use super::Store;
 use super::address::Address;
+use super::awaited::AwaitedJobs;
 use super::connections::{Nodes, Request};
 use super::entry::mean_size;
 use super::error::{Extent, extent, failed, is_moved};
@@ -55,6 +56,7 @@ pub struct RedisTail {
     /// Jobs whose keys the server refuses, each with the reason. They keep their positions, and are queued as held ones
     /// are.
     faults: BTreeMap<JobId, SourceError>,
+    awaited: AwaitedJobs,
     /// The reason why jobs are held.
     outage: Option<SourceError>,
     poll_interval: Duration,
@@ -120,19 +122,15 @@ impl RedisTail {
             queue: VecDeque::new(),
             held: BTreeSet::new(),
             faults: BTreeMap::new(),
+            awaited: AwaitedJobs::default(),
             outage: None,
             last_poll: None,
             polled_up_to: None,
         }
     }
 
-    /// Returns the keys of the stream and of the hash.
-    fn keys(&self, job: &JobId) -> [Option<String>; 2] {
-        [Some(self.store.events_key.key(job)), self.store.job_key.as_ref().map(|template| template.key(job))]
-    }
-
     fn nodes_of(&self, job: &JobId) -> [Option<Address>; 2] {
-        self.keys(job).map(|key| self.store.topology.node_of(slot(&key?)).ok())
+        self.store.keys(job).map(|key| self.store.topology.node_of(slot(&key?)).ok())
     }
 
     // ---- the queue
@@ -176,12 +174,14 @@ impl RedisTail {
             self.last_poll = Some(Instant::now());
             self.queue_held();
             self.queue_polled();
+            self.awaited.queue_all();
         }
     }
 
     fn queue_changed(&mut self) {
         let changes = self.invalidations.take();
         for key in changes.changed_keys {
+            self.awaited.note_change(&key);
             let Some(job) = self.by_key.get(&key).cloned() else { continue };
             let is_stream = self.store.events_key.key(&job) == key;
             self.queue(&job, !is_stream);
@@ -189,6 +189,7 @@ impl RedisTail {
         if changes.is_incomplete {
             self.queue_held();
             self.queue_all();
+            self.awaited.queue_all();
         }
     }
 
@@ -239,7 +240,7 @@ impl RedisTail {
         }
         self.held.remove(job);
         self.faults.remove(job);
-        for key in self.keys(job).into_iter().flatten() {
+        for key in self.store.keys(job).into_iter().flatten() {
             self.by_key.remove(&key);
         }
     }
@@ -428,7 +429,7 @@ impl Tail for RedisTail {
     fn watch(&mut self, job: JobId, after: Cursor) {
         let position = Position::open(&job, after.as_str()).unwrap_or(Position::BEGINNING);
         self.remove(&job);
-        for key in self.keys(&job).into_iter().flatten() {
+        for key in self.store.keys(&job).into_iter().flatten() {
             self.by_key.insert(key, job.clone());
         }
         let watched = Watched {
@@ -446,6 +447,10 @@ impl Tail for RedisTail {
 
     fn unwatch(&mut self, job: &JobId) {
         self.remove(job);
+    }
+
+    fn await_jobs(&mut self, jobs: Vec<JobId>) {
+        self.awaited.replace(jobs, |job| self.store.keys(job).into_iter().flatten().collect());
     }
 
     async fn woken(&mut self) -> Wakeup {
@@ -471,6 +476,9 @@ impl Tail for RedisTail {
             }
             self.read_jobs(&jobs, &mut read).await;
         }
+        let found = self.awaited.find(&self.store, &self.nodes).await;
+        read.answered += found.answers;
+        read.error = read.error.or(found.error);
         self.judge_denied(&mut read).await;
         self.note_outage(&mut read)?;
         let mut caught_up_joiners = Vec::with_capacity(joining.len());
@@ -483,6 +491,7 @@ impl Tail for RedisTail {
             more: !self.queue.is_empty(),
             outage: self.outage.clone(),
             faults: self.faults.iter().map(|(job, error)| (job.clone(), error.clone())).collect(),
+            appeared: found.appeared,
         })
     }
 }

@@ -48,6 +48,21 @@ pub async fn read_changes(
     Ok(changes)
 }
 
+const FIND: &str = "SELECT w.value FROM json_each(?1) w
+     WHERE EXISTS (SELECT 1 FROM runner_jobs WHERE id = w.value)
+        OR EXISTS (SELECT 1 FROM runner_jobs WHERE id = CAST(w.value AS BLOB))
+        OR EXISTS (SELECT 1 FROM job_events WHERE job_id = w.value)
+        OR EXISTS (SELECT 1 FROM job_events WHERE job_id = CAST(w.value AS BLOB))";
+
+/// Returns those of `jobs` that have a row in one of the tables.
+pub async fn find_jobs(connection: &mut SqliteConnection, jobs: &[JobId]) -> Result<Vec<JobId>, SqliteError> {
+    if jobs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let found: Vec<String> = sqlx::query_scalar(FIND).bind(serde_json::to_string(jobs)?).fetch_all(connection).await?;
+    Ok(found.iter().filter_map(|job| job.parse().ok()).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{LIST, SCHEMA};
@@ -77,6 +92,8 @@ mod tests {
                 || step == "SCAN CONSTANT ROW"
         };
         assert!(look.iter().all(is_bounded), "{look:?}");
+        let find = plan(&mut connection, FIND).await;
+        assert!(find.iter().all(|step| !step.starts_with("SCAN") || step.starts_with("SCAN w ")), "{find:?}");
         let list = plan(&mut connection, LIST).await;
         assert!(list.iter().any(|step| step.starts_with("SEARCH e USING INDEX job_events_job_seq")), "{list:?}");
         let scanned: Vec<&String> = list.iter().filter(|step| step.starts_with("SCAN")).collect();

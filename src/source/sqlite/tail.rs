@@ -5,7 +5,7 @@
 //!
 //! Invariant: `live` is what `temp.watched` holds on the present connection, and every job in it is read up to `mark`.
 
-use super::changes::{Changes, read_changes};
+use super::changes::{Changes, find_jobs, read_changes};
 use super::database::{Connected, Database, FileId};
 use super::error::SqliteError;
 use super::file_watch::FileWatch;
@@ -42,6 +42,8 @@ pub struct SqliteTail {
     /// The highest `runner_jobs.changed` that was read.
     status_mark: i64,
     live: HashSet<JobId>,
+    /// Jobs that readers wait for.
+    awaited: Vec<JobId>,
     /// Watched jobs that are not live yet.
     catching_up: Vec<(JobId, ReadUpTo)>,
     /// Jobs to be deleted from `temp.watched`.
@@ -87,6 +89,7 @@ struct Progress {
     batch: TailBatch,
     watches: CaughtUpWatches,
     caught_up_joiners: Vec<Option<Vec<(Event, Cursor)>>>,
+    appeared: Vec<JobId>,
 }
 
 /// Watches that were catching up before a read, after it.
@@ -110,6 +113,7 @@ impl SqliteTail {
             mark: None,
             status_mark: 0,
             live: HashSet::new(),
+            awaited: Vec::new(),
             catching_up: Vec::new(),
             unwatched: Vec::new(),
             ending: HashMap::new(),
@@ -130,6 +134,10 @@ impl Tail for SqliteTail {
         if self.live.remove(job) {
             self.unwatched.push(job.clone());
         }
+    }
+
+    fn await_jobs(&mut self, jobs: Vec<JobId>) {
+        self.awaited = jobs;
     }
 
     async fn woken(&mut self) -> Wakeup {
@@ -184,13 +192,15 @@ impl SqliteTail {
             let is_live = self.live.contains(&joiner.job) || watches.caught_up.contains(&joiner.job);
             caught_up_joiners.push(if is_live { catch_up_joiner(connection, joiner, read_to).await? } else { None });
         }
-        Ok(ReadResult::Read(Box::new(Progress { file, changes, read_to, batch, watches, caught_up_joiners })))
+        let appeared = find_jobs(connection, &self.awaited).await?;
+        let progress = Progress { file, changes, read_to, batch, watches, caught_up_joiners, appeared };
+        Ok(ReadResult::Read(Box::new(progress)))
     }
 
     /// Moves the tail on to where the queries got, and tells what is new.
     fn apply(&mut self, result: ReadResult, joining: &[Joiner]) -> News {
         self.unwatched.clear();
-        let Progress { file, changes, read_to, mut batch, watches, caught_up_joiners } = match result {
+        let Progress { file, changes, read_to, mut batch, watches, caught_up_joiners, appeared } = match result {
             ReadResult::Read(progress) => *progress,
             ReadResult::Rewound { newest, file } => {
                 self.read_from = Some(file);
@@ -214,7 +224,7 @@ impl SqliteTail {
                 self.unwatch(&job);
             }
         }
-        News { jobs: batch.into_jobs(), caught_up_joiners, more, outage: None, faults: Vec::new() }
+        News { jobs: batch.into_jobs(), caught_up_joiners, more, outage: None, faults: Vec::new(), appeared }
     }
 
     fn note_statuses(&mut self, statuses: Vec<(JobId, JobStatus)>) {

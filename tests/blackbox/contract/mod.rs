@@ -1,5 +1,6 @@
 //! The guarantees that hold for every store: each is one test, run once for each store.
 
+mod appear;
 mod completion;
 pub mod cursors;
 mod forging;
@@ -41,6 +42,8 @@ macro_rules! of_every_store {
             reading::all_who_watch_a_job_see_one_order_whoever_writes
             reading::rows_that_others_write_arrive_without_waiting_for_the_poll
             reading::subscribers_that_the_ring_overtakes_are_fed_from_the_source_and_lose_nothing
+            appear::a_stream_of_a_job_that_is_not_there_yet_opens_when_its_first_row_is_written
+            appear::a_job_that_does_not_appear_is_none_after_the_wait_and_at_once_where_nobody_waits
             resume::resuming_from_every_cursor_gives_exactly_the_rest
             resume::resuming_from_every_cursor_after_kill_9_gives_exactly_the_rest
             resume::resuming_from_every_cursor_of_an_ended_job_gives_the_rest_and_its_end
@@ -69,6 +72,7 @@ macro_rules! of_every_server {
             outage::a_server_that_dies_and_comes_back_is_told_once_and_loses_nothing
             outage::an_outage_is_one_warning_however_many_ask
             outage::a_long_poll_that_waits_when_the_server_dies_is_told_of_it
+            appear::whoever_waits_for_a_job_when_the_server_dies_is_told_so_and_to_come_back
             outage::a_daemon_starts_without_its_server_and_comes_up_when_that_comes
         }
     };

@@ -429,6 +429,33 @@ async fn a_number_that_repeats_within_a_job_loses_none_of_its_rows() {
 }
 
 #[tokio::test]
+async fn ids_that_no_index_makes_unique_within_a_job_are_not_what_repeats_are_known_by() {
+    let server = Postgres::start().await;
+    let cases = [
+        ("id uuid", "id"),
+        ("id int UNIQUE", "id"),
+        ("id int, UNIQUE (job_id, step_id, id)", "cursor"),
+        ("id text", "cursor"),
+    ];
+    for (number, (id, unique)) in cases.into_iter().enumerate() {
+        let (table, role) = (format!("events_{number}"), format!("reader_{number}"));
+        server
+            .execute(&format!(
+                "CREATE TABLE {table} (job_id text, step_id text, type text DEFAULT 'x', timestamp timestamptz DEFAULT now(),
+                   payload jsonb, seq bigint GENERATED ALWAYS AS IDENTITY, {id});
+                 CREATE ROLE {role} LOGIN; GRANT SELECT ON {table} TO {role};"
+            ))
+            .await;
+        let value = if id == "id uuid" { "gen_random_uuid()" } else { "1" };
+        server.execute(&format!("INSERT INTO {table} (job_id, step_id, id) VALUES ('job', 'a', {value})")).await;
+        let settings = [("source.postgres.events_table", table.as_str()), ("source.postgres.jobs_table", "")];
+        let daemon = Daemon::on("postgres", &server.url(&role), &settings).await;
+        assert_eq!(daemon.stream("job").await.head.header("X-Jobcast-Unique"), Some(unique), "{id}");
+        assert_eq!(daemon.get("/runner-jobs/job/events").await.json()["unique"], unique, "{id}");
+    }
+}
+
+#[tokio::test]
 async fn a_key_with_zeros_behind_its_point_is_watched_live_however_it_is_spelled() {
     let server = Postgres::start().await;
     server

@@ -71,7 +71,7 @@ async fn names_and_types_are_the_operators_own() {
     rows.execute(r#"UPDATE "My App"."runs; DROP" SET state = 'fine'"#).await.expect("an end");
     assert!(stream.event().await.is("stream.complete"));
     for nobody in ["0199aaaa-bbbb-7ccc-8ddd-eeeeffff0002", "no-uuid", "'; DROP TABLE x; --"] {
-        let path = crate::support::daemon::stream_path(&nobody.replace(' ', "%20").replace('\'', "%27"));
+        let path = format!("/runner-jobs/{}/events", nobody.replace(' ', "%20").replace('\'', "%27"));
         assert_eq!(daemon.get(&path).await.status, 404, "{nobody}");
     }
     assert!(daemon.log().contains("age=System order=Number"), "{}", daemon.log());

@@ -11,6 +11,10 @@ pub struct ChangesQuery<'a> {
     pub new_rows: NewRows<'a>,
     /// Texts of the status column that end a job.
     pub final_statuses: Vec<&'a str>,
+    /// Jobs that readers wait for.
+    pub awaited: Vec<&'a str>,
+    /// Those of them that are looked for among all events, and not only among the new ones.
+    pub awaited_events: Vec<&'a str>,
 }
 
 /// Rows that may be new since the last look.
@@ -26,14 +30,14 @@ pub enum NewRows<'a> {
     SinceAndYounger(u64, f64),
 }
 
-/// Reads the snapshot; then one row for each job that may have new rows, and one with a `status` for each watched job
-/// whose status is final.
+/// Reads the snapshot; then one row for each job that may have new rows, and for each awaited one that is there, and one
+/// with a `status` for each watched job whose status is final.
 pub fn changes(rows: &EventRows, durable_xid: u64, query: &ChangesQuery) -> String {
     let ctes = snapshot_ctes(rows, durable_xid, None);
     let snapshot = format!(
         "{ctes} SELECT {SNAPSHOT_COLUMNS}, NULL::text AS job_id, NULL::text AS status FROM jobcast_snapshot, jobcast_mark"
     );
-    if query.jobs.is_empty() {
+    if query.jobs.is_empty() && query.awaited.is_empty() {
         return snapshot;
     }
     let new_rows = match query.new_rows {
@@ -41,7 +45,26 @@ pub fn changes(rows: &EventRows, durable_xid: u64, query: &ChangesQuery) -> Stri
         _ => Some(changed_jobs(rows, query)),
     };
     let statuses = rows.tables.jobs.as_ref().map(|jobs| final_statuses(jobs, query));
-    [Some(snapshot), new_rows, statuses].into_iter().flatten().collect::<Vec<_>>().join(" UNION ALL ")
+    let parts = [Some(snapshot), new_rows, statuses].into_iter().flatten();
+    parts.chain(awaited_jobs(rows, query)).collect::<Vec<_>>().join(" UNION ALL ")
+}
+
+/// Selects the awaited jobs that one of the tables has. The ids are constants of the statement, of which the planner knows
+/// that hardly a row has them.
+fn awaited_jobs(rows: &EventRows, query: &ChangesQuery) -> impl Iterator<Item = String> {
+    let job_id = &rows.tables.events.job_id;
+    let in_events = (!query.awaited_events.is_empty()).then(|| {
+        let (text, events) = (job_id.text(), rows.table());
+        let is_awaited = job_id.equals_any(query.awaited_events.iter().copied());
+        let there = format!("SELECT DISTINCT {text} AS job_id FROM {events} e WHERE {is_awaited}");
+        format!("SELECT {NO_SNAPSHOT}, there.job_id, NULL FROM ({there}) there")
+    });
+    let in_jobs = rows.tables.jobs.as_ref().filter(|_| !query.awaited.is_empty()).map(|jobs| {
+        let (text, table) = (jobs.id.text(), &jobs.name);
+        let is_awaited = jobs.id.equals_any(query.awaited.iter().copied());
+        format!("SELECT {NO_SNAPSHOT}, {text}, NULL FROM {table} j WHERE {is_awaited}")
+    });
+    in_events.into_iter().chain(in_jobs)
 }
 
 fn changed_jobs(rows: &EventRows, query: &ChangesQuery) -> String {

@@ -121,7 +121,13 @@ fn statements_on_events_are_the_reviewed_ones_in_every_scheme() {
 
 #[test]
 fn the_statement_that_finds_changes_is_the_reviewed_one() {
-    let query = |new_rows| ChangesQuery { jobs: vec!["o'job", "job-2"], new_rows, final_statuses: vec!["COMPLETED"] };
+    let query = |new_rows| ChangesQuery {
+        jobs: vec!["o'job", "job-2"],
+        new_rows,
+        final_statuses: vec!["COMPLETED"],
+        awaited: vec!["o'new"],
+        awaited_events: vec!["o'new"],
+    };
     assert_in_each_scheme("first_changes", |rows| {
         let new_rows = match rows.xid_source() {
             XidSource::Column => NewRows::Since(700),
