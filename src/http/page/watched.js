@@ -4,7 +4,7 @@
 import { JobStream } from "../jobcast.js";
 import { Job } from "./job.js";
 import { duration, serverClock } from "./time.js";
-import { token } from "./token.js";
+import { authorization, token } from "./token.js";
 
 /** @typedef {import("../jobcast.js").JobEvent} JobEvent */
 /** @typedef {import("../jobcast.js").JobStreamState} JobStreamState */
@@ -43,6 +43,8 @@ const OFFLINE_STEP_MS = 100;
 const MAX_SEEN = 50_000;
 /** Events that were missed have arrived so long after the connection. */
 const GAP_NOTICE_MS = 700;
+/** A stream that is not open after so long may be waiting for its job. */
+const LOOK_UP_AFTER_MS = 1500;
 /** A job that is not there is asked for again after so long. */
 const MISSING_RETRY_MS = 5000;
 const DENIED = new Set([401, 403]);
@@ -71,6 +73,7 @@ export class WatchedJob {
   #gap = null;
   #gapNotice = 0;
   #missingTimer = 0;
+  #lookUpTimer;
   /** The timer of a dropped connection; 0 while there is none. */
   #offlineTimer = 0;
   /**
@@ -96,6 +99,7 @@ export class WatchedJob {
     const baseUrl = new URL(".", location.href).href;
     const stream = new JobStream(id, { baseUrl, maxBuffered: 0, ...(token !== undefined && { token }) });
     this.#stream = stream;
+    this.#lookUpTimer = setTimeout(() => this.#lookUp(), LOOK_UP_AFTER_MS);
     this.#unsubscribes = [
       stream.on("state", (state) => this.#onState(state)),
       stream.on("event", (event) => this.#onEvent(event)),
@@ -107,6 +111,7 @@ export class WatchedJob {
     clearInterval(this.#offlineTimer);
     clearTimeout(this.#gapNotice);
     clearTimeout(this.#missingTimer);
+    clearTimeout(this.#lookUpTimer);
     for (const unsubscribe of this.#unsubscribes) unsubscribe();
     this.#stream.close();
   }
@@ -129,6 +134,24 @@ export class WatchedJob {
     }, OFFLINE_STEP_MS);
     this.#stream.close();
     this.#view.announce("Offline. The job goes on; its events wait in the store.", "warn");
+  }
+
+  /** Finds out whether the stream waits for a job that is not there yet, which Jobcast does for a while. */
+  async #lookUp() {
+    if (this.connection !== "connecting") return;
+    const response = await fetch(`runner-jobs/${encodeURIComponent(this.job.id)}`, {
+      cache: "no-store",
+      headers: authorization,
+    }).catch(() => null);
+    const answer = response?.status === 404 ? await response.json().catch(() => null) : null;
+    if (answer?.code !== "job.not_found" || this.connection !== "connecting" || this.events > 0) return;
+    this.connection = "missing";
+    this.#view.announce(this.#missingNotice());
+    this.#view.onChange();
+  }
+
+  #missingNotice() {
+    return `There is no job ${this.job.id} yet. It will be shown from its first event on.`;
   }
 
   /** @param {JobStreamState} state */
@@ -198,7 +221,7 @@ export class WatchedJob {
   #errorNotice(status, { code, message, status: httpStatus }) {
     switch (this.connection) {
       case "missing":
-        return `There is no job ${this.job.id} yet. It will be shown from its first event on.`;
+        return this.#missingNotice();
       case "denied":
         return httpStatus === 401
           ? "You are not signed in, or no longer: sign in again, or open the page with a fresh token."
