@@ -44,7 +44,7 @@ const MAX_LINE_LENGTH = 16_000;
 const MARK_EVERY = 500;
 const MAX_WRITERS = 1000;
 /** The number of marked parts that one call reads, where the lines of one step are rare. */
-const MAX_PARTS = 20;
+const MAX_PARTS = 200;
 
 /** @typedef {(line: Line) => boolean} Filter */
 
