@@ -19,6 +19,15 @@ export default [
     ignore: ["react", "./index.js"],
     modifyEsbuildConfig,
   },
+  ...["vue", "svelte", "solid"].map((name) => ({
+    name,
+    path: `dist/${name}.js`,
+    limit: "1.5 kB",
+    gzip: true,
+    ignore: ["vue", "solid-js", "./index.js"],
+    modifyEsbuildConfig,
+  })),
+  { name: "element", path: "dist/element.js", limit: "5 kB", gzip: true, ignore: ["./index.js"], modifyEsbuildConfig },
   {
     name: "/jobcast.js, with sharing",
     path: "../src/http/page/jobcast.js",

@@ -1,11 +1,16 @@
-// Builds the package (dist/) and the module that Jobcast serves as /jobcast.js. That module is committed as
-// ../src/http/page/jobcast.js, so that cargo needs no Node. `--check` does not write it; it fails if the committed
-// module differs from the one built from client/src.
+// Builds the package (dist/) and the modules that Jobcast serves. These are committed in ../src/http/page, so that cargo
+// needs no Node. `--check` does not write them; it fails if a committed module differs from the one built from client/src.
 import { execFileSync } from "node:child_process";
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { build } from "esbuild";
 
-const SERVED = new URL("../src/http/page/jobcast.js", import.meta.url);
+/** The served modules: the core and the element for any page, and the terminal's looks for the live page. */
+const SERVED = { "jobcast.js": "src/index.ts", "jobcast-log.js": "src/element.ts", "terminal.js": "src/terminal.ts" };
+/** The served modules load the core from where they are served themselves. */
+const servedCore = {
+  name: "served-core",
+  setup: ({ onResolve }) => onResolve({ filter: /^\.\/index\.js$/ }, () => ({ path: "./jobcast.js", external: true })),
+};
 const { version } = JSON.parse(readFileSync(new URL("package.json", import.meta.url), "utf8"));
 
 // Names of fields that never leave the client: they are shortened in what is built. Everything else is public, or goes to
@@ -33,12 +38,15 @@ rmSync(new URL("dist", import.meta.url), { recursive: true, force: true });
 await build({
   ...common,
   // The last four are loaded when they are needed.
-  entryPoints: ["index", "react", "share", "poll", "diagnose", "loop"].map((name) => `src/${name}.ts`),
+  entryPoints: [
+    ...["index", "react", "vue", "svelte", "solid", "element"],
+    ...["share", "poll", "diagnose", "loop"],
+  ].map((name) => `src/${name}.ts`),
   outdir: "dist",
   splitting: true,
   chunkNames: "[name].[hash]",
   sourcemap: true,
-  external: ["eventsource-parser", "react", "./index.js"],
+  external: ["eventsource-parser", "react", "vue", "solid-js", "./index.js"],
 });
 execFileSync("node", ["node_modules/typescript/bin/tsc", "-p", "tsconfig.build.json"], {
   stdio: "inherit",
@@ -46,15 +54,25 @@ execFileSync("node", ["node_modules/typescript/bin/tsc", "-p", "tsconfig.build.j
 });
 
 // This folder may stand alone. Then there is no daemon to build for.
-if (!existsSync(new URL(".", SERVED))) process.exit();
+const page = new URL("../src/http/page/", import.meta.url);
+if (!existsSync(page)) process.exit();
 
 const banner = `// jobcast-client ${version}, built from client/src by \`npm run build\` in client/; do not edit.`;
-const served = await build({ ...common, entryPoints: ["src/index.ts"], write: false, banner: { js: banner } });
-const [{ text }] = served.outputFiles;
-if (!process.argv.includes("--check")) writeFileSync(SERVED, text);
-else if (readFileSync(SERVED, "utf8") !== text) {
-  console.error(
-    "src/http/page/jobcast.js differs from the build of client/src: run `npm run build` in client/ and commit it",
-  );
-  process.exit(1);
+for (const [name, entry] of Object.entries(SERVED)) {
+  const served = await build({
+    ...common,
+    entryPoints: [entry],
+    write: false,
+    banner: { js: banner },
+    plugins: [servedCore],
+  });
+  const [{ text }] = served.outputFiles;
+  const file = new URL(name, page);
+  if (!process.argv.includes("--check")) writeFileSync(file, text);
+  else if (!existsSync(file) || readFileSync(file, "utf8") !== text) {
+    console.error(
+      `src/http/page/${name} differs from the build of client/src: run \`npm run build\` in client/ and commit it`,
+    );
+    process.exit(1);
+  }
 }

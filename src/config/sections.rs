@@ -60,6 +60,9 @@ pub struct Http {
     pub tls: Tls,
     /// Pages of other origins.
     pub cors: Cors,
+    /// Set by `jobcast demo` alone: the page shows what is there for trying things out.
+    #[serde(skip)]
+    pub is_demo: bool,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -115,6 +118,7 @@ impl Default for Http {
             live_page: true,
             tls: Tls::default(),
             cors: Cors::default(),
+            is_demo: false,
         }
     }
 }

@@ -250,6 +250,8 @@ async fn the_client_is_served_without_the_live_page_too_and_knows_this_daemons_p
     for (_, path) in paths {
         assert!(client.text().contains(&format!("\"{path}\"")), "{path}");
     }
+    let element = daemon.get("/jobcast-log.js").await;
+    assert!(element.status == 200 && element.text().contains("./jobcast.js"), "{}", element.text());
 }
 
 #[tokio::test]

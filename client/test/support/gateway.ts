@@ -9,6 +9,8 @@ import { join } from "node:path";
 /** The fault of one request; `null` lets it through. */
 export type Fault =
   | { kind: "answer"; status: number; headers?: Record<string, string>; body?: string }
+  /** A stream that begins with these bytes and stays open. */
+  | { kind: "stream"; body: string; headers?: Record<string, string> }
   /** The answer is held until all of it is there; with `head` its status and headers, too. */
   | { kind: "buffer"; head: boolean }
   /** The connection breaks after so many bytes of the body. */
@@ -112,6 +114,10 @@ export class Gateway {
     if (fault?.kind === "answer") {
       to.writeHead(fault.status, { "Content-Type": "text/html", ...fault.headers });
       return void to.end(fault.body ?? "<h1>Sorry</h1>");
+    }
+    if (fault?.kind === "stream") {
+      to.writeHead(200, { "Content-Type": "text/event-stream", ...fault.headers });
+      return void to.write(fault.body);
     }
     if (isStream(url)) {
       this.#streams.add(to);

@@ -14,7 +14,7 @@ use crate::support::{Answer, Daemon, Stream};
 /// Long enough for HS256.
 pub const SECRET: &str = "a secret of the tests, with 32 bytes and more";
 /// Addresses that everybody may see, since they show nothing of any job.
-const PUBLIC: [&str; 3] = ["/", "/jobcast.js", "/openapi.json"];
+const PUBLIC: [&str; 4] = ["/", "/jobcast.js", "/jobcast-log.js", "/openapi.json"];
 
 /// A daemon that takes tokens, signed by a secret unless the settings say otherwise.
 pub async fn with_tokens(settings: &[(&str, &str)]) -> Daemon {
