@@ -10,7 +10,7 @@ use crate::cursor::Start;
 use crate::event::{BadStatus, JobId, JobStatus};
 use crate::logging::escape_json;
 use crate::sse;
-use anstyle::AnsiColor;
+use anstyle::{AnsiColor, Style};
 use line::{Line, printable};
 use serde_json::Value;
 use std::io::{self, Write};
@@ -229,7 +229,7 @@ impl Tail {
     }
 
     /// Asks how the job ended, when its stream has nothing more to send: from now on it says no more than that.
-    async fn final_status(&self) -> Result<JobStatus, TailError> {
+    async fn final_status(&mut self) -> Result<JobStatus, TailError> {
         let mut stream = self.jobcast.stream_at(&self.address, &Start::Now).await?;
         while let Some(stream) = &mut stream
             && let Some(message) = stream.next().await?

@@ -246,8 +246,18 @@ impl SqliteTail {
                 return self.rewind(newest, joining);
             }
         };
-        let Progress { began, file, tables, version, changes, read_to, mut batch, watches, caught_up_joiners, appeared } =
-            progress;
+        let Progress {
+            began,
+            file,
+            tables,
+            version,
+            changes,
+            read_to,
+            mut batch,
+            watches,
+            caught_up_joiners,
+            appeared,
+        } = progress;
         self.has_new_awaited = false;
         self.unwatched.clear();
         let more = read_to.seq < changes.newest.seq || !watches.behind.is_empty();

@@ -11,8 +11,8 @@ mod shared;
 mod torture;
 
 use super::contract::reading::is_tailed;
-use crate::support::daemon::{numbered, run, stream_path};
-use crate::support::redis::{append, ask, stream_key};
+use crate::support::daemon::{numbered, run};
+use crate::support::redis::ask;
 use crate::support::{Cluster, Daemon, Redis, Sentinel, numbers};
 use serde_json::json;
 
