@@ -191,7 +191,7 @@ metrics_table! {
     UNREADABLE = counter("jobcast_unreadable_events_total", "Events with a part that could not be read as it is stored, each time one is read");
     LOG_LINES_LOST = counter("jobcast_log_lines_lost_total", "Lines of the log that standard error did not take");
     SOURCE_WAKEUPS = counter("jobcast_source_wakeups_total", "Reads of the tail, by what caused them")
-        .by(&[one_of("by", &["ingest", "file", "notify", "poll", "watch", "more"])]);
+        .by(&[one_of("by", &["ingest", "file", "notify", "poll", "end", "watch", "more"])]);
     INGEST = counter("jobcast_ingest_total", "Events and statuses sent in, by outcome")
         .by(&[one_of("outcome", &["appended", "repeated", "status", "refused"])]);
     AUTH = counter("jobcast_auth_total", "Callers asked who they are, by outcome")

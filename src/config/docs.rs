@@ -10,8 +10,13 @@ use std::path::Path;
 use toml::{Table, Value};
 
 /// Source text of the files that define settings.
-const SOURCES: &[&str] =
-    &[include_str!("mod.rs"), include_str!("sections.rs"), include_str!("auth.rs"), include_str!("source.rs")];
+const SOURCES: &[&str] = &[
+    include_str!("mod.rs"),
+    include_str!("sections.rs"),
+    include_str!("auth.rs"),
+    include_str!("source.rs"),
+    include_str!("redis.rs"),
+];
 
 const TOML_HEADER: &str = "\
 # Every setting of Jobcast with its default, as `docs/settings.md` lists them; made from the code, see src/config/docs.rs.

@@ -3,6 +3,7 @@
 mod appear;
 mod completion;
 pub mod cursors;
+mod ending;
 mod forging;
 mod ingest;
 mod outage;
@@ -52,9 +53,14 @@ macro_rules! of_every_store {
             resume::pages_of_json_and_the_stream_honour_each_others_cursors
             resume::a_store_made_anew_is_said_and_read_from_its_beginning
             completion::a_jobs_last_event_comes_before_stream_complete_and_its_end_gets_a_204
-            completion::a_job_that_ended_without_an_event_is_complete_at_once
+            completion::a_job_that_ended_without_an_event_is_complete
             completion::a_job_that_is_run_again_goes_on_where_it_ended
             completion::a_job_that_ends_with_more_than_one_read_holds_gives_all_of_it_first
+            ending::late_lines_reach_who_watches_and_who_comes_late_before_stream_complete
+            ending::a_job_that_ended_long_ago_is_complete_at_once_whatever_the_grace
+            ending::a_poll_is_complete_when_the_grace_is_over_and_not_before
+            ending::the_status_comes_first_and_whenever_it_changes_on_both_ways_of_delivery
+            ending::a_job_whose_status_is_taken_back_within_the_grace_has_not_ended
             cursors::junk_cursors_get_a_reset_or_a_400_and_never_a_wrong_answer
             cursors::a_cursor_has_at_most_128_bytes_that_no_browser_asks_leave_for
             forging::honest_readers_beside_50_that_forge_lose_and_repeat_nothing_and_are_never_reset

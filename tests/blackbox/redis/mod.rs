@@ -1,6 +1,7 @@
 //! Redis Streams: one server, Sentinel, Cluster.
 
 mod access;
+mod ends;
 mod entries;
 mod ingest;
 mod lost;
