@@ -34,7 +34,7 @@ async fn ends_with_late_lines<S: Store>(store: &S, daemons: &[Daemon; 2], number
     store.append(job, 0..2).await;
     let mut streams = Vec::new();
     streams.push(daemons[0].stream(job).await);
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         store.append_and_end(job, 2..4, 0, "FAILED").await;
     } else {
         store.append(job, 2..4).await;
@@ -45,20 +45,20 @@ async fn ends_with_late_lines<S: Store>(store: &S, daemons: &[Daemon; 2], number
         join_all(daemons.iter().map(|daemon| daemon.stream(job))).await
     };
     let lines = async {
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             store.append_within(job, 4..6, late).await;
         } else {
             sleep(late).await;
             store.append(job, 4..6).await;
         }
-        if number % 5 == 0 {
+        if number.is_multiple_of(5) {
             sleep(late).await;
             store.append(job, 6..7).await;
         }
     };
     let (comers, ()) = tokio::join!(latecomers, lines);
     streams.extend(comers);
-    gets_all_of(streams, job, if number % 5 == 0 { 7 } else { 6 }).await;
+    gets_all_of(streams, job, if number.is_multiple_of(5) { 7 } else { 6 }).await;
 }
 
 pub async fn late_lines_reach_who_watches_and_who_comes_late_before_stream_complete<S: Store>() {
