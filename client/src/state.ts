@@ -429,7 +429,8 @@ function onWake(d: Draft, isCut: boolean, nowMs: number): void {
   const { view, rules, task, isFollower } = d;
   if (isFollower && !isCatchingUp(d)) return;
   if (view.status === "retrying") {
-    forgetFailures(d);
+    // The waits begin anew. Failures of one kind are counted on, so that they have an end.
+    d.failures = 0;
     // The wait that the server asked for holds even now.
     if (d.notBeforeMs <= nowMs) return connect(d, nowMs);
     d.timerAtMs = Math.min(d.timerAtMs, d.notBeforeMs);

@@ -1,6 +1,6 @@
 // The state of a stream, with a clock that is only a number.
 import { describe, expect, it } from "vitest";
-import { clientFailure, JobStreamError } from "../src/error.js";
+import { clientFailure, JobStreamError, tokenFailure } from "../src/error.js";
 import { rulesFrom } from "../src/options.js";
 import { type Action, backoffMs, initialState, reduce, type State } from "../src/state.js";
 
@@ -107,6 +107,14 @@ describe("whose answer it is", () => {
     const warned = new Life({ fallback: "none" });
     warned.dispatch({ type: "warned", error: new JobStreamError("source.unavailable", "", true) });
     expect(statusAfter(warned)).toEqual(["retrying", true]);
+  });
+  it("a token function that always throws has an end, however often the page is woken", () => {
+    const life = new Life();
+    for (let tries = 0; tries < 10; tries += 1) {
+      if (tries > 0) life.dispatch({ type: "wake", isCut: false });
+      life.dispatch({ type: "lost", random: 1, ...tokenFailure("no") });
+    }
+    expect(life.state.view).toMatchObject({ status: "failed", error: { code: "client.token", retryable: false } });
   });
   it("strange ones of different kinds are not counted together", () => {
     const life = new Life({ fallback: "none" });
