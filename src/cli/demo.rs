@@ -17,13 +17,11 @@ use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub struct Args {
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        help = "Address of the page; port 0 takes a free one [default: 127.0.0.1:8080]"
-    )]
+    /// Address of the page, 127.0.0.1:8080 unless it is set; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
-    #[arg(long, value_name = "ADDRESS", help = "Address of health and metrics [default: 127.0.0.1:9464]")]
+    /// Address of health and metrics, 127.0.0.1:9464 unless it is set
+    #[arg(long, value_name = "ADDRESS")]
     admin_listen: Option<SocketAddr>,
     /// Lets anybody who reaches --listen watch, where that is not loopback: in a container, say. They cannot write
     #[arg(long)]
