@@ -45,6 +45,7 @@
 //!   and [`Source::newest`].
 //! - [`Tail::watch`] and [`Joiner`] get no others.
 
+mod finding;
 mod job_lists;
 mod news;
 mod page;
@@ -54,6 +55,7 @@ mod registry;
 mod sqlite;
 mod tls;
 
+pub use finding::{Finding, Grade};
 pub use job_lists::{MAX_JOBS, SharedLists};
 pub use news::TailBatch;
 pub use page::PageBuilder;
@@ -286,29 +288,4 @@ pub struct JobSummary {
     pub job_id: JobId,
     pub status: Option<JobStatus>,
     pub last_event_at: Option<String>,
-}
-
-/// One line of `jobcast check`.
-#[derive(Clone, Debug)]
-pub struct Finding {
-    pub is_problem: bool,
-    pub summary: String,
-    /// The remedy; empty where none is needed.
-    pub help: String,
-}
-
-impl Finding {
-    pub fn fine(summary: impl Into<String>) -> Self {
-        Self { is_problem: false, summary: summary.into(), help: String::new() }
-    }
-
-    pub fn problem(summary: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { is_problem: true, summary: summary.into(), help: help.into() }
-    }
-}
-
-impl From<SourceError> for Finding {
-    fn from(error: SourceError) -> Self {
-        Self::problem(format!("{}: {}", error.operation, error.cause), error.advice())
-    }
 }

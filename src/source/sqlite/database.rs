@@ -7,6 +7,7 @@
 use super::check::check_schema;
 use super::error::SqliteError;
 use super::{READERS, SCHEMA, options};
+use crate::source::Finding;
 use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions};
 use std::fs::Metadata;
@@ -130,7 +131,7 @@ async fn prepare(sqlite: &mut SqliteConnection, may_create: bool) -> Result<(), 
     if may_create && !is_complete(sqlite).await? {
         sqlx::raw_sql(SCHEMA).execute(&mut *sqlite).await?;
     }
-    match check_schema(sqlite).await?.into_iter().find(|finding| finding.is_problem) {
+    match check_schema(sqlite).await?.into_iter().find(Finding::is_problem) {
         Some(problem) => Err(SqliteError::Tables(problem.summary)),
         None => Ok(()),
     }

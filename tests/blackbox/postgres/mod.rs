@@ -1,7 +1,9 @@
 //! PostgreSQL: every committed event once, whatever its writers do.
 
 mod access;
+mod check;
 mod ingest;
+mod lives;
 mod mapping;
 mod odd_rows;
 mod one_reader;
