@@ -5,6 +5,7 @@ mod check;
 mod ingest;
 mod lives;
 mod mapping;
+mod migrating;
 mod odd_rows;
 mod one_reader;
 mod tables;
