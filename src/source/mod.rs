@@ -48,6 +48,7 @@
 //! - [`Tail::watch`] and [`Joiner`] get no others.
 
 mod ends;
+mod finding;
 mod job_lists;
 mod names;
 mod news;
@@ -59,6 +60,7 @@ mod sqlite;
 mod tls;
 
 pub use ends::{Age, Ending, Endings, Ends, Evidence, Seen};
+pub use finding::{Finding, Grade};
 pub use job_lists::{MAX_JOBS, SharedLists};
 pub use news::TailBatch;
 pub use page::PageBuilder;
@@ -339,34 +341,4 @@ pub struct JobSummary {
     pub job_id: JobId,
     pub status: Option<JobStatus>,
     pub last_event_at: Option<String>,
-}
-
-/// One line of `jobcast check`.
-#[derive(Clone, Debug)]
-pub struct Finding {
-    pub is_problem: bool,
-    pub summary: String,
-    /// The remedy; empty where none is needed.
-    pub help: String,
-}
-
-impl Finding {
-    pub fn fine(summary: impl Into<String>) -> Self {
-        Self { is_problem: false, summary: summary.into(), help: String::new() }
-    }
-
-    /// A finding that makes no exit code: the table may be somebody else's.
-    pub fn improvable(summary: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { is_problem: false, summary: summary.into(), help: help.into() }
-    }
-
-    pub fn problem(summary: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { is_problem: true, summary: summary.into(), help: help.into() }
-    }
-}
-
-impl From<SourceError> for Finding {
-    fn from(error: SourceError) -> Self {
-        Self::problem(format!("{}: {}", error.operation, error.cause), error.advice())
-    }
 }

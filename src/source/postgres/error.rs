@@ -29,18 +29,22 @@ pub enum QueryError {
     /// An event that was just written is not found.
     #[error("an event that was written is not there")]
     EventNotStored,
+    /// A row of a column of transactions that the server has not begun: it was restored from a dump.
+    #[error("rows carry transactions of another life of the database")]
+    OtherLife,
     #[error(transparent)]
     Sqlx(#[from] sqlx::Error),
 }
 
 impl QueryError {
-    fn code(&self) -> SourceCode {
+    pub fn code(&self) -> SourceCode {
         match self {
             Self::Timeout => SourceCode::TimedOut,
             Self::PoolExhausted => SourceCode::Exhausted,
             Self::NotConnected(_) => SourceCode::Unreachable,
             Self::NoJobsTable | Self::NotWritable => SourceCode::Schema,
             Self::NoRow | Self::EventNotStored => SourceCode::Other,
+            Self::OtherLife => SourceCode::Unavailable,
             Self::Sqlx(sqlx::Error::Tls(_)) => SourceCode::Tls,
             Self::Sqlx(sqlx::Error::Io(error)) if is_handshake_failure(error) => SourceCode::Tls,
             Self::Sqlx(sqlx::Error::Io(_)) => SourceCode::Unreachable,
@@ -66,6 +70,11 @@ impl QueryError {
             Self::Sqlx(sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)) => true,
             _ => false,
         }
+    }
+
+    /// Returns true for an error that says that the tables are not what they were.
+    pub fn is_of_tables(&self) -> bool {
+        matches!(self, Self::OtherLife) || self.code() == SourceCode::Schema
     }
 
     /// Describes the error to an operator, with the `operation` that it ended.

@@ -326,7 +326,7 @@ async fn a_relation_that_cannot_be_tailed_is_refused_with_what_mends_it() {
         .await;
     let url = server.url("postgres");
     for (more, parts) in [
-        (&[("events_table", "plain")][..], &["does not hand on", "e.xmin AS xmin"][..]),
+        (&[("events_table", "plain")][..], &["does not hand on", "raw.xmin AS xmin"][..]),
         (&[("events_table", "kept")], &["materialized view"]),
         (
             &[("events_table", "parted"), ("columns.id", "")],

@@ -27,7 +27,7 @@ fn columns(more: &[Column]) -> Vec<Column> {
 }
 
 fn relation(name: &str, columns: Vec<Column>) -> Relation {
-    Relation { name: name.into(), kind: RelationKind::Table, columns }
+    Relation { name: name.into(), kind: RelationKind::Table, columns, has_other_life: false }
 }
 
 fn tables(more: &[Column]) -> Tables {
@@ -159,7 +159,7 @@ fn statements_on_jobs_and_the_catalogue_are_the_reviewed_ones() {
     assert_statement("is_unchanged", &is_unchanged(true, "740:745:740,743", 23_456));
     assert_statement("has_ended", &has_ended(740, 745, &[743], &[746]));
     assert_statement("table_columns", &table_columns("app.job_events", "job_id"));
-    assert_statement("has_index", &has_index("\"job_events\"", ["job_id", "seq"]));
+    assert_statement("has_index", &check::has_index("\"job_events\"", ["job_id", "seq"]));
     assert_statement("may_insert", &may_insert("\"job_events\""));
     assert_statement("cancel_statement", &cancel_statement("0199aaaa"));
     assert_statement("has_notify_trigger", &has_notify_trigger("\"job_events\""));
