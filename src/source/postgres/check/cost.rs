@@ -79,7 +79,7 @@ impl Check<'_> {
             XidSource::Column => NewRows::NotVisibleIn { snapshot: &snapshot, durable_xid: xmax },
             XidSource::System => NewRows::SinceAndYounger(xmax, look_back),
         };
-        let query = ChangesQuery { jobs: vec![job.as_str()], new_rows, final_statuses: Vec::new() };
+        let query = ChangesQuery { jobs: vec![job.as_str()], new_rows, ..ChangesQuery::default() };
         Ok(sql::changes(&tables.rows(tables.best), 0, &query))
     }
 

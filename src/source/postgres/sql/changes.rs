@@ -6,6 +6,7 @@ use super::{EventRows, XidBound, literal};
 use std::collections::BTreeMap;
 
 /// A query for changes of the watched jobs.
+#[derive(Default)]
 pub struct ChangesQuery<'a> {
     /// Ids of all watched jobs.
     pub jobs: Vec<&'a str>,
@@ -19,8 +20,10 @@ pub struct ChangesQuery<'a> {
 }
 
 /// Rows that may be new since the last look.
+#[derive(Default)]
 pub enum NewRows<'a> {
     /// None are looked for.
+    #[default]
     None,
     /// Rows that were not visible in the last look's snapshot, of any job. They are few: to compare them with the ids
     /// of all watched jobs would cost more, and tempt the planner to read all rows of those jobs.
