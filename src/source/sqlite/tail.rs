@@ -230,7 +230,8 @@ impl SqliteTail {
                 return self.rewind(newest, joining);
             }
         };
-        let Progress { began, file, tables, version, changes, read_to, mut batch, watches, caught_up_joiners } = progress;
+        let Progress { began, file, tables, version, changes, read_to, mut batch, watches, caught_up_joiners } =
+            progress;
         self.unwatched.clear();
         let more = read_to.seq < changes.newest.seq || !watches.behind.is_empty();
         self.read_from = Some(file);
@@ -277,9 +278,8 @@ impl SqliteTail {
 
     /// Notes the ends that events bring, where there is no table of jobs.
     fn note_final_types(&mut self, batch: &mut TailBatch, tables: &Tables) {
-        let final_type = |events: &[(Event, Cursor)]| {
-            events.iter().rev().find_map(|(event, _)| tables.final_type(&event.kind))
-        };
+        let final_type =
+            |events: &[(Event, Cursor)]| events.iter().rev().find_map(|(event, _)| tables.final_type(&event.kind));
         let ends = batch.jobs().iter().filter_map(|news| Some((news.job.clone(), Some(final_type(&news.events)?))));
         self.note_statuses(ends.collect(), batch);
     }
