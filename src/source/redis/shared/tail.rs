@@ -1,12 +1,12 @@
 //! The tail over a shared stream: one read finds the news of all watched jobs.
 
-use super::super::Store;
 use super::super::connections::{Nodes, Request};
 use super::super::error::failed;
 use super::super::invalidation::Invalidations;
 use super::super::position::Position;
 use super::super::status::JobState;
 use super::super::topology::NodeError;
+use super::super::{JobKey, Store};
 use super::{Mirror, Shared};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
@@ -124,23 +124,23 @@ impl SharedTail {
         }
     }
 
-    /// Reads the statuses that may have changed. Returns an error of a server; its jobs are asked for again.
-    async fn read_statuses(&mut self, batch: &mut TailBatch) -> Option<NodeError> {
+    /// Reads the statuses that may have changed. Returns the error of a server, too; its jobs are asked for again.
+    async fn read_statuses(&mut self) -> (Vec<(JobId, JobKey)>, Option<NodeError>) {
         let unsure = std::mem::take(&mut self.unsure);
         let requests = unsure.into_iter().filter_map(|job| Some((self.store.status_request(&job)?, job)));
         let (requests, jobs): (Vec<Request>, Vec<JobId>) = requests.unzip();
-        let mut failure = None;
+        let (mut keys, mut failure) = (Vec::with_capacity(jobs.len()), None);
         for (job, replies) in jobs.into_iter().zip(self.nodes.send(&requests).await) {
             // A key of another type is none of this job's.
             match self.store.parse_job_key(replies) {
-                Ok(key) => self.on_status(&job, key.state(), batch),
+                Ok(key) => keys.push((job, key)),
                 Err(error) => {
                     self.unsure.insert(job);
                     failure = Some(error);
                 }
             }
         }
-        failure
+        (keys, failure)
     }
 
     fn on_status(&mut self, job: &JobId, state: Option<&JobState>, batch: &mut TailBatch) {
@@ -324,11 +324,18 @@ impl Tail for SharedTail {
         let (began, mut batch) = (Instant::now(), TailBatch::new(READ));
         // A job whose end is due is asked once more whether it is one.
         self.unsure.extend(self.endings.due(began).map(|(job, _)| job.clone()));
-        let outage = self.read_statuses(&mut batch).await.map(|error| failed(OPERATION, error));
+        let (keys, failure) = self.read_statuses().await;
         let store = self.store.clone();
         let Some(shared): Option<&Shared> = store.shared.as_ref() else { return Ok(News::nothing(joining)) };
         let mut mirror = shared.lock().await;
-        mirror.refresh(&store, &self.nodes).await.map_err(|error| failed(OPERATION, error))?;
+        if let Err(error) = mirror.refresh(&store, &self.nodes).await {
+            // Nothing is told yet, so the statuses are read again.
+            self.unsure.extend(keys.into_iter().map(|(job, _)| job));
+            return Err(failed(OPERATION, error));
+        }
+        for (job, key) in &keys {
+            self.on_status(job, key.state(), &mut batch);
+        }
         self.note_loss(&mirror, &mut batch);
         self.take_new(&mirror, &mut batch);
         self.take_next(&mirror, &mut batch);
@@ -338,7 +345,13 @@ impl Tail for SharedTail {
             caught_up_joiners = joining.iter().map(|joiner| self.catch_up(&mirror, joiner)).collect();
             self.end_jobs(began, &mut batch);
         }
-        let appeared = self.awaited.iter().filter(|job| mirror.holds(job)).cloned().collect();
-        Ok(News { jobs: batch.into_jobs(), caught_up_joiners, more, outage, faults: Vec::new(), appeared })
+        Ok(News {
+            jobs: batch.into_jobs(),
+            caught_up_joiners,
+            more,
+            outage: failure.map(|error| failed(OPERATION, error)),
+            faults: Vec::new(),
+            appeared: self.awaited.iter().filter(|job| mirror.holds(job)).cloned().collect(),
+        })
     }
 }
