@@ -26,7 +26,7 @@ const READ: Limit = Limit { events: 20, bytes: 1 << 20 };
 pub struct Memory(Arc<Store>);
 
 /// The grace of a job's end.
-const END_GRACE: Duration = Duration::from_millis(100);
+pub const END_GRACE: Duration = Duration::from_secs(1);
 
 struct Store {
     jobs: Mutex<HashMap<JobId, Job>>,

@@ -2,8 +2,10 @@
 //! to have ended long ago, or else the time in the newest entry's id.
 
 use super::Store;
-use super::entry::{EntryId, StreamInfo};
+use super::entry::{Entry, EntryId, StreamInfo};
+use super::history::older_entries_command;
 use super::position::Position;
+use super::topology::NodeError;
 use crate::event::{JobId, JobStatus};
 use crate::source::{Age, Ends, Evidence};
 use jiff::Timestamp;
@@ -16,9 +18,35 @@ pub type RedisEnds = Ends<(), (JobStatus, EntryId)>;
 /// their own mostly count from 1.
 const FIRST_TIME_MS: u64 = 1_000_000_000_000;
 
+/// The newest entries among which one that ends its job is looked for: writers add others after it.
+const LAST_ENTRIES: usize = 64;
+
 impl Store {
+    /// Returns the status with which one of these entries has ended the job.
+    pub(super) fn end_among(&self, entries: &[Entry]) -> Option<JobStatus> {
+        let final_types = &self.settings.final_types;
+        final_types.all().next()?;
+        entries.iter().rev().find_map(|entry| final_types.find(&entry.kind()?))
+    }
+
+    /// Looks for an entry that has ended the job, among the newest up to `read`.
+    pub(super) async fn find_end(&self, job: &JobId, read: EntryId) -> Result<Option<JobStatus>, NodeError> {
+        if self.settings.final_types.all().next().is_none() {
+            return Ok(None);
+        }
+        let newest = read.to_string();
+        let request = self.events_request(job, |key| vec![older_entries_command(key, &newest, LAST_ENTRIES)]);
+        let mut entries = self.parse_range(self.send(request).await?.pop())?;
+        entries.reverse();
+        Ok(self.end_among(&entries))
+    }
+
     /// Tells if a job with a final status ended so long ago that no more entries are to be expected.
     pub(super) fn is_over(&self, job: &JobId, status: JobStatus, info: Option<&StreamInfo>) -> bool {
+        if info.is_none() && self.last_known(job).is_some_and(|last| last > EntryId::ZERO) {
+            // The stream is gone, and was there.
+            return true;
+        }
         let last_id = info.map_or(EntryId::ZERO, |info| info.last_id);
         let ms = Some(last_id.ms).filter(|ms| *ms >= FIRST_TIME_MS).and_then(|ms| i64::try_from(ms).ok());
         let newest_at = ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
@@ -28,13 +56,17 @@ impl Store {
     /// Tells if a reader at `after`, whose job has a final status and no stream any more, has missed nothing that is known
     /// of: many writers delete the stream with the final status, or let it expire some time after. Then it has ended.
     pub(super) fn has_ended_without_stream(&self, job: &JobId, status: JobStatus, after: &Position) -> bool {
-        if self.ends.with_state(job, |(_, last)| *last > after.id) == Some(true) {
-            return false;
+        if let Some(last) = self.last_known(job).filter(|last| *last > EntryId::ZERO) {
+            return last <= after.id;
         }
-        let state = (status, EntryId::ZERO);
         let long_ago = Instant::now().checked_sub(self.ends.grace());
         let age = long_ago.map_or(Age::Unknown, Age::QuietSince);
-        self.ends.is_over(job, Evidence { state, age, newest_at: None });
+        self.ends.is_over(job, Evidence { state: (status, EntryId::ZERO), age, newest_at: None });
         true
+    }
+
+    /// Returns the newest entry that was seen of a job with a final status, if it is remembered.
+    fn last_known(&self, job: &JobId) -> Option<EntryId> {
+        self.ends.with_state(job, |(_, last)| *last)
     }
 }

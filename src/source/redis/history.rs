@@ -141,7 +141,10 @@ impl Store {
         if !self.exists(job, info.as_ref(), &hash).await? {
             return Ok(PageResult::NoSuchJob);
         }
-        let final_status = self.resolve_end(hash.status(), info.as_ref(), &reader.read);
+        let final_status = match self.resolve_end(hash.status(), info.as_ref(), &reader.read) {
+            None if stream_end.is_some() => self.find_end(job, reader.read.id).await?,
+            known => known,
+        };
         let is_last = stream_end.is_some();
         let (events, end) = reader.finish(job, stream_end);
         Ok(PageResult::Page(Page {
@@ -271,7 +274,7 @@ fn ordinal_from_end(info: &StreamInfo, entry: &Entry, newer: u64) -> Option<u64>
 }
 
 /// Makes the command that reads entries from `newest` backwards.
-fn older_entries_command(key: &str, newest: &str, count: usize) -> redis::Cmd {
+pub fn older_entries_command(key: &str, newest: &str, count: usize) -> redis::Cmd {
     let mut range = cmd("XREVRANGE");
     range.arg(key).arg(newest).arg("-").arg("COUNT").arg(count);
     range

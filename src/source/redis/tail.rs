@@ -334,12 +334,13 @@ impl RedisTail {
             }
         }
         telemetry::SKIPPED.counter(&[]).increment(skipped);
+        self.note_entries(job, slice, read);
         if slice.is_cut {
             read.fully_read.remove(job);
             return self.queue(job, false);
         }
         read.fully_read.insert(job.clone());
-        self.end_if_due(job, slice, read);
+        self.end_if_due(job, read);
     }
 
     /// Holds a job whose server did not answer, and notes an error of the job's own keys as a fault of this job.

@@ -55,18 +55,24 @@ impl RedisTail {
         }
     }
 
-    /// Ends a job that was read to its last entry, if its grace is over.
-    pub(super) fn end_if_due(&mut self, job: &JobId, slice: &StreamSlice, read: &mut ReadProgress) {
+    /// Takes the ends that new entries tell of, wherever they stand: others may follow. All begin the grace anew.
+    pub(super) fn note_entries(&mut self, job: &JobId, slice: &StreamSlice, read: &mut ReadProgress) {
         if !slice.entries.is_empty() {
             self.endings.note_events(job);
         }
+        if self.endings.contains(job) {
+            return;
+        }
         let Some(position) = self.watched.get(job).map(|watched| watched.position) else { return };
-        if !self.endings.contains(job)
-            && let Some(status) = self.store.resolve_end(None, slice.info.as_ref(), &position)
-        {
+        let by_last = || self.store.resolve_end(None, slice.info.as_ref(), &position);
+        if let Some(status) = self.store.end_among(&slice.entries).or_else(by_last) {
             self.tell_status(job, Some(status), read);
             self.begin_ending(job, status, EndedBy::Entry);
         }
+    }
+
+    /// Ends a job that was read to its last entry, if its grace is over.
+    pub(super) fn end_if_due(&mut self, job: &JobId, read: &mut ReadProgress) {
         if let Some(status) = self.endings.due_status(job, read.began) {
             self.end(job, JobEnd::Complete(status), read);
             self.store.ends.end(job);
