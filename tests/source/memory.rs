@@ -192,7 +192,12 @@ impl Source for Memory {
     }
 
     fn tail(&self) -> Box<dyn Tail> {
-        Box::new(MemoryTail { store: self.0.clone(), watched: HashMap::new(), endings: Endings::new(END_GRACE) })
+        Box::new(MemoryTail {
+            store: self.0.clone(),
+            watched: HashMap::new(),
+            told: HashMap::new(),
+            endings: Endings::new(END_GRACE),
+        })
     }
 
     async fn append(&self, job: &JobId, events: Vec<NewEvent>) -> Result<Vec<Appended>, SourceError> {
@@ -242,6 +247,8 @@ struct MemoryTail {
     store: Arc<Store>,
     /// Watched jobs, each with the position up to which its events were published.
     watched: HashMap<JobId, Position>,
+    /// The status of each as it was told last.
+    told: HashMap<JobId, JobStatus>,
     /// Those of them with a final status.
     endings: Endings<()>,
 }
@@ -249,7 +256,9 @@ struct MemoryTail {
 impl MemoryTail {
     /// Moves on the watch of one job, as far as the batch takes it. Returns whether something is left.
     fn read_job(&mut self, job: &JobId, stored: &Job, began: Instant, batch: &mut TailBatch) -> bool {
-        if let Some(status) = stored.status {
+        if let Some(status) = stored.status
+            && self.told.insert(job.clone(), status) != Some(status)
+        {
             batch.set_status(job, status);
         }
         match stored.ending() {
@@ -303,6 +312,7 @@ impl Tail for MemoryTail {
 
     fn unwatch(&mut self, job: &JobId) {
         self.watched.remove(job);
+        self.told.remove(job);
         if self.endings.remove(job) {
             self.store.ends.forget(job);
         }
