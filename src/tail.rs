@@ -115,7 +115,8 @@ impl TailLoop {
     fn on_news(&mut self, news: News, began: Instant) {
         telemetry::SOURCE_READ.histogram().record(began.elapsed());
         // A job whose rows cannot be read must not keep the tail reading: it waits for the poll.
-        let is_stuck = news.jobs.is_empty() && !news.faults.is_empty();
+        let has_moved = news.jobs.iter().any(|job| !job.events.is_empty() || job.end.is_some());
+        let is_stuck = !has_moved && !news.faults.is_empty();
         self.has_more = (news.more && !is_stuck) || self.joins.has_waiting();
         self.behind_since = self.has_more.then(|| self.behind_since.unwrap_or(began));
         self.lag.set(self.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64()));

@@ -26,7 +26,7 @@ const READ: Limit = Limit { events: 20, bytes: 1 << 20 };
 pub struct Memory(Arc<Store>);
 
 /// The grace of a job's end.
-const END_GRACE: Duration = Duration::from_millis(100);
+pub const END_GRACE: Duration = Duration::from_secs(1);
 
 struct Store {
     jobs: Mutex<HashMap<JobId, Job>>,
@@ -192,8 +192,13 @@ impl Source for Memory {
     }
 
     fn tail(&self) -> Box<dyn Tail> {
-        let (watched, awaited, endings) = (HashMap::new(), Vec::new(), Endings::new(END_GRACE));
-        Box::new(MemoryTail { store: self.0.clone(), watched, awaited, endings })
+        Box::new(MemoryTail {
+            store: self.0.clone(),
+            watched: HashMap::new(),
+            told: HashMap::new(),
+            awaited: Vec::new(),
+            endings: Endings::new(END_GRACE),
+        })
     }
 
     async fn append(&self, job: &JobId, events: Vec<NewEvent>) -> Result<Vec<Appended>, SourceError> {
@@ -243,6 +248,8 @@ struct MemoryTail {
     store: Arc<Store>,
     /// Watched jobs, each with the position up to which its events were published.
     watched: HashMap<JobId, Position>,
+    /// The status of each as it was told last.
+    told: HashMap<JobId, JobStatus>,
     /// Those of them with a final status.
     endings: Endings<()>,
     awaited: Vec<JobId>,
@@ -251,7 +258,9 @@ struct MemoryTail {
 impl MemoryTail {
     /// Moves on the watch of one job, as far as the batch takes it. Returns whether something is left.
     fn read_job(&mut self, job: &JobId, stored: &Job, began: Instant, batch: &mut TailBatch) -> bool {
-        if let Some(status) = stored.status {
+        if let Some(status) = stored.status
+            && self.told.insert(job.clone(), status) != Some(status)
+        {
             batch.set_status(job, status);
         }
         match stored.ending() {
@@ -305,6 +314,7 @@ impl Tail for MemoryTail {
 
     fn unwatch(&mut self, job: &JobId) {
         self.watched.remove(job);
+        self.told.remove(job);
         if self.endings.remove(job) {
             self.store.ends.forget(job);
         }

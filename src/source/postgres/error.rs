@@ -77,6 +77,11 @@ impl QueryError {
         matches!(self, Self::OtherLife) || self.code() == SourceCode::Schema
     }
 
+    /// Returns true for an error that the role's rights are the cause of.
+    pub fn is_denied(&self) -> bool {
+        self.code() == SourceCode::Rights
+    }
+
     /// Describes the error to an operator, with the `operation` that it ended.
     pub fn into_source_error(self, operation: String) -> SourceError {
         let code = self.code();

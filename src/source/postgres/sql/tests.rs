@@ -147,7 +147,7 @@ fn statements_on_jobs_and_the_catalogue_are_the_reviewed_ones() {
     let jobs = tables.jobs.as_ref().expect("a job table");
     assert_statement("list_jobs", &list_jobs(tables, jobs, Some(JobStatus::Running), 50));
     for (name, tables) in &schemes() {
-        assert_statement(&format!("last_writes.{name}"), &last_writes(tables, job));
+        assert_statement(&format!("last_writes.{name}"), &last_writes(tables, job, true));
     }
     assert_statement("insert_job", &insert_job(jobs, job));
     assert_statement("upsert_status", &upsert_status(jobs, job, "COMPLETED"));
