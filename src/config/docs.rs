@@ -95,7 +95,11 @@ fn collect(
 ) {
     let fields = &structs[kind];
     let (inner, plain): (Vec<_>, Vec<_>) = fields.iter().partition(|field| structs.contains_key(&field.kind));
-    let keys = plain.iter().map(|field| (field.name.clone(), defaults[&field.name].to_string(), field.doc.clone()));
+    let default = |field: &Field| {
+        let value = defaults.get(&field.name);
+        value.unwrap_or_else(|| panic!("{name}.{} has no default", field.name)).to_string()
+    };
+    let keys = plain.iter().map(|field| (field.name.clone(), default(field), field.doc.clone()));
     groups.push(Group { name: name.into(), doc: doc.into(), keys: keys.collect() });
     for field in inner {
         let Value::Table(defaults) = &defaults[&field.name] else { panic!("{} is no group", field.name) };

@@ -190,7 +190,8 @@ impl Database {
     /// Tells a file that may be read, but whose log cannot be opened, from one that cannot be read.
     fn explain(&self, error: impl Into<SqliteError>, owner: Owner) -> SqliteError {
         let error = error.into();
-        let is_cut_off = owner == Owner::Other && error.code() == SourceCode::CannotOpen && is_in_wal_mode(self.path());
+        let is_refused = matches!(error.code(), SourceCode::CannotOpen | SourceCode::ReadOnly);
+        let is_cut_off = owner == Owner::Other && is_refused && is_in_wal_mode(self.path());
         if is_cut_off { SqliteError::NoWal } else { error }
     }
 

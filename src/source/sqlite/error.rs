@@ -50,7 +50,7 @@ impl SqliteError {
                 "write events as the program does that the file belongs to; ingest.enabled = false says so"
             }
             Self::Tables(_) => {
-                "see `jobcast check` and docs/map-your-table.md, or give another file by source.sqlite.path"
+                "see `jobcast check`, docs/sqlite.md and `jobcast schema sqlite`, or give another file by source.sqlite.path"
             }
             Self::NoWal => NEEDS_WAL,
             Self::Sqlx(sqlx::Error::Database(answer)) if is_of_journal(answer.code().as_deref()) => {

@@ -14,7 +14,7 @@ use super::file_watch::FileWatch;
 use super::history::read_final_type;
 use super::position::Position;
 use super::reads::{
-    CaughtUpWatches, READ, ReadUpTo, catch_up_joiner, catch_up_watches, delete_watched, ensure_connection,
+    CaughtUpWatches, READ, ReadUpTo, catch_up_joiners, catch_up_watches, delete_watched, ensure_connection,
     insert_watched, read_new_rows, read_version,
 };
 use super::tables::{Numbering, Tables};
@@ -207,19 +207,17 @@ impl SqliteTail {
         let behind = self.catching_up.iter().cloned().chain(own_marks.map(|(job, at)| (job.clone(), *at)));
         let (behind, range) = (behind.collect(), (read_to.seq, newest.seq));
         let watches = catch_up_watches(connection, &tables, behind, range, &mut batch).await?;
-        let mut caught_up_joiners = Vec::with_capacity(joining.len());
-        for joiner in joining {
+        let reached = |joiner: &Joiner| {
             let job = &joiner.job;
             let is_live = (self.live.contains(job) && !watches.leaves_out(job)) || watches.caught_up.contains_key(job);
             let read_to = match tables.events.numbering {
                 Numbering::Table(_) => Some(read_to.seq),
                 Numbering::Job => watches.caught_up.get(job).or_else(|| self.marks.get(job)).map(|at| at.seq()),
             };
-            caught_up_joiners.push(match read_to.filter(|_| is_live) {
-                Some(read_to) => catch_up_joiner(connection, &tables, joiner, read_to).await?,
-                None => None,
-            });
-        }
+            read_to.filter(|_| is_live)
+        };
+        let joining: Vec<(&Joiner, Option<i64>)> = joining.iter().map(|joiner| (joiner, reached(joiner))).collect();
+        let caught_up_joiners = catch_up_joiners(connection, &tables, &joining).await?;
         let awaited = if is_unchanged && !self.has_new_awaited { &[][..] } else { &self.awaited };
         let appeared = find_jobs(connection, &tables, awaited).await?;
         Ok(ReadResult::Read(Box::new(Progress {
