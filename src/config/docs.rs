@@ -60,7 +60,7 @@ fn structs() -> HashMap<String, Vec<Field>> {
     let mut structs = HashMap::new();
     for source in SOURCES {
         let mut open: Option<(String, Vec<Field>)> = None;
-        let (mut doc, mut rename) = (Vec::new(), None);
+        let (mut doc, mut rename, mut is_skipped) = (Vec::new(), None, false);
         for line in source.lines() {
             if let Some(name) = line.strip_prefix("pub struct ").and_then(|rest| rest.strip_suffix(" {")) {
                 open = Some((name.to_string(), Vec::new()));
@@ -71,12 +71,16 @@ fn structs() -> HashMap<String, Vec<Field>> {
                 let line = line.trim();
                 if let Some(text) = line.strip_prefix("/// ") {
                     doc.push(text.to_string());
+                } else if line == "#[serde(skip)]" {
+                    is_skipped = true;
                 } else if let Some(rest) = line.strip_prefix("#[serde(rename = \"") {
                     rename = rest.split('"').next().map(str::to_string);
                 } else if let Some((name, kind)) = line.strip_prefix("pub ").and_then(|rest| rest.split_once(": ")) {
                     let name = rename.take().unwrap_or_else(|| name.to_string());
                     assert!(!doc.is_empty(), "the setting {name} has no doc comment");
-                    fields.push(Field { name, kind: kind.trim_end_matches(',').into(), doc: doc.join(" ") });
+                    if !std::mem::take(&mut is_skipped) {
+                        fields.push(Field { name, kind: kind.trim_end_matches(',').into(), doc: doc.join(" ") });
+                    }
                     doc.clear();
                 }
             }

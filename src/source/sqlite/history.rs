@@ -66,7 +66,8 @@ impl Sqlite {
         if let (None, Some((_, position))) = (status, &event) {
             status = read_final_type(&readers, &tables, job, position.seq).await?;
         }
-        let changed = number_of(&row, tables.width() + 1)?.unwrap_or_default();
+        let changed = if tables.is_own { number_of(&row, tables.width() + 1)? } else { None };
+        let changed = changed.unwrap_or_default();
         Ok(Some(Newest { status, changed, event }))
     }
 

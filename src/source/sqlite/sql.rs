@@ -176,14 +176,14 @@ impl Tables {
         }
     }
 
-    /// Expression: the number of the newest change of a job's status, null where the table has none.
+    /// Expression, after a comma: the number of the newest change of a job's status. Nothing where the table has none.
     fn changed_of(&self, job: &Id) -> String {
         match &self.jobs {
             Some(JobTable { name, id, .. }) if self.is_own => {
                 let is_job = id.conditions(job, 1).join(" OR ");
-                format!("(SELECT max(changed) FROM {name} j WHERE {is_job})")
+                format!(", (SELECT max(changed) FROM {name} j WHERE {is_job})")
             }
-            _ => "NULL".into(),
+            _ => String::new(),
         }
     }
 
@@ -201,11 +201,12 @@ impl Tables {
         )
     }
 
-    /// One row: the newest event of a job, its status, and the number of its newest change, all null where there is none.
+    /// One row: the newest event of a job, its status, and, of Jobcast's own tables, the number of its newest change, all
+    /// null where there is none.
     pub fn newest(&self, job: &Id) -> String {
         let rows = self.events.of_job(&self.events.list(), job, "");
         let (status, changed) = (self.status_of(job), self.changed_of(job));
-        format!("SELECT r.*, {status}, {changed} FROM (SELECT 1) LEFT JOIN ({rows} ORDER BY 1 DESC LIMIT 1) r")
+        format!("SELECT r.*, {status}{changed} FROM (SELECT 1) LEFT JOIN ({rows} ORDER BY 1 DESC LIMIT 1) r")
     }
 
     /// The number of columns before the status in [`Tables::newest`].
