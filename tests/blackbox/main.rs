@@ -23,6 +23,7 @@ mod polling;
 mod postgres;
 mod process;
 mod proxies;
+mod recipes;
 mod redis;
 mod reloading;
 mod service_manager;
