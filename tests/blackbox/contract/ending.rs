@@ -149,18 +149,20 @@ pub async fn the_status_comes_first_and_whenever_it_changes_on_both_ways_of_deli
     see(&mut streams, &["RUNNING"]).await;
     store.append("job", 0..2).await;
     see(&mut streams, &["e0", "e1"]).await;
-    // Whoever comes later is told before the first event, and once more only where the ring holds a change.
+    // Whoever comes later is told the newest before the first event, and nothing of the past.
     let mut late = [open(&daemon, "job", false).await, open(&daemon, "job", true).await];
     for stream in &mut late {
         let seen = see_up_to(stream, "e1").await;
         assert!(seen.ends_with(&["RUNNING", "e0", "e1"].map(String::from)), "{seen:?}");
+        assert!(!seen.contains(&"QUEUED".into()), "{seen:?}");
     }
     store.set_status("job", "FAILED").await;
     see(&mut streams, &["FAILED"]).await;
     see(&mut late, &["FAILED"]).await;
     store.append("job", 2..3).await;
     let latest = see_up_to(&mut open(&daemon, "job", false).await, "complete FAILED").await;
-    assert_eq!(latest.iter().filter(|shown| *shown == "FAILED").count(), 1, "{latest:?}");
+    assert_eq!(latest[0], "FAILED", "{latest:?}");
+    assert!(!latest.contains(&"RUNNING".into()), "{latest:?}");
     see(&mut streams, &["e2", "complete FAILED"]).await;
     see(&mut late, &["e2", "complete FAILED"]).await;
     // One that has ended is all history.
