@@ -131,7 +131,8 @@ async fn read_page(
 ) -> Result<PageResult, QueryError> {
     let began = Instant::now();
     loop {
-        let connection = store.pool.get_for(Kind::page(job, &position)).await?;
+        let known = store.durable_mark().xid();
+        let connection = store.pool.get_for(Kind::page(job, &position, known)).await?;
         let mut session = Session { store, connection, tables: tables.clone() };
         let can_wait = began.elapsed() < store.settle;
         if let Some(page) = session.page(job, &position, limit, can_wait).await? {
