@@ -47,6 +47,7 @@
 //!   and [`Source::newest`].
 //! - [`Tail::watch`] and [`Joiner`] get no others.
 
+mod forgiving;
 mod job_lists;
 mod news;
 mod page;
@@ -56,11 +57,13 @@ mod registry;
 mod sqlite;
 mod tls;
 
+pub use forgiving::Forgiving;
 pub use job_lists::{MAX_JOBS, SharedLists};
 pub use news::TailBatch;
 pub use page::PageBuilder;
 pub use registry::{DRIVERS, Driver, driver, open};
 
+use crate::config;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus, Payload};
@@ -69,11 +72,20 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
 
+/// A change that a source is ready to make.
+pub type Change = Box<dyn FnOnce() + Send>;
+
 /// A store of job events, open.
 #[async_trait]
 pub trait Source: Send + Sync {
     /// The name of its kind, in metrics and logs.
     fn kind(&self) -> &'static str;
+
+    /// Makes ready to log in as these settings say, on connections that are opened from now on: their credentials may have been
+    /// renewed. Fails where they lead to another store. A source without credentials has nothing to change.
+    fn prepare(&self, _settings: &config::Source) -> Result<Change, SourceError> {
+        Ok(Box::new(|| {}))
+    }
 
     /// Returns the position before the job's first event.
     fn beginning(&self, job: &JobId) -> Cursor;

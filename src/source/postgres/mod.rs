@@ -25,7 +25,7 @@ mod writer;
 
 pub use driver::PostgresDriver;
 
-use super::{Appended, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
+use super::{Appended, Change, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
 use crate::config;
 use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
@@ -60,6 +60,10 @@ impl Source for Postgres {
 
     fn beginning(&self, job: &JobId) -> Cursor {
         Position::beginning().to_cursor(job)
+    }
+
+    fn prepare(&self, settings: &config::Source) -> Result<Change, SourceError> {
+        self.store.prepare_login(&settings.postgres)
     }
 
     async fn resolve(&self, job: &JobId, text: &str) -> Result<Option<Cursor>, SourceError> {

@@ -32,7 +32,8 @@ use futures_util::TryStreamExt;
 use position::Position;
 use rows::{bytes_of, job_of, number_of, read_event, status_of};
 use sqlx::ConnectOptions;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteRow, SqliteSynchronous};
+use sqlx::pool::PoolConnection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,7 +62,7 @@ impl Sqlite {
     /// Opens the file; creates it, and its tables, where they do not exist. Where another process keeps it locked, the
     /// tail opens it later.
     async fn open(settings: &config::Source) -> Result<Self, SourceError> {
-        let database = Arc::new(Database::new(&settings.sqlite.path));
+        let database = Arc::new(Database::new(&settings.sqlite.path, settings.read_timeout));
         if let Err(error) = database.open().await {
             let is_locked = error.code() == SourceCode::Busy;
             let error = error.during(format!("opening {}", database.path().display()));
@@ -79,8 +80,8 @@ impl Sqlite {
         error.into().during(format!("{operation} in {}", self.database.path().display()))
     }
 
-    fn readers(&self, operation: &str) -> Result<SqlitePool, SourceError> {
-        self.database.readers().map_err(|error| self.failed(operation, error))
+    async fn reader(&self, operation: &str) -> Result<PoolConnection<sqlx::Sqlite>, SourceError> {
+        self.database.reader().await.map_err(|error| self.failed(operation, error))
     }
 }
 
@@ -113,7 +114,7 @@ impl Source for Sqlite {
         let seq: Option<i64> = sqlx::query_scalar(sql)
             .bind(job.as_str())
             .bind(text)
-            .fetch_optional(&self.readers(operation)?)
+            .fetch_optional(&mut *self.reader(operation).await?)
             .await
             .map_err(|error| self.failed(operation, error))?;
         Ok(seq.map(|seq| Position::after(seq, text).seal(job)))
@@ -151,7 +152,7 @@ impl Source for Sqlite {
         let rows = sqlx::query(LIST)
             .bind(status.map(JobStatus::as_str))
             .bind(limit as i64)
-            .fetch_all(&self.readers(operation)?)
+            .fetch_all(&mut *self.reader(operation).await?)
             .await
             .map_err(|error| self.failed(operation, error))?;
         let summary = |row: &SqliteRow| {
@@ -202,7 +203,7 @@ impl Sqlite {
              LEFT JOIN job_events e ON e.seq = w.newest",
         )
         .bind(job.as_str())
-        .fetch_one(&self.database.readers()?)
+        .fetch_one(&mut *self.database.reader().await?)
         .await?;
         let status = bytes_of(&row, 0)?;
         let seq = number_of(&row, 1)?;
@@ -213,7 +214,7 @@ impl Sqlite {
 
     /// Reads by one statement, so that status, mark and events are of one snapshot.
     async fn read_page(&self, job: &JobId, after: Position, limit: Limit) -> Result<PageResult, SqliteError> {
-        let readers = self.database.readers()?;
+        let mut reader = self.database.reader().await?;
         // The first row has no number; instead of an event it holds the id at the position, the highest number, the status.
         let mut rows = sqlx::query(
             "SELECT NULL AS seq,
@@ -231,7 +232,7 @@ impl Sqlite {
         .bind(job.as_str())
         .bind(after.seq)
         .bind(limit.events as i64 + 2)
-        .fetch(&readers);
+        .fetch(&mut *reader);
         let mut page = PageBuilder::new(limit);
         let (mut is_last, mut status, mut mark) = (true, None, None);
         while let Some(row) = rows.try_next().await? {

@@ -166,6 +166,7 @@ impl SqliteTail {
     async fn try_read(&mut self, joining: &[Joiner]) -> Result<ReadResult, SqliteError> {
         let Connected { sqlite: connection, file } = ensure_connection(&mut self.connection, &self.database).await?;
         let file = *file;
+        self.database.begin_read(connection).await?;
         if self.read_from.is_some_and(|read| read != file) {
             let newest = read_changes(connection, 0, &[]).await?.newest;
             tracing::warn!(path = %self.database.path().display(), "the database file was replaced by another one");
