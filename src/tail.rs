@@ -156,20 +156,28 @@ impl TailLoop {
         self.has_more = true;
     }
 
-    /// Announces an outage once, and once more if it turns out that waiting does not help.
+    /// Announces an outage once, and once more if it turns out that waiting does not help. Where streams are to wait all the
+    /// same, since the source is forgiven, only the log and operators are told the second time.
     fn announce_outage(&self, error: SourceError, retry_in: Duration) {
         telemetry::SOURCE_UP.gauge(&[]).set(0.0);
         count_error(&error);
         let is_news = error.begins_incident();
-        if self.hub.outage().is_none_or(|known| known.error.is_retryable() && !error.is_retryable()) {
-            let (source, code) = (self.kind, error.code.as_str());
-            match is_news {
-                true => tracing::warn!(source, code, %error, ?retry_in, "source went away"),
-                // A request has met it first, and said it.
-                false => tracing::info!(source, code, %error, ?retry_in, "source went away"),
-            }
-            self.hub.set_outage(Some(Outage { error, since: Instant::now(), retry_in }));
+        let known = self.hub.outage();
+        let is_told = known.as_ref().is_some_and(|known| !known.error.is_retryable() || error.is_retryable());
+        let is_known =
+            known.as_ref().is_some_and(|known| !known.error.kind_is_retryable() || error.kind_is_retryable());
+        if is_told && is_known {
+            return;
         }
+        let (source, code) = (self.kind, error.code.as_str());
+        match is_news {
+            true => tracing::warn!(source, code, %error, ?retry_in, "source went away"),
+            // A request has met it first, and said it.
+            false => tracing::info!(source, code, %error, ?retry_in, "source went away"),
+        }
+        let since = known.map_or_else(Instant::now, |known| known.since);
+        let outage = Outage { error, since, retry_in };
+        if is_told { self.hub.correct_outage(outage) } else { self.hub.set_outage(Some(outage)) }
     }
 
     /// Tells the subscribers of the jobs whose own rows cannot be read, and nobody else. `is_whole` says that all other
@@ -243,7 +251,7 @@ fn age_of(event: &Event, now: Timestamp) -> Option<f64> {
 
 /// Counts a failure of the source in the metrics.
 pub fn count_error(error: &SourceError) {
-    let retryable = if error.is_retryable() { "true" } else { "false" };
+    let retryable = if error.kind_is_retryable() { "true" } else { "false" };
     telemetry::SOURCE_ERRORS.increment(&[("code", error.code.as_str()), ("retryable", retryable)], 1);
 }
 

@@ -337,6 +337,14 @@ impl Hub {
         self.0.outage.send_replace(outage.map(Arc::new));
     }
 
+    /// Replaces the present outage by what is now known of it, and tells nobody who was told of it.
+    pub fn correct_outage(&self, outage: Outage) {
+        self.0.outage.send_if_modified(|known| {
+            *known = Some(Arc::new(outage));
+            false
+        });
+    }
+
     /// Tells the subscribers of one job that its rows cannot be read, or notes that they can again.
     pub fn set_fault(&self, job: &JobId, fault: Option<Outage>) {
         let Some(channel) = self.channels().get(job).cloned() else { return };

@@ -49,6 +49,7 @@
 
 mod ends;
 mod finding;
+mod forgiving;
 mod job_lists;
 mod names;
 mod news;
@@ -61,11 +62,13 @@ mod tls;
 
 pub use ends::{Age, Ending, Endings, Ends, Evidence, Seen};
 pub use finding::{Finding, Grade};
+pub use forgiving::Forgiving;
 pub use job_lists::{MAX_JOBS, SharedLists};
 pub use news::TailBatch;
 pub use page::PageBuilder;
 pub use registry::{DRIVERS, Driver, driver, open};
 
+use crate::config;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus, Payload};
@@ -73,6 +76,9 @@ use crate::sse::{JobEnd, Reset};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
+
+/// A change that a source is ready to make.
+pub type Change = Box<dyn FnOnce() + Send>;
 
 /// A store of job events, open.
 #[async_trait]
@@ -83,6 +89,12 @@ pub trait Source: Send + Sync {
     /// Returns the part of an event that no other event of its job has.
     fn event_key(&self) -> EventKey {
         EventKey::Id
+    }
+
+    /// Makes ready to log in as these settings say, on connections that are opened from now on: their credentials may have been
+    /// renewed. Fails where they lead to another store. A source without credentials has nothing to change.
+    fn prepare(&self, _settings: &config::Source) -> Result<Change, SourceError> {
+        Ok(Box::new(|| {}))
     }
 
     /// Returns the position before the job's first event.

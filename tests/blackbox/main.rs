@@ -14,6 +14,7 @@ mod deploy;
 mod docs;
 mod doctor;
 mod edges;
+mod forgiving;
 mod http;
 mod http2;
 mod ingest;

@@ -125,7 +125,7 @@ fn help_for(code: SourceCode) -> &'static str {
         SourceCode::Unreachable => "see whether the server runs and source.postgres.url leads to it",
         SourceCode::Unavailable => "the server is starting, stopping or changing over",
         SourceCode::Exhausted => "raise the server's max_connections, or source.postgres.pool where ours are all taken",
-        SourceCode::TimedOut => "the server is busy",
+        SourceCode::TimedOut => "the server is busy, or see source.read_timeout",
         SourceCode::Conflict => "",
         SourceCode::Credentials => "correct user, password or database in source.postgres.url",
         SourceCode::Tls => "see sslmode in source.postgres.url, and source.postgres.root_cert",

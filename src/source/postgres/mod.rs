@@ -28,7 +28,7 @@ mod writer;
 
 pub use driver::PostgresDriver;
 
-use super::{Appended, EventKey, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
+use super::{Appended, Change, EventKey, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
 use crate::config;
 use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
@@ -67,6 +67,10 @@ impl Source for Postgres {
 
     fn beginning(&self, job: &JobId) -> Cursor {
         Position::beginning().to_cursor(job)
+    }
+
+    fn prepare(&self, settings: &config::Source) -> Result<Change, SourceError> {
+        self.store.prepare_login(&settings.postgres)
     }
 
     async fn resolve(&self, job: &JobId, text: &str) -> Result<Option<Cursor>, SourceError> {
@@ -138,7 +142,8 @@ async fn read_page(
 ) -> Result<PageResult, QueryError> {
     let began = Instant::now();
     loop {
-        let connection = store.pool.get_for(Kind::page(job, &position)).await?;
+        let known = store.durable_mark().xid();
+        let connection = store.pool.get_for(Kind::page(job, &position, known)).await?;
         let mut session = Session { store, connection, tables: tables.clone() };
         let can_wait = began.elapsed() < store.settle;
         if let Some(page) = session.page(job, &position, limit, can_wait).await? {

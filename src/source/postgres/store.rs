@@ -2,7 +2,7 @@
 
 use super::ends::PostgresEnds;
 use super::error::QueryError;
-use super::pool::{ConnectionPool, PooledConnection};
+use super::pool::{ConnectionPool, Login, PooledConnection};
 use super::position::{Life, Position};
 use super::problem::SchemaProblem;
 use super::session::Session;
@@ -13,7 +13,7 @@ use super::turns::Kind;
 use crate::config;
 use crate::error::{SourceCode, SourceError};
 use crate::event::JobId;
-use crate::source::EventKey;
+use crate::source::{Change, EventKey};
 use crate::source::tls::root_certificate;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::{ConnectOptions, Row};
@@ -34,6 +34,8 @@ pub struct Store {
     pub tail_pool: ConnectionPool,
     /// For the one connection that listens for notifications; sqlx's listener needs a pool of sqlx's.
     pub listener_pool: PgPool,
+    /// The credentials of all of these.
+    login: Login,
     /// Read when they are first needed, and forgotten when the database says that they have changed.
     tables: RwLock<Option<KnownTables>>,
     /// No unique index says that the ids of a job's events differ.
@@ -68,14 +70,15 @@ impl Store {
     /// Makes the store without asking the database anything.
     pub fn prepare(settings: &config::Source) -> Result<Arc<Self>, SourceError> {
         let options = connect_options(&settings.postgres)?;
-        let database = options.get_database().unwrap_or_default();
+        let (login, read_timeout) = (Login::new(options.clone()), settings.read_timeout);
         Ok(Arc::new(Self {
             settings: settings.postgres.clone(),
             settle: settings.settle,
             ends: PostgresEnds::new(settings.end_grace),
-            pool: ConnectionPool::new(options.clone(), settings.postgres.pool),
-            tail_pool: ConnectionPool::new(options.clone(), 1),
-            address: format!("{}:{}/{database}", options.get_host(), options.get_port()),
+            pool: ConnectionPool::new(login.clone(), settings.postgres.pool, read_timeout),
+            tail_pool: ConnectionPool::new(login.clone(), 1, read_timeout),
+            login,
+            address: address_of(&options),
             port: options.get_socket().is_none().then(|| options.get_port()),
             listener_pool: PgPoolOptions::new().max_connections(1).connect_lazy_with(options),
             tables: RwLock::default(),
@@ -87,6 +90,25 @@ impl Store {
     /// Host, port and database; never a password.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Makes ready to log in as these settings say, on connections that are opened from now on.
+    pub fn prepare_login(self: &Arc<Self>, settings: &config::Postgres) -> Result<Change, SourceError> {
+        let options = connect_options(settings)?;
+        if address_of(&options) != self.address {
+            let cause = "it leads to another server or database than at the start";
+            return Err(SourceError::new(
+                SourceCode::CannotOpen,
+                "reading source.postgres.url",
+                cause,
+                "restart for that",
+            ));
+        }
+        let store = self.clone();
+        Ok(Box::new(move || {
+            store.login.renew(options.clone());
+            store.listener_pool.set_connect_options(options);
+        }))
     }
 
     pub fn error(&self, operation: &str, error: QueryError) -> SourceError {
@@ -319,6 +341,11 @@ async fn read_relation(connection: &mut PooledConnection, name: &str, job_id: &s
     }
     let columns = rows.iter().map(column).collect::<Result<_, _>>()?;
     Ok(Relation { name: name.into(), kind, columns, has_other_life: false })
+}
+
+/// Host, port and database.
+fn address_of(options: &PgConnectOptions) -> String {
+    format!("{}:{}/{}", options.get_host(), options.get_port(), options.get_database().unwrap_or_default())
 }
 
 fn connect_options(settings: &config::Postgres) -> Result<PgConnectOptions, SourceError> {

@@ -168,6 +168,7 @@ impl SqliteTail {
         let Connected { sqlite: connection, file, tables } =
             ensure_connection(&mut self.connection, &self.database).await?;
         let (file, tables) = (*file, tables.clone());
+        self.database.begin_read(connection).await?;
         if self.read_from.is_some_and(|read| read != file) {
             let newest = read_changes(connection, &tables, (None, 0), &[]).await?.newest;
             tracing::warn!(path = %self.database.path().display(), "the database file was replaced by another one");
