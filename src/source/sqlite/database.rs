@@ -357,11 +357,12 @@ mod tests {
     #[tokio::test]
     async fn a_read_that_takes_too_long_is_interrupted_and_the_connection_serves_the_next_one() {
         let folder = tempfile::tempdir().expect("a folder");
-        let database = Database::new(&folder.path().join("jobs.db"), Duration::from_millis(50));
+        let settings = config::Sqlite { path: folder.path().join("jobs.db"), ..config::Sqlite::default() };
+        let database = Database::new(&settings, Duration::from_millis(50));
         let mut connected = database.open().await.expect("a file");
         let endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n";
         for _ in 0..2 {
-            let mut reader = database.reader().await.expect("a connection");
+            let (mut reader, _) = database.reader().await.expect("a connection");
             let error = sqlx::query(endless).fetch_one(&mut *reader).await.expect_err("no end");
             assert_eq!(SqliteError::from(error).code(), SourceCode::TimedOut);
             database.begin_read(&mut connected.sqlite).await.expect("a read");
