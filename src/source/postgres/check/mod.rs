@@ -114,6 +114,11 @@ impl Check<'_> {
 
     fn add_error(&mut self, operation: &str, error: QueryError) {
         let error = self.store.error(operation, error);
+        if error.code == SourceCode::TimedOut {
+            let summary = format!("{}: {}", error.operation, error.cause);
+            let mend = "an index for the question, as named here, or another time: what is not known is not wrong";
+            return self.findings.push(Finding::improvable(summary, mend));
+        }
         let mend = match error.code {
             SourceCode::Schema => "name other columns, or make a view of the table: docs/map-your-table.md".into(),
             _ => error.advice(),
