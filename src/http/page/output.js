@@ -45,6 +45,9 @@ export class Output {
   #isFollowing = true;
   /** The place to which the pane was scrolled last. */
   #topPx = 0;
+  /** The heights of the content and of the pane at that time. */
+  #heightPx = 0;
+  #viewPx = 0;
   /** Rows are being fetched. */
   #isFetching = false;
   /** The number of the window: what was fetched for another one is thrown away. */
@@ -403,7 +406,8 @@ export class Output {
     const { scrollHeight, scrollTop, clientHeight } = this.#pane;
     const leftPx = scrollHeight - scrollTop - clientHeight;
     // A pane that grew or shrank is not at its end, although nobody has scrolled up.
-    const isPushed = this.#isFollowing && scrollTop >= this.#topPx - 1;
+    const isOther = scrollHeight !== this.#heightPx || clientHeight !== this.#viewPx;
+    const isPushed = this.#isFollowing && (isOther || scrollTop >= this.#topPx - 1);
     this.#topPx = scrollTop;
     if (isPushed && leftPx >= SLACK_PX) return this.#scrollToEnd();
     this.#isFollowing = this.#below === 0 && leftPx < SLACK_PX;
@@ -442,6 +446,8 @@ export class Output {
   #scrollToEnd() {
     this.#pane.scrollTop = this.#pane.scrollHeight;
     this.#topPx = this.#pane.scrollTop;
+    this.#heightPx = this.#pane.scrollHeight;
+    this.#viewPx = this.#pane.clientHeight;
   }
 
   /** @param {number} count */
