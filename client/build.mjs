@@ -1,12 +1,27 @@
-// Builds the package (dist/) and the module that Jobcast serves as /jobcast.js. That module is committed as
-// ../src/http/page/jobcast.js, so that cargo needs no Node. `--check` does not write it; it fails if the committed
-// module differs from the one built from client/src.
+// Builds the package (dist/) and the modules that Jobcast serves. These are committed in ../src/http/page, so that cargo
+// needs no Node. `--check` does not write them; it fails if a committed module differs from the one built from client/src.
 import { execFileSync } from "node:child_process";
-import { readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { build } from "esbuild";
 
-const SERVED = new URL("../src/http/page/jobcast.js", import.meta.url);
+/** The served modules: the core and the element for any page, and the terminal's looks for the live page. */
+const SERVED = { "jobcast.js": "src/index.ts", "jobcast-log.js": "src/element.ts", "terminal.js": "src/terminal.ts" };
+/** The served modules load the core from where they are served themselves. */
+const servedCore = {
+  name: "served-core",
+  setup: ({ onResolve }) => onResolve({ filter: /^\.\/index\.js$/ }, () => ({ path: "./jobcast.js", external: true })),
+};
 const { version } = JSON.parse(readFileSync(new URL("package.json", import.meta.url), "utf8"));
+
+// Names of fields that never leave the client: they are shortened in what is built. Everything else is public, or goes to
+// other tabs.
+const INTERNAL = `
+  rules task taskId timerAtMs deadlineMs startedMs notBeforeMs lastWaitMs openedMs warning hasAnswered failures lastCode
+  lastCodeCount flow suspectStreams isTokenAsked isAsked probes probeAtMs leaderView isFollower canPoll canStream hasEvents
+  hasHeartbeat isEmpty isCut sleptMs waitMs isShared isBlocked isTokenOver giveUpAfter onAnswer onEvents onBytes
+  onOffline onCursor forgetToken send broadcastEvents broadcastReset broadcastAlive broadcastView takeOver applyHeldBack
+  hasSeen lastId dispatch deliver
+`.match(/\w+/g);
 
 const common = {
   bundle: true,
@@ -14,6 +29,7 @@ const common = {
   format: "esm",
   target: "es2022",
   legalComments: "none",
+  mangleProps: new RegExp(`^(${INTERNAL.join("|")})$`),
   absWorkingDir: import.meta.dirname,
   logLevel: "warning",
 };
@@ -21,25 +37,42 @@ const common = {
 rmSync(new URL("dist", import.meta.url), { recursive: true, force: true });
 await build({
   ...common,
-  entryPoints: ["src/index.ts", "src/react.ts"],
+  // The last four are loaded when they are needed.
+  entryPoints: [
+    ...["index", "react", "vue", "svelte", "solid", "element"],
+    ...["share", "poll", "diagnose", "loop"],
+  ].map((name) => `src/${name}.ts`),
   outdir: "dist",
   splitting: true,
-  chunkNames: "[name]",
+  chunkNames: "[name].[hash]",
   sourcemap: true,
-  external: ["eventsource-parser", "react", "./index.js"],
+  external: ["eventsource-parser", "react", "vue", "solid-js", "./index.js"],
 });
 execFileSync("node", ["node_modules/typescript/bin/tsc", "-p", "tsconfig.build.json"], {
   stdio: "inherit",
   cwd: import.meta.dirname,
 });
 
+// This folder may stand alone. Then there is no daemon to build for.
+const page = new URL("../src/http/page/", import.meta.url);
+if (!existsSync(page)) process.exit();
+
 const banner = `// jobcast-client ${version}, built from client/src by \`npm run build\` in client/; do not edit.`;
-const served = await build({ ...common, entryPoints: ["src/index.ts"], write: false, banner: { js: banner } });
-const [{ text }] = served.outputFiles;
-if (!process.argv.includes("--check")) writeFileSync(SERVED, text);
-else if (readFileSync(SERVED, "utf8") !== text) {
-  console.error(
-    "src/http/page/jobcast.js differs from the build of client/src: run `npm run build` in client/ and commit it",
-  );
-  process.exit(1);
+for (const [name, entry] of Object.entries(SERVED)) {
+  const served = await build({
+    ...common,
+    entryPoints: [entry],
+    write: false,
+    banner: { js: banner },
+    plugins: [servedCore],
+  });
+  const [{ text }] = served.outputFiles;
+  const file = new URL(name, page);
+  if (!process.argv.includes("--check")) writeFileSync(file, text);
+  else if (!existsSync(file) || readFileSync(file, "utf8") !== text) {
+    console.error(
+      `src/http/page/${name} differs from the build of client/src: run \`npm run build\` in client/ and commit it`,
+    );
+    process.exit(1);
+  }
 }

@@ -4,7 +4,12 @@ const src = (name: string) => new URL(`src/${name}`, import.meta.url).pathname;
 
 // The tests wait for conditions. Their time-outs allow for a slow machine.
 export default defineConfig({
-  resolve: { alias: { "jobcast-client/react": src("react.ts"), "jobcast-client": src("index.ts") } },
+  resolve: {
+    alias: [
+      { find: /^jobcast-client\/(\w+)$/, replacement: src("$1.ts") },
+      { find: /^jobcast-client$/, replacement: src("index.ts") },
+    ],
+  },
   test: {
     include: ["test/*.test.ts", "examples/react/src/*.test.tsx"],
     globalSetup: ["test/support/pages.ts"],

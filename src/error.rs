@@ -128,6 +128,8 @@ pub enum Scope {
 pub struct SourceError {
     pub code: SourceCode,
     pub scope: Scope,
+    /// The decision that readers are told: that of the code, unless the source is forgiven for a while.
+    retry: Retry,
     /// The work that failed: "reading events from /var/lib/jobcast.db".
     pub operation: Arc<str>,
     /// The answer of the source, in its own words.
@@ -145,7 +147,8 @@ impl SourceError {
         cause: impl Into<Arc<str>>,
         help: &'static str,
     ) -> Self {
-        Self { code, scope: Scope::Source, operation: operation.into(), cause: cause.into(), help, source: None }
+        let (scope, retry) = (Scope::Source, code.retry());
+        Self { code, scope, retry, operation: operation.into(), cause: cause.into(), help, source: None }
     }
 
     /// Keeps the error that this one explains.
@@ -160,7 +163,23 @@ impl SourceError {
 
     /// A fault of one job's rows is retryable whatever its code: the row may be mended.
     pub fn is_retryable(&self) -> bool {
+        matches!(self.scope, Scope::Job(_)) || self.retry == Retry::Yes
+    }
+
+    /// Has readers told that trying again can help, whatever the code says.
+    pub fn forgiven(self) -> Self {
+        Self { retry: Retry::Yes, ..self }
+    }
+
+    /// Tells if trying again can help by the kind of the failure, whatever readers are told. The metrics and `/readyz` say
+    /// this.
+    pub fn kind_is_retryable(&self) -> bool {
         matches!(self.scope, Scope::Job(_)) || self.code.retry() == Retry::Yes
+    }
+
+    /// Tells if the store has refused one value, and can be used.
+    pub fn is_of_value(&self) -> bool {
+        self.code == SourceCode::Refused
     }
 
     /// The sentence for outsiders.

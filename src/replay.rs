@@ -374,7 +374,7 @@ impl Replay {
         if let Some(last) = missing.last() {
             self.reached = Reached::Own(last.end());
         }
-        self.status = subscription.channel().status_at(place).or(self.status);
+        self.status = subscription.channel().status().or(self.status);
         let status = self.untold_status();
         Step::Live { missing, status, subscription, place, cursor: self.cursor().clone() }
     }

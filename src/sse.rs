@@ -78,6 +78,15 @@ impl Segment {
         Self { ends: [bytes.len() as u32].into(), bytes, stands_at: Some(at) }
     }
 
+    /// A comment of the same length, in place of a status that is not the newest any more; `None` for events.
+    pub fn outdated_status(&self) -> Option<Self> {
+        let stands_at = Some(self.stands_at.clone()?);
+        let mut comment = vec![b' '; unframe(&self.bytes).len()];
+        comment[0] = b':';
+        comment.iter_mut().rev().take(2).for_each(|byte| *byte = b'\n');
+        Some(Self { bytes: framed(&comment), ends: self.ends.clone(), stands_at })
+    }
+
     /// The position after event `index`.
     pub fn cursor(&self, index: usize) -> &str {
         if let Some(cursor) = &self.stands_at {
@@ -207,6 +216,9 @@ pub fn opening(retry: Duration) -> Bytes {
 
 /// A comment sent after a silence, so that proxies and clients know that the stream is alive.
 pub const HEARTBEAT: &[u8] = b": heartbeat\n\n";
+
+/// A comment sent once, when the events that there were have been sent: those that follow are new.
+pub const LIVE: &[u8] = b": live\n\n";
 
 /// Sets the client's last event id without an event, so that a connection lost before the first event loses nothing.
 pub fn position(cursor: &Cursor) -> Bytes {

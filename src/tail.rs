@@ -94,7 +94,7 @@ impl TailLoop {
         }
     }
 
-    /// Starts the watches that were requested, and stops those that nobody needs any more.
+    /// Starts the watches that were requested, and stops those that nobody needs any more. Names the jobs that are awaited.
     fn apply_requests(&mut self) {
         for request in self.hub.take_requests() {
             match request {
@@ -102,6 +102,7 @@ impl TailLoop {
                 TailRequest::Join(request) => self.joins.push(request),
             }
         }
+        self.tail.await_jobs(self.hub.awaited_jobs());
         // Sweep only after taking the requests. A channel may be swept whose watch is still among them: started after the
         // sweep, that watch would go on without a channel, and publish to the job's next one.
         for job in self.hub.sweep(Instant::now()) {
@@ -114,7 +115,8 @@ impl TailLoop {
     fn on_news(&mut self, news: News, began: Instant) {
         telemetry::SOURCE_READ.histogram().record(began.elapsed());
         // A job whose rows cannot be read must not keep the tail reading: it waits for the poll.
-        let is_stuck = news.jobs.is_empty() && !news.faults.is_empty();
+        let has_moved = news.jobs.iter().any(|job| !job.events.is_empty() || job.end.is_some());
+        let is_stuck = !has_moved && !news.faults.is_empty();
         self.has_more = (news.more && !is_stuck) || self.joins.has_waiting();
         self.behind_since = self.has_more.then(|| self.behind_since.unwrap_or(began));
         self.lag.set(self.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64()));
@@ -131,6 +133,7 @@ impl TailLoop {
             }
             None => {}
         }
+        self.hub.announce_jobs(&news.appeared);
         // The order matters: a reader that is caught up stands after the events just published, and a channel ends after
         // its last event and after its last reader has joined.
         let ends = self.publish(news.jobs);
@@ -153,20 +156,28 @@ impl TailLoop {
         self.has_more = true;
     }
 
-    /// Announces an outage once, and once more if it turns out that waiting does not help.
+    /// Announces an outage once, and once more if it turns out that waiting does not help. Where streams are to wait all the
+    /// same, since the source is forgiven, only the log and operators are told the second time.
     fn announce_outage(&self, error: SourceError, retry_in: Duration) {
         telemetry::SOURCE_UP.gauge(&[]).set(0.0);
         count_error(&error);
         let is_news = error.begins_incident();
-        if self.hub.outage().is_none_or(|known| known.error.is_retryable() && !error.is_retryable()) {
-            let (source, code) = (self.kind, error.code.as_str());
-            match is_news {
-                true => tracing::warn!(source, code, %error, ?retry_in, "source went away"),
-                // A request has met it first, and said it.
-                false => tracing::info!(source, code, %error, ?retry_in, "source went away"),
-            }
-            self.hub.set_outage(Some(Outage { error, since: Instant::now(), retry_in }));
+        let known = self.hub.outage();
+        let is_told = known.as_ref().is_some_and(|known| !known.error.is_retryable() || error.is_retryable());
+        let is_known =
+            known.as_ref().is_some_and(|known| !known.error.kind_is_retryable() || error.kind_is_retryable());
+        if is_told && is_known {
+            return;
         }
+        let (source, code) = (self.kind, error.code.as_str());
+        match is_news {
+            true => tracing::warn!(source, code, %error, ?retry_in, "source went away"),
+            // A request has met it first, and said it.
+            false => tracing::info!(source, code, %error, ?retry_in, "source went away"),
+        }
+        let since = known.map_or_else(Instant::now, |known| known.since);
+        let outage = Outage { error, since, retry_in };
+        if is_told { self.hub.correct_outage(outage) } else { self.hub.set_outage(Some(outage)) }
     }
 
     /// Tells the subscribers of the jobs whose own rows cannot be read, and nobody else. `is_whole` says that all other
@@ -240,7 +251,7 @@ fn age_of(event: &Event, now: Timestamp) -> Option<f64> {
 
 /// Counts a failure of the source in the metrics.
 pub fn count_error(error: &SourceError) {
-    let retryable = if error.is_retryable() { "true" } else { "false" };
+    let retryable = if error.kind_is_retryable() { "true" } else { "false" };
     telemetry::SOURCE_ERRORS.increment(&[("code", error.code.as_str()), ("retryable", retryable)], 1);
 }
 

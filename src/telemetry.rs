@@ -142,6 +142,7 @@ const REFUSALS: &[&str] = &[
     "rate",
     "replays",
     "jobs",
+    "waiting",
 ];
 
 macro_rules! metrics_table {
@@ -153,9 +154,10 @@ macro_rules! metrics_table {
 
 metrics_table! {
     SUBSCRIBERS = gauge("jobcast_subscribers", "Open streams");
+    WAITING = gauge("jobcast_waiting_requests", "Streams and polls that wait for a job that the source does not know yet");
     CHANNELS = gauge("jobcast_channels", "Live jobs: watched, or watched until a moment ago");
     CONNECTIONS = counter("jobcast_connections_total", "Requests for a stream, by outcome")
-        .by(&[one_of("outcome", &["accepted", "complete", "not_found", "draining", "full", "full_address", "rate", "replays", "jobs", "source_failed"])]);
+        .by(&[one_of("outcome", &["accepted", "complete", "not_found", "draining", "full", "full_address", "rate", "replays", "jobs", "waiting", "closed", "source_failed"])]);
     REFUSED = counter("jobcast_refused_requests_total", "Requests and connections that were turned away, by the limit or rule that they met")
         .by(&[one_of("reason", REFUSALS)]);
     OPEN_CONNECTIONS = gauge("jobcast_open_connections", "Connections of the public listener that carry no live stream");
@@ -189,7 +191,7 @@ metrics_table! {
     UNREADABLE = counter("jobcast_unreadable_events_total", "Events with a part that could not be read as it is stored, each time one is read");
     LOG_LINES_LOST = counter("jobcast_log_lines_lost_total", "Lines of the log that standard error did not take");
     SOURCE_WAKEUPS = counter("jobcast_source_wakeups_total", "Reads of the tail, by what caused them")
-        .by(&[one_of("by", &["ingest", "file", "notify", "poll", "watch", "more"])]);
+        .by(&[one_of("by", &["ingest", "file", "notify", "poll", "end", "watch", "more"])]);
     INGEST = counter("jobcast_ingest_total", "Events and statuses sent in, by outcome")
         .by(&[one_of("outcome", &["appended", "repeated", "status", "refused"])]);
     AUTH = counter("jobcast_auth_total", "Callers asked who they are, by outcome")

@@ -2,37 +2,29 @@
 // nothing; the decisions are made in state.ts.
 
 import { createParser, type EventSourceMessage } from "eventsource-parser";
-import { clientFailure, type Failure, failureFromControlEvent, failureFromResponse } from "./error.js";
-import {
-  asRecord,
-  asString,
-  type JobEvent,
-  type JobStatus,
-  parseJson,
-  type Reset,
-  toJobEvent,
-  type UnknownRecord,
-} from "./event.js";
+import { clientFailure, type Failure, failureFromAnswer, failureFromControlEvent, mediaType } from "./error.js";
+import { asRecord, asString, type JobEvent, parseJson, type Reset, toJobEvent, type UnknownRecord } from "./event.js";
+import type { Action } from "./state.js";
 
 /** The handlers of everything that arrives on a connection, called in the order of arrival. */
 export interface StreamHandlers {
+  /** The answer is Jobcast's; `uniquePart` names the part of its events that tells them apart. */
+  onAnswer(uniquePart: unknown): void;
   /** The stream now stands at `cursor`; the empty cursor is the beginning. */
   onCursor(cursor: string): void;
-  onRetry(ms: number): void;
   onReset(reset: Reset): void;
-  /** All events of one chunk. */
-  onEvents(events: JobEvent[]): void;
-  /** A `stream.error`: Jobcast has a fault, and the stream stays open. */
-  onWarning(failure: Failure): void;
-  /** A chunk has arrived and was handled. It may have held no more than a comment. */
-  onBytes(): void;
-  onComplete(status: JobStatus | null): void;
+  /** All events of one chunk. Returns the number of those that are no repeats. */
+  onEvents(events: JobEvent[]): number;
+  /** A chunk has arrived and was handled. */
+  onBytes(hasHeartbeat: boolean): void;
+  /** Anything else that changes the state and nothing beside it. */
+  dispatch(action: Action): void;
 }
 
 /** A request of one connection. */
 export interface ConnectionRequest {
   /** Fetches with the credentials of the stream. */
-  readonly fetch: (url: string, accept: string) => Promise<Response>;
+  readonly fetch: (url: string, accept: string) => Promise<Response | Failure>;
   /** The address, with its query. */
   readonly url: string;
   readonly jobId: string;
@@ -40,17 +32,9 @@ export interface ConnectionRequest {
   readonly signal: AbortSignal;
 }
 
-export interface PollResult {
-  readonly isEmpty: boolean;
-  /** The answer held all events that there were. */
-  readonly isCaughtUp: boolean;
-  readonly jobStatus: JobStatus | null;
-}
-
-/** The most events in one answer of the JSON address; Jobcast gives no more. */
-export const MAX_EVENTS_PER_POLL = 1000;
-
-const notJobcast = () => clientFailure("client.content_type", "no answer of Jobcast", { isBlocked: true });
+/** The comments after which a stream is live, and by which a silent one shows that it lives. */
+const LIVE = "live";
+const HEARTBEAT = "heartbeat";
 
 /**
  * Reads a stream until it ends, and returns why it ended. `"noContent"` is the answer 204: the job has ended, and the
@@ -61,127 +45,97 @@ export async function readStream(
   handlers: StreamHandlers,
 ): Promise<Failure | "noContent"> {
   const response = await fetch(url, "text/event-stream");
+  if ("error" in response) return response;
   if (response.status === 204) return "noContent";
-  if (!response.ok) return failureFromResponse(response);
-  const contentType = response.headers.get("Content-Type") ?? "";
-  if (!/^text\/event-stream\s*(;|$)/i.test(contentType) || !response.body?.getReader) return notJobcast();
-  const cursor = response.headers.get("X-Jobcast-Cursor");
-  if (cursor) handlers.onCursor(cursor);
+  if (!response.ok || mediaType(response) !== "text/event-stream") return failureFromAnswer(response);
+  const reader = response.body?.getReader?.();
+  if (!reader) return clientFailure("client.content_type", "fetch cannot stream", { isBlocked: true });
+  handlers.onAnswer(response.headers.get("X-Jobcast-Unique"));
 
-  const parser = new StreamParser(jobId, signal, handlers);
-  const reader = response.body.getReader();
+  const parse = streamParser(jobId, signal, handlers);
   for (;;) {
     const { done, value } = await reader.read();
     if (signal.aborted || done) break;
-    parser.feed(value);
+    const bye = parse(value);
     if (signal.aborted) break;
-    handlers.onBytes();
-    if (parser.bye) return parser.bye;
+    if (bye) return bye;
   }
-  return clientFailure("client.ended", "the stream ended before the job");
+  return clientFailure("client.ended", "the stream ended early");
 }
 
-/** The parser of one stream: bytes in, calls of the handlers out. */
-class StreamParser {
-  /** The `stream.bye` after which the stream is left. */
-  bye: Failure | null = null;
-  readonly #jobId: string;
-  readonly #signal: AbortSignal;
-  readonly #handlers: StreamHandlers;
-  readonly #decoder = new TextDecoder();
-  readonly #parser = createParser({
-    onEvent: (message) => this.#onMessage(message),
-    onRetry: (ms) => this.#handlers.onRetry(ms),
-  });
+/**
+ * Returns the parser of one stream, a function that takes bytes and calls the handlers. It returns the `stream.bye`
+ * after which the stream is left.
+ */
+function streamParser(
+  jobId: string,
+  signal: AbortSignal,
+  handlers: StreamHandlers,
+): (bytes: Uint8Array) => Failure | null {
+  // The parser takes one BOM off, and the decoder must not take another.
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   /** Events of the current chunk that were not handed on yet. */
-  #events: JobEvent[] = [];
-  #cursor = "";
-  #isComplete = false;
-  #isLfLent = false;
+  let events: JobEvent[] = [];
+  /** The newest id of the stream, and the one that was handed on. */
+  let cursor: string | null = null;
+  let toldCursor: string | null = null;
+  let bye: Failure | null = null;
+  let hasHeartbeat = false;
 
-  constructor(jobId: string, signal: AbortSignal, handlers: StreamHandlers) {
-    this.#jobId = jobId;
-    this.#signal = signal;
-    this.#handlers = handlers;
-  }
-
-  /**
-   * Parses a chunk and hands its events on.
-   *
-   * The library holds a CR at the end of a chunk back, since it may be half a CRLF. It ends a line already, so an LF is
-   * lent to it, and an LF at the start of the next chunk is taken off again.
-   */
-  feed(bytes: Uint8Array): void {
-    let text = this.#decoder.decode(bytes, { stream: true });
-    if (this.#isLfLent && text.startsWith("\n")) text = text.slice(1);
-    if (text !== "") this.#isLfLent = text.endsWith("\r");
-    this.#parser.feed(this.#isLfLent ? `${text}\n` : text);
-    if (!this.#signal.aborted) this.#flush();
-  }
-
-  #flush(): void {
-    if (this.#events.length > 0) this.#handlers.onEvents(this.#events);
-    this.#events = [];
-  }
-
-  #onMessage({ id, event: type = "message", data }: EventSourceMessage): void {
-    if (this.#isComplete || this.#signal.aborted) return;
+  /** Hands on the events, and a place that came without an event. */
+  const flush = () => {
+    const batch = events;
+    events = [];
+    if (batch.length > 0) handlers.onEvents(batch);
+    if (signal.aborted || cursor === null || cursor === toldCursor) return;
+    toldCursor = cursor;
+    handlers.onCursor(cursor);
+  };
+  const onMessage = ({ id, event: type = "message", data }: EventSourceMessage) => {
+    // After the end of the job the signal is aborted.
+    if (signal.aborted) return;
     const value = parseJson(data);
-    if (id !== undefined) this.#cursor = id;
+    const isControl = type.startsWith("stream.");
     // By the standard an empty id clears the place: the next connection starts from the beginning.
-    if (id === "") {
-      this.#flush();
-      this.#handlers.onCursor("");
-    }
-    if (type.startsWith("stream.")) this.#onControlEvent(type, asRecord(value), id);
+    if (isControl || id === "") flush();
     // An event without an id of its own gets an empty one: it cannot be told from a repeat.
-    else this.#events.push(toJobEvent(this.#jobId, type, value, this.#cursor, id ?? ""));
-  }
-
-  /** Handles an event of Jobcast itself, after all events that came before it. Unknown ones are ignored. */
-  #onControlEvent(type: string, data: UnknownRecord, id: string | undefined): void {
-    this.#flush();
-    if (id) this.#handlers.onCursor(id);
-    switch (type) {
-      case "stream.complete":
-        this.#isComplete = true;
-        return this.#handlers.onComplete(asString(data.status));
-      case "stream.reset":
-        return this.#handlers.onReset(toReset(data));
-      case "stream.bye":
-        this.bye = failureFromControlEvent(type, data);
-        return;
-      case "stream.error":
-        return this.#handlers.onWarning(failureFromControlEvent(type, data));
-    }
-  }
+    if (!isControl) events.push(toJobEvent(jobId, type, value, cursor ?? "", id ?? ""));
+    else if (type === "stream.bye") bye = failureFromControlEvent(type, asRecord(value));
+    else onControlEvent(type, asRecord(value), handlers);
+  };
+  const parser = createParser({
+    onEvent: onMessage,
+    onId: (id) => {
+      cursor = id;
+    },
+    onRetry: (ms) => handlers.dispatch({ type: "retry", ms }),
+    onComment: (text) => {
+      hasHeartbeat ||= text === HEARTBEAT;
+      if (text !== LIVE || signal.aborted) return;
+      flush();
+      handlers.dispatch({ type: "caughtUp", isCaughtUp: true });
+    },
+  });
+  return (bytes) => {
+    hasHeartbeat = false;
+    parser.feed(decoder.decode(bytes, { stream: true }));
+    if (!signal.aborted) flush();
+    if (!signal.aborted) handlers.onBytes(hasHeartbeat);
+    return bye;
+  };
 }
 
-const toReset = ({ reason, cursor }: UnknownRecord): Reset => ({
+/** Handles an event of Jobcast itself, after all events that came before it. Unknown ones are ignored. */
+function onControlEvent(type: string, data: UnknownRecord, { dispatch, onReset }: StreamHandlers): void {
+  const jobStatus = asString(data.status);
+  if (type === "stream.complete") dispatch({ type: "complete", jobStatus });
+  else if (type === "stream.status") dispatch({ type: "status", jobStatus });
+  else if (type === "stream.reset") onReset(toReset(data));
+  else if (type === "stream.error") dispatch({ type: "warned", ...failureFromControlEvent(type, data) });
+}
+
+/** Reads the data of a reset. */
+export const toReset = ({ reason, cursor }: UnknownRecord): Reset => ({
   reason: asString(reason) ?? "unknown",
   cursor: asString(cursor),
 });
-
-/** Asks the JSON address once. */
-export async function poll(
-  { fetch, url, jobId, signal }: ConnectionRequest,
-  handlers: StreamHandlers,
-): Promise<Failure | PollResult> {
-  const response = await fetch(url, "application/json");
-  if (!response.ok) return failureFromResponse(response);
-  const answer = asRecord(parseJson(await response.text()));
-  if (!Array.isArray(answer.events) || typeof answer.cursor !== "string") return notJobcast();
-  const { cursor, retryMs } = answer;
-  const jobStatus = asString(answer.status);
-  const events = answer.events.map((data: unknown) =>
-    toJobEvent(jobId, "message", data, asString(asRecord(data).cursor) ?? cursor),
-  );
-  if (!signal.aborted) {
-    if (typeof retryMs === "number") handlers.onRetry(retryMs);
-    if (answer.reset) handlers.onReset(toReset(asRecord(answer.reset)));
-    if (events.length > 0) handlers.onEvents(events);
-    handlers.onCursor(cursor);
-    if (answer.complete === true) handlers.onComplete(jobStatus);
-  }
-  return { isEmpty: events.length === 0, isCaughtUp: events.length < MAX_EVENTS_PER_POLL, jobStatus };
-}

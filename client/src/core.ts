@@ -1,88 +1,124 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 // The shell around the state (state.ts). It runs the task that the state asks for, has the one timer, keeps the cursor
 // and the ids of delivered events, and calls the listeners.
 
-import {
-  type ConnectionRequest,
-  MAX_EVENTS_PER_POLL,
-  type PollResult,
-  poll,
-  readStream,
-  type StreamHandlers,
-} from "./connection.js";
-import { clientFailure, type Failure } from "./error.js";
-import type { JobEvent, Reset } from "./event.js";
-import { type JobStreamOptions, jobUrls, rulesFrom } from "./options.js";
+import { type ConnectionRequest, readStream, type StreamHandlers } from "./connection.js";
+import { type Failure, failureFromSilence, JobStreamError, offline } from "./error.js";
+import type { AnyEvents, EventOf, JobEvent, Reset, UniquePart } from "./event.js";
+import { type JobStreamOptions, type JobUrls, jobUrls, rulesFrom } from "./options.js";
 import { loadCursor, saveCursor } from "./persist.js";
+import type { PollResult } from "./poll.js";
+import { type Requests, requests } from "./request.js";
 import type { Share } from "./share.js";
 import { type Action, initialState, isOver, reduce, type State, type View } from "./state.js";
-import { onWake } from "./wake.js";
+import { aheadMs, now, onWake } from "./wake.js";
 
 /** The state of a stream and the place that it has reached. */
 export type JobStreamState = View & {
   /** The place after the last delivered event, from which the stream would go on. */
   readonly cursor: string | null;
+  /** The time of the next try, as `Date.now()` counts; `null` unless `retrying`. */
+  readonly retryAt: number | null;
 };
 
 type Listener<T> = (value: T) => void;
 
 /** The number of delivered ids that are kept to recognise repeats. */
 const MAX_SEEN_IDS = 20_000;
-/** Names of the stream's own notifications. An event whose type is one of them reaches the `event` listeners only. */
-const RESERVED_NAMES = new Set(["event", "state", "reset"]);
+/** The names that `on` gives the stream's own notifications. */
+type OwnName = "event" | "state" | "reset";
+/** Precedes the types of events among the names of listeners, so that no type is taken for a name of the stream's own. */
+const TYPE = "type:";
+const OWN_NAME = /^(event|state|reset)$/;
+/** The events that are kept for a loop that begins later. */
+const MAX_BUFFERED = 10_000;
 /** The time for which a poll is held open. It is below the idle time-outs of proxies. */
 const POLL_WAIT_S = 25;
 const MIN_TIMER_MS = 9;
-/** A timer for more than 2 ** 31 ms would fire at once. */
-const MAX_TIMER_MS = 2e9;
+/** The longest timer, so that sleep is noticed soon after it. */
+const MAX_TIMER_MS = 10_000;
+/** A shorter sleep ends no connection. */
+const LEAST_SLEEP_MS = 20_000;
+/** The streams of this page that wait for their next try. */
+const waitingStreams = new Set<JobStream<object>>();
 
-/** Watches one job from construction on. Delivers each event once and in order, until the job ends or `close()`. */
-export class JobStream {
+/**
+ * Watches one job from construction on. Delivers each event once and in order, until the job ends or `close()`.
+ *
+ * `Events` names the types of the job's events and their payloads: `new JobStream<{ "step.output": { line: string } }>`.
+ * It is a promise of the writer's, and is not checked.
+ */
+export class JobStream<Events extends object = AnyEvents> {
   readonly jobId: string;
   readonly #options: JobStreamOptions;
-  readonly #urls: { stream: string; events: string };
+  readonly #urls: JobUrls;
   readonly #listeners = new Map<string, Set<Listener<never>>>();
   readonly #seenIds = new Set<string>();
   #state: State;
   #cursor: string | null;
   /** The id of the newest event. Other tabs compare it with theirs. */
   #lastId: string | null = null;
-  #token: string | null = null;
+  #uniquePart: UniquePart = "id";
+  #retryAt: number | null = null;
   #timer: ReturnType<typeof setTimeout> | undefined;
   /** Aborts the connection of the current task. */
   #connection = new AbortController();
+  readonly #requests: Requests;
+  /** Events since construction, for the first loop. */
+  #backlog: JobEvent[] | "begun" | "overflown" = [];
+  #aheadMs = aheadMs();
   #share: Share | null = null;
   #stopWaking: (() => void) | null = null;
 
+  /** Throws a `JobStreamError` with the code `client.address` if the options make no address. */
   constructor(jobId: string, options: JobStreamOptions = {}) {
-    const { from = "start", persist } = options;
+    const { from = "start", persist, resumeAt } = options;
     this.jobId = jobId;
     this.#options = options;
     this.#urls = jobUrls(jobId, options);
     this.#state = initialState(rulesFrom(options));
+    this.#requests = requests(options, (isAsked) => this.#dispatch({ type: "token", isAsked }));
     const given = from === "start" || from === "now" ? null : from;
-    this.#cursor = (persist === "session" && loadCursor(this.#key)) || given;
+    this.#cursor = resumeAt ?? ((persist === "session" && loadCursor(this.#key)) || given);
     this.#start();
   }
 
   get state(): JobStreamState {
-    return { ...this.#state.view, cursor: this.#cursor };
+    return { ...this.#state.view, cursor: this.#cursor, retryAt: this.#retryAt };
   }
 
   /** Listens for `event`, `state`, `reset`, or events of one type such as `step.output`. Returns how to stop. */
-  on(name: "event", listener: Listener<JobEvent>): () => void;
+  on(name: "event", listener: Listener<EventOf<Events>>): () => void;
   on(name: "state", listener: Listener<JobStreamState>): () => void;
   on(name: "reset", listener: Listener<Reset>): () => void;
-  on(type: string, listener: Listener<JobEvent>): () => void;
+  on<Type extends Exclude<keyof Events & string, OwnName>>(
+    type: Type,
+    listener: Listener<JobEvent<Type, Events[Type]>>,
+  ): () => void;
   on(name: string, listener: Listener<never>): () => void {
+    return this.#listen(OWN_NAME.test(name) ? name : TYPE + name, listener);
+  }
+
+  /** Listens for events of one type, whatever its name: also for those of the types `event`, `state` and `reset`. */
+  onType<Type extends keyof Events & string>(type: Type, listener: Listener<JobEvent<Type, Events[Type]>>): () => void {
+    return this.#listen(TYPE + type, listener);
+  }
+
+  #listen(name: string, listener: Listener<never>): () => void {
     let listeners = this.#listeners.get(name);
     if (!listeners) this.#listeners.set(name, (listeners = new Set()));
     listeners.add(listener);
     return () => listeners.delete(listener);
   }
 
-  /** Closes the stream and leaves no timer, listener or connection behind. */
+  /** Closes the stream and leaves no timer, listener or connection behind. One that has ended keeps its state. */
   close(): void {
     this.#dispatch({ type: "close" });
+    this.#release();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.close();
   }
 
   /** Connects anew at once, also after `failed` or `close()`, and goes on where the stream was. */
@@ -93,35 +129,30 @@ export class JobStream {
 
   /**
    * Yields each event until the job ends or `close()`, and throws a `JobStreamError` when the stream fails. Leaving the
-   * loop closes the stream.
+   * loop closes the stream. The first loop begins with the events since construction, `maxBuffered` at most.
    */
-  async *[Symbol.asyncIterator](): AsyncGenerator<JobEvent, void, undefined> {
-    let waiting: JobEvent[] = [];
-    let resume = () => {};
-    const unsubscribes = [
-      this.on("event", (event) => {
-        waiting.push(event);
-        resume();
-      }),
-      this.on("state", () => resume()),
-    ];
+  async *[Symbol.asyncIterator](): AsyncGenerator<EventOf<Events>, void, undefined> {
     try {
-      for (;;) {
-        const batch = waiting;
-        waiting = [];
-        yield* batch;
-        if (waiting.length > 0) continue;
-        const { view } = this.#state;
-        if (view.status === "failed") throw view.error;
-        if (isOver(view)) return;
-        await new Promise<void>((resolve) => {
-          resume = resolve;
-        });
-      }
+      const { loop } = await import("./loop.js");
+      const listen = (name: OwnName, listener: Listener<never>) => this.#listen(name, listener);
+      yield* loop(this.#takeBacklog() as EventOf<Events>[], () => this.#state.view, listen);
     } finally {
-      for (const unsubscribe of unsubscribes) unsubscribe();
       this.close();
     }
+  }
+
+  #takeBacklog(): JobEvent[] {
+    const backlog = this.#backlog;
+    this.#backlog = "begun";
+    if (typeof backlog === "object") return backlog;
+    if (backlog === "begun") return [];
+    throw new JobStreamError("client.overflow", "more events than maxBuffered came before the loop", false);
+  }
+
+  #keepForLoop(event: JobEvent): void {
+    if (typeof this.#backlog !== "object") return;
+    const { maxBuffered = MAX_BUFFERED } = this.#options;
+    if (this.#backlog.push(event) > maxBuffered) this.#backlog = "overflown";
   }
 
   /** The name of this job's cursor in the session, and of its lock and channel among the tabs. */
@@ -163,19 +194,33 @@ export class JobStream {
 
   #dispatch(action: Action): void {
     const before = this.#state;
-    const after = reduce(before, action, Date.now());
+    const after = reduce(before, action, now());
     this.#state = after;
+    const { debug } = this.#options;
+    if (debug) (debug === true ? console.debug : debug)("jobcast", this.jobId, action.type, after.view);
     if (after.taskId !== before.taskId) {
       this.#connection.abort();
       this.#connection = new AbortController();
       if (after.task !== "none") void this.#runTask(after, this.#connection.signal);
     }
     if (after.timerAtMs !== before.timerAtMs) this.#setTimer();
+    // The server is back: the other streams of this page that wait for it try at once.
+    if (before.failures > 0 && after.failures === 0 && after.view.retryInMs === null && after.hasAnswered)
+      for (const stream of [...waitingStreams]) if (stream.#urls.origin === this.#urls.origin) stream.#onWake(false);
     // Object identity means "changed": the reducer keeps the `view` object as long as nothing in it changes.
     if (after.view === before.view) return;
+    this.#onViewChanged(after.view);
+  }
+
+  #onViewChanged(view: View): void {
+    const { retryInMs } = view;
+    this.#retryAt = retryInMs === null ? null : Date.now() + retryInMs;
+    waitingStreams[retryInMs === null ? "delete" : "add"](this as unknown as JobStream<object>);
     this.#share?.broadcastView();
-    if (isOver(after.view)) this.#cleanUp(after.view);
-    else this.#stopWaking ??= onWake((isCut) => this.#onWake(isCut));
+    // A failed stream keeps its lock: the next tab would only fail, too.
+    if (view.status === "failed") this.#stopListening();
+    else if (isOver(view)) this.#release();
+    else this.#stopWaking ??= onWake({ onWake: (isCut) => this.#onWake(isCut), onOffline: () => this.#onOffline() });
     this.#emit("state", this.state);
   }
 
@@ -184,11 +229,13 @@ export class JobStream {
     clearTimeout(this.#timer);
     if (timerAtMs === Infinity) return;
     // A timer may fire early. The least wait keeps it from firing again and again until its time.
-    const waitMs = Math.min(Math.max(timerAtMs - Date.now(), MIN_TIMER_MS), MAX_TIMER_MS);
+    const waitMs = Math.min(Math.max(timerAtMs - now(), MIN_TIMER_MS), MAX_TIMER_MS);
     this.#timer = setTimeout(() => this.#onTimer(), waitMs);
   }
 
   #onTimer(): void {
+    const sleptMs = -this.#aheadMs + (this.#aheadMs = aheadMs());
+    if (sleptMs > LEAST_SLEEP_MS) this.#dispatch({ type: "wake", isCut: true, sleptMs });
     this.#dispatch({ type: "timer", random: Math.random() });
     this.#setTimer();
   }
@@ -199,11 +246,18 @@ export class JobStream {
     this.#dispatch({ type: "wake", isCut });
   }
 
-  #cleanUp({ status }: View): void {
+  #onOffline(): void {
+    const { isFollower, view } = this.#state;
+    if (!isFollower && view.status !== "retrying") this.#onLost(offline());
+  }
+
+  #stopListening(): void {
     this.#stopWaking?.();
     this.#stopWaking = null;
-    // A failed stream keeps its lock: the next tab would only fail, too.
-    if (status === "failed") return;
+  }
+
+  #release(): void {
+    this.#stopListening();
     this.#options.signal?.removeEventListener("abort", this.#onAbort);
     this.#share?.close();
     this.#share = null;
@@ -223,8 +277,8 @@ export class JobStream {
           return this.#share?.takeOver();
       }
     } catch (error) {
-      // There was no answer, or the token function failed.
-      if (!signal.aborted) this.#onLost(clientFailure("client.network", String(error)));
+      const failure = await failureFromSilence(error, this.#urls.origin, this.#state.hasAnswered);
+      if (!signal.aborted) this.#onLost(failure);
     }
   }
 
@@ -232,16 +286,15 @@ export class JobStream {
     const end = await readStream(this.#request(this.#urls.stream, "lastEventId", {}, signal), this.#handlers);
     if (signal.aborted) return;
     if (end !== "noContent") return this.#onLost(end);
-    // The job has ended and nothing is new. Only the JSON address says how it ended.
-    const result = canPoll ? await this.#poll(0, signal).catch(() => null) : null;
-    if (signal.aborted) return;
-    this.#dispatch({ type: "complete", jobStatus: result && "jobStatus" in result ? result.jobStatus : null });
+    // The job has ended and nothing is new. Only the JSON address says how it ended, which completes the stream.
+    if (canPoll) await this.#poll(0, signal).catch(() => {});
+    if (!signal.aborted) this.#dispatch({ type: "complete", jobStatus: null });
   }
 
   async #runPoll({ task, view, rules }: State, signal: AbortSignal): Promise<void> {
     // Only a poll that is known to get through is held open, and never so long that it would pass for dead.
     const isHeld = task === "poll" && view.status === "polling";
-    const waitS = isHeld ? Math.floor(Math.min(POLL_WAIT_S, rules.heartbeatTimeoutMs / 2000)) : 0;
+    const waitS = isHeld ? Math.min(POLL_WAIT_S, Math.floor(rules.heartbeatTimeoutMs / 2000)) : 0;
     const result = await this.#poll(waitS, signal);
     if (signal.aborted) return;
     if ("error" in result) return this.#onLost(result);
@@ -250,17 +303,19 @@ export class JobStream {
     if (task === "catchUp") this.#share?.applyHeldBack();
   }
 
-  #poll(waitS: number, signal: AbortSignal): Promise<Failure | PollResult> {
-    const query = { limit: `${MAX_EVENTS_PER_POLL}`, wait: `${waitS}` };
-    return poll(this.#request(this.#urls.events, "after", query, signal), this.#handlers);
+  async #poll(waitS: number, signal: AbortSignal): Promise<Failure | PollResult> {
+    const { poll } = await import("./poll.js");
+    return poll((query) => this.#request(this.#urls.events, "after", query, signal), waitS, this.#handlers);
   }
 
   /** Makes a request from where the stream stands. The cursor is no header: that would cost preflights. */
   #request(address: string, cursorName: string, query: Record<string, string>, signal: AbortSignal): ConnectionRequest {
     if (this.#cursor) query[cursorName] = this.#cursor;
     else if (this.#options.from === "now") query.from = "now";
+    // No cache has an answer for this address, whatever it makes of `no-store`.
+    query._ = `${Math.random()}`;
     return {
-      fetch: (url, accept) => this.#fetch(url, accept, signal),
+      fetch: (url, accept) => this.#requests.send(url, accept, signal),
       url: `${address}${address.includes("?") ? "&" : "?"}${new URLSearchParams(query)}`,
       jobId: this.jobId,
       signal,
@@ -268,69 +323,54 @@ export class JobStream {
   }
 
   #onLost(failure: Failure): void {
-    const { code, message } = failure.error;
-    // An address that never answered as Jobcast does is a wrong one. Later it is something in between, which may pass.
-    const isWrongAddress = code === "client.content_type" && !this.#state.hasAnswered;
-    const { error } = isWrongAddress ? clientFailure(code, message, {}, false) : failure;
-    this.#dispatch({ type: "lost", random: Math.random(), ...failure, error });
-  }
-
-  /** Fetches with the token. After a 401 the token function is called once more. */
-  async #fetch(url: string, accept: string, signal: AbortSignal): Promise<Response> {
-    const { credentials = "same-origin", token } = this.#options;
-    const send = async () => {
-      const headers: Record<string, string> = { Accept: accept };
-      if (token !== undefined)
-        headers.Authorization = `Bearer ${(this.#token ??= typeof token === "function" ? await token() : token)}`;
-      return fetch(url, { headers, credentials, cache: "no-store", signal });
-    };
-    const response = await send();
-    if (response.status !== 401 || typeof token !== "function") return response;
-    this.#token = null;
-    await response.body?.cancel();
-    return send();
+    if (failure.isTokenOver) this.#requests.forgetToken();
+    this.#dispatch({ type: "lost", random: Math.random(), ...failure });
   }
 
   readonly #handlers: StreamHandlers = {
+    onAnswer: (part) => {
+      this.#uniquePart = part === "cursor" ? part : "id";
+    },
     onCursor: (cursor) => this.#setCursor(cursor),
-    onRetry: (ms) => this.#dispatch({ type: "retry", ms }),
     onReset: (reset) => this.#reset(reset),
     onEvents: (events) => {
-      this.#dispatch({ type: "bytes", hasEvents: true });
-      this.#deliver(events);
+      this.#dispatch({ type: "bytes", hasEvents: events.some((event) => !this.#seenIds.has(event[this.#uniquePart])) });
+      return this.#deliver(events);
     },
-    onWarning: (failure) => this.#dispatch({ type: "warned", ...failure }),
-    onBytes: () => {
-      this.#dispatch({ type: "bytes", hasEvents: false });
+    onBytes: (hasHeartbeat) => {
+      this.#dispatch({ type: "bytes", hasEvents: false, hasHeartbeat });
       this.#share?.broadcastAlive();
     },
-    onComplete: (jobStatus) => this.#dispatch({ type: "complete", jobStatus }),
+    dispatch: (action) => this.#dispatch(action),
   };
 
   // ---- events
 
   /**
-   * Delivers the events that were not delivered yet.
+   * Delivers the events that were not delivered yet, and returns their number.
    *
    * `areFromLeader`: a repeat among them may lie before events that this tab has read itself, so it must not move the
    * cursor back.
    */
-  #deliver(events: readonly JobEvent[], areFromLeader = false): void {
+  #deliver(events: readonly JobEvent[], areFromLeader = false): number {
     const previousId = this.#lastId;
     const fresh: JobEvent[] = [];
     for (const event of events) {
-      const isRepeat = this.#seenIds.has(event.id);
+      const key = event[this.#uniquePart];
+      const isRepeat = this.#seenIds.has(key);
       if (event.cursor && !(isRepeat && areFromLeader)) this.#cursor = event.cursor;
       if (isRepeat) continue;
-      if (event.id) this.#remember(event.id);
+      if (key) this.#remember(key);
       fresh.push(event);
+      this.#keepForLoop(event);
       this.#emit("event", event);
-      if (!RESERVED_NAMES.has(event.type)) this.#emit(event.type, event);
+      this.#emit(TYPE + event.type, event);
       // A listener has closed the stream. The rest is read again if it goes on from here.
       if (isOver(this.#state.view)) break;
     }
     if (this.#cursor) this.#setCursor(this.#cursor);
     if (fresh.length > 0) this.#share?.broadcastEvents(previousId, fresh);
+    return fresh.length;
   }
 
   #remember(id: string): void {
@@ -349,6 +389,7 @@ export class JobStream {
     this.#lastId = null;
     this.#cursor = reset.cursor;
     this.#share?.broadcastReset(reset);
+    this.#dispatch({ type: "caughtUp", isCaughtUp: false });
     this.#emit("reset", reset);
   }
 

@@ -1,22 +1,30 @@
 // Events of a job, and how they are read from the wire. Their content is foreign input: any type, any payload.
 
-/** One event of a job. */
-export interface JobEvent {
-  /** The event's own id. Each id is delivered once. */
+/** One event of a job. `Type` and `Payload` are known where the caller names the types of events; see `JobStream`. */
+export interface JobEvent<Type extends string = string, Payload = unknown> {
+  /** The event's own id. */
   readonly id: string;
   /** The place after this event: for `from`, `Last-Event-ID` and `?lastEventId=`. */
   readonly cursor: string;
   readonly jobId: string;
   readonly stepId: string | null;
   /** The type that the writer chose: `step.output`, `job.started`, … */
-  readonly type: string;
-  /** The time of the event, in RFC 3339. */
+  readonly type: Type;
+  /** The time of the event, in RFC 3339; the time of its arrival where it came without one that can be read. */
   readonly timestamp: string;
   readonly actor: string | null;
-  readonly payload: unknown;
+  readonly payload: Payload;
   /** Parts that the source could not read as they are stored, such as `payload`; each is lossy or null here. */
   readonly unreadable?: readonly string[];
 }
+
+/** Any type with any payload: the events of a stream whose types are not named. */
+export type AnyEvents = Record<string, unknown>;
+
+/** The type of one event of `Events`, which maps types of events to their payloads. `event.type` narrows it. */
+export type EventOf<Events extends object = AnyEvents> = {
+  [Type in keyof Events & string]: JobEvent<Type, Events[Type]>;
+}[keyof Events & string];
 
 export type JobStatus = "PENDING" | "QUEUED" | "RUNNING" | "COMPLETED" | "FAILED" | "CANCELLED" | (string & {});
 
@@ -26,6 +34,9 @@ export interface Reset {
   readonly reason: string;
   readonly cursor: string | null;
 }
+
+/** The part of an event that no other event of its job has, as the source of the job promises it. */
+export type UniquePart = "id" | "cursor";
 
 export type UnknownRecord = Readonly<Record<string, unknown>>;
 
@@ -56,18 +67,18 @@ export function asString(value: unknown): string | null {
  */
 export function toJobEvent(jobId: string, type: string, data: unknown, cursor: string, bareId = cursor): JobEvent {
   const record = asRecord(data);
-  const id = asString(record.id);
-  const hasEnvelope = id !== null && asString(record.type) !== null && "payload" in record;
-  const unreadable = hasEnvelope && Array.isArray(record.unreadable) ? record.unreadable.map(String) : [];
+  const hasEnvelope = typeof record.id === "string" && typeof record.type === "string" && "payload" in record;
+  const envelope = hasEnvelope ? record : {};
+  const { unreadable } = envelope;
   return {
-    id: hasEnvelope ? id : bareId,
+    id: asString(envelope.id) ?? bareId,
     cursor,
-    jobId: (hasEnvelope && asString(record.jobId)) || jobId,
+    jobId: asString(envelope.jobId) ?? jobId,
     stepId: asString(record.stepId),
-    type: (hasEnvelope && asString(record.type)) || type,
-    timestamp: (hasEnvelope && asString(record.timestamp)) || new Date().toISOString(),
-    actor: hasEnvelope ? asString(record.actor) : null,
+    type: asString(envelope.type) || type,
+    timestamp: asString(envelope.timestamp) ?? new Date().toISOString(),
+    actor: asString(envelope.actor),
     payload: hasEnvelope ? record.payload : data,
-    ...(unreadable.length > 0 && { unreadable }),
+    ...(Array.isArray(unreadable) && { unreadable: unreadable.map(String) }),
   };
 }

@@ -2,5 +2,5 @@
 
 export { JobStream, type JobStreamState } from "./core.js";
 export { JobStreamError } from "./error.js";
-export type { JobEvent, JobStatus, Reset } from "./event.js";
+export type { AnyEvents, EventOf, JobEvent, JobStatus, Reset } from "./event.js";
 export type { JobStreamOptions, RetryOptions } from "./options.js";

@@ -1,80 +1,102 @@
 // Options of a stream and their defaults.
 
+import { JobStreamError } from "./error.js";
 import type { Rules } from "./state.js";
 
 export interface RetryOptions {
   /** The first wait, until the stream names another by `retry:`. Default 1000. */
-  initialMs?: number;
+  initialMs?: number | undefined;
   /** The longest wait. Default 30000. */
-  maxMs?: number;
+  maxMs?: number | undefined;
   /** The factor from one wait to the next. Default 2. */
-  factor?: number;
+  factor?: number | undefined;
   /** The random part of each wait: 1 is all of it, 0 nothing. Default 1. */
-  jitter?: number;
+  jitter?: number | undefined;
   /** The number of failed tries in a row after which the stream gives up. Default Infinity. */
-  maxAttempts?: number;
+  maxAttempts?: number | undefined;
 }
 
 export interface JobStreamOptions {
   /** The address of Jobcast. Default: this page's origin. In Node it must be given. */
-  baseUrl?: string;
+  baseUrl?: string | undefined;
   /** `"start"` (default): the whole history; `"now"`: new events only; else a cursor or event id to go on after. */
-  from?: string;
-  /** The token that is sent as `Authorization: Bearer`. A function is called once, and again after a 401. */
-  token?: string | (() => string | Promise<string>);
+  from?: string | undefined;
+  /**
+   * The token that is sent as `Authorization: Bearer`. A function is called once, and again when its token has run out
+   * or was refused. If it throws it is called again later; a `JobStreamError` that is not retryable ends the stream.
+   */
+  token?: string | (() => string | Promise<string>) | undefined;
   /** As for `fetch`; `"include"` sends cookies to another origin. Default `"same-origin"`. */
-  credentials?: RequestCredentials;
-  retry?: RetryOptions;
+  credentials?: RequestCredentials | undefined;
+  retry?: RetryOptions | undefined;
   /** Silence for so long means that the connection is dead. Jobcast sends something every 15 s. Default 40000. */
-  heartbeatTimeoutMs?: number;
+  heartbeatTimeoutMs?: number | undefined;
   /** The way out where streams do not get through. Default `"poll"`. */
-  fallback?: "poll" | "none";
-  /** A stream that shows nothing for so long does not get through. Default 8000. */
-  fallbackAfterMs?: number;
+  fallback?: "poll" | "none" | undefined;
+  /**
+   * A stream that shows nothing for so long does not get through. Default 12000, which is longer than Jobcast waits for
+   * a job that is not there yet.
+   */
+  fallbackAfterMs?: number | undefined;
   /** `"session"`: after a reload of the page the stream goes on where it was. Default `"none"`. */
-  persist?: "session" | "none";
+  persist?: "session" | "none" | undefined;
   /** One connection for all tabs of this origin that watch the same job. Default false. */
-  share?: boolean;
+  share?: boolean | undefined;
+  /** The number of events that are kept from construction on for a `for await` that begins later. Default 10000. */
+  maxBuffered?: number | undefined;
   /** Closes the stream when aborted. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
+  /** Logs what the stream does: to the console, or to a function. Default false. */
+  debug?: boolean | ((...data: unknown[]) => void) | undefined;
+  /** @internal The cursor to begin at, whatever `from` and the session say. */
+  resumeAt?: string;
   /** The `http.stream_path` of Jobcast, if it was changed. */
-  streamPath?: string;
+  streamPath?: string | undefined;
   /** The `http.events_path` of Jobcast, if it was changed. */
-  eventsPath?: string;
+  eventsPath?: string | undefined;
 }
 
 // Jobcast replaces these two strings with its own settings when it serves /jobcast.js.
 const STREAM_PATH = "/runner-jobs/{job_id}/events/stream";
 const EVENTS_PATH = "/runner-jobs/{job_id}/events";
 
-/** Returns the two addresses of a job. Throws for an impossible address, which would be tried for ever otherwise. */
-export function jobUrls(jobId: string, options: JobStreamOptions): { stream: string; events: string } {
+/** The addresses of a job, and the origin that they belong to. */
+export interface JobUrls {
+  readonly stream: string;
+  readonly events: string;
+  readonly origin: string;
+}
+
+/**
+ * Returns the two addresses of a job. Throws a `JobStreamError` for an impossible address, which would be tried for
+ * ever otherwise.
+ */
+export function jobUrls(jobId: string, options: JobStreamOptions): JobUrls {
+  const base = options.baseUrl ?? "";
   const toUrl = (path: string) => {
-    const url = (options.baseUrl ?? "").replace(/\/$/, "") + path.replace("{job_id}", encodeURIComponent(jobId));
+    const text = base.replace(/\/$/, "") + path.replace("{job_id}", encodeURIComponent(jobId));
     try {
-      return new URL(url, globalThis.location?.href).href;
-    } catch {
-      throw new TypeError(`${url} is no address: give baseUrl`);
-    }
+      const url = new URL(text, globalThis.location?.href);
+      if (/^https?:$/.test(url.protocol)) return url;
+    } catch {}
+    const help = base ? "it begins with http" : "give baseUrl";
+    throw new JobStreamError("client.address", `"${base}" is no address of Jobcast: ${help}`, false);
   };
-  return { stream: toUrl(options.streamPath ?? STREAM_PATH), events: toUrl(options.eventsPath ?? EVENTS_PATH) };
+  const { href, origin } = toUrl(options.streamPath ?? STREAM_PATH);
+  return { stream: href, events: toUrl(options.eventsPath ?? EVENTS_PATH).href, origin };
 }
 
 /** Returns the rules of the state for these options. */
-export function rulesFrom({
-  retry,
-  fallback,
-  heartbeatTimeoutMs = 40_000,
-  fallbackAfterMs = 8000,
-}: JobStreamOptions): Rules {
+export function rulesFrom(options: JobStreamOptions): Rules {
+  const { retry = {}, fallback, heartbeatTimeoutMs = 40_000, fallbackAfterMs = 12_000 } = options;
+  const { initialMs = 1000, maxMs = 30_000, factor = 2, jitter = 1, maxAttempts = Infinity } = retry;
   const canPoll = fallback !== "none";
   return {
-    initialMs: 1000,
-    maxMs: 30_000,
-    factor: 2,
-    jitter: 1,
-    maxAttempts: Infinity,
-    ...retry,
+    initialMs,
+    maxMs,
+    factor,
+    jitter,
+    maxAttempts,
     heartbeatTimeoutMs,
     fallbackAfterMs,
     canPoll,

@@ -2,14 +2,16 @@
 // The shell (core.ts) does what the new state asks for: it runs `task` whenever `taskId` has changed, and dispatches
 // `timer` when `timerAtMs` has come.
 
-import { clientFailure, type Failure, type JobStreamError } from "./error.js";
+import { clientFailure, type Failure, JobStreamError, tokenFailure } from "./error.js";
 import type { JobStatus } from "./event.js";
 
 interface Common {
-  /** The number of failed tries in a row. It is 0 again after a stream that stayed open. */
+  /** The number of failed tries in a row; 0 while events come. */
   readonly attempt: number;
   /** The job's status, as far as it is known. */
   readonly jobStatus: JobStatus | null;
+  /** The events that there were at the beginning were delivered: those that follow are new. */
+  readonly isCaughtUp: boolean;
 }
 
 /** The public state of a stream, without its cursor. */
@@ -52,6 +54,12 @@ export type Task = "none" | "stream" | "poll" | "catchUp" | "takeOver";
  */
 type Warning = "none" | "reported" | "settled";
 
+/**
+ * The sign that the current stream gets through. `none`: no byte has come. `opened`: its first bytes have, and nothing new
+ * after them. `news`: it has brought events.
+ */
+type Flow = "none" | "opened" | "news";
+
 export interface State {
   readonly rules: Rules;
   readonly view: View;
@@ -74,6 +82,16 @@ export interface State {
   readonly warning: Warning;
   /** The address has answered as a Jobcast does, so it is the right one. */
   readonly hasAnswered: boolean;
+  /** The number of failed tries in a row. It is 0 again after a stream that stayed open. */
+  readonly failures: number;
+  /** The code of the last failure, and how many with that code came in a row. */
+  readonly lastCode: string;
+  readonly lastCodeCount: number;
+  readonly flow: Flow;
+  /** The number of streams in a row that looked as if something in between ended or held them. */
+  readonly suspectStreams: number;
+  /** The task waits for the token function, not for the server. */
+  readonly isTokenAsked: boolean;
   /** The number of times that streaming was tried again while polling. */
   readonly probes: number;
   /** The time of the next such try. */
@@ -85,10 +103,15 @@ export interface State {
 
 export type Action =
   | { readonly type: "start" | "follow" | "catchUp" | "close" }
+  /** All events that there were when the connection was made have arrived, or the stream begins anew. */
+  | { readonly type: "caughtUp"; readonly isCaughtUp: boolean }
   /** The time `timerAtMs` has come. */
   | { readonly type: "timer"; readonly random: number }
-  /** Bytes have arrived. With `hasEvents` they held events, and not only a sign of life. */
-  | { readonly type: "bytes"; readonly hasEvents: boolean }
+  /** The token function was called, or has answered. */
+  | { readonly type: "token"; readonly isAsked: boolean }
+  /** Bytes have arrived, and perhaps new events or a heartbeat in them. */
+  | { readonly type: "bytes"; readonly hasEvents: boolean; readonly hasHeartbeat?: boolean }
+  | { readonly type: "status"; readonly jobStatus: JobStatus | null }
   | {
       readonly type: "polled";
       readonly isEmpty: boolean;
@@ -99,8 +122,8 @@ export type Action =
   | ({ readonly type: "warned" } & Failure)
   | ({ readonly type: "lost"; readonly random: number } & Failure)
   | { readonly type: "complete"; readonly jobStatus: JobStatus | null }
-  /** The browser woke the page. With `isCut` no open connection can be trusted. */
-  | { readonly type: "wake"; readonly isCut: boolean }
+  /** The browser woke the page, or the machine has slept. With `isCut` no open connection can be trusted. */
+  | { readonly type: "wake"; readonly isCut: boolean; readonly sleptMs?: number }
   /** The leading tab has a new view. */
   | { readonly type: "leader"; readonly view: View }
   /** The leading tab is alive. */
@@ -109,11 +132,13 @@ export type Action =
 /** The first try to stream again comes after so many times `fallbackAfterMs`, the next after twice as many, … */
 const FIRST_PROBE_FACTOR = 2;
 const MAX_PROBE_FACTOR = 40;
+/** After so many suspect streams in a row events are polled. */
+const MAX_SUSPECT_STREAMS = 3;
 
 export function initialState(rules: Rules): State {
   return {
     rules,
-    view: { status: "connecting", attempt: 0, jobStatus: null, retryInMs: null, error: null },
+    view: { status: "connecting", attempt: 0, jobStatus: null, isCaughtUp: false, retryInMs: null, error: null },
     task: "none",
     taskId: 0,
     timerAtMs: Infinity,
@@ -125,6 +150,12 @@ export function initialState(rules: Rules): State {
     openedMs: 0,
     warning: "none",
     hasAnswered: false,
+    failures: 0,
+    lastCode: "",
+    lastCodeCount: 0,
+    flow: "none",
+    suspectStreams: 0,
+    isTokenAsked: false,
     probes: 0,
     probeAtMs: Infinity,
     leaderView: null,
@@ -171,14 +202,25 @@ function apply(d: Draft, action: Action, nowMs: number): void {
     case "catchUp":
       return connect(d, nowMs);
     case "close":
-      return end(d, "closed");
+      // The state that a stream has ended with stays.
+      return isOver(d.view) ? endTask(d, Infinity) : end(d, "closed");
     case "complete":
-      return end(d, "complete", { attempt: 0, jobStatus: action.jobStatus ?? d.view.jobStatus });
+      return end(d, "complete", { attempt: 0, jobStatus: action.jobStatus ?? d.view.jobStatus, isCaughtUp: true });
+    case "status":
+      if (action.jobStatus && action.jobStatus !== d.view.jobStatus)
+        d.view = { ...d.view, jobStatus: action.jobStatus };
+      return;
+    case "caughtUp":
+      return setCaughtUp(d, action.isCaughtUp);
+    case "token":
+      d.isTokenAsked = action.isAsked;
+      d.deadlineMs = nowMs + patienceMs(d);
+      return setTimer(d);
     case "retry":
       d.retryMs = action.ms;
       return;
     case "bytes":
-      return onBytes(d, action.hasEvents, nowMs);
+      return onBytes(d, action, nowMs);
     case "polled":
       return onPolled(d, action, nowMs);
     case "warned":
@@ -186,6 +228,7 @@ function apply(d: Draft, action: Action, nowMs: number): void {
     case "lost":
       return onLost(d, action, action.random, nowMs);
     case "wake":
+      d.notBeforeMs -= action.sleptMs ?? 0;
       return onWake(d, action.isCut, nowMs);
     case "leader":
       d.leaderView = action.view;
@@ -216,10 +259,15 @@ function endTask(d: Draft, timerAtMs: number): void {
   d.deadlineMs = Infinity;
 }
 
+function setCaughtUp(d: Draft, isCaughtUp: boolean): void {
+  if (d.view.isCaughtUp !== isCaughtUp) d.view = { ...d.view, isCaughtUp };
+}
+
 function start(d: Draft, isFollower: boolean, nowMs: number): void {
   d.isFollower = isFollower;
   d.leaderView = null;
   d.notBeforeMs = d.lastWaitMs = 0;
+  forgetFailures(d);
   setView(d, "connecting", { attempt: 0 });
   connect(d, nowMs);
 }
@@ -229,51 +277,65 @@ const defaultTask = ({ isFollower, rules }: State): Task =>
 
 /** Begins a task that connects, with a deadline for its first sign of life. */
 function connect(d: Draft, nowMs: number, task = defaultTask(d)): void {
-  const { rules, view } = d;
+  const { view } = d;
   const isPolling = view.status === "polling" && task !== "catchUp";
   // A try to stream again while polling does not show in the view.
-  if (!isPolling && task !== "takeOver") setView(d, "connecting", { error: view.error });
-  const mayBeSilent = task === "takeOver" || !rules.canPoll || (task === "poll" && isPolling);
-  const patienceMs = mayBeSilent ? Infinity : rules.fallbackAfterMs * (task === "stream" ? 1 : 2);
+  if (!isPolling && task !== "takeOver") setView(d, "connecting", { error: view.error, attempt: d.failures });
   endTask(d, 0);
   d.task = task;
   d.startedMs = nowMs;
   d.warning = "none";
-  d.deadlineMs = nowMs + Math.min(patienceMs, rules.heartbeatTimeoutMs);
+  d.flow = "none";
+  d.isTokenAsked = false;
+  d.deadlineMs = nowMs + patienceMs(d);
   setTimer(d);
+}
+
+/** Returns how long the task may be silent at its beginning. */
+function patienceMs({ rules, view, task }: State): number {
+  const mayBeSilent = task === "takeOver" || !rules.canPoll || (task === "poll" && view.status === "polling");
+  const patienceMs = mayBeSilent ? Infinity : rules.fallbackAfterMs * (task === "stream" ? 1 : 2);
+  return Math.min(patienceMs, rules.heartbeatTimeoutMs);
 }
 
 /** Sets the one timer to whatever comes first. */
 function setTimer(d: Draft): void {
-  d.timerAtMs = Math.min(d.deadlineMs, stableAtMs(d));
+  d.timerAtMs = Math.min(d.deadlineMs, d.view.status === "open" && d.failures > 0 ? stableAtMs(d) : Infinity);
 }
 
-/** Returns the time at which an open stream counts as stable. It is infinite if there is no failed try to forget. */
-const stableAtMs = ({ openedMs, rules, view, lastWaitMs }: State): number =>
-  view.status === "open" && view.attempt > 0 ? openedMs + Math.max(rules.initialMs, lastWaitMs) : Infinity;
+/** Returns the time at which an open stream counts as stable. */
+const stableAtMs = ({ openedMs, rules, lastWaitMs }: State): number => openedMs + Math.max(rules.initialMs, lastWaitMs);
 
-/** Counts the tries in a row anew once the stream is stable. */
-function resetAttempts(d: Draft, nowMs: number): void {
-  if (nowMs >= stableAtMs(d)) setView(d, "open", { attempt: 0, error: d.view.error });
+const isStable = (d: State, nowMs: number): boolean => d.view.status === "open" && nowMs >= stableAtMs(d);
+
+/** Counts the tries in a row anew. */
+function forgetFailures(d: Draft): void {
+  d.failures = d.lastCodeCount = 0;
 }
 
 // ---- the cases
 
-function onBytes(d: Draft, hasEvents: boolean, nowMs: number): void {
+function onBytes(d: Draft, bytes: Extract<Action, { type: "bytes" }>, nowMs: number): void {
   if (d.task !== "stream") return;
+  const { hasEvents, hasHeartbeat } = bytes;
   const { status, error } = d.view;
   d.deadlineMs = nowMs + d.rules.heartbeatTimeoutMs;
+  if (hasEvents) d.flow = "news";
   if (status === "open") {
     // A fault that Jobcast has reported is over with the next event.
     if (hasEvents && error) setView(d, "open");
+    // A heartbeat, or anything after a while, gets through only where streams do.
+    if (hasHeartbeat || isStable(d, nowMs)) d.suspectStreams = d.probes = 0;
+    // A heartbeat comes when there is nothing else to say.
+    if (hasHeartbeat) setCaughtUp(d, true);
   } else if (d.warning === "reported" && !hasEvents) {
     d.warning = "settled";
   } else {
     d.openedMs = nowMs;
     d.hasAnswered = true;
-    d.probes = 0;
+    if (d.flow === "none") d.flow = "opened";
     d.probeAtMs = Infinity;
-    setView(d, "open", { error: d.warning !== "none" && !hasEvents ? error : null });
+    setView(d, "open", { attempt: 0, error: d.warning !== "none" && !hasEvents ? error : null });
   }
   setTimer(d);
 }
@@ -282,14 +344,16 @@ function onPolled(d: Draft, result: Extract<Action, { type: "polled" }>, nowMs: 
   const { view, rules, task } = d;
   const jobStatus = result.jobStatus ?? view.jobStatus;
   if (task === "catchUp") {
-    if (!result.isCaughtUp) return connect(d, nowMs);
-    end(d, "connecting", { attempt: 0, jobStatus });
+    if (!result.isCaughtUp && !result.isEmpty) return connect(d, nowMs);
+    end(d, "connecting", { attempt: 0, jobStatus, isCaughtUp: true });
     return followLeader(d, nowMs);
   }
+  forgetFailures(d);
   d.hasAnswered = true;
   if (view.status !== "polling" && rules.canStream) d.probeAtMs = nowMs + probeDelayMs(d);
   if (view.status !== "polling" || view.jobStatus !== jobStatus || view.attempt > 0)
     setView(d, "polling", { attempt: 0, jobStatus });
+  if (result.isCaughtUp) setCaughtUp(d, true);
   if (nowMs >= d.probeAtMs) return probe(d, nowMs);
   // A server that does not hold the request would otherwise be asked without a pause.
   const nextMs = result.isEmpty ? d.startedMs + (d.retryMs ?? rules.initialMs) : nowMs;
@@ -310,22 +374,31 @@ const probeDelayMs = ({ rules, probes }: State): number =>
 function onWarned(d: Draft, { error, waitMs = 0 }: Failure, nowMs: number): void {
   if (!error.retryable) return end(d, "failed", { error });
   d.warning = "reported";
+  d.hasAnswered = true;
   d.notBeforeMs = nowMs + waitMs;
   setView(d, d.view.status, { error });
 }
 
 function onLost(d: Draft, failure: Failure, random: number, nowMs: number): void {
   const { rules, task, view } = d;
-  const isBlocked = task === "stream" && (view.status === "polling" || (failure.isBlocked && rules.canPoll));
-  if (isBlocked) {
+  if (failure.from === "jobcast") d.hasAnswered = true;
+  const isSuspected = isSuspect(d, failure, nowMs);
+  if (isSuspected) d.suspectStreams += 1;
+  const isHeld = isSuspected && d.suspectStreams >= MAX_SUSPECT_STREAMS;
+  const isBlocked = view.status === "polling" || failure.isBlocked || isHeld;
+  if (task === "stream" && isBlocked && rules.canPoll && failure.error.retryable) {
     if (view.status !== "polling") setView(d, "connecting", { error: failure.error });
     return connect(d, nowMs, "poll");
   }
   // The stream's own report says more than the loss that followed it.
   const error = ((d.warning !== "none" || view.status === "open") && view.error) || failure.error;
-  resetAttempts(d, nowMs);
-  const attempt = d.view.attempt + 1;
-  if (!error.retryable || attempt > rules.maxAttempts) return end(d, "failed", { error });
+  if (isStable(d, nowMs)) forgetFailures(d);
+  d.failures += 1;
+  d.lastCodeCount = error.code === d.lastCode ? d.lastCodeCount + 1 : 1;
+  d.lastCode = error.code;
+  const attempt = d.failures;
+  if (!error.retryable || attempt > rules.maxAttempts) return end(d, "failed", { attempt, error });
+  if (isHopeless(d, failure)) return end(d, "failed", { attempt, error: asFinal(error) });
   const ownMs = backoffMs(rules, d.retryMs, attempt, random);
   const serverMs = Math.max(failure.waitMs ?? 0, d.notBeforeMs - nowMs);
   const retryInMs = Math.round(failure.isShared ? serverMs + ownMs : Math.max(serverMs, ownMs));
@@ -335,14 +408,33 @@ function onLost(d: Draft, failure: Failure, random: number, nowMs: number): void
   d.notBeforeMs = nowMs + serverMs;
 }
 
+/**
+ * Tells if something in between seems to have ended or held the stream: it fell silent, it ended before it was stable,
+ * it broke before it brought anything, or a strange answer came in its place.
+ */
+function isSuspect(d: State, { error, from }: Failure, nowMs: number): boolean {
+  if (d.task !== "stream" || d.warning !== "none" || from === "jobcast") return false;
+  if (isStable(d, nowMs)) return error.code === "client.timeout";
+  const isStrange = from === "between" && (error.status ?? 500) < 500;
+  return isStrange || d.flow === "opened" || error.code === "client.ended";
+}
+
+/** Tells if so many tries have failed alike that another would, too. */
+const isHopeless = ({ lastCodeCount, hasAnswered }: State, { giveUpAfter = Infinity, from }: Failure): boolean =>
+  lastCodeCount >= giveUpAfter && !(from === "between" && hasAnswered);
+
+const asFinal = ({ code, message, status }: JobStreamError) => new JobStreamError(code, message, false, status);
+
 function onWake(d: Draft, isCut: boolean, nowMs: number): void {
   const { view, rules, task, isFollower } = d;
   if (isFollower && !isCatchingUp(d)) return;
   if (view.status === "retrying") {
-    d.view = { ...view, attempt: 0 };
+    // The waits begin anew. Failures of one kind are counted on, so that they have an end.
+    d.failures = 0;
     // The wait that the server asked for holds even now.
-    if (d.notBeforeMs > nowMs) d.timerAtMs = Math.min(d.timerAtMs, d.notBeforeMs);
-    else connect(d, nowMs);
+    if (d.notBeforeMs <= nowMs) return connect(d, nowMs);
+    d.timerAtMs = Math.min(d.timerAtMs, d.notBeforeMs);
+    d.view = { ...view, attempt: 0, retryInMs: Math.round(d.timerAtMs - nowMs) };
   } else if (view.status === "polling") {
     if (isCut && rules.canStream) probe(d, nowMs);
     else if (task === "none") connect(d, nowMs, "poll");
@@ -358,11 +450,12 @@ function onTimer(d: Draft, random: number, nowMs: number): void {
   const { view, task } = d;
   if (nowMs >= d.deadlineMs && task !== "takeOver") {
     const isBlocked = task === "stream" && view.status !== "open";
-    return onLost(d, clientFailure("client.timeout", "nothing came for too long", { isBlocked }), random, nowMs);
+    const silence = clientFailure("client.timeout", "nothing came for long", { isBlocked });
+    return onLost(d, d.isTokenAsked ? tokenFailure("no answer") : silence, random, nowMs);
   }
   if (nowMs < d.timerAtMs) return;
   if (view.status === "open" && !d.isFollower) {
-    resetAttempts(d, nowMs);
+    forgetFailures(d);
     return setTimer(d);
   }
   if (view.status === "retrying") return connect(d, nowMs);

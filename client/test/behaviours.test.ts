@@ -1,12 +1,13 @@
 // Runs the one list of behaviours in Node and in a real Chromium, against a real daemon behind a proxy that misbehaves.
 import { afterAll, afterEach, beforeAll, describe, it } from "vitest";
 import { connection, daemons, trouble } from "./behaviours.ts";
+import { networks } from "./networks.ts";
 import { type Client, inChromium, inNode } from "./support/client.ts";
 import { Daemon } from "./support/daemon.ts";
 import { Gateway } from "./support/gateway.ts";
 import { World } from "./support/world.ts";
 
-const BEHAVIOURS = [...connection, ...trouble, ...daemons];
+const BEHAVIOURS = [...connection, ...trouble, ...networks, ...daemons];
 const PLACES: Record<string, (origin: () => string) => Promise<Client>> = {
   Node: async () => inNode(),
   Chromium: (origin) => inChromium(origin),

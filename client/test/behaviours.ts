@@ -2,6 +2,7 @@
 
 import { expect } from "vitest";
 import { eventually } from "./support/eventually.ts";
+import { problem } from "./support/gateway.ts";
 import { type Behaviour, numbers, until, untilCount, untilStatus, upTo } from "./support/world.ts";
 
 export const connection: Behaviour[] = [
@@ -225,13 +226,13 @@ export const trouble: Behaviour[] = [
     },
   },
   {
-    name: "does not try again after a 403, until it is asked to",
+    name: "does not try again after Jobcast's 403, until it is asked to",
     async run(w) {
       await w.number(0, 1);
-      w.proxy.plan = () => ({ kind: "answer", status: 403 });
+      w.proxy.plan = () => problem(403, "auth.forbidden");
       const watch = await w.watch();
       const now = await untilStatus(watch, "failed");
-      expect(now.errors.at(-1)).toMatchObject({ code: "http.403", status: 403, retryable: false });
+      expect(now.errors.at(-1)).toMatchObject({ code: "auth.forbidden", status: 403, retryable: false });
       await new Promise((resolve) => setTimeout(resolve, 300));
       expect(w.proxy.streams(w.job)).toHaveLength(1);
       w.proxy.plan = () => null;

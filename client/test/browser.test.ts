@@ -4,7 +4,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from
 import { closeAll, inPage, launch, newPage, type Watch } from "./support/client.ts";
 import { Daemon } from "./support/daemon.ts";
 import { eventually } from "./support/eventually.ts";
-import { Gateway } from "./support/gateway.ts";
+import { Gateway, problem } from "./support/gateway.ts";
 import type { ObserveOptions } from "./support/observe.ts";
 import { numbers, until, untilCount, untilStatus, upTo } from "./support/world.ts";
 
@@ -80,11 +80,11 @@ describe("share: one connection for all tabs", () => {
     await daemon.number(job, 0, 5);
     const watches = [await watchIn(await tab(), { share: true }), await watchIn(await tab(), { share: true })];
     for (const watch of watches) await untilCount(watch, 5);
-    gateway.plan = () => ({ kind: "answer", status: 403 });
+    gateway.plan = () => problem(403, "auth.forbidden");
     gateway.cut();
     for (const watch of watches) {
       const now = await untilStatus(watch, "failed");
-      expect(now.errors.at(-1)).toMatchObject({ code: "http.403", status: 403, retryable: false });
+      expect(now.errors.at(-1)).toMatchObject({ code: "auth.forbidden", status: 403, retryable: false });
     }
     gateway.plan = () => null;
     await watches[1]!.do("reconnect");
@@ -211,17 +211,29 @@ describe("a page that wakes", () => {
     expect(numbers(await untilCount(watch, 2))).toEqual([0, 1]);
   });
 
-  it("offline and online again: connects at once and misses nothing", async () => {
+  it("offline: shows it at once; and online again: connects at once and misses nothing", async () => {
     await daemon.number(job, 0, 2);
     const page = await tab();
     const watch = await watchIn(page, { ...long, heartbeatTimeoutMs: 600_000 });
     await untilCount(watch, 2);
     await context.setOffline(true);
-    gateway.cut();
-    await untilStatus(watch, "retrying");
+    const offline = await untilStatus(watch, "retrying");
+    expect(offline.errors.at(-1)).toMatchObject({ code: "client.offline", retryable: true });
     await daemon.number(job, 2, 2);
     await context.setOffline(false);
     expect(numbers(await untilCount(watch, 4))).toEqual(upTo(4));
+  });
+
+  it("once one stream of a page gets through, the others try at once", async () => {
+    await daemon.number(job, 0, 1);
+    gateway.plan = () => ({ kind: "refuse" });
+    const page = await tab();
+    const waiting = await watchIn(page, long);
+    await untilStatus(waiting, "retrying");
+    const first = await watchIn(page, { retry: { initialMs: 50, maxMs: 50 } });
+    await untilStatus(first, "retrying");
+    gateway.plan = () => null;
+    await untilCount(waiting, 1);
   });
 
   it("connects anew when it is back from the cache, and keeps its connection when it is only visible again", async () => {

@@ -174,6 +174,7 @@ for (const place of ["Node", "Chromium"]) {
       await client.reset();
       proxy.reset();
       raw.type = "text/event-stream";
+      raw.headers = {};
     });
     afterAll(async () => {
       await client?.stop();
@@ -194,11 +195,55 @@ for (const place of ["Node", "Chromium"]) {
       if (resumes !== undefined) expect(second?.url.searchParams.get("lastEventId")).toBe(resumes);
       if (waits !== undefined) expect(now.waits[0]).toBe(waits);
     });
+    const options = { fallback: "none", retry: { initialMs: WAIT, jitter: 0 } } as const;
+    const sent = (cursor: string, stepId: string) =>
+      `id:${cursor}\ndata:${JSON.stringify({ id: "1", stepId, type: "x", payload: stepId })}\n\n`;
+
+    it("repeats are told by the cursor where ids repeat, and by the id where they do not", async () => {
+      const id = `raw-${(job += 1)}`;
+      const script = [sent("a", "compile"), sent("b", "test"), sent("b", "test")];
+      raw.headers = { "X-Jobcast-Unique": "cursor" };
+      raw.send(id, script, script);
+      const both = await untilStatus(await client.watch(id, { ...options, baseUrl: proxy.origin }), "complete");
+      expect(both.events.map(({ stepId }) => stepId)).toEqual(["compile", "test"]);
+      raw.headers = {};
+      raw.send(`${id}-id`, script, script);
+      const one = await untilStatus(await client.watch(`${id}-id`, { ...options, baseUrl: proxy.origin }), "complete");
+      expect(one.events.map(({ stepId }) => stepId)).toEqual(["compile"]);
+    });
+    it("the job's status is live, and no event", async () => {
+      const id = `raw-${(job += 1)}`;
+      const status = (name: string) => `event:stream.status\ndata:{"jobId":"${id}","status":"${name}"}\n\n`;
+      raw.send(id, [`:jobcast\n\n${status("QUEUED")}`, status("RUNNING"), "data:a\n\n"]);
+      const now = await untilStatus(await client.watch(id, { ...options, baseUrl: proxy.origin }), "complete");
+      expect(now.jobStatuses).toEqual([null, "QUEUED", "RUNNING"]);
+      expect(now.events.map(({ payload }) => payload)).toEqual(["a"]);
+    });
+    it("another token is asked for when a stream says that its own has run out", async () => {
+      const id = `raw-${(job += 1)}`;
+      raw.send(id, ['event:stream.bye\ndata:{"reason":"expired","retryInMs":1}\n\n'], ["data:a\n\n"]);
+      const tokens = ["one", "two", "three"];
+      const watch = await client.watch(id, { ...options, baseUrl: proxy.origin, tokens });
+      const now = await untilStatus(watch, "complete");
+      expect(now.tokensAsked).toBe(2);
+      const sent = proxy.streams(id).map(({ headers }) => headers.authorization);
+      expect(sent).toEqual(["Bearer one", "Bearer two", "Bearer two"]);
+    });
+    it("parts of an event that could not be read are named in it", async () => {
+      const id = `raw-${(job += 1)}`;
+      const event = { id: "1", type: "x", payload: "\uFFFD", timestamp: null, unreadable: ["payload", "timestamp"] };
+      raw.send(id, [`id:1\ndata:${JSON.stringify(event)}\n\n`]);
+      const now = await untilStatus(await client.watch(id, { ...options, baseUrl: proxy.origin }), "complete");
+      expect(now.events[0]).toMatchObject({ payload: "\uFFFD", unreadable: ["payload", "timestamp"] });
+    });
     it("a content type that only begins like text/event-stream is refused", async () => {
       const id = `raw-${(job += 1)}`;
       raw.type = "text/event-stream-not";
       raw.send(id, ["data:a\n\n"]);
-      const now = await untilStatus(await client.watch(id, { baseUrl: proxy.origin, fallback: "none" }), "failed");
+      const now = await untilStatus(
+        await client.watch(id, { baseUrl: proxy.origin, fallback: "none", retry: { maxAttempts: 0 } }),
+        "failed",
+      );
       expect(now.events).toEqual([]);
     });
   });

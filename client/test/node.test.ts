@@ -1,4 +1,6 @@
 // Behaviour that is easiest to see in Node: the async iterator, closing early, and mistakes that are reported at once.
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { type JobEvent, JobStream, JobStreamError } from "../src/index.js";
 import { Daemon } from "./support/daemon.ts";
@@ -50,8 +52,90 @@ it("a loop ends when its stream is closed", async () => {
   await loop;
 });
 
+it("a loop that begins late yields what came before it, up to maxBuffered events", async () => {
+  await daemon.number("late", 0, 30);
+  const stream = new JobStream("late", at());
+  let count = 0;
+  stream.on("event", () => {
+    count += 1;
+  });
+  await eventually("all have come", () => count === 30);
+  const seen: unknown[] = [];
+  for await (const event of stream) if (seen.push((event.payload as { n: number }).n) === 30) break;
+  expect(seen).toEqual(Array.from({ length: 30 }, (_, n) => n));
+
+  const short = new JobStream("late", { ...at(), maxBuffered: 10 });
+  await eventually("all have come", () => short.state.isCaughtUp);
+  const loop = async () => {
+    for await (const _ of short) expect.unreachable();
+  };
+  await expect(loop()).rejects.toMatchObject({ code: "client.overflow", retryable: false });
+});
+
+it("the state that a stream has ended with stays after its loop, and after close()", async () => {
+  await daemon.number("ended", 0, 1);
+  await daemon.end("ended", "FAILED");
+  const stream = new JobStream("ended", at());
+  for await (const { jobId } of stream) expect(jobId).toBe("ended");
+  stream.close();
+  expect(stream.state).toMatchObject({ status: "complete", jobStatus: "FAILED" });
+  const failed = new JobStream("of-nobody", at());
+  await eventually("it fails", () => failed.state.status === "failed");
+  failed.close();
+  expect(failed.state).toMatchObject({ status: "failed", error: { code: "job.not_found" } });
+});
+
+it("`await using` closes a stream, and its own types are always heard", async () => {
+  await daemon.write("using", [{ type: "state", payload: 1 }]);
+  let kept: JobStream;
+  const heard: unknown[] = [];
+  {
+    await using stream = new JobStream("using", at());
+    kept = stream;
+    stream.onType("state", ({ payload }) => heard.push(payload));
+    await eventually("it is heard", () => heard.length === 1);
+  }
+  expect([kept.state.status, heard]).toEqual(["closed", [1]]);
+});
+
+it("the debug log says what a stream does", async () => {
+  await daemon.number("debug", 0, 1);
+  const log: unknown[][] = [];
+  const stream = new JobStream("debug", { ...at(), debug: (...data) => log.push(data) });
+  await eventually("it is open", () => stream.state.status === "open");
+  stream.close();
+  expect(log.every(([name, job]) => name === "jobcast" && job === "debug")).toBe(true);
+  expect(log.map(([, , action]) => action)).toEqual(expect.arrayContaining(["start", "bytes", "close"]));
+});
+
+it("an event of 8 MB in pieces of 1,460 bytes costs time in proportion to its size", async () => {
+  const busyMs = async (size: number) => {
+    const text = `data: "${"x".repeat(size)}"\n\n`;
+    const server = createServer((_, response) => {
+      response.writeHead(200, { "Content-Type": "text/event-stream" });
+      for (let at = 0; at < text.length; at += 1460) response.write(text.slice(at, at + 1460));
+    });
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const before = process.cpuUsage();
+    const stream = new JobStream("big", { baseUrl: `http://127.0.0.1:${(server.address() as AddressInfo).port}` });
+    for await (const { payload } of stream) {
+      expect(payload).toHaveLength(size);
+      break;
+    }
+    server.closeAllConnections();
+    server.close();
+    return process.cpuUsage(before).user / 1000;
+  };
+  await busyMs(1e6);
+  const [small, large] = [await busyMs(2e6), await busyMs(8e6)];
+  // Four times the size; sixteen times the time would be a parser that reads everything again with each piece.
+  expect(large).toBeLessThan(Math.max(small, 100) * 10);
+});
+
 it("an impossible address throws at once, and an aborted signal connects nothing", () => {
   expect(() => new JobStream("x")).toThrow("give baseUrl");
+  for (const baseUrl of ["localhost:8080", "https://x:99999", "ftp://x"])
+    expect(() => new JobStream("x", { baseUrl })).toThrow(`"${baseUrl}" is no address of Jobcast`);
   expect(new JobStream("x", { ...at(), signal: AbortSignal.abort() }).state.status).toBe("closed");
 });
 
@@ -103,6 +187,6 @@ it("a token function that throws is called again, and its token is sent", async 
   const codes: (string | undefined)[] = [];
   stream.on("state", ({ error }) => codes.push(error?.message));
   await eventually("it opens", () => stream.state.status === "open");
-  expect(codes).toContain("Error: the API is down");
+  expect(codes).toContain("token() failed: Error: the API is down");
   stream.close();
 });

@@ -4,6 +4,7 @@ import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writ
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
+import { compile } from "svelte/compiler";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { launch } from "./support/client.ts";
 import { Daemon } from "./support/daemon.ts";
@@ -23,7 +24,7 @@ beforeAll(async () => {
   cpSync(join(root, "examples/react"), app, { recursive: true, filter });
   mkdirSync(join(app, "node_modules/jobcast-client"), { recursive: true });
   // Packages that npm would install beside it.
-  for (const name of ["@types", "eventsource-parser", "react", "react-dom", "vite", "vitest"])
+  for (const name of ["@types", "eventsource-parser", "react", "react-dom", "solid-js", "vite", "vitest", "vue"])
     symlinkSync(join(root, "node_modules", name), join(app, "node_modules", name));
   const { stdout } = await run("npm", ["pack", "--json", "--pack-destination", app], { cwd: root });
   const [{ filename, files }] = JSON.parse(stdout) as [{ filename: string; files: { path: string }[] }];
@@ -35,16 +36,33 @@ afterAll(async () => {
   rmSync(join(app, ".."), { recursive: true, force: true });
 });
 
-it("the module that Jobcast serves is the build of client/src", async () => {
-  const served = await (await fetch(`${daemon.origin}/jobcast.js`)).text();
-  expect(served).toBe(readFileSync(join(root, "../src/http/page/jobcast.js"), "utf8"));
+it("the modules that Jobcast serves are the build of client/src", async () => {
+  for (const name of ["jobcast.js", "jobcast-log.js"]) {
+    const served = await (await fetch(`${daemon.origin}/${name}`)).text();
+    expect(served).toBe(readFileSync(join(root, "../src/http/page", name), "utf8"));
+  }
   await run("node", ["build.mjs", "--check"], { cwd: root });
 });
 
 it("the package holds dist, src, its licences and its README, and nothing else", () => {
   const rest = packed.filter((path) => !/^(dist|src)\/[\w.]+$/.test(path)).sort();
   expect(rest).toEqual(["LICENSE-APACHE", "LICENSE-MIT", "README.md", "package.json"]);
-  for (const name of ["index", "react"]) expect(packed).toContain(`dist/${name}.d.ts`);
+  for (const name of ["index", "react", "vue", "svelte", "solid", "element"])
+    expect(packed).toContain(`dist/${name}.d.ts`);
+});
+
+it("this folder can be packed where it stands alone", async () => {
+  const alone = join(app, "../alone");
+  const left = /(node_modules|dist|coverage)$/;
+  cpSync(root, alone, { recursive: true, filter: (path) => !left.test(path) });
+  symlinkSync(join(root, "node_modules"), join(alone, "node_modules"));
+  const { stdout } = await run("npm", ["pack", "--json", "--dry-run"], { cwd: alone });
+  const [{ files }] = JSON.parse(stdout) as [{ files: { path: string }[] }];
+  expect(files.map(({ path }) => path)).toContain("dist/index.js");
+});
+
+it("the React part says that it is for clients, as Next.js wants it", () => {
+  expect(readFileSync(join(app, "node_modules/jobcast-client/dist/react.js"), "utf8")).toMatch(/^"use client";/);
 });
 
 it("a program that reads a job in a loop ends by itself", async () => {
@@ -71,6 +89,10 @@ it("the types and the examples of the README compile in a strict project", async
   // The example that is a test runs with the other tests.
   const test = readFileSync(join(root, "examples/react/src/JobScreen.test.tsx"), "utf8");
   expect(examples).toContain(test);
+  // An example of a component of Svelte compiles, or throws.
+  const components = [...readme.matchAll(/^```svelte\n(.*?)^```/gms)].map(([, code]) => compile(code!, {}));
+  expect(components.flatMap(({ warnings }) => warnings.map(({ message }) => message))).toEqual([]);
+  expect(components).toHaveLength(1);
   for (const [at, code] of examples.entries())
     if (code !== test) writeFileSync(join(app, `src/readme-${at}.tsx`), `${code}export {};\n`);
   for (const [module, moduleResolution] of [

@@ -2,7 +2,7 @@
 import type { Browser, BrowserContext, Page } from "playwright-core";
 import { createElement } from "react";
 import { renderToString } from "react-dom/server";
-import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { type UseJobStreamOptions, useJobStream } from "../src/react.js";
 import { closeAll, launch, newPage } from "./support/client.ts";
 import { Daemon } from "./support/daemon.ts";
@@ -16,6 +16,7 @@ let gateway: Gateway;
 let browser: Browser;
 let context: BrowserContext;
 let page: Page;
+let version = "";
 let job = "";
 let jobs = 0;
 
@@ -27,8 +28,9 @@ beforeAll(async () => {
 beforeEach(async () => {
   context = await browser.newContext();
   page = await newPage(context);
-  await page.goto(`${gateway.origin}/__test/react.html`);
+  await page.goto(`${gateway.origin}/__test/react-${version}.html`);
   await page.waitForFunction(() => typeof window.show === "function");
+  expect(await page.evaluate(() => window.reactVersion)).toMatch(new RegExp(`^${version}\\.`));
   job = `react-${(jobs += 1)}`;
 });
 afterEach(async () => {
@@ -43,7 +45,7 @@ afterAll(async () => {
   await daemon?.stop();
 });
 
-type Options = UseJobStreamOptions & { tokens?: boolean };
+type Options = UseJobStreamOptions & { tokens?: boolean; counts?: boolean };
 const show = (jobId: string | null, options: Options = {}, isStrict = true) =>
   page.evaluate(([jobId, options, isStrict]) => window.show([{ jobId, options }], isStrict), [
     jobId,
@@ -52,7 +54,7 @@ const show = (jobId: string | null, options: Options = {}, isStrict = true) =>
   ] as const);
 const shown = () =>
   page.evaluate(() => {
-    const { shown, renders } = window.seen;
+    const { shown, renders, told } = window.seen;
     const payloads = shown?.events.map(({ payload }) => (payload as { n: number }).n) ?? [];
     const last = (shown?.lastEvent?.payload as { n: number } | undefined)?.n ?? null;
     return {
@@ -60,6 +62,11 @@ const shown = () =>
       last,
       status: shown?.state.status,
       jobStatus: shown?.jobStatus,
+      dropped: shown?.dropped,
+      reduced: shown?.reduced,
+      resets: shown?.resets,
+      isCaughtUp: shown?.isCaughtUp,
+      told,
       code: shown?.error?.code ?? null,
       renders: renders.length,
     };
@@ -68,151 +75,217 @@ const untilShown = (name: string, isTrue: (now: Awaited<ReturnType<typeof shown>
   eventually(name, async () => isTrue(await shown()));
 const items = () => page.locator("li").count();
 
-it("shows a job to its end, and StrictMode's double mount leaves one connection", async () => {
-  await daemon.number(job, 0, 5);
-  await show(job);
-  await untilShown("five events", ({ payloads }) => payloads.length === 5);
-  expect(await items()).toBe(5);
-  expect(gateway.streams(job)).toHaveLength(1);
-  expect(gateway.openStreams).toBe(1);
-  await daemon.number(job, 5, 2);
-  await daemon.end(job);
-  await untilShown("the end", ({ status }) => status === "complete");
-  expect(await shown()).toMatchObject({ payloads: upTo(7), last: 6, jobStatus: "COMPLETED", code: null });
-});
-
-it("leaves no connection, timer or listener behind when it unmounts", async () => {
-  await daemon.number(job, 0, 1);
-  await show(job);
-  await eventually("there is a subscriber", async () => (await daemon.subscribers()) === 1);
-  await page.evaluate(() => window.leave());
-  await eventually("no subscriber is left", async () => (await daemon.subscribers()) === 0);
-  // React itself may have a timer for a moment.
-  await eventually("no timer is left", async () => (await page.evaluate(() => window.leftovers())).timers === 0);
-  expect((await page.evaluate(() => window.leftovers())).listeners).toBe(0);
-  const { renders } = await shown();
-  const requests = gateway.seen.length;
-  await daemon.number(job, 1, 5);
-  await page.waitForTimeout(300);
-  expect([(await shown()).renders, gateway.seen.length]).toEqual([renders, requests]);
-});
-
-it("a new jobId shows that job and nothing of the one before", async () => {
-  await daemon.number(job, 0, 3);
-  await daemon.number(`${job}-next`, 10, 2);
-  await show(job);
-  await untilShown("the first", ({ payloads }) => payloads.length === 3);
-  await show(`${job}-next`);
-  await untilShown("the next, and nothing of the first", ({ payloads }) => payloads.join() === "10,11");
-  await eventually("one connection is left", () => gateway.openStreams === 1);
-  await show(null);
-  await untilShown("none", ({ status, payloads }) => status === "closed" && payloads.length === 0);
-  await eventually("no connection is left", () => gateway.openStreams === 0);
-});
-
-it("connects only while it is enabled, and goes on where the stream was", async () => {
-  await daemon.number(job, 0, 3);
-  await show(job, { enabled: false });
-  await page.waitForTimeout(200);
-  expect([(await shown()).status, gateway.streams(job).length]).toEqual(["closed", 0]);
-  await show(job);
-  await untilShown("three", ({ payloads }) => payloads.length === 3);
-  await show(job, { enabled: false });
-  await eventually("no connection is left", () => gateway.openStreams === 0);
-  await daemon.number(job, 3, 2);
-  await show(job, { enabled: true });
-  await untilShown("all, each once", ({ payloads }) => payloads.join() === upTo(5).join());
-});
-
-it("keeps the newest maxEvents events", async () => {
-  await daemon.number(job, 0, 50);
-  await show(job, { maxEvents: 10 });
-  await untilShown("the newest", ({ payloads }) => payloads.join() === upTo(10, 40).join());
-  await show(job, { maxEvents: 3 });
-  await untilShown("fewer", ({ payloads }) => payloads.join() === upTo(3, 47).join());
-  await show(job, { maxEvents: 0 });
-  await daemon.number(job, 50, 1);
-  await untilShown("the last one alone", ({ payloads, last }) => payloads.length === 0 && last === 50);
-});
-
-it("does not connect anew for a new token function, and does for another option", async () => {
-  await daemon.number(job, 0, 2);
-  await show(job, { tokens: true });
-  await untilShown("two", ({ payloads }) => payloads.length === 2);
-  for (const maxEvents of [500, 600, 700]) await show(job, { tokens: true, maxEvents });
-  expect(gateway.streams(job)).toHaveLength(1);
-  expect(gateway.streams(job)[0]?.headers.authorization).toBe("Bearer t");
-  await show(job, { tokens: true, from: "now" });
-  await eventually("another stream", () => gateway.streams(job).length === 2);
-});
-
-it("shows an error until reconnect() succeeds", async () => {
-  await show(job);
-  await untilShown("the failure", ({ status, code }) => status === "failed" && code === "job.not_found");
-  await daemon.number(job, 0, 2);
-  await page.evaluate(() => window.seen.shown?.reconnect());
-  await untilShown("two", ({ payloads, code }) => payloads.length === 2 && code === null);
-});
-
-it("drops its events when history was lost", async () => {
-  await daemon.number(job, 0, 3);
-  await show(job);
-  await untilShown("three", ({ payloads }) => payloads.length === 3);
-  await daemon.kill();
-  daemon.sql("DELETE FROM job_events");
-  await daemon.restart();
-  await daemon.number(job, 7, 2);
-  await untilShown("all there is", ({ payloads, last }) => payloads.join() === "7,8" && last === 8);
-});
-
-it("two hooks of one job with share use one connection", async () => {
-  await daemon.number(job, 0, 2);
-  await page.evaluate(
-    (jobId) =>
-      window.show([
-        { jobId, options: { share: true } },
-        { jobId, options: { share: true } },
-      ]),
-    job,
-  );
-  await eventually("both show it", async () => (await items()) === 4);
-  await daemon.number(job, 2, 1);
-  await eventually("both show more", async () => (await items()) === 6);
-  expect(gateway.openStreams).toBe(1);
-});
-
-it("a burst of 2,000 events costs less than 20 renders a second, and blocks the page for less than 200 ms", async () => {
-  await daemon.number(job, 0, 1);
-  await show(job, {}, false);
-  await untilShown("it is open", ({ status, payloads }) => status === "open" && payloads.length === 1);
-  await page.evaluate(() => {
-    window.seen.renders = [];
+describe.each(["18", "19"])("React %s", (wanted) => {
+  beforeAll(() => {
+    version = wanted;
   });
-  await browser.startTracing(page, { categories: ["toplevel"] });
-  // 1,000 a second
-  const began = Date.now();
-  for (let batch = 0; batch < 20; batch += 1) {
-    await daemon.number(job, 1 + batch * 100, 100);
-    await page.waitForTimeout(Math.max(0, began + (batch + 1) * 100 - Date.now()));
-  }
-  await untilShown("the last of them", ({ last }) => last === 2000);
-  const blockedMs = longestTaskMs(await browser.stopTracing());
-  const { renders } = await page.evaluate(() => window.seen);
-  const busiest = Math.max(...renders.map((from) => renders.filter((at) => at >= from && at < from + 1000).length));
-  console.log(
-    `burst of 2,000: ${renders.length} renders, at most ${busiest} within a second, main thread blocked for ${Math.round(blockedMs)} ms`,
-  );
-  expect(busiest).toBeLessThan(20);
-  expect(blockedMs).toBeLessThan(200);
-  expect((await shown()).payloads).toEqual(upTo(1000, 1001));
-});
+  it("shows a job to its end, and StrictMode's double mount leaves one connection", async () => {
+    await daemon.number(job, 0, 5);
+    await show(job);
+    await untilShown("five events", ({ payloads }) => payloads.length === 5);
+    expect(await items()).toBe(5);
+    expect(gateway.streams(job)).toHaveLength(1);
+    expect(gateway.openStreams).toBe(1);
+    await daemon.number(job, 5, 2);
+    await daemon.end(job);
+    await untilShown("the end", ({ status }) => status === "complete");
+    expect(await shown()).toMatchObject({ payloads: upTo(7), last: 6, jobStatus: "COMPLETED", code: null });
+  });
 
-it("renders on a server without a connection, and hydrates without a warning", async () => {
-  const Job = () =>
-    createElement("p", null, useJobStream("of-the-server", { baseUrl: "http://127.0.0.1:1" }).state.status);
-  expect(renderToString(createElement(Job))).toBe("<p>connecting</p>");
-  await daemon.number(job, 0, 2);
-  const html = await page.evaluate((jobId) => window.hydrate({ jobId }), job);
-  expect(html).toContain("connecting");
-  await eventually("it shows the job", async () => (await items()) === 2);
+  it("leaves no connection, timer or listener behind when it unmounts", async () => {
+    await daemon.number(job, 0, 1);
+    await show(job);
+    await eventually("there is a subscriber", async () => (await daemon.subscribers()) === 1);
+    await page.evaluate(() => window.leave());
+    await eventually("no subscriber is left", async () => (await daemon.subscribers()) === 0);
+    // React itself may have a timer for a moment.
+    await eventually("no timer is left", async () => (await page.evaluate(() => window.leftovers())).timers === 0);
+    expect((await page.evaluate(() => window.leftovers())).listeners).toBe(0);
+    const { renders } = await shown();
+    const requests = gateway.seen.length;
+    await daemon.number(job, 1, 5);
+    await page.waitForTimeout(300);
+    expect([(await shown()).renders, gateway.seen.length]).toEqual([renders, requests]);
+  });
+
+  it("a new jobId shows that job and nothing of the one before", async () => {
+    await daemon.number(job, 0, 3);
+    await daemon.number(`${job}-next`, 10, 2);
+    await show(job);
+    await untilShown("the first", ({ payloads }) => payloads.length === 3);
+    await show(`${job}-next`);
+    await untilShown("the next, and nothing of the first", ({ payloads }) => payloads.join() === "10,11");
+    await eventually("one connection is left", () => gateway.openStreams === 1);
+    await show(null);
+    await untilShown("none", ({ status, payloads }) => status === "closed" && payloads.length === 0);
+    await eventually("no connection is left", () => gateway.openStreams === 0);
+  });
+
+  it("connects only while it is enabled, and goes on where the stream was", async () => {
+    await daemon.number(job, 0, 3);
+    await show(job, { enabled: false });
+    await page.waitForTimeout(200);
+    expect([(await shown()).status, gateway.streams(job).length]).toEqual(["closed", 0]);
+    await show(job);
+    await untilShown("three", ({ payloads }) => payloads.length === 3);
+    await show(job, { enabled: false });
+    await eventually("no connection is left", () => gateway.openStreams === 0);
+    await daemon.number(job, 3, 2);
+    await show(job, { enabled: true });
+    await untilShown("all, each once", ({ payloads }) => payloads.join() === upTo(5).join());
+  });
+
+  it("keeps the newest maxEvents events", async () => {
+    await daemon.number(job, 0, 50);
+    await show(job, { maxEvents: 10 });
+    await untilShown("the newest", ({ payloads }) => payloads.join() === upTo(10, 40).join());
+    await show(job, { maxEvents: 3 });
+    await untilShown("fewer", ({ payloads }) => payloads.join() === upTo(3, 47).join());
+    await show(job, { maxEvents: 0 });
+    await daemon.number(job, 50, 1);
+    await untilShown("the last one alone", ({ payloads, last }) => payloads.length === 0 && last === 50);
+  });
+
+  it("does not connect anew for a new token function, and does for another option", async () => {
+    await daemon.number(job, 0, 2);
+    await show(job, { tokens: true });
+    await untilShown("two", ({ payloads }) => payloads.length === 2);
+    for (const maxEvents of [500, 600, 700]) await show(job, { tokens: true, maxEvents });
+    expect(gateway.streams(job)).toHaveLength(1);
+    expect(gateway.streams(job)[0]?.headers.authorization).toBe("Bearer t");
+    await show(job, { tokens: true, from: "now" });
+    await eventually("another stream", () => gateway.streams(job).length === 2);
+  });
+
+  it("shows an error until reconnect() succeeds", async () => {
+    await show(job);
+    await untilShown("the failure", ({ status, code }) => status === "failed" && code === "job.not_found");
+    await daemon.number(job, 0, 2);
+    await page.evaluate(() => window.seen.shown?.reconnect());
+    await untilShown("two", ({ payloads, code }) => payloads.length === 2 && code === null);
+  });
+
+  it("drops its events when history was lost", async () => {
+    await daemon.number(job, 0, 3);
+    await show(job);
+    await untilShown("three", ({ payloads }) => payloads.length === 3);
+    await daemon.kill();
+    daemon.sql("DELETE FROM job_events");
+    await daemon.restart();
+    await daemon.number(job, 7, 2);
+    await untilShown("all there is", ({ payloads, last }) => payloads.join() === "7,8" && last === 8);
+  });
+
+  it("two hooks of one job with share use one connection", async () => {
+    await daemon.number(job, 0, 2);
+    await page.evaluate(
+      (jobId) =>
+        window.show([
+          { jobId, options: { share: true } },
+          { jobId, options: { share: true } },
+        ]),
+      job,
+    );
+    await eventually("both show it", async () => (await items()) === 4);
+    await daemon.number(job, 2, 1);
+    await eventually("both show more", async () => (await items()) === 6);
+    expect(gateway.openStreams).toBe(1);
+  });
+
+  it("a burst of 2,000 events costs less than 20 renders a second, and blocks the page for less than 200 ms", async () => {
+    await daemon.number(job, 0, 1);
+    await show(job, {}, false);
+    await untilShown("it is open", ({ status, payloads }) => status === "open" && payloads.length === 1);
+    await page.evaluate(() => {
+      window.seen.renders = [];
+    });
+    await browser.startTracing(page, { categories: ["toplevel"] });
+    // 1,000 a second
+    const began = Date.now();
+    for (let batch = 0; batch < 20; batch += 1) {
+      await daemon.number(job, 1 + batch * 100, 100);
+      await page.waitForTimeout(Math.max(0, began + (batch + 1) * 100 - Date.now()));
+    }
+    await untilShown("the last of them", ({ last }) => last === 2000);
+    const blockedMs = longestTaskMs(await browser.stopTracing());
+    const { renders } = await page.evaluate(() => window.seen);
+    const busiest = Math.max(...renders.map((from) => renders.filter((at) => at >= from && at < from + 1000).length));
+    console.log(
+      `burst of 2,000: ${renders.length} renders, at most ${busiest} within a second, main thread blocked for ${Math.round(blockedMs)} ms`,
+    );
+    expect(busiest).toBeLessThan(20);
+    expect(blockedMs).toBeLessThan(200);
+    expect((await shown()).payloads).toEqual(upTo(1000, 1001));
+  });
+
+  it("tells onEvent of each event once, also of those that it does not keep, and counts what it dropped", async () => {
+    await daemon.number(job, 0, 40);
+    await show(job, { maxEvents: 10, keepMs: 0, counts: true });
+    await untilShown("the newest", ({ payloads }) => payloads.join() === upTo(10, 30).join());
+    await daemon.number(job, 40, 5);
+    await daemon.end(job);
+    await untilShown("the end", ({ status }) => status === "complete");
+    const { dropped, reduced, isCaughtUp, told } = await shown();
+    expect([dropped, reduced, isCaughtUp, told.completed]).toEqual([35, 45, true, ["COMPLETED"]]);
+    expect(told.events).toEqual(upTo(45));
+  });
+
+  it("tells of a reset, and begins its value anew", async () => {
+    await daemon.number(job, 0, 3);
+    await show(job, { counts: true });
+    await untilShown("three", ({ reduced }) => reduced === 3);
+    await daemon.kill();
+    daemon.sql("DELETE FROM job_events");
+    await daemon.restart();
+    await daemon.number(job, 7, 2);
+    await untilShown("all there is", ({ payloads, reduced }) => payloads.join() === "7,8" && reduced === 2);
+    const { resets, told } = await shown();
+    expect([resets, told.resets.length]).toEqual([1, 1]);
+  });
+
+  it("keeps events while nothing shows them, and goes on from there when something does again", async () => {
+    await daemon.number(job, 0, 5);
+    await show(job, { persist: "session", counts: true });
+    await untilShown("five", ({ payloads }) => payloads.length === 5);
+    await page.evaluate(() => window.leave());
+    await eventually("no connection is left", () => gateway.openStreams === 0);
+    await daemon.number(job, 5, 2);
+    await show(job, { persist: "session", counts: true });
+    const { payloads, reduced } = await shown();
+    expect([payloads, reduced]).toEqual([upTo(5), 5]);
+    await untilShown("the rest, too", ({ payloads, reduced }) => payloads.join() === upTo(7).join() && reduced === 7);
+    expect(gateway.streams(job).at(-1)?.url.searchParams.get("lastEventId")).not.toBeNull();
+  });
+
+  it("begins anew where it keeps nothing", async () => {
+    await daemon.number(job, 0, 5);
+    await show(job, { keepMs: 0 });
+    await untilShown("five", ({ payloads }) => payloads.length === 5);
+    await page.evaluate(() => window.leave());
+    await show(job, { keepMs: 0 });
+    expect((await shown()).payloads).toEqual([]);
+    await untilShown("five again", ({ payloads }) => payloads.length === 5);
+    expect((await shown()).told.events).toEqual([...upTo(5), ...upTo(5)]);
+  });
+
+  it("fails at once with an address that cannot be one, and throws nothing", async () => {
+    for (const baseUrl of ["https://x:99999", "localhost:18080"]) {
+      await show(job, { baseUrl });
+      await untilShown("the failure", ({ status, code }) => status === "failed" && code === "client.address");
+    }
+    expect((await shown()).told.errors).toEqual(["client.address", "client.address"]);
+    await daemon.number(job, 0, 1);
+    await show(job);
+    await untilShown("the right address", ({ payloads }) => payloads.length === 1);
+  });
+
+  it("renders on a server without a connection, and hydrates without a warning", async () => {
+    const Job = () =>
+      createElement("p", null, useJobStream("of-the-server", { baseUrl: "http://127.0.0.1:1" }).state.status);
+    expect(renderToString(createElement(Job))).toBe("<p>connecting</p>");
+    await daemon.number(job, 0, 2);
+    const html = await page.evaluate((jobId) => window.hydrate({ jobId }), job);
+    expect(html).toContain("connecting");
+    await eventually("it shows the job", async () => (await items()) === 2);
+  });
 });

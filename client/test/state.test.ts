@@ -1,6 +1,6 @@
 // The state of a stream, with a clock that is only a number.
 import { describe, expect, it } from "vitest";
-import { clientFailure, JobStreamError } from "../src/error.js";
+import { clientFailure, JobStreamError, tokenFailure } from "../src/error.js";
 import { rulesFrom } from "../src/options.js";
 import { type Action, backoffMs, initialState, reduce, type State } from "../src/state.js";
 
@@ -51,9 +51,12 @@ describe("backoff", () => {
       return retryInMs;
     });
     expect(waits).toEqual([1000, 2000, 4000]);
-    expect(life.state.view).toMatchObject({ status: "open", attempt: 3 });
-    expect(life.after(3999, timer)).toMatchObject({ attempt: 3 });
-    expect(life.after(1, timer)).toMatchObject({ status: "open", attempt: 0 });
+    // An open stream shows no tries; they count until it has stayed open.
+    expect([life.state.view, life.state.failures]).toMatchObject([{ status: "open", attempt: 0 }, 3]);
+    life.after(3999, timer);
+    expect(life.state.failures).toBe(3);
+    life.after(1, timer);
+    expect(life.state.failures).toBe(0);
     expect(life.dispatch(lost())).toMatchObject({ status: "retrying", attempt: 1, retryInMs: 1000 });
   });
   it("comes on top of a wait that many clients were told, and not of one that only this client was told", () => {
@@ -87,6 +90,42 @@ describe("backoff", () => {
   });
 });
 
+describe("whose answer it is", () => {
+  const strange = (status: number, code: string): Action => {
+    const error = new JobStreamError(code, "", true, status);
+    return { type: "lost", random: 1, error, from: "between", giveUpAfter: 4 };
+  };
+  it("a strange one is final after four tries, and never where Jobcast has answered, be it by an error of its own", () => {
+    const statusAfter = (life: Life) => {
+      for (let tries = 0; tries < 4; tries += 1) {
+        if (tries > 0) life.untilTimer();
+        life.dispatch(strange(404, "http.404"));
+      }
+      return [life.state.view.status, life.state.view.error?.retryable];
+    };
+    expect(statusAfter(new Life({ fallback: "none" }))).toEqual(["failed", false]);
+    const warned = new Life({ fallback: "none" });
+    warned.dispatch({ type: "warned", error: new JobStreamError("source.unavailable", "", true) });
+    expect(statusAfter(warned)).toEqual(["retrying", true]);
+  });
+  it("a token function that always throws has an end, however often the page is woken", () => {
+    const life = new Life();
+    for (let tries = 0; tries < 10; tries += 1) {
+      if (tries > 0) life.dispatch({ type: "wake", isCut: false });
+      life.dispatch({ type: "lost", random: 1, ...tokenFailure("no") });
+    }
+    expect(life.state.view).toMatchObject({ status: "failed", error: { code: "client.token", retryable: false } });
+  });
+  it("strange ones of different kinds are not counted together", () => {
+    const life = new Life({ fallback: "none" });
+    for (const status of [404, 403, 404, 403, 404, 403]) {
+      life.dispatch(strange(status, `http.${status}`));
+      life.untilTimer();
+    }
+    expect(life.state.view.status).toBe("connecting");
+  });
+});
+
 describe("a silent stream", () => {
   it("that was open is lost after heartbeatTimeoutMs", () => {
     const life = new Life();
@@ -96,15 +135,15 @@ describe("a silent stream", () => {
   });
   it("from its start on is replaced by polling, and streams are tried again less and less often", () => {
     const life = new Life();
-    life.after(8000, timer);
+    life.after(12_000, timer);
     expect([life.state.task, life.state.view.status]).toEqual(["poll", "connecting"]);
     const polled: Action = { type: "polled", isEmpty: false, isCaughtUp: true, jobStatus: "RUNNING" };
     expect(life.dispatch(polled)).toMatchObject({ status: "polling", jobStatus: "RUNNING" });
-    life.after(16_000, polled);
+    life.after(24_000, polled);
     expect([life.state.task, life.state.view.status]).toEqual(["stream", "polling"]);
-    life.after(8000, timer);
+    life.after(12_000, timer);
     expect(life.state.task).toBe("poll");
-    life.after(23_999, polled);
+    life.after(35_999, polled);
     expect(life.state.task).toBe("poll");
     life.after(1, polled);
     expect(life.state.task).toBe("stream");
@@ -112,12 +151,12 @@ describe("a silent stream", () => {
   });
   it("is lost after heartbeatTimeoutMs where polling is not wanted", () => {
     const life = new Life({ fallback: "none" });
-    expect(life.after(8000, timer).status).toBe("connecting");
+    expect(life.after(12_000, timer).status).toBe("connecting");
     expect(life.after(32_000, timer).status).toBe("retrying");
   });
   it("is replaced by polls with a pause, if the server does not hold the request", () => {
     const life = new Life();
-    life.after(8000, timer);
+    life.after(12_000, timer);
     life.after(10, { type: "polled", isEmpty: true, isCaughtUp: true, jobStatus: null });
     expect([life.state.task, life.state.timerAtMs - life.nowMs]).toEqual(["none", 990]);
     life.untilTimer();
@@ -152,7 +191,7 @@ describe("a page that wakes", () => {
   });
   it("polls at once while polling, and tries a stream after a change of the network", () => {
     const life = new Life();
-    life.after(8000, timer);
+    life.after(12_000, timer);
     life.dispatch({ type: "polled", isEmpty: true, isCaughtUp: true, jobStatus: null });
     life.dispatch({ type: "wake", isCut: false });
     expect(life.state.task).toBe("poll");
@@ -172,7 +211,7 @@ describe("a follower", () => {
     expect(life.state.task).toBe("none");
     life.dispatch({
       type: "leader",
-      view: { status: "open", attempt: 0, jobStatus: null, retryInMs: null, error: null },
+      view: { status: "open", attempt: 0, jobStatus: null, isCaughtUp: false, retryInMs: null, error: null },
     });
     expect(life.state.view.status).toBe("open");
     life.after(59_000, { type: "leaderAlive" });
@@ -201,12 +240,12 @@ it("keeps the view object as long as nothing in it changes, since its identity t
   expect(life.after(1000, bytes)).toBe(warned);
 });
 
-it("a stream that has ended ignores all actions but a start and close()", () => {
+it("a stream that has ended keeps its state until a start", () => {
   const life = new Life();
   life.dispatch({ type: "complete", jobStatus: "FAILED" });
   expect(life.dispatch(bytes, lost(), { type: "wake", isCut: true }, timer)).toMatchObject({
     status: "complete",
     jobStatus: "FAILED",
   });
-  expect(life.dispatch({ type: "close" }).status).toBe("closed");
+  expect(life.dispatch({ type: "close" }).status).toBe("complete");
 });

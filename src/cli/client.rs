@@ -19,6 +19,8 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Characters of an answer that are shown when it is not one of Jobcast's own errors.
 const MAX_SHOWN_CHARS: usize = 200;
+/// `http.stream_path`, unless it was changed.
+pub const STREAM_PATH: &str = "/runner-jobs/{job_id}/events/stream";
 /// All but the unreserved characters of RFC 3986.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -142,13 +144,28 @@ impl Jobcast {
 
     /// Opens a job's stream; `None` if the job has ended and nothing more of it will come.
     pub async fn stream(&self, job: &JobId, start: &Start) -> Result<Option<Stream>, Failure> {
+        self.stream_at(&self.stream_url(job, STREAM_PATH), start).await
+    }
+
+    /// Returns the address of a job's stream. `path` has `{job_id}` in it, as `http.stream_path`.
+    pub fn stream_url(&self, job: &JobId, path: &str) -> String {
+        let job = utf8_percent_encode(job.as_str(), SEGMENT).to_string();
+        format!("{}/{}", self.base, path.trim_start_matches('/')).replace("{job_id}", &job)
+    }
+
+    /// As [`Jobcast::stream`], from an address that may have a query of its own.
+    pub async fn stream_at(&self, address: &str, start: &Start) -> Result<Option<Stream>, Failure> {
         let query = match start {
             // An event's id may be any text, and not every text fits into a header.
-            Start::After(id) => format!("?lastEventId={}", utf8_percent_encode(id, SEGMENT)),
-            Start::Now => "?from=now".into(),
+            Start::After(id) => format!("lastEventId={}", utf8_percent_encode(id, SEGMENT)),
+            Start::Now => "from=now".into(),
             Start::Beginning => String::new(),
         };
-        let url = format!("{}/stream{query}", self.events_url(job));
+        let url = match (query.is_empty(), address.contains('?')) {
+            (true, _) => address.to_string(),
+            (false, true) => format!("{address}&{query}"),
+            (false, false) => format!("{address}?{query}"),
+        };
         let request = self.request(Method::GET, &url).header(header::ACCEPT, "text/event-stream");
         let answer = send(&url, request).await?;
         if answer.status() == StatusCode::NO_CONTENT {

@@ -81,7 +81,7 @@ enum Command {
     Demo(demo::Args),
     /// Checks settings and source, and says every problem with what to do about it
     #[command(after_help = "Example:\n  jobcast check --config jobcast.toml")]
-    Check(ConfigFile),
+    Check(check::Args),
     /// Prints the recommended tables as SQL that may be run twice
     #[command(after_help = "Example:\n  jobcast schema sqlite | sqlite3 jobs.db")]
     Schema(schema::Args),
@@ -134,7 +134,7 @@ async fn execute(command: Command) -> ExitCode {
     match command {
         Command::Serve(config) => serve::run(config).await,
         Command::Demo(args) => demo::run(args).await,
-        Command::Check(config) => check::run(config).await,
+        Command::Check(args) => check::run(args).await,
         Command::Schema(args) => schema::run(args),
         Command::Emit(args) => emit::run(args).await,
         Command::Tail(args) => tail::run(args).await,

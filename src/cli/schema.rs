@@ -13,7 +13,7 @@ pub struct Args {
     /// PostgreSQL: without the triggers that wake Jobcast up; it polls
     #[arg(long)]
     no_trigger: bool,
-    /// PostgreSQL: what an existing event table lacks, with the names of the settings, without a rewrite
+    /// PostgreSQL: what an existing event table lacks, with the names of the settings, as a script for psql
     #[arg(long)]
     migrate: bool,
     #[command(flatten)]

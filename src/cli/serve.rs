@@ -18,7 +18,7 @@ use crate::hub::Hub;
 use crate::logging;
 use crate::replay::{Pages, Turns};
 use crate::shutdown::{FAILED_DRAIN, Leaving, Left, Phase, ReloadSignal, Shutdown, ShutdownWatch, Signals};
-use crate::source::{self, SharedLists, Source};
+use crate::source::{self, Forgiving, SharedLists, Source};
 use crate::supervise::{PartFailure, Supervisor, guarded};
 use crate::systemd::{self, Sockets};
 use crate::tail;
@@ -126,7 +126,7 @@ async fn serve_in(
     metrics: MetricsExporter,
     on_serving: impl FnOnce(SocketAddr, ShutdownWatch),
 ) -> Result<(), ServeError> {
-    let source: Arc<dyn Source> = SharedLists::new(source);
+    let source: Arc<dyn Source> = SharedLists::new(Forgiving::new(source, settings.source.forgive));
     warn_of_weaknesses(&settings);
     let auth = Auth::new(&settings.auth)?;
     let certificates = settings.http.tls.is_enabled().then(|| Certificates::open(&settings.http.tls)).transpose()?;
@@ -149,7 +149,7 @@ async fn serve_in(
     let app = delivery.app(&settings, auth.clone(), source.clone(), current_cors, in_flight.clone());
     let app = web::Data::new(app);
     let mut parts = vec![reloadable_log(), reloadable_cors(cors), reloadable_limits(files, admission.clone())];
-    parts.push(reloadable_keys(auth.clone()));
+    parts.extend([reloadable_keys(auth.clone()), reloadable_credentials(source.clone())]);
     parts.extend(certificates.clone().map(reloadable_certificates));
     let mut helpers = vec![
         supervisor.task("metrics", keep_metrics(metrics.clone(), shutdown.watch())),
@@ -214,6 +214,13 @@ async fn all_answered(public: ServerHandle, outlives: bool, admission: Admission
 fn reloadable_keys(auth: Auth) -> Reloadable {
     Reloadable::new(&["auth.jwt.secret"], move |settings| {
         auth.read_key(&settings.auth).map_err(|error| error.to_string())
+    })
+}
+
+/// Takes new credentials for the source, or the new content of the file that holds them.
+fn reloadable_credentials(source: Arc<dyn Source>) -> Reloadable {
+    Reloadable::new(&["source.postgres.url", "source.redis.url"], move |settings| {
+        source.prepare(&settings.source).map_err(|error| error.to_string())
     })
 }
 
@@ -374,6 +381,7 @@ impl Delivery {
             auth,
             source,
             streams: self.streams.clone(),
+            appear: settings.source.appear,
             ingest_enabled: settings.ingest_enabled(),
             ingest: settings.ingest.clone(),
             limits: Limits::new(&settings.http),

@@ -1,15 +1,17 @@
 //! `jobcast tail`: a subscriber for terminals. It reconnects by itself, and its exit code says how the job ended.
 
-use super::client::{Failure, Jobcast, Trust};
+mod line;
+
+use super::client::{Failure, Jobcast, STREAM_PATH, Trust};
 use super::sse_parser::Message;
 use super::{failed, misused};
 use crate::backoff::Backoff;
 use crate::cursor::Start;
 use crate::event::{BadStatus, JobId, JobStatus};
-use crate::logging::{Escaped, escape_json};
+use crate::logging::escape_json;
 use crate::sse;
 use anstyle::{AnsiColor, Style};
-use reqwest::Method;
+use line::{Line, printable};
 use serde_json::Value;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -19,9 +21,12 @@ use std::time::Duration;
 pub struct Args {
     /// The job to follow
     job: String,
-    /// The Jobcast to ask
+    /// The Jobcast to ask; or the address of the stream itself, with the job or `{job_id}` in its path
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     url: String,
+    /// The path of a job's stream, where `http.stream_path` or a proxy has changed it
+    #[arg(long, default_value = STREAM_PATH, value_name = "PATH")]
+    path: String,
     /// First position: start, now, a cursor, or an event's id
     #[arg(long, default_value = "start", value_name = "CURSOR")]
     from: String,
@@ -36,20 +41,25 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> ExitCode {
-    let job = match args.job.parse() {
+    let job: JobId = match args.job.parse() {
         Ok(job) => job,
         Err(error) => return misused(error),
     };
+    if !args.path.contains(PLACE) {
+        return misused(format!("--path {}: it must have {PLACE} in it, where the job stands", args.path));
+    }
     let start = match args.from.as_str() {
         "start" => Start::Beginning,
         "now" => Start::Now,
         cursor => Start::After(cursor.to_string()),
     };
-    let jobcast = match Jobcast::new(&args.url, args.token, &args.trust) {
+    let jobcast = match Jobcast::new(&args.url, args.token.clone(), &args.trust) {
         Ok(jobcast) => jobcast,
         Err(failure) => return failed(failure),
     };
-    let mut tail = Tail { jobcast, job, start, was_connected: false, status: String::new(), as_json: args.json };
+    let address = stream_address(&jobcast, &job, &args);
+    let (status, as_json) = (String::new(), args.json);
+    let mut tail = Tail { jobcast, address, start, was_connected: false, status, as_json };
     let ended = tokio::select! {
         ended = tail.follow() => ended,
         _ = tokio::signal::ctrl_c() => return ExitCode::from(130),
@@ -62,9 +72,28 @@ pub async fn run(args: Args) -> ExitCode {
     }
 }
 
+/// Place of the job in a path.
+const PLACE: &str = "{job_id}";
+
+/// Finds the address of the stream. One whose path names the job is taken as it is.
+fn stream_address(jobcast: &Jobcast, job: &JobId, args: &Args) -> String {
+    let own = Jobcast::stream_url(jobcast, job, PLACE);
+    let segment = own.rsplit('/').next().unwrap_or_default();
+    let after_scheme = args.url.split_once("://").map_or(args.url.as_str(), |(_, rest)| rest);
+    let path = after_scheme.split_once('/').map_or("", |(_, path)| path);
+    if args.url.contains(PLACE) {
+        args.url.replace(PLACE, segment)
+    } else if path.split(['/', '?']).any(|part| part == segment) {
+        args.url.clone()
+    } else {
+        jobcast.stream_url(job, &args.path)
+    }
+}
+
 struct Tail {
     jobcast: Jobcast,
-    job: JobId,
+    /// Address of the stream.
+    address: String,
     /// Position after everything that was shown.
     start: Start,
     /// Set once a stream was open: from then on, a connection that fails is tried again.
@@ -152,7 +181,7 @@ impl Tail {
 
     /// Opens a stream and shows its events until it closes.
     async fn connect(&mut self) -> Result<Disconnect, Stopped> {
-        let opened = self.jobcast.stream(&self.job, &self.start).await.map_err(TailError::from)?;
+        let opened = self.jobcast.stream_at(&self.address, &self.start).await.map_err(TailError::from)?;
         let Some(mut stream) = opened else { return Ok(Disconnect::JobEnded(self.final_status().await?)) };
         if self.was_connected {
             print_notice("connected again");
@@ -199,37 +228,28 @@ impl Tail {
         Ok(Control::GoOn(fields["retryInMs"].as_u64().map(Duration::from_millis)))
     }
 
-    /// Fetches how the job ended, when its stream has nothing more to send.
-    async fn final_status(&self) -> Result<JobStatus, TailError> {
-        let url = format!("{}?limit=1", self.jobcast.events_url(&self.job));
-        let page = self.jobcast.json(Method::GET, &url, None).await?;
-        Ok(page["status"].as_str().unwrap_or_default().parse()?)
+    /// Asks how the job ended, when its stream has nothing more to send: from now on it says no more than that.
+    async fn final_status(&mut self) -> Result<JobStatus, TailError> {
+        let mut stream = self.jobcast.stream_at(&self.address, &Start::Now).await?;
+        while let Some(stream) = &mut stream
+            && let Some(message) = stream.next().await?
+        {
+            if let (true, Some(data)) = (sse::is_reserved(&message.kind), &message.data)
+                && let Control::JobEnded(status) = self.control(&message.kind, data)?
+            {
+                return Ok(status);
+            }
+        }
+        Ok("".parse()?)
     }
 
     /// Prints one event.
     fn show(&self, message: &Message, data: &str) -> io::Result<()> {
         let mut out = anstream::stdout().lock();
-        if self.as_json {
-            return writeln!(out, "{}", escape_json(data));
+        match self.as_json {
+            true => writeln!(out, "{}", escape_json(data)),
+            false => writeln!(out, "{}", Line::of(&message.kind, data)),
         }
-        let event: Value = serde_json::from_str(data).unwrap_or_default();
-        let text = |name: &str| printable(event[name].as_str().unwrap_or_default());
-        // With `stream.data = "payload"`, the data is the payload.
-        let payload = event.get("payload").unwrap_or(&event);
-        let time = text("timestamp").get(11..23).unwrap_or_default().to_string();
-        let kind = printable(event["type"].as_str().unwrap_or(&message.kind));
-        let shown = match payload["line"].as_str() {
-            Some(line) => printable(line.trim_end_matches(['\r', '\n'])),
-            None if payload == &Value::Object(Default::default()) => String::new(),
-            None => printable(&payload.to_string()),
-        };
-        let (dim, step) = (Style::new().dimmed(), AnsiColor::Cyan.on_default());
-        let tone = match &*kind {
-            kind if kind.ends_with(".failed") => AnsiColor::Red.on_default().bold(),
-            kind if kind.ends_with(".completed") => AnsiColor::Green.on_default(),
-            _ => Style::new(),
-        };
-        writeln!(out, "{dim}{time}{dim:#} {step}{:<12}{step:#} {tone}{kind}{tone:#} {shown}", text("stepId"))
     }
 }
 
@@ -243,9 +263,4 @@ fn print_notice(notice: &str) {
 fn print_dim(notice: &str) {
     let dim = Style::new().dimmed();
     let _ = writeln!(anstream::stderr(), "{dim}jobcast: {}{dim:#}", printable(notice));
-}
-
-/// Makes a text safe to print, so that a job cannot drive the terminal. A tab is a space.
-fn printable(text: &str) -> String {
-    Escaped(&text.replace('\t', " ")).to_string()
 }

@@ -10,8 +10,13 @@ use std::path::Path;
 use toml::{Table, Value};
 
 /// Source text of the files that define settings.
-const SOURCES: &[&str] =
-    &[include_str!("mod.rs"), include_str!("sections.rs"), include_str!("auth.rs"), include_str!("source.rs")];
+const SOURCES: &[&str] = &[
+    include_str!("mod.rs"),
+    include_str!("sections.rs"),
+    include_str!("auth.rs"),
+    include_str!("source.rs"),
+    include_str!("redis.rs"),
+];
 
 const TOML_HEADER: &str = "\
 # Every setting of Jobcast with its default, as `docs/settings.md` lists them; made from the code, see src/config/docs.rs.
@@ -55,7 +60,7 @@ fn structs() -> HashMap<String, Vec<Field>> {
     let mut structs = HashMap::new();
     for source in SOURCES {
         let mut open: Option<(String, Vec<Field>)> = None;
-        let (mut doc, mut rename) = (Vec::new(), None);
+        let (mut doc, mut rename, mut is_skipped) = (Vec::new(), None, false);
         for line in source.lines() {
             if let Some(name) = line.strip_prefix("pub struct ").and_then(|rest| rest.strip_suffix(" {")) {
                 open = Some((name.to_string(), Vec::new()));
@@ -66,12 +71,16 @@ fn structs() -> HashMap<String, Vec<Field>> {
                 let line = line.trim();
                 if let Some(text) = line.strip_prefix("/// ") {
                     doc.push(text.to_string());
+                } else if line == "#[serde(skip)]" {
+                    is_skipped = true;
                 } else if let Some(rest) = line.strip_prefix("#[serde(rename = \"") {
                     rename = rest.split('"').next().map(str::to_string);
                 } else if let Some((name, kind)) = line.strip_prefix("pub ").and_then(|rest| rest.split_once(": ")) {
                     let name = rename.take().unwrap_or_else(|| name.to_string());
                     assert!(!doc.is_empty(), "the setting {name} has no doc comment");
-                    fields.push(Field { name, kind: kind.trim_end_matches(',').into(), doc: doc.join(" ") });
+                    if !std::mem::take(&mut is_skipped) {
+                        fields.push(Field { name, kind: kind.trim_end_matches(',').into(), doc: doc.join(" ") });
+                    }
                     doc.clear();
                 }
             }
@@ -90,7 +99,11 @@ fn collect(
 ) {
     let fields = &structs[kind];
     let (inner, plain): (Vec<_>, Vec<_>) = fields.iter().partition(|field| structs.contains_key(&field.kind));
-    let keys = plain.iter().map(|field| (field.name.clone(), defaults[&field.name].to_string(), field.doc.clone()));
+    let default = |field: &Field| {
+        let value = defaults.get(&field.name);
+        value.unwrap_or_else(|| panic!("{name}.{} has no default", field.name)).to_string()
+    };
+    let keys = plain.iter().map(|field| (field.name.clone(), default(field), field.doc.clone()));
     groups.push(Group { name: name.into(), doc: doc.into(), keys: keys.collect() });
     for field in inner {
         let Value::Table(defaults) = &defaults[&field.name] else { panic!("{} is no group", field.name) };

@@ -39,6 +39,9 @@ pub struct Http {
     pub max_replays: usize,
     /// Reads of history that wait in line, at most; new streams are then told to come back later.
     pub max_queued_replays: usize,
+    /// Streams and polls that wait at a time for jobs that the source does not know yet (source.appear), at most; further
+    /// ones are told to come back later.
+    pub max_waiting: usize,
     /// Time in which the head of a request must arrive.
     #[serde(with = "duration")]
     pub header_timeout: Duration,
@@ -57,6 +60,9 @@ pub struct Http {
     pub tls: Tls,
     /// Pages of other origins.
     pub cors: Cors,
+    /// Set by `jobcast demo` alone: the page shows what is there for trying things out.
+    #[serde(skip)]
+    pub is_demo: bool,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -104,6 +110,7 @@ impl Default for Http {
             rate_burst: 20,
             max_replays: 64,
             max_queued_replays: 10_000,
+            max_waiting: 1000,
             header_timeout: Duration::from_secs(5),
             body_timeout: Duration::from_secs(30),
             max_body: ByteSize::kib(256),
@@ -111,6 +118,7 @@ impl Default for Http {
             live_page: true,
             tls: Tls::default(),
             cors: Cors::default(),
+            is_demo: false,
         }
     }
 }
@@ -135,6 +143,11 @@ impl Http {
         problems.require(self.rate_burst > 0, "http.rate_burst", "must be at least 1");
         problems.require(self.max_replays > 0, "http.max_replays", "must be at least 1");
         problems.require(self.max_queued_replays > 0, "http.max_queued_replays", "must be at least 1");
+        problems.require(
+            self.max_waiting > 0,
+            "http.max_waiting",
+            "must be at least 1; source.appear = \"0s\" waits for no job",
+        );
         problems.require_longer_than_zero(self.header_timeout, "http.header_timeout");
         problems.require_longer_than_zero(self.body_timeout, "http.body_timeout");
         problems.require_larger_than_zero(self.max_body, "http.max_body");

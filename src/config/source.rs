@@ -34,9 +34,21 @@ pub struct Source {
     /// write their last lines late. A job that ended longer ago is complete at once.
     #[serde(with = "duration")]
     pub end_grace: Duration,
+    /// Time that streams, and polls that may wait, wait for a job that the source does not know yet, before they are told
+    /// that there is none. 0s: they are told at once.
+    #[serde(with = "duration")]
+    pub appear: Duration,
     /// Time without an answer of the source after which /readyz says no; 0s for never, since streams are held meanwhile.
     #[serde(with = "duration")]
     pub ready_grace: Duration,
+    /// Time for which failures that only a person can mend (credentials, rights, tables) are told as passing ones, where the
+    /// source has worked since the start: passwords are rotated, and tables migrated. 0s: not at all.
+    #[serde(with = "duration")]
+    pub forgive: Duration,
+    /// Time that one read may take, for the tail and for history. Then it is given up, cancelled where the store knows how,
+    /// and tried again.
+    #[serde(with = "duration")]
+    pub read_timeout: Duration,
     /// The embedded store, for kind "sqlite".
     pub sqlite: Sqlite,
     /// The tables of a database, for kind "postgres".
@@ -74,7 +86,10 @@ impl Default for Source {
             retry_max: Duration::from_secs(10),
             settle: Duration::from_secs(2),
             end_grace: Duration::from_secs(2),
+            appear: Duration::from_secs(10),
             ready_grace: Duration::ZERO,
+            forgive: Duration::from_secs(60),
+            read_timeout: Duration::from_secs(15),
             sqlite: Sqlite::default(),
             postgres: Postgres::default(),
             redis: Redis::default(),
@@ -89,6 +104,11 @@ impl Source {
 
     pub(super) fn validate(&self, problems: &mut Problems) {
         problems.require_longer_than_zero(self.poll_interval, "source.poll_interval");
+        problems.require(
+            self.read_timeout >= Duration::from_millis(10),
+            "source.read_timeout",
+            "must be at least 10ms",
+        );
         problems.require_longer_than_zero(self.retry_initial, "source.retry_initial");
         problems.require(
             self.retry_max >= self.retry_initial,

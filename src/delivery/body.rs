@@ -41,6 +41,8 @@ pub struct Body {
     queue: VecDeque<Bytes>,
     outages: watch::Receiver<Option<Arc<Outage>>>,
     deadline: Deadline,
+    /// The peer was told that the replay is over.
+    is_told_live: bool,
 }
 
 enum State {
@@ -104,6 +106,7 @@ impl Body {
             queue: opening.into(),
             outages,
             deadline,
+            is_told_live: false,
             streams,
         }
     }
@@ -177,6 +180,9 @@ impl Body {
             Reaction::GoLive { missing, status, subscription, place, cursor } => {
                 self.queue_replayed(&missing);
                 self.queue.extend(status.map(|status| status.encode()));
+                if !std::mem::replace(&mut self.is_told_live, true) {
+                    self.queue.push_back(Bytes::from_static(sse::LIVE));
+                }
                 self.go_live(subscription, place, cursor);
             }
             Reaction::Replay(cursor) => {

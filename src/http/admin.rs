@@ -95,7 +95,7 @@ async fn ready(health: web::Data<Health>) -> HttpResponse {
     if !health.ready_grace.is_zero() && outage.since.elapsed() >= health.ready_grace {
         return not(code, "the source does not answer");
     }
-    let detail = if outage.error.is_retryable() {
+    let detail = if outage.error.kind_is_retryable() {
         "the source does not answer; streams are held, and go on when it does"
     } else {
         "the source cannot be read until an operator mends it; the log says how"

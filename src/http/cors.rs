@@ -12,12 +12,16 @@ use actix_web::{Error, ResponseError};
 /// Headers that Jobcast reads.
 const READ: [&str; 5] = ["Last-Event-ID", "Authorization", "Content-Type", "Cache-Control", "Accept"];
 
+/// Headers of answers that a page may read.
+const TOLD: [&str; 5] =
+    ["X-Jobcast-Connection", "X-Jobcast-Replay", "X-Jobcast-Unique", "X-Jobcast-Cursor", "Retry-After"];
+
 /// Lets the pages of `http.cors.origins` watch. It answers preflights itself, so that they need no credentials.
 pub fn allow(settings: &config::Cors) -> Cors {
     let mut cors = Cors::default()
         .allowed_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT])
         .allowed_headers(READ)
-        .expose_headers(["X-Jobcast-Connection", "X-Jobcast-Replay", "X-Jobcast-Cursor", "Retry-After"])
+        .expose_headers(TOLD)
         .max_age(3600);
     for header in &settings.headers {
         cors = cors.allowed_header(header.as_str());

@@ -2,6 +2,7 @@
 
 use super::App;
 use super::answer::Room;
+use super::appear::{CLOSED, GivenUp, Wait};
 use super::client_address::ClientAddress;
 use super::extract::{PollQuery, Query};
 use super::limits::Refusal;
@@ -15,12 +16,13 @@ use crate::event::{Event, JobId, JobStatus};
 use crate::hub::{Hub, Listening, Place, Subscription};
 use crate::replay::{Replay, Step};
 use crate::shutdown::Phase;
-use crate::source::{Limit, Page, PageResult};
+use crate::source::{EventKey, Limit, Page, PageResult};
 use crate::sse::Reset;
 use crate::tail;
-use actix_web::http::header;
+use actix_web::http::{Method, header};
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
+use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 #[derive(Serialize)]
@@ -32,6 +34,8 @@ struct Polled {
     complete: bool,
     status: Option<JobStatus>,
     retry_ms: u64,
+    /// The part that tells the events of this job apart.
+    unique: EventKey,
     /// Set if what was asked for cannot be given in full: the events are all there are, from the beginning.
     #[serde(skip_serializing_if = "Option::is_none")]
     reset: Option<ResetNote>,
@@ -53,21 +57,30 @@ pub async fn get(
     WatchedJob { job, right }: WatchedJob,
     Query(query): Query<PollQuery>,
     client: ClientAddress,
+    method: Method,
     app: web::Data<App>,
 ) -> Result<HttpResponse, Problem> {
     let refused = |refusal: Refusal| refusal.problem().retry_after(app.retry_later().as_secs());
     app.let_in(client, &job).map_err(refused)?;
     // A poll that may be held counts as a stream does, and operators see it as one.
-    let permit = (!query.wait.is_zero()).then(|| app.admit(client)).transpose().map_err(refused)?;
+    let patience = if method == Method::HEAD { Duration::ZERO } else { query.wait };
+    let permit = (!patience.is_zero()).then(|| app.admit(client)).transpose().map_err(refused)?;
     let permit = permit.map(|permit| permit.with_grant(right.clone().into_grant()));
     let held = permit.map(|permit| (app.streams.registry.enter(&permit, &job), permit));
-    let until = Instant::now() + query.wait;
+    let until = Instant::now() + patience;
+    let mut wait = Wait::new(&app, &job, patience.min(app.appear));
     let (mut after, mut reset) = begin(&app, &job, query.start).await?;
     loop {
         let room = app.answers.room();
         let limit = Limit { events: query.limit, bytes: room.bytes() };
         match app.streams.pages.plain(&job, &after, limit).await? {
-            PageResult::NoSuchJob => return Err(Problem::no_such_job(format!("there is no job {job}"))),
+            PageResult::NoSuchJob => {
+                let waited = match &held {
+                    Some((registration, permit)) => wait.next(registration, permit).await,
+                    None => Err(GivenUp::NoSuchJob),
+                };
+                waited.map_err(|given_up| gave_up(&app, &job, client, given_up))?;
+            }
             PageResult::Lost(reason) => {
                 reset = Some(reason);
                 after = app.source.beginning(&job);
@@ -87,6 +100,21 @@ pub async fn get(
                 after = page.end;
             }
         }
+    }
+}
+
+/// The answer to a caller whose job is not waited for any longer.
+fn gave_up(app: &App, job: &JobId, client: ClientAddress, given_up: GivenUp) -> Problem {
+    let later = app.retry_later().as_secs();
+    match given_up {
+        GivenUp::NoSuchJob => Problem::no_such_job(format!("there is no job {job}")),
+        GivenUp::TooMany => {
+            Refusal::Waiting.note(client.0);
+            Refusal::Waiting.problem().retry_after(later)
+        }
+        GivenUp::Draining => Problem::draining("this Jobcast is leaving; come back").retry_after(later),
+        GivenUp::Closed => Problem::closed(CLOSED).retry_after(later),
+        GivenUp::Outage(error) => error.into(),
     }
 }
 
@@ -117,6 +145,7 @@ fn answer(app: &App, room: Room, page: Page, reset: Option<Reset>) -> Result<Htt
         complete: page.is_complete,
         status: page.status,
         retry_ms: retry.as_millis() as u64,
+        unique: app.source.event_key(),
         reset: reset.map(|reason| ResetNote { reason }),
     };
     room.json(response, &polled)

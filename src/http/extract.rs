@@ -154,7 +154,8 @@ impl Parameters {
 
 /// Tells if a query's parameter is one that some address of Jobcast's knows.
 pub fn is_own_parameter(name: &str) -> bool {
-    matches!(name, "after" | "from" | "job" | "last" | "lastEventId" | "limit" | "status" | "types" | "wait")
+    // `_` is different with each request of our client, so that no cache has the answer.
+    matches!(name, "_" | "after" | "from" | "job" | "last" | "lastEventId" | "limit" | "status" | "types" | "wait")
 }
 
 /// Query of `GET /runner-jobs/{job_id}/events`.

@@ -189,6 +189,7 @@ pub async fn append(
         Sent::All(events) => (events, true),
     };
     let stored = app.source.append(&job, events).await?;
+    app.streams.hub.announce_jobs([&job]);
     let is_any_new = stored.iter().any(|one| one.is_new);
     let mut response = if is_any_new { HttpResponse::Created() } else { HttpResponse::Ok() };
     Ok(match &stored[..] {
@@ -208,6 +209,7 @@ pub async fn set_status(
     let NewStatus { status } = parse(&body.0, bad_form)?;
     let status: JobStatus = status.parse().map_err(|error: BadStatus| Problem::bad_status(error.to_string()))?;
     app.source.set_status(&job, status).await?;
+    app.streams.hub.announce_jobs([&job]);
     Ok(HttpResponse::Ok().json(json!({ "jobId": job, "status": status })))
 }
 

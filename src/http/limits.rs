@@ -44,6 +44,8 @@ pub enum Refusal {
     Replays,
     /// `hub.max_jobs`
     Jobs,
+    /// `http.max_waiting`
+    Waiting,
 }
 
 /// The incidents that go on.
@@ -67,6 +69,7 @@ impl Refusal {
             Self::Rate => "rate",
             Self::Replays => "replays",
             Self::Jobs => "jobs",
+            Self::Waiting => "waiting",
         }
     }
 
@@ -89,6 +92,7 @@ impl Refusal {
             Self::Rate => "one address comes more often than http.rate_per_ip",
             Self::Replays => "http.max_queued_replays reads of history wait in line",
             Self::Jobs => "hub.max_jobs jobs are live",
+            Self::Waiting => "http.max_waiting requests wait for jobs that the source does not know yet",
         }
     }
 
@@ -108,6 +112,7 @@ impl Refusal {
             Self::Rate => "rate",
             Self::Replays => "replays",
             Self::Jobs => "jobs",
+            Self::Waiting => "waiting",
             _ => "full",
         }
     }
@@ -121,6 +126,9 @@ impl Refusal {
             Self::Rate => Problem::too_often("your address comes too often; come back later"),
             Self::Replays => Problem::too_many_replays("too many streams are being filled; come back later"),
             Self::Jobs => Problem::too_many_jobs("too many jobs are being watched; come back later"),
+            Self::Waiting => {
+                Problem::too_many_waiting("too many wait for jobs that are not there yet; come back later")
+            }
             _ => Problem::too_many_streams("too many streams are open; come back later"),
         }
     }

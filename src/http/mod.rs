@@ -3,6 +3,7 @@
 mod accept;
 mod admin;
 mod answer;
+mod appear;
 mod bounded;
 mod certificates;
 mod client_address;
@@ -48,6 +49,7 @@ use crate::source::{Source, Standing};
 use actix_web::{HttpRequest, web};
 use problem::Problem;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// Longest text that is looked up as a cursor or an event's id: no id of ours is longer, and none of a source's.
@@ -62,6 +64,8 @@ pub struct App {
     /// Parts that every stream needs; `hub` and `pages` also serve polling.
     pub streams: StreamContext,
     pub settings: config::Http,
+    /// `source.appear`
+    pub appear: Duration,
     /// `http.cors` of the moment.
     pub cors: watch::Receiver<config::Cors>,
     /// The requests that are being answered.

@@ -21,6 +21,8 @@ macro_rules! script {
 }
 
 const CLIENT: &str = "/jobcast.js";
+/// The element `<jobcast-log>`, which loads the client.
+const ELEMENT: &str = "/jobcast-log.js";
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
 pub const ASSETS: &[Asset] = &[
@@ -28,32 +30,50 @@ pub const ASSETS: &[Asset] = &[
     Asset { path: "/page.css", kind: "text/css; charset=utf-8", text: include_str!("page/page.css") },
     Asset { path: "/page.js", kind: JAVASCRIPT, text: include_str!("page/page.js") },
     Asset { path: CLIENT, kind: JAVASCRIPT, text: include_str!("page/jobcast.js") },
+    Asset { path: ELEMENT, kind: JAVASCRIPT, text: include_str!("page/jobcast-log.js") },
+    script!("address.js"),
     script!("describe.js"),
     script!("dom.js"),
+    script!("history.js"),
     script!("job.js"),
     script!("jobs.js"),
+    script!("lines.js"),
+    script!("marker.js"),
+    script!("names.js"),
     script!("output.js"),
     script!("payload.js"),
+    script!("row.js"),
+    script!("save.js"),
+    script!("search.js"),
     script!("steps.js"),
+    script!("terminal.js"),
     script!("time.js"),
     script!("timeline.js"),
     script!("token.js"),
+    script!("tools.js"),
     script!("watched.js"),
 ];
 
 /// The policy of the page: scripts, styles and requests of its own, and no other thing at all.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
+/// Mark by which the page shows what is there for trying things out.
+const NO_DEMO: &str = r#"<meta name="jobcast-demo" content="no">"#;
+const DEMO: &str = r#"<meta name="jobcast-demo" content="yes">"#;
 const OPENAPI: &str = include_str!("openapi.json");
 
 impl Asset {
-    /// Returns true for the client, which pages of others load too: it is served without the live page.
+    /// Returns true for the client and its element, which pages of others load too: they are served without the live page.
     pub fn is_client(&self) -> bool {
-        self.path == CLIENT
+        matches!(self.path, CLIENT | ELEMENT)
     }
 
     pub fn answer(&self, app: &App) -> HttpResponse {
-        HttpResponse::Ok().insert_header((header::CONTENT_TYPE, self.kind)).body(with_paths(self.text, app))
+        let mut text = with_paths(self.text, app);
+        if app.settings.is_demo {
+            text = text.replace(NO_DEMO, DEMO);
+        }
+        HttpResponse::Ok().insert_header((header::CONTENT_TYPE, self.kind)).body(text)
     }
 }
 

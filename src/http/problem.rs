@@ -66,6 +66,9 @@ problems! {
     too_many_streams = SERVICE_UNAVAILABLE, "server.too_many_streams";
     too_many_replays = SERVICE_UNAVAILABLE, "server.too_many_replays";
     too_many_jobs = SERVICE_UNAVAILABLE, "server.too_many_jobs";
+    too_many_waiting = SERVICE_UNAVAILABLE, "server.too_many_waiting";
+    /// An operator closed the request, or the right that it came with has ended.
+    closed = SERVICE_UNAVAILABLE, "server.closed";
     too_often = TOO_MANY_REQUESTS, "server.rate";
     too_many_from_address = TOO_MANY_REQUESTS, "server.too_many_from_address";
 }

@@ -1,12 +1,14 @@
 //! `GET /runner-jobs/{job_id}/events/stream`: answers a request for a stream.
 
 use super::App;
+use super::appear::{CLOSED, GivenUp, Wait};
 use super::client_address::ClientAddress;
 use super::edge;
 use super::extract::accepts_stream;
 use super::limits::Refusal;
 use super::problem::Problem;
 use super::rights::WatchedJob;
+use crate::auth::Withdrawal;
 use crate::cursor::{Cursor, Start};
 use crate::delivery::admission::StreamPermit;
 use crate::delivery::body::Body;
@@ -26,7 +28,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub async fn get(
     watched: Result<WatchedJob, Problem>,
@@ -36,14 +38,7 @@ pub async fn get(
     app: web::Data<App>,
 ) -> Result<HttpResponse, Problem> {
     if app.streams.shutdown.phase() >= Phase::Draining {
-        telemetry::CONNECTIONS.increment(&[("outcome", "draining")], 1);
-        let wait = app.streams.reconnect_delay();
-        return Ok(turned_away(
-            &request,
-            ControlEvent::Bye { reason: Bye::Drain, retry_in: wait },
-            Problem::draining("this Jobcast is leaving; come back"),
-            wait,
-        ));
+        return Ok(draining(&request, &app));
     }
     let WatchedJob { job, right } = match watched {
         Ok(watched) => watched,
@@ -54,16 +49,23 @@ pub async fn get(
         Ok(permit) => permit.with_grant(right.into_grant()),
         Err(refusal) => return Ok(refused(&request, &app, refusal)),
     };
-    let opened = match Opened::open(&app, &job, start).await {
+    // HEAD asks how it stands now.
+    let patience = if request.method() == Method::HEAD { Duration::ZERO } else { app.appear };
+    let opened = match open_once_there(&app, &job, start, &permit, patience).await {
         Ok(opened) => opened,
-        Err(error) => return source_failed(&request, &app, error),
-    };
-    let outcome = |outcome| telemetry::CONNECTIONS.increment(&[("outcome", outcome)], 1);
-    match (&opened.first, opened.is_resume) {
-        (Step::NoSuchJob, _) => {
+        Err(GivenUp::NoSuchJob) => {
             outcome("not_found");
-            Err(Problem::no_such_job(format!("there is no job {job}")))
+            return Err(Problem::no_such_job(format!("there is no job {job}")));
         }
+        Err(GivenUp::TooMany) => {
+            Refusal::Waiting.note(client.0);
+            return Ok(refused(&request, &app, Refusal::Waiting));
+        }
+        Err(GivenUp::Draining) => return Ok(draining(&request, &app)),
+        Err(GivenUp::Closed) => return Ok(closed(&request, &app, &permit)),
+        Err(GivenUp::Outage(error)) => return source_failed(&request, &app, error),
+    };
+    match (&opened.first, opened.is_resume) {
         // The client stands at the end of a job that has ended; a 204 makes EventSource stop.
         (Step::Complete(..), true) => {
             outcome("complete");
@@ -73,6 +75,35 @@ pub async fn get(
         _ => {
             outcome("accepted");
             Ok(opened.answer(&request, &app, permit))
+        }
+    }
+}
+
+fn outcome(outcome: &'static str) {
+    telemetry::CONNECTIONS.increment(&[("outcome", outcome)], 1);
+}
+
+/// Opens the stream, and waits for so long until there is such a job. Meanwhile the request counts as a stream, which
+/// operators see and close as one.
+async fn open_once_there(
+    app: &App,
+    job: &JobId,
+    mut start: Start,
+    permit: &StreamPermit,
+    patience: Duration,
+) -> Result<Opened, GivenUp> {
+    let mut waiting = None;
+    loop {
+        let opened = Opened::open(app, job, start.clone()).await.map_err(GivenUp::Outage)?;
+        if !matches!(opened.first, Step::NoSuchJob) {
+            return Ok(opened);
+        }
+        let begin = || (app.streams.registry.enter(permit, job), Wait::new(app, job, patience));
+        let (registration, wait) = waiting.get_or_insert_with(begin);
+        wait.next(registration, permit).await?;
+        if start == Start::Now {
+            // The caller came before the job's first event.
+            start = Start::Beginning;
         }
     }
 }
@@ -155,6 +186,7 @@ impl Opened {
         opening.extend(status.map(|status| status.encode()));
         let mut response = head();
         response.insert_header(("X-Jobcast-Connection", id)).insert_header(("X-Jobcast-Replay", replayed));
+        response.insert_header(("X-Jobcast-Unique", app.source.event_key().as_str()));
         if let Some(position) = &self.position {
             // For clients whose parser does not report an id without an event.
             response.insert_header(("X-Jobcast-Cursor", position.as_str()));
@@ -206,8 +238,25 @@ fn turned_away(request: &HttpRequest, event: ControlEvent, problem: Problem, wai
     head().body([opening, event.encode()].concat())
 }
 
+/// Sends a caller to the next process.
+fn draining(request: &HttpRequest, app: &App) -> HttpResponse {
+    outcome("draining");
+    let wait = app.streams.reconnect_delay();
+    let bye = ControlEvent::Bye { reason: Bye::Drain, retry_in: wait };
+    turned_away(request, bye, Problem::draining("this Jobcast is leaving; come back"), wait)
+}
+
+/// Ends the wait of a caller whose right has ended, or whose request an operator closed.
+fn closed(request: &HttpRequest, app: &App, permit: &StreamPermit) -> HttpResponse {
+    outcome("closed");
+    let is_expired = permit.withdrawal(Instant::now()) == Some(Withdrawal::Expired);
+    let reason = if is_expired { Bye::Expired } else { Bye::Revoked };
+    let wait = app.streams.reconnect_delay();
+    turned_away(request, ControlEvent::Bye { reason, retry_in: wait }, Problem::closed(CLOSED), wait)
+}
+
 fn refused(request: &HttpRequest, app: &App, refusal: Refusal) -> HttpResponse {
-    telemetry::CONNECTIONS.increment(&[("outcome", refusal.outcome())], 1);
+    outcome(refusal.outcome());
     come_back(request, app, refusal.problem())
 }
 
@@ -220,7 +269,7 @@ fn come_back(request: &HttpRequest, app: &App, problem: Problem) -> HttpResponse
 }
 
 fn source_failed(request: &HttpRequest, app: &App, error: SourceError) -> Result<HttpResponse, Problem> {
-    telemetry::CONNECTIONS.increment(&[("outcome", "source_failed")], 1);
+    outcome("source_failed");
     if !error.is_retryable() {
         return Err(error.into());
     }

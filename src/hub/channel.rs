@@ -87,6 +87,7 @@ impl State {
 
     /// Adds a status that all subscribers are told from here on.
     fn tell(&mut self, job: &JobId, status: JobStatus, grown: &mut Volume) {
+        self.ring.outdate_statuses();
         self.append(Arc::new(Segment::status(job, status, self.ring.cursor())), grown);
         self.statuses.push_back((self.ring.end(), status));
         if self.statuses.len() > Self::MAX_STATUSES {

@@ -14,6 +14,7 @@
 //! Locks, in the order in which they may be nested: `channels` → `requests`, and `channels` → a channel's state. A channel's
 //! state and `requests` are never held together, and no lock is held across an await.
 
+mod awaited;
 mod channel;
 #[cfg(test)]
 mod interleavings;
@@ -22,6 +23,7 @@ pub mod model;
 mod ring;
 mod subscriber;
 
+pub use awaited::Appearance;
 pub use channel::{Channel, ChannelId, ChannelListener, Fault, ListenerId, Unread};
 pub use ring::{Overtaken, Place, Run};
 pub use subscriber::{Listening, Subscription};
@@ -32,6 +34,7 @@ use crate::error::SourceError;
 use crate::event::{JobId, JobStatus};
 use crate::sse::{JobEnd, Segment};
 use crate::telemetry;
+use awaited::AwaitedJobs;
 use metrics::{Counter, Gauge};
 use ring::Ring;
 use std::collections::HashMap;
@@ -51,8 +54,10 @@ struct Inner {
     channels: Mutex<HashMap<JobId, Arc<Channel>>>,
     /// Requests that the tail has not taken yet, oldest first. Locked after `channels`.
     requests: Mutex<Vec<TailRequest>>,
-    /// Wakes the tail when there is a request.
+    /// Wakes the tail when there is a request, or another job to wait for.
     requested: Notify,
+    /// Its lock is held with no other one.
+    awaited: AwaitedJobs,
     /// The present outage of the source, if there is one. Streams and the admin listener watch it.
     outage: watch::Sender<Option<Arc<Outage>>>,
     /// The next channel's id. Counted on its own, so that the channels of consecutive ids are spread evenly over threads.
@@ -138,6 +143,7 @@ impl Hub {
             channels: Mutex::default(),
             requests: Mutex::default(),
             requested: Notify::new(),
+            awaited: AwaitedJobs::default(),
             outage: watch::Sender::new(None),
             next_channel: AtomicU64::new(0),
             next_listener: AtomicU64::new(0),
@@ -329,6 +335,14 @@ impl Hub {
     /// Announces that the source does not answer, or, with `None`, that it is back.
     pub fn set_outage(&self, outage: Option<Outage>) {
         self.0.outage.send_replace(outage.map(Arc::new));
+    }
+
+    /// Replaces the present outage by what is now known of it, and tells nobody who was told of it.
+    pub fn correct_outage(&self, outage: Outage) {
+        self.0.outage.send_if_modified(|known| {
+            *known = Some(Arc::new(outage));
+            false
+        });
     }
 
     /// Tells the subscribers of one job that its rows cannot be read, or notes that they can again.

@@ -76,6 +76,15 @@ impl Ring {
         self.segments.push_back((first, segment));
     }
 
+    /// Makes comments of the statuses that are held: one of the past would only confuse those who come later.
+    pub fn outdate_statuses(&mut self) {
+        for (_, segment) in &mut self.segments {
+            if let Some(outdated) = segment.outdated_status() {
+                *segment = Arc::new(outdated);
+            }
+        }
+    }
+
     /// Lets go of the oldest segments until the ring is within these limits. The newest segment stays whatever its size,
     /// since otherwise no subscriber could be served it from the ring.
     pub fn evict(&mut self, events: usize, bytes: usize) -> Volume {

@@ -313,3 +313,79 @@ impl<L, S> Observations<L, S> {
 fn is_older_than(at: Timestamp, age: Duration) -> bool {
     Duration::try_from(Timestamp::now().duration_since(at)).is_ok_and(|elapsed| elapsed >= age)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn job() -> JobId {
+        "job".parse().expect("an id")
+    }
+
+    fn is_over(ends: &Ends<u64, u32>, state: u32, age: Age, newest_at: Option<Timestamp>) -> bool {
+        ends.is_over(&job(), Evidence { state, age, newest_at })
+    }
+
+    #[test]
+    fn looks_tell_what_was_there_and_what_was_not_begun() {
+        let ends: Ends<u64, u32> = Ends::new(Duration::from_nanos(1));
+        assert_eq!(ends.age(|_| Seen::Before), Age::Unknown, "nothing was looked at yet");
+        let began = Instant::now();
+        ends.note_look(began, 5);
+        let judge = |number: u64| move |reached: &u64| if number <= *reached { Seen::Before } else { Seen::After };
+        assert!(matches!(ends.age(judge(5)), Age::QuietSince(since) if since >= began));
+        assert_eq!(ends.age(judge(6)), Age::ChangedAfter(began));
+        ends.note_look(Instant::now(), 4);
+        assert!(matches!(ends.age(judge(5)), Age::ChangedAfter(_)), "the store has begun another life");
+    }
+
+    #[test]
+    fn an_end_is_over_when_it_was_seen_in_the_same_state_for_the_grace() {
+        let ends: Ends<u64, u32> = Ends::new(Duration::from_nanos(1));
+        assert!(!is_over(&ends, 1, Age::Unknown, None));
+        assert!(is_over(&ends, 1, Age::Unknown, None));
+        assert!(!is_over(&ends, 2, Age::Unknown, None), "something was written since");
+    }
+
+    #[test]
+    fn an_old_timestamp_counts_only_where_the_store_does_not_know_better_and_the_tail_is_not_waiting() {
+        let ends: Ends<u64, u32> = Ends::new(HOUR);
+        let now = Instant::now();
+        let at = |age: Duration| Some(Timestamp::now() - jiff::SignedDuration::try_from(age).expect("an age"));
+        assert!(!is_over(&ends, 1, Age::Unknown, at(HOUR + CLOCK_MARGIN / 2)));
+        assert!(!is_over(&ends, 1, Age::ChangedAfter(now), at(2 * HOUR)));
+        ends.begin(&job());
+        assert!(!is_over(&ends, 1, Age::Unknown, at(2 * HOUR)));
+        ends.forget(&job());
+        assert!(is_over(&ends, 1, Age::QuietSince(now), at(2 * HOUR)));
+    }
+
+    #[test]
+    fn a_watch_that_has_ended_is_over_unless_something_has_just_changed() {
+        let ends: Ends<u64, u32> = Ends::new(HOUR);
+        ends.end(&job());
+        assert!(!is_over(&ends, 1, Age::ChangedAfter(Instant::now()), None));
+        ends.end(&job());
+        assert!(is_over(&ends, 1, Age::Unknown, None));
+        assert!(is_over(&ends, 1, Age::Unknown, None), "and stays so");
+        assert!(!is_over(&ends, 2, Age::Unknown, None));
+    }
+
+    #[test]
+    fn events_begin_the_grace_of_an_ending_anew_and_another_status_too() {
+        let mut endings: Endings<()> = Endings::new(HOUR);
+        let began = Instant::now();
+        endings.begin(&job(), JobStatus::Failed, began, ());
+        let later = began + HOUR;
+        assert_eq!(endings.due_status(&job(), later), Some(JobStatus::Failed));
+        endings.begin(&job(), JobStatus::Failed, later, ());
+        assert_eq!(endings.due(later).count(), 1, "it is the same end");
+        endings.note_events(&job());
+        assert_eq!(endings.due_status(&job(), began), None);
+        endings.begin(&job(), JobStatus::Completed, later, ());
+        assert_eq!(endings.due(later).count(), 0);
+        assert!(endings.remove(&job()) && !endings.contains(&job()));
+    }
+}

@@ -3,7 +3,8 @@
 //! A list costs a source about as much for one job as for many, so it is read whole, and each caller gets the beginning
 //! that it asked for. There are no more lists than statuses.
 
-use super::{Appended, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
+use super::{Appended, Change, EventKey, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
+use crate::config;
 use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
 use crate::event::{JobId, JobStatus};
@@ -93,8 +94,16 @@ impl Source for SharedLists {
         self.source.kind()
     }
 
+    fn event_key(&self) -> EventKey {
+        self.source.event_key()
+    }
+
     fn beginning(&self, job: &JobId) -> Cursor {
         self.source.beginning(job)
+    }
+
+    fn prepare(&self, settings: &config::Source) -> Result<Change, SourceError> {
+        self.source.prepare(settings)
     }
 
     async fn resolve(&self, job: &JobId, text: &str) -> Result<Option<Cursor>, SourceError> {

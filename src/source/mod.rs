@@ -19,7 +19,9 @@
 //! loop {
 //!     wait for a request, for tail.woken(), or for the poll; do not wait if news.more
 //!     tail.watch(job, after), tail.unwatch(job)   // as requested
+//!     tail.await_jobs(jobs)                       // those that somebody waits for
 //!     news = tail.read(joining)                   // after an error: wait, then read again; nothing is lost
+//!     wake who waits for one of news.appeared     // who asks the source again
 //!     publish the events of news.jobs, each to the readers of its job
 //!     for (joiner, missing) in joining.zip(news.caught_up_joiners) {
 //!         Some(missing): deliver it to the joiner, which from now on gets what is published
@@ -46,6 +48,8 @@
 //! - [`Tail::watch`] and [`Joiner`] get no others.
 
 mod ends;
+mod finding;
+mod forgiving;
 mod job_lists;
 mod names;
 mod news;
@@ -57,11 +61,14 @@ mod sqlite;
 mod tls;
 
 pub use ends::{Age, Ending, Endings, Ends, Evidence, Seen};
+pub use finding::{Finding, Grade};
+pub use forgiving::Forgiving;
 pub use job_lists::{MAX_JOBS, SharedLists};
 pub use news::TailBatch;
 pub use page::PageBuilder;
 pub use registry::{DRIVERS, Driver, driver, open};
 
+use crate::config;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus, Payload};
@@ -70,11 +77,25 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
 
+/// A change that a source is ready to make.
+pub type Change = Box<dyn FnOnce() + Send>;
+
 /// A store of job events, open.
 #[async_trait]
 pub trait Source: Send + Sync {
     /// The name of its kind, in metrics and logs.
     fn kind(&self) -> &'static str;
+
+    /// Returns the part of an event that no other event of its job has.
+    fn event_key(&self) -> EventKey {
+        EventKey::Id
+    }
+
+    /// Makes ready to log in as these settings say, on connections that are opened from now on: their credentials may have been
+    /// renewed. Fails where they lead to another store. A source without credentials has nothing to change.
+    fn prepare(&self, _settings: &config::Source) -> Result<Change, SourceError> {
+        Ok(Box::new(|| {}))
+    }
 
     /// Returns the position before the job's first event.
     fn beginning(&self, job: &JobId) -> Cursor;
@@ -106,6 +127,24 @@ pub trait Source: Send + Sync {
 
     /// Returns jobs, the one with the newest activity first.
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError>;
+}
+
+/// The part by which the events of a job are told apart: a client drops an event whose key it has seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventKey {
+    Id,
+    /// The position after the event, where the store promises nothing of ids.
+    Cursor,
+}
+
+impl EventKey {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Id => "id",
+            Self::Cursor => "cursor",
+        }
+    }
 }
 
 /// The cause of a read; the label of a metric.
@@ -150,6 +189,9 @@ pub trait Tail: Send {
 
     fn unwatch(&mut self, job: &JobId);
 
+    /// Replaces the jobs that the next reads look for, because readers wait for them: jobs that a page said not to know.
+    fn await_jobs(&mut self, jobs: Vec<JobId>);
+
     /// Returns when a read may find something new before the next poll is due. It may never return. It may be dropped
     /// at any time and called again, and no wake-up is lost.
     async fn woken(&mut self) -> Wakeup;
@@ -185,6 +227,9 @@ pub struct News {
     /// Watched jobs whose own rows the store cannot read now, each with the reason. They keep their positions, and a
     /// later read tries again; a job that is not in here can be read. All other jobs go on.
     pub faults: Vec<(JobId, SourceError)>,
+    /// Awaited jobs that a page may know now. It may name one that no page knows, and name one more than once; but none that
+    /// was there when the read began is left out by this read and all that follow.
+    pub appeared: Vec<JobId>,
 }
 
 impl News {
@@ -197,6 +242,7 @@ impl News {
             more: false,
             outage: None,
             faults: Vec::new(),
+            appeared: Vec::new(),
         }
     }
 }
@@ -307,34 +353,4 @@ pub struct JobSummary {
     pub job_id: JobId,
     pub status: Option<JobStatus>,
     pub last_event_at: Option<String>,
-}
-
-/// One line of `jobcast check`.
-#[derive(Clone, Debug)]
-pub struct Finding {
-    pub is_problem: bool,
-    pub summary: String,
-    /// The remedy; empty where none is needed.
-    pub help: String,
-}
-
-impl Finding {
-    pub fn fine(summary: impl Into<String>) -> Self {
-        Self { is_problem: false, summary: summary.into(), help: String::new() }
-    }
-
-    /// A finding that makes no exit code: the table may be somebody else's.
-    pub fn improvable(summary: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { is_problem: false, summary: summary.into(), help: help.into() }
-    }
-
-    pub fn problem(summary: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { is_problem: true, summary: summary.into(), help: help.into() }
-    }
-}
-
-impl From<SourceError> for Finding {
-    fn from(error: SourceError) -> Self {
-        Self::problem(format!("{}: {}", error.operation, error.cause), error.advice())
-    }
 }

@@ -1,8 +1,9 @@
 //! The command line.
 
 use crate::support::Daemon;
-use crate::support::daemon::{finish, jobcast, run};
-use std::process::{Output, Stdio};
+use crate::support::daemon::{BINARY, finish, jobcast, run};
+use std::io::{Read, Write};
+use std::process::{Command, Output, Stdio};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -161,6 +162,85 @@ async fn tail_shows_lines_and_lets_no_job_drive_the_terminal() {
     let shown = text(&output.stdout);
     assert!(shown.contains("compile") && shown.contains("red ") && shown.contains(" bell"), "{shown:?}");
     assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
+}
+
+#[tokio::test]
+async fn tail_passes_the_colours_of_a_job_to_a_terminal_and_to_nothing_else() {
+    let daemon = Daemon::start().await;
+    let line = "\u{1b}[31mred\u{1b}[0m \u{1b}[2J\u{1b}]0;title\u{7} end";
+    let event = serde_json::json!({ "type": "step.output", "payload": { "line": line } });
+    daemon.send("POST", "/runner-jobs/job/events", &event).await;
+    daemon.set_status("job", "COMPLETED").await;
+    let piped = text(&tail(&daemon, &[]).await.stdout);
+    assert!(piped.contains("red \\u{1b}[2J") && !piped.contains('\u{1b}'), "{piped:?}");
+    let command = format!("{BINARY} tail job --url http://{}", daemon.http);
+    let mut terminal = Command::new("script");
+    terminal.args(["-qec", &command, "/dev/null"]).env_remove("NO_COLOR").env("TERM", "xterm").stdin(Stdio::null());
+    let shown = text(&finish(terminal.stdout(Stdio::piped()).stderr(Stdio::piped())).await.stdout);
+    assert!(shown.contains("\u{1b}[31mred\u{1b}[0m"), "{shown:?}");
+    for driving in ["\u{1b}[2J", "\u{1b}]0;", "\u{7}"] {
+        assert!(!shown.contains(driving), "{driving:?} in {shown:?}");
+    }
+}
+
+#[tokio::test]
+async fn tail_follows_a_stream_at_any_path_and_knows_how_a_job_ended_there() {
+    let paths = [("http.stream_path", "/live/{job_id}/now"), ("http.events_path", "/live/{job_id}/past")];
+    let daemon = Daemon::with(&paths).await;
+    let event = serde_json::json!([{ "id": "first", "type": "step.output", "payload": { "line": "here" } }]);
+    daemon.send("POST", "/live/job/past", &event).await;
+    daemon.set_status("job", "FAILED").await;
+    let base = format!("http://{}", daemon.http);
+    let follow =
+        async |arguments: &[&str]| finish(jobcast(arguments, &[]).stdout(Stdio::piped()).stderr(Stdio::piped())).await;
+    let (whole, template) = (format!("{base}/live/job/now?a=b"), format!("{base}/live/{{job_id}}/now"));
+    for arguments in [
+        &["tail", "job", "--url", &base, "--path", "/live/{job_id}/now"][..],
+        &["tail", "job", "--url", &whole],
+        &["tail", "job", "--url", &template],
+    ] {
+        let all = follow(arguments).await;
+        assert_eq!(all.status.code(), Some(3), "{arguments:?}: {}", text(&all.stderr));
+        assert!(text(&all.stdout).contains("here"), "{arguments:?}");
+        let none = follow(&[arguments, &["--from", "first"]].concat()).await;
+        assert_eq!((none.status.code(), text(&none.stdout).as_str()), (Some(3), ""), "{}", text(&none.stderr));
+    }
+    let wrong = follow(&["tail", "job", "--url", &base, "--path", "/live/now"]).await;
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(text(&wrong.stderr).contains("{job_id}"), "{}", text(&wrong.stderr));
+}
+
+#[tokio::test]
+async fn tail_shows_events_of_any_shape_and_is_not_disturbed_by_statuses() {
+    let events = ["null", "7", "[1]", "\"text\"", "{\"id\":\"1\",\"type\":null,\"payload\":null}", "no JSON"];
+    let mut body = String::from("event: stream.status\ndata: {\"jobId\":\"job\",\"status\":\"RUNNING\"}\n\n");
+    for event in events {
+        body += &format!("id: 1\nevent: odd\ndata: {event}\n\nevent: stream.status\ndata: {{}}\n\n");
+    }
+    body += "event: stream.complete\ndata: {\"jobId\":\"job\",\"status\":\"COMPLETED\"}\n\n";
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let server = std::thread::spawn(move || {
+        for _ in 0..2 {
+            let (mut connection, _) = listener.accept().expect("a connection");
+            let mut head = [0; 4096];
+            let _ = connection.read(&mut head).expect("a request");
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n{body}");
+            connection.write_all(answer.as_bytes()).expect("an answer");
+        }
+    });
+    for more in [&["--json"][..], &[]] {
+        let arguments = [&["tail", "job", "--url", &url], more].concat();
+        let output = finish(jobcast(&arguments, &[]).stdout(Stdio::piped()).stderr(Stdio::piped())).await;
+        let shown = text(&output.stdout);
+        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""), "{shown}");
+        assert_eq!(shown.lines().count(), events.len(), "{shown}");
+        if !more.is_empty() {
+            assert_eq!(Vec::from_iter(shown.lines()), events);
+        }
+    }
+    server.join().expect("the server");
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use crate::support::daemon::{BINARY, finish, run};
 use crate::support::{address, eventually, http};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use tokio::net::TcpStream;
@@ -41,4 +42,32 @@ async fn a_demo_is_reached_from_outside_only_if_that_is_written_out_and_even_the
     let headers = [("Content-Type", "application/json")];
     let answer = http::request(page, "POST", "/runner-jobs/job/events", &headers, b"{\"type\":\"x\"}").await;
     assert_eq!(answer.code(), "ingest.disabled");
+}
+
+#[tokio::test]
+async fn a_demo_follows_the_environment_and_names_an_address_that_can_be_opened() {
+    let admin = address::free().to_string();
+    let mut demo = Command::new(BINARY);
+    demo.args(["demo", "--admin-listen", &admin, "--allow-anonymous"]).stdout(Stdio::piped());
+    for (name, value) in [
+        ("JOBCAST_HTTP__LISTEN", "0.0.0.0:0"),
+        ("JOBCAST_HTTP__CORS__ORIGINS", "https://app.example.org"),
+        ("JOBCAST_SOURCE__KIND", "postgres"),
+    ] {
+        demo.env(name, value);
+    }
+    let mut demo = Demo(demo.spawn().expect("the demo"));
+    let said = demo.0.stdout.take().expect("its output");
+    let said = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        BufReader::new(said).read_line(&mut line).map(|_| line)
+    });
+    let said = said.await.expect("a line").expect("a line");
+    let page = said.split("http://").nth(1).and_then(|rest| rest.split('/').next()).expect(&said);
+    assert!(page.starts_with("127.0.0.1:"), "{said}");
+    let page = page.parse().expect(&said);
+    let headers = [("Origin", "https://app.example.org")];
+    let answer = http::request(page, "GET", "/runner-jobs", &headers, b"").await;
+    assert_eq!((answer.status, answer.header("Access-Control-Allow-Origin")), (200, Some("https://app.example.org")));
+    assert!(http::request(page, "GET", "/", &[], b"").await.text().contains("name=\"jobcast-demo\" content=\"yes\""));
 }

@@ -260,7 +260,7 @@ async fn every_wait_for_a_peer_has_an_end() {
 
 #[tokio::test]
 async fn outsiders_are_told_codes_and_the_log_has_the_rest() {
-    let daemon = Daemon::start().await;
+    let daemon = Daemon::with(&[("source.forgive", "0s")]).await;
     daemon.write("job", 0..1).await;
     let mut open = daemon.stream("job").await;
     open.event().await;

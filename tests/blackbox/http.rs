@@ -18,6 +18,7 @@ async fn a_stream_begins_with_just_this_head_and_its_events_are_just_these_lines
         ("Cache-Control", "no-cache, no-store, no-transform"),
         ("X-Accel-Buffering", "no"),
         ("X-Jobcast-Replay", "source"),
+        ("X-Jobcast-Unique", "id"),
     ] {
         assert_eq!(stream.head.header(name), Some(value), "{name}");
     }
@@ -31,6 +32,10 @@ async fn a_stream_begins_with_just_this_head_and_its_events_are_just_these_lines
     let (before, after) = data.split_once("\"timestamp\":\"").expect("a timestamp");
     assert_eq!(before, r#"{"id":"e-7","jobId":"job","stepId":"s","type":"step.output","#);
     assert!(after[24..].starts_with(r#"","actor":null,"payload":{"n":7}}"#), "{data}");
+
+    // once the events that there were have been sent, it says so
+    let live = stream.next().await.expect("open");
+    assert_eq!((live.data, live.id, live.comments), (None, None, vec!["live".to_string()]));
 
     // the same answer to a HEAD, at once and without a stream
     let head = request(daemon.http, "HEAD", &stream_path("job"), &[], b"").await;
@@ -245,6 +250,8 @@ async fn the_client_is_served_without_the_live_page_too_and_knows_this_daemons_p
     for (_, path) in paths {
         assert!(client.text().contains(&format!("\"{path}\"")), "{path}");
     }
+    let element = daemon.get("/jobcast-log.js").await;
+    assert!(element.status == 200 && element.text().contains("./jobcast.js"), "{}", element.text());
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 mod support;
 
 mod admin;
+mod appearing;
 mod auth;
 mod commands;
 mod contract;
@@ -13,6 +14,7 @@ mod deploy;
 mod docs;
 mod doctor;
 mod edges;
+mod forgiving;
 mod http;
 mod http2;
 mod ingest;

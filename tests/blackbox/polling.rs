@@ -91,10 +91,8 @@ async fn bad_questions_get_a_400_with_a_code() {
         let answer = daemon.get(path).await;
         assert_eq!((answer.status, answer.code().as_str()), (400, "request.query"), "{path}");
     }
-    for path in [PATH, "/runner-jobs/job/events/stream"] {
-        let answer = daemon.get(&path.replace("job/", "nosuchjob/")).await;
-        assert_eq!((answer.status, answer.code().as_str()), (404, "job.not_found"), "{path}");
-    }
+    let answer = daemon.get(&PATH.replace("job/", "nosuchjob/")).await;
+    assert_eq!((answer.status, answer.code().as_str()), (404, "job.not_found"));
 }
 
 #[tokio::test]

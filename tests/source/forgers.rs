@@ -58,12 +58,15 @@ fn event(slot: usize) -> NewEvent {
     }
 }
 
-/// The slots and the cursors of a segment's events.
+/// The slots and the cursors of a segment's events; a status has none.
 fn read(segment: &Segment) -> impl Iterator<Item = (usize, String)> {
-    (0..segment.len()).map(|index| {
+    (0..segment.len()).filter_map(|index| {
         let text = String::from_utf8(segment.event(index).to_vec()).expect("UTF-8");
+        if text.starts_with("event: stream.status") {
+            return None;
+        }
         let slot = text.split("data: ").nth(1).and_then(|data| data.trim().parse().ok()).expect("a number");
-        (slot, segment.cursor(index).to_string())
+        Some((slot, segment.cursor(index).to_string()))
     })
 }
 

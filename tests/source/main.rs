@@ -1,6 +1,7 @@
 //! A source that Jobcast does not know, served by the real hub, tail, replay and HTTP in this process: whatever implements
 //! `Source` and `Tail` gets the promises.
 
+mod endings;
 mod faults;
 mod forgers;
 mod fuzzed;
@@ -103,8 +104,17 @@ impl Stream {
         Self(BufReader::new(socket))
     }
 
-    /// Returns the next block that has data. Whatever is no field of a block, such as the head, is skipped.
+    /// Returns the next block that has data and is no status. Whatever is no field of a block, such as the head, is skipped.
     async fn next(&mut self) -> Message {
+        loop {
+            let next = self.next_or_status().await;
+            if next.event.as_deref() != Some("stream.status") {
+                return next;
+            }
+        }
+    }
+
+    async fn next_or_status(&mut self) -> Message {
         let mut message = Message::default();
         loop {
             let mut line = String::new();
@@ -114,7 +124,6 @@ impl Stream {
                 Some(("id", id)) => message.id = Some(id.into()),
                 Some(("event", event)) => message.event = Some(event.into()),
                 Some(("data", data)) => message.data = data.into(),
-                _ if line == "\n" && message.event.as_deref() == Some("stream.status") => message = Message::default(),
                 _ if line == "\n" && !message.data.is_empty() => return message,
                 _ => {}
             }

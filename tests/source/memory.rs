@@ -26,7 +26,7 @@ const READ: Limit = Limit { events: 20, bytes: 1 << 20 };
 pub struct Memory(Arc<Store>);
 
 /// The grace of a job's end.
-const END_GRACE: Duration = Duration::from_millis(100);
+pub const END_GRACE: Duration = Duration::from_secs(1);
 
 struct Store {
     jobs: Mutex<HashMap<JobId, Job>>,
@@ -192,7 +192,13 @@ impl Source for Memory {
     }
 
     fn tail(&self) -> Box<dyn Tail> {
-        Box::new(MemoryTail { store: self.0.clone(), watched: HashMap::new(), endings: Endings::new(END_GRACE) })
+        Box::new(MemoryTail {
+            store: self.0.clone(),
+            watched: HashMap::new(),
+            told: HashMap::new(),
+            awaited: Vec::new(),
+            endings: Endings::new(END_GRACE),
+        })
     }
 
     async fn append(&self, job: &JobId, events: Vec<NewEvent>) -> Result<Vec<Appended>, SourceError> {
@@ -242,14 +248,19 @@ struct MemoryTail {
     store: Arc<Store>,
     /// Watched jobs, each with the position up to which its events were published.
     watched: HashMap<JobId, Position>,
+    /// The status of each as it was told last.
+    told: HashMap<JobId, JobStatus>,
     /// Those of them with a final status.
     endings: Endings<()>,
+    awaited: Vec<JobId>,
 }
 
 impl MemoryTail {
     /// Moves on the watch of one job, as far as the batch takes it. Returns whether something is left.
     fn read_job(&mut self, job: &JobId, stored: &Job, began: Instant, batch: &mut TailBatch) -> bool {
-        if let Some(status) = stored.status {
+        if let Some(status) = stored.status
+            && self.told.insert(job.clone(), status) != Some(status)
+        {
             batch.set_status(job, status);
         }
         match stored.ending() {
@@ -303,9 +314,14 @@ impl Tail for MemoryTail {
 
     fn unwatch(&mut self, job: &JobId) {
         self.watched.remove(job);
+        self.told.remove(job);
         if self.endings.remove(job) {
             self.store.ends.forget(job);
         }
+    }
+
+    fn await_jobs(&mut self, jobs: Vec<JobId>) {
+        self.awaited = jobs;
     }
 
     async fn woken(&mut self) -> Wakeup {
@@ -338,6 +354,7 @@ impl Tail for MemoryTail {
             self.catch_up(joiner, stored)
         };
         news.caught_up_joiners = joining.iter().map(missing).collect();
+        news.appeared = self.awaited.iter().filter(|job| jobs.contains_key(job)).cloned().collect();
         news.jobs = batch.into_jobs();
         Ok(news)
     }

@@ -2,7 +2,7 @@
 
 use super::Daemon;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use std::path::PathBuf;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -35,7 +35,9 @@ impl ForeignFile {
     }
 
     pub async fn execute(&self, sql: &str) {
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connect().await).await.expect(sql);
+        let mut rows = self.connect().await;
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut rows).await.expect(sql);
+        rows.close().await.expect("closed");
     }
 
     /// Serves it, with settings by their names below `source.sqlite`.
@@ -60,6 +62,7 @@ impl ForeignFile {
         let rest = "SELECT j.journal_mode || ' ' || e.encoding || ' ' || v.schema_version || ' ' || u.user_version
              FROM pragma_journal_mode j, pragma_encoding e, pragma_schema_version v, pragma_user_version u";
         shape.push(sqlx::query_scalar(rest).fetch_one(&mut rows).await.expect("the file's form"));
+        rows.close().await.expect("closed");
         shape
     }
 }

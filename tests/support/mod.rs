@@ -3,6 +3,7 @@
 pub mod address;
 pub mod daemon;
 pub mod flap;
+pub mod foreign;
 pub mod http;
 pub mod http2;
 pub mod manager;
@@ -16,6 +17,7 @@ pub mod token;
 pub mod web;
 
 pub use daemon::Daemon;
+pub use foreign::ForeignFile;
 pub use http::Answer;
 pub use manager::Manager;
 pub use postgres::{Pooler, Postgres};

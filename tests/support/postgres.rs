@@ -4,7 +4,7 @@
 use super::address::{self, host};
 use super::eventually;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -38,6 +38,41 @@ impl Postgres {
         standby.set(&format!("port = {}\n", standby.port));
         standby.up().await;
         standby
+    }
+
+    /// The whole database as SQL.
+    pub async fn dump(&self) -> String {
+        let url = self.url("postgres");
+        let dump = move || command(&["pg_dump", "-d", &url]).stdout(Stdio::piped()).output();
+        let dumped = tokio::task::spawn_blocking(dump).await.expect("pg_dump").expect("pg_dump");
+        assert!(dumped.status.success(), "{dumped:?}");
+        String::from_utf8(dumped.stdout).expect("a dump")
+    }
+
+    /// Makes a standby a primary.
+    pub async fn promote(&self) {
+        run(&["pg_ctl", "promote", "--silent", "-D", text(&self.data())]);
+    }
+
+    /// Waits until this standby has everything that its primary has written so far.
+    pub async fn caught_up_with(&self, primary: &Self) {
+        let written = "SELECT (pg_current_wal_lsn() - '0/0')::bigint";
+        let written: i64 = primary.connect().await.fetch_one(written).await.expect("a position").get(0);
+        let mut standby = self.connect().await;
+        let replayed = "SELECT (pg_last_wal_replay_lsn() - '0/0')::bigint";
+        eventually("the standby", async || {
+            (standby.fetch_one(replayed).await.expect("a position").get::<i64, _>(0) >= written).then_some(())
+        })
+        .await;
+    }
+
+    /// Sets the next transaction id of a server that is down.
+    pub fn move_xids(&self, next: u32) {
+        // A page of the commit log has to be there.
+        let segment = self.data().join("pg_xact").join(format!("{:04X}", next / (1 << 20)));
+        std::fs::write(&segment, vec![0; 1 << 18]).expect("a segment");
+        own(&segment);
+        run(&["pg_resetwal", "-x", &next.to_string(), "-D", text(&self.data())]);
     }
 
     /// More settings; they count from the next start on.
@@ -97,12 +132,17 @@ impl Postgres {
 
     /// A script, as an operator runs it.
     pub async fn psql(&self, script: &str) {
+        assert!(self.try_psql(script).await, "{script}");
+    }
+
+    /// The same; false where it fails.
+    pub async fn try_psql(&self, script: &str) -> bool {
         let file = self.folder.path().join("script.sql");
         std::fs::write(&file, script).expect("a script");
         let url = self.url("postgres");
         // it waits for writers, which are tasks of the same thread
-        let run = move || run(&["psql", "-qX", "-v", "ON_ERROR_STOP=1", "-d", &url, "-f", text(&file)]);
-        tokio::task::spawn_blocking(run).await.expect("psql");
+        let run = move || command(&["psql", "-qX", "-v", "ON_ERROR_STOP=1", "-d", &url, "-f", text(&file)]).status();
+        tokio::task::spawn_blocking(run).await.expect("psql").expect("psql").success()
     }
 
     pub fn address(&self) -> SocketAddr {

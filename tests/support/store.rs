@@ -6,7 +6,7 @@ use ::redis::Value;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 
 /// An event store of the test's own, empty, with the recommended tables. Its methods do what runners do, each on a
@@ -22,6 +22,9 @@ pub trait Store: Sized {
 
     /// Appends numbered events in their order.
     async fn append(&self, job: &str, numbers: Range<u64>);
+
+    /// Appends numbered events whose timestamps are so old.
+    async fn append_at(&self, job: &str, numbers: Range<u64>, age: Duration);
 
     /// Appends numbered events in one transaction that stays open for so long, where the store has such; else after that.
     async fn append_within(&self, job: &str, numbers: Range<u64>, open_for: Duration) {
@@ -77,6 +80,14 @@ impl Store for Sqlite {
         write_rows(&mut self.connect().await, job, numbers).await;
     }
 
+    async fn append_at(&self, job: &str, numbers: Range<u64>, age: Duration) {
+        let at = format!("strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-{} seconds')", age.as_secs());
+        let rows = numbers.map(|n| format!("('e-{n}', '{job}', 'x', {at}, '{}')", payload(n, 0)));
+        let rows = Vec::from_iter(rows).join(",");
+        let sql = format!("INSERT INTO job_events (id, job_id, type, timestamp, payload) VALUES {rows}");
+        self.connect().await.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.expect("rows");
+    }
+
     async fn append_and_end(&self, job: &str, numbers: Range<u64>, ballast: usize, status: &str) {
         let rows = numbers.map(|n| format!("('e-{n}', '{job}', 'x', '{}')", payload(n, ballast)));
         let sql = format!(
@@ -110,6 +121,13 @@ impl Store for Postgres {
 
     async fn append(&self, job: &str, numbers: Range<u64>) {
         postgres::append(&mut self.connect().await, job, numbers).await;
+    }
+
+    async fn append_at(&self, job: &str, numbers: Range<u64>, age: Duration) {
+        let at = format!("now() - interval '{} seconds'", age.as_secs());
+        let rows = numbers.map(|n| format!("('e-{n}', '{job}', 'x', {at}, '{}')", payload(n, 0)));
+        let rows = Vec::from_iter(rows).join(",");
+        self.execute(&format!("INSERT INTO job_events (id, job_id, type, timestamp, payload) VALUES {rows}")).await;
     }
 
     async fn append_within(&self, job: &str, numbers: Range<u64>, open_for: Duration) {
@@ -155,6 +173,17 @@ impl Store for Redis {
 
     async fn append(&self, job: &str, numbers: Range<u64>) {
         redis::append(&mut self.connect().await, job, numbers).await;
+    }
+
+    async fn append_at(&self, job: &str, numbers: Range<u64>, age: Duration) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time");
+        let mut all = ::redis::pipe();
+        for number in numbers {
+            let id = format!("{}-{number}", (now - age).as_millis());
+            let add = all.cmd("XADD").arg(redis::stream_key(job)).arg(id).arg("id").arg(format!("e-{number}"));
+            add.arg("type").arg("x").arg("payload").arg(payload(number, 0));
+        }
+        all.query_async::<Value>(&mut self.connect().await).await.expect("entries");
     }
 
     async fn append_and_end(&self, job: &str, numbers: Range<u64>, ballast: usize, status: &str) {

@@ -1,33 +1,59 @@
 // A page with the hook, which the tests steer and look into.
 import "./leftovers.js";
-import { Component, type ReactNode, StrictMode } from "react";
+import { Component, type ReactNode, StrictMode, version } from "react";
 import { createRoot, hydrateRoot, type Root } from "react-dom/client";
 import { renderToString } from "react-dom/server.browser";
-import { type UseJobStream, type UseJobStreamOptions, useJobStream } from "../../src/react.js";
+import { type AnyEvents, type UseJobStream, type UseJobStreamOptions, useJobStream } from "../../src/react.js";
 
 interface Shown {
   jobId: string | null;
-  options?: UseJobStreamOptions & { tokens?: boolean };
+  /** `counts`: the hook reduces events to their number. */
+  options?: Omit<UseJobStreamOptions, "reduce" | "initial"> & { tokens?: boolean; counts?: boolean };
+}
+
+/** What the callbacks of the hook were called with. */
+interface Told {
+  events: number[];
+  resets: string[];
+  completed: (string | null)[];
+  errors: string[];
 }
 
 declare global {
   interface Window {
-    seen: { renders: number[]; shown: UseJobStream | null; problems: string[] };
+    seen: {
+      renders: number[];
+      shown: UseJobStream<AnyEvents, number | undefined> | null;
+      problems: string[];
+      told: Told;
+    };
+    reactVersion: string;
     show(jobs: Shown[], isStrict?: boolean): void;
     hydrate(shown: Shown): string;
     leave(): void;
   }
 }
 
-window.seen = { renders: [], shown: null, problems: [] };
+window.reactVersion = version;
+const told: Told = { events: [], resets: [], completed: [], errors: [] };
+window.seen = { renders: [], shown: null, problems: [], told };
+addEventListener("error", ({ message }) => window.seen.problems.push(message));
 const { error: log } = console;
 console.error = (...message: unknown[]) => {
   window.seen.problems.push(message.join(" "));
   log(...message);
 };
-function Job({ jobId, options }: Shown) {
-  // The token function is a new one with every render, as in most code.
-  const shown = useJobStream(jobId, { ...options, ...(options?.tokens && { token: () => "t" }) });
+function Job({ jobId, options: { tokens, counts, ...options } = {} }: Shown) {
+  // All functions are new ones with every render, as in most code.
+  const shown = useJobStream(jobId, {
+    ...options,
+    ...(tokens && { token: () => "t" }),
+    ...(counts && { reduce: (count = 0) => count + 1 }),
+    ...(options.keepMs !== undefined && { onEvent: ({ payload }) => told.events.push((payload as { n: number }).n) }),
+    onReset: ({ reason }) => told.resets.push(reason),
+    onComplete: (status) => told.completed.push(status),
+    onError: ({ code }) => told.errors.push(code),
+  } as UseJobStreamOptions<AnyEvents, number>);
   window.seen.renders.push(performance.now());
   window.seen.shown = shown;
   return (
@@ -61,4 +87,7 @@ window.hydrate = (shown) => {
   root = hydrateRoot(place, <Job {...shown} />);
   return html;
 };
-window.leave = () => root?.unmount();
+window.leave = () => {
+  root?.unmount();
+  root = null;
+};

@@ -18,6 +18,8 @@ export interface Client {
   /** Stops the clock of streams that are watched from now on. Their time passes by `advance` only. */
   stopClock(): Promise<void>;
   advance(ms: number): Promise<void>;
+  /** Sets the time of day by so much, for all streams; the monotonic clock goes on. */
+  setTimeOfDay(byMs: number): Promise<void>;
   /** Closes all streams. */
   reset(): Promise<void>;
   stop(): Promise<void>;
@@ -26,9 +28,11 @@ export interface Client {
 export function inNode(): Client {
   const observers: Observer[] = [];
   const { fetch } = globalThis;
+  const { now } = Date;
   const closeAll = async () => {
     for (const observer of observers.splice(0)) observer.stream.close();
     globalThis.fetch = fetch;
+    Date.now = now;
     vi.useRealTimers();
   };
   return {
@@ -41,8 +45,11 @@ export function inNode(): Client {
         do: async (action) => (action === "abort" ? observer.abort() : observer.stream[action]()),
       };
     },
-    stopClock: async () => void vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "Date"] }),
+    stopClock: async () => void vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "Date", "performance"] }),
     advance: async (ms) => void (await vi.advanceTimersByTimeAsync(ms)),
+    async setTimeOfDay(byMs) {
+      Date.now = () => now() + byMs;
+    },
     reset: closeAll,
     stop: closeAll,
   };
@@ -109,6 +116,13 @@ export async function inChromium(origin: () => string, before = ""): Promise<Cli
       await context.clock.pauseAt(1000);
     },
     advance: async (ms) => context?.clock.runFor(ms),
+    async setTimeOfDay(byMs) {
+      for (const page of context?.pages() ?? [])
+        await page.evaluate((byMs) => {
+          const { now } = Date;
+          Date.now = () => now() + byMs;
+        }, byMs);
+    },
     async watch(jobId, options) {
       context ??= await browser.newContext();
       const page = await newPage(context);

@@ -23,17 +23,25 @@ export class Daemon {
   http = "127.0.0.1:0";
   admin = "127.0.0.1:0";
 
-  private constructor(settings: Record<string, string>) {
+  /** The file of its events. */
+  readonly file: string;
+
+  private constructor(file: string | undefined, settings: Record<string, string>) {
+    this.file = file ?? join(this.#folder, "jobs.db");
     this.#settings = settings;
   }
 
-  /** Starts a daemon, with settings by their dotted names. Its default times are short, so that tests are fast. */
-  static async start(settings: Record<string, string> = {}): Promise<Daemon> {
-    const daemon = new Daemon({
+  /**
+   * Starts a daemon, with settings by their dotted names. Its default times are short, so that tests are fast. With `file`
+   * it has the events of another daemon.
+   */
+  static async start(settings: Record<string, string> = {}, file?: string): Promise<Daemon> {
+    const daemon = new Daemon(file, {
       "stream.retry": "100ms",
       "stream.heartbeat": "300ms",
       "source.poll_interval": "50ms",
       "source.settle": "50ms",
+      "source.appear": "300ms",
       "hub.linger": "1s",
       "shutdown.grace": "0s",
       ...settings,
@@ -46,17 +54,13 @@ export class Daemon {
     return `${this.#settings["http.tls.cert"] ? "https" : "http"}://${this.http}`;
   }
 
-  get #file(): string {
-    return join(this.#folder, "jobs.db");
-  }
-
   async #spawn(): Promise<void> {
     const env: Record<string, string> = { PATH: process.env.PATH ?? "", RUST_BACKTRACE: "0" };
     const settings = {
       ...this.#settings,
       "http.listen": this.http,
       "admin.listen": this.admin,
-      "source.sqlite.path": this.#file,
+      "source.sqlite.path": this.file,
     };
     for (const [key, value] of Object.entries(settings))
       env[`JOBCAST_${key.replaceAll(".", "__").toUpperCase()}`] = value;
@@ -92,7 +96,7 @@ export class Daemon {
 
   /** Changes the store without the daemon, by the `sqlite3` program. */
   sql(statement: string): void {
-    execFileSync("sqlite3", ["-cmd", ".timeout 5000", this.#file, statement]);
+    execFileSync("sqlite3", ["-cmd", ".timeout 5000", this.file, statement]);
   }
 
   signal(name: NodeJS.Signals): void {

@@ -9,16 +9,30 @@ import { join } from "node:path";
 /** The fault of one request; `null` lets it through. */
 export type Fault =
   | { kind: "answer"; status: number; headers?: Record<string, string>; body?: string }
+  /** A stream that begins with these bytes and stays open. */
+  | { kind: "stream"; body: string; headers?: Record<string, string> }
   /** The answer is held until all of it is there; with `head` its status and headers, too. */
   | { kind: "buffer"; head: boolean }
   /** The connection breaks after so many bytes of the body. */
   | { kind: "cut"; bytes: number }
+  /** The answer ends after so many bytes of its body, as if that were all. */
+  | { kind: "end"; bytes: number }
+  /** The body is passed on in pieces of so many bytes; what is left over is held. */
+  | { kind: "lump"; bytes: number }
   /** Each byte is sent alone. */
   | { kind: "chop" }
   /** The request is passed on after so long. */
   | { kind: "delay"; ms: number }
   | { kind: "refuse" }
   | null;
+
+/** An error as Jobcast itself says it (RFC 9457). */
+export const problem = (status: number, code: string): Fault => ({
+  kind: "answer",
+  status,
+  headers: { "Content-Type": "application/problem+json" },
+  body: JSON.stringify({ code, status, detail: "said by Jobcast" }),
+});
 
 export interface Seen {
   readonly method: string;
@@ -101,13 +115,18 @@ export class Gateway {
       to.writeHead(fault.status, { "Content-Type": "text/html", ...fault.headers });
       return void to.end(fault.body ?? "<h1>Sorry</h1>");
     }
+    if (fault?.kind === "stream") {
+      to.writeHead(200, { "Content-Type": "text/event-stream", ...fault.headers });
+      return void to.write(fault.body);
+    }
     if (isStream(url)) {
       this.#streams.add(to);
       to.on("close", () => this.#streams.delete(to));
     }
-    const onward = request(this.#target() + from.url, {
+    const target = this.#target();
+    const onward = request(target + from.url, {
       method: from.method,
-      headers: { ...from.headers, host: new URL(this.#target()).host },
+      headers: { ...from.headers, host: new URL(target).host },
       agent: false,
     });
     const fail = () =>
@@ -122,7 +141,10 @@ export class Gateway {
       const isHeld = fault?.kind === "buffer" && isStream(url);
       const held: Buffer[] = [];
       if (!isHeld || !fault.head) head();
-      let left = fault?.kind === "cut" ? fault.bytes : Number.POSITIVE_INFINITY;
+      let left = fault?.kind === "cut" || fault?.kind === "end" ? fault.bytes : Number.POSITIVE_INFINITY;
+      const finish = () => (fault?.kind === "end" ? to.end() : to.destroy());
+      if (left === 0) finish();
+      let lump = Buffer.alloc(0);
       let isSilent = false;
       answer.on("data", async (bytes: Buffer) => {
         if (isHeld) return void held.push(bytes);
@@ -136,9 +158,16 @@ export class Gateway {
           }
           return void answer.resume();
         }
+        if (fault?.kind === "lump" && isStream(url)) {
+          lump = Buffer.concat([lump, bytes]);
+          const whole = lump.length - (lump.length % fault.bytes);
+          to.write(lump.subarray(0, whole));
+          lump = lump.subarray(whole);
+          return;
+        }
         const part = bytes.subarray(0, left);
         left -= part.length;
-        to.write(part, () => left <= 0 && to.destroy());
+        if (part.length > 0) to.write(part, () => left <= 0 && finish());
       });
       answer.on("end", () => {
         if (isHeld && fault.head) head();

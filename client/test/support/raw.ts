@@ -13,10 +13,11 @@ export class Raw {
     const script = this.#scripts.get(job)?.shift();
     // 204 tells the client to stop.
     if (!script) return response.writeHead(204).end();
-    response.writeHead(200, { "Content-Type": this.type });
+    response.writeHead(200, { "Content-Type": this.type, ...this.headers });
     void play(script, response);
   });
   type = "text/event-stream";
+  headers: Record<string, string> = {};
 
   static async start(): Promise<Raw> {
     const raw = new Raw();

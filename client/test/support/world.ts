@@ -17,11 +17,11 @@ export class World {
   watch(options: ObserveOptions = {}, job = this.job): Promise<Watch> {
     const { retry, ...rest } = options;
     return this.client.watch(job, {
-      baseUrl: this.proxy.origin,
       heartbeatTimeoutMs: 5000,
       fallbackAfterMs: 2500,
       retry: { initialMs: 50, maxMs: 400, ...retry },
       ...rest,
+      baseUrl: rest.baseUrl ?? this.proxy.origin,
     });
   }
 

@@ -4,6 +4,7 @@ use super::finding::Finding;
 use super::{LATE, since};
 use crate::cli::sse_parser::{Message, Parser};
 use crate::outbound::cause;
+use crate::sse;
 use reqwest::header::{self, HeaderMap};
 use reqwest::{RequestBuilder, StatusCode};
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ pub struct Watched {
 
 /// Reason why the watching ended.
 pub enum End {
-    /// A comment came after this silence.
+    /// A heartbeat came after this silence.
     Heartbeat { silence: Duration },
     /// The connection ended after this silence, and Jobcast had not said that it would.
     Cut { silence: Duration },
@@ -100,7 +101,7 @@ pub async fn watch(request: RequestBuilder, limit: Duration) -> Result<Watched, 
         if first.is_some() && spread > LATE {
             break End::Bunch { spread };
         }
-        if first.is_some() && (is_opaque || piece.starts_with(b":")) {
+        if first.is_some() && (is_opaque || piece.starts_with(sse::HEARTBEAT)) {
             break End::Heartbeat { silence };
         }
         first = first.or(Some(since(began)));

@@ -15,7 +15,7 @@ import { duration } from "./time.js";
  * Describes an event. Returns `null` for an event that only the steps show.
  *
  * @param {{type: string, stepId: string | null, payload: unknown}} event
- * @returns {{kind: LineKind, tag: string, type?: string, text: string} | null}
+ * @returns {{kind: LineKind, tag: string, type?: string, text: string, json?: object} | null}
  */
 export function describe({ type, stepId, payload }) {
   const tag = stepId ?? "";
@@ -49,8 +49,14 @@ export function describe({ type, stepId, payload }) {
     case "job.cancelled":
       return { kind: "bad", tag, text: sentence("job cancelled", fields.by && `by ${fields.by}`) };
   }
-  const json = JSON.stringify(payload);
-  return { kind: "event", tag, type, text: json === "{}" || json === undefined ? "" : json };
+  const text = JSON.stringify(payload);
+  const line = {
+    kind: /** @type {const} */ ("event"),
+    tag,
+    type,
+    text: text === "{}" || text === undefined ? "" : text,
+  };
+  return payload !== null && typeof payload === "object" ? { ...line, json: payload } : line;
 }
 
 /**

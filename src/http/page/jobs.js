@@ -1,8 +1,11 @@
 // @ts-check
-// The list of jobs, read again and again while the page is visible.
+// The list of jobs, read again and again while the page is visible, and its filter. One of its links is reached by Tab,
+// the others by the arrow keys.
 
-import { make } from "./dom.js";
+import { currentFilter, linkTo, replaceFilter } from "./address.js";
+import { byId, make, setText } from "./dom.js";
 import { glyphOf, isEnded, statusWord } from "./job.js";
+import { Names } from "./names.js";
 import { ago, serverClock } from "./time.js";
 import { authorization } from "./token.js";
 
@@ -15,19 +18,27 @@ import { authorization } from "./token.js";
  * @property {HTMLElement} item
  * @property {HTMLAnchorElement} link
  * @property {HTMLElement} glyph
- * @property {HTMLElement} name
+ * @property {HTMLElement} title the job's name, where it has one
  * @property {HTMLElement} word
  * @property {HTMLElement} when
  */
 
 const REFRESH_MS = 2000;
+const LIMIT = 50;
+/** With a text to look for, the list is as long as Jobcast gives it. */
+const FILTERED_LIMIT = 500;
+/** The end of an id that stays in sight where its middle does not. */
+const TAIL_LENGTH = 8;
 
 /** @type {{title: string, holds: (job: ListedJob) => boolean}[]} */
 const GROUPS = [
-  { title: "Running", holds: (job) => job.status === "RUNNING" },
-  { title: "Waiting", holds: (job) => job.status === "QUEUED" || job.status === "PENDING" },
+  { title: "Running", holds: (job) => !isEnded(job.status) && !isWaiting(job) },
+  { title: "Waiting", holds: (job) => isWaiting(job) },
   { title: "Ended", holds: (job) => isEnded(job.status) },
 ];
+
+/** @param {ListedJob} job */
+const isWaiting = ({ status }) => status === "QUEUED" || status === "PENDING";
 
 export class Jobs {
   /** @type {ListedJob[]} */
@@ -44,8 +55,12 @@ export class Jobs {
    * @type {Map<string, number>}
    */
   #order = new Map();
+  #names = new Names((jobId, name) => this.#showName(jobId, name));
   #nav;
   #note;
+  #direct = make("a", "direct");
+  #find = byId("job-find", HTMLInputElement);
+  #status = byId("job-status-filter", HTMLSelectElement);
   #groups;
   #onList;
 
@@ -57,6 +72,7 @@ export class Jobs {
     this.#onList = onList;
     this.#nav = nav;
     this.#note = nav.appendChild(make("p", "note"));
+    nav.append(this.#direct);
     this.#groups = GROUPS.map(({ title, holds }) => {
       const section = nav.appendChild(document.createElement("section"));
       const heading = section.appendChild(document.createElement("h2"));
@@ -66,12 +82,41 @@ export class Jobs {
       section.hidden = true;
       return { holds, section, list };
     });
+    this.#setUpFilter();
+    nav.addEventListener("keydown", (event) => this.#onKey(event));
+    nav.addEventListener("focusin", ({ target }) => {
+      if (target instanceof HTMLAnchorElement && target !== this.#direct) this.#setTabStop(target);
+    });
     document.addEventListener("visibilitychange", () => this.refresh());
     setInterval(() => this.refresh(), REFRESH_MS);
     this.refresh();
   }
 
-  /** @param {string} id */
+  #setUpFilter() {
+    const { status, find } = currentFilter();
+    this.#find.value = find;
+    this.#status.value = status;
+    // An unknown status would ask for nothing at all.
+    if (this.#status.selectedIndex < 0) this.#status.value = "";
+    const onChange = () => {
+      replaceFilter({ status: this.#status.value, find: this.#find.value.trim() });
+      this.#draw();
+      this.refresh();
+    };
+    this.#find.addEventListener("input", onChange);
+    this.#status.addEventListener("change", onChange);
+    this.#find.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter") return;
+      const first = this.#nav.querySelector("section:not([hidden]) a");
+      location.hash = (this.#direct.hidden && first?.getAttribute("href")) || this.#direct.hash;
+    });
+  }
+
+  get isFiltered() {
+    return this.#find.value.trim() !== "" || this.#status.value !== "";
+  }
+
+  /** @param {string | null} id */
   select(id) {
     this.#selected = id;
     this.#isRevealed = false;
@@ -79,10 +124,21 @@ export class Jobs {
     this.#reveal();
   }
 
+  /**
+   * Takes over the name of a job that was learned elsewhere.
+   *
+   * @param {string} jobId
+   * @param {string} name
+   */
+  name(jobId, name) {
+    this.#names.learn(jobId, name);
+  }
+
   #reveal() {
     const entry = this.#selected === null ? undefined : this.#entries.get(this.#selected);
     if (this.#isRevealed || !entry) return;
     this.#isRevealed = true;
+    this.#setTabStop(entry.link);
     entry.link.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
 
@@ -97,14 +153,16 @@ export class Jobs {
 
   async refresh() {
     if (document.hidden) return;
+    const status = this.#status.value;
+    const query = new URLSearchParams({ limit: `${this.#find.value.trim() ? FILTERED_LIMIT : LIMIT}` });
+    if (status) query.set("status", status);
     try {
-      const response = await fetch("runner-jobs?limit=50", { cache: "no-store", headers: authorization });
-      const answer = await response.json();
-      if (!response.ok)
-        return this.#setNote(answer.detail ?? `The list of jobs is not to be had (${response.status}).`);
+      const response = await fetch(`runner-jobs?${query}`, { cache: "no-store", headers: authorization });
+      const answer = await response.json().catch(() => null);
+      if (status !== this.#status.value) return;
+      if (!response.ok || !Array.isArray(answer?.jobs)) return this.#setNote(refusal(response, answer));
       serverClock.adjust(response.headers.get("Date"));
       this.#jobs = answer.jobs;
-      this.#setNote("");
       this.#draw();
       this.#onList(this.#jobs);
     } catch {
@@ -114,17 +172,18 @@ export class Jobs {
 
   /** @param {string} text */
   #setNote(text) {
-    this.#note.textContent = text;
+    setText(this.#note, text);
     this.#note.hidden = text === "";
-    this.#nav.hidden = text === "" && this.#jobs.length === 0;
   }
 
   #draw() {
     for (const { jobId } of [...this.#jobs].reverse()) {
       if (!this.#order.has(jobId)) this.#order.set(jobId, this.#order.size);
     }
+    const find = this.#find.value.trim();
+    const shown = this.#jobs.filter((job) => this.#isFound(job, find.toLowerCase()));
     for (const { holds, section, list } of this.#groups) {
-      const held = this.#jobs.filter(holds);
+      const held = shown.filter(holds);
       const orderOf = (/** @type {ListedJob} */ job) => this.#order.get(job.jobId) ?? 0;
       if (!isEnded(held[0]?.status)) held.sort((a, b) => orderOf(b) - orderOf(a));
       section.hidden = held.length === 0;
@@ -134,17 +193,33 @@ export class Jobs {
         if (list.children[index] !== item) list.insertBefore(item, list.children[index] ?? null);
       });
     }
-    this.#removeUnlisted();
+    this.#removeUnlisted(new Set(shown.map((job) => job.jobId)));
+    // A job may be older than the list reaches, or be none that the reader may list.
+    this.#direct.hidden = find === "" || shown.some(({ jobId }) => jobId === find);
+    this.#direct.href = linkTo({ job: find });
+    setText(this.#direct, `Open ${find}`);
+    this.#setNote(shown.length > 0 ? "" : this.isFiltered ? "No job that is listed fits." : "No jobs yet.");
     this.#reveal();
+    if (!this.#nav.querySelector('section a[tabindex="0"]')) this.#setTabStop(this.#nav.querySelector("section a"));
   }
 
-  #removeUnlisted() {
-    const listed = new Set(this.#jobs.map((job) => job.jobId));
+  /**
+   * @param {ListedJob} job
+   * @param {string} find in lower case
+   */
+  #isFound({ jobId }, find) {
+    const name = this.#names.of(jobId);
+    return find === "" || jobId.toLowerCase().includes(find) || (name?.toLowerCase().includes(find) ?? false);
+  }
+
+  /** @param {Set<string>} listed */
+  #removeUnlisted(listed) {
     for (const [id, { item }] of this.#entries) {
       if (listed.has(id)) continue;
+      this.#names.forget(item);
       item.remove();
       this.#entries.delete(id);
-      this.#order.delete(id);
+      if (!this.#jobs.some(({ jobId }) => jobId === id)) this.#order.delete(id);
     }
   }
 
@@ -155,9 +230,10 @@ export class Jobs {
     const word = statusWord(status);
     const ageMs = serverClock.now() - Date.parse(lastEventAt ?? "");
     entry.link.dataset.status = status;
-    entry.glyph.textContent = glyphOf(word);
-    entry.word.textContent = `, ${word}`;
-    entry.when.textContent = isEnded(status) && Number.isFinite(ageMs) ? ago(ageMs) : "";
+    setText(entry.glyph, glyphOf(word));
+    setText(entry.word, `, ${word}`);
+    setText(entry.when, Number.isFinite(ageMs) ? ago(ageMs) : "");
+    this.#names.want(jobId, entry.item, status);
     return entry;
   }
 
@@ -170,17 +246,74 @@ export class Jobs {
       item: document.createElement("li"),
       link: document.createElement("a"),
       glyph: make("span", "glyph"),
-      name: make("span", "name", jobId),
+      title: make("span", "title", this.#names.of(jobId) ?? ""),
       word: make("span", "visually-hidden"),
       when: make("span", "when"),
     };
+    const id = make("span", "id");
+    const middle = jobId.length > 2 * TAIL_LENGTH ? jobId.length - TAIL_LENGTH : jobId.length;
+    id.append(make("span", "", jobId.slice(0, middle)), make("span", "", jobId.slice(middle)));
+    const name = make("span", "name");
+    name.append(entry.title, id);
+    entry.title.hidden = entry.title.textContent === "";
     entry.glyph.setAttribute("aria-hidden", "true");
-    entry.link.href = `#job=${encodeURIComponent(jobId)}`;
-    entry.link.append(entry.glyph, entry.name, entry.word, entry.when);
+    entry.link.href = linkTo({ job: jobId });
+    entry.link.title = jobId;
+    entry.link.tabIndex = -1;
+    entry.link.append(entry.glyph, name, entry.word, entry.when);
     entry.item.append(entry.link);
     markSelected(entry.link, jobId === this.#selected);
     return entry;
   }
+
+  /**
+   * @param {string} jobId
+   * @param {string} name
+   */
+  #showName(jobId, name) {
+    const entry = this.#entries.get(jobId);
+    if (!entry) return;
+    setText(entry.title, name);
+    entry.title.hidden = name === "";
+  }
+
+  // ---- the keyboard
+
+  /** @param {KeyboardEvent} event */
+  #onKey(event) {
+    const focused = /** @type {HTMLAnchorElement} */ (document.activeElement);
+    const links = /** @type {HTMLAnchorElement[]} */ ([...this.#nav.querySelectorAll("section:not([hidden]) a")]);
+    const at = links.indexOf(focused);
+    const to = {
+      ArrowDown: at + 1,
+      ArrowRight: at + 1,
+      ArrowUp: at - 1,
+      ArrowLeft: at - 1,
+      Home: 0,
+      End: links.length - 1,
+    }[event.key];
+    const next = at < 0 || to === undefined ? undefined : links[to];
+    if (!next) return;
+    event.preventDefault();
+    next.focus();
+  }
+
+  /** @param {HTMLAnchorElement | null} link the one link of the list that Tab reaches */
+  #setTabStop(link) {
+    if (!link) return;
+    for (const old of this.#nav.querySelectorAll('section a[tabindex="0"]')) old.setAttribute("tabindex", "-1");
+    link.tabIndex = 0;
+  }
+}
+
+/**
+ * @param {Response} response
+ * @param {{detail?: unknown} | null} answer
+ */
+function refusal({ status, headers }, answer) {
+  if (typeof answer?.detail === "string") return answer.detail;
+  const kind = headers.get("Content-Type") ?? "no type";
+  return `The list of jobs was answered by something else than Jobcast (${status}, ${kind}).`;
 }
 
 /**

@@ -16,7 +16,6 @@ import { duration } from "./time.js";
  * @property {HTMLElement} glyph
  * @property {HTMLElement} name
  * @property {HTMLElement} word the state, for screen readers
- * @property {HTMLElement} track the room in which the bar lies
  * @property {HTMLElement} bar
  * @property {HTMLElement} fill the part of the bar that is done
  * @property {HTMLElement} label
@@ -24,18 +23,20 @@ import { duration } from "./time.js";
  */
 
 /**
- * The part of the time axis that is shown, with the current time.
+ * The part of the time axis that is shown, with the current time, and its width on the screen.
  *
- * @typedef {{beganMs: number, spanMs: number, nowMs: number}} Axis
+ * @typedef {{beganMs: number, spanMs: number, nowMs: number, widthPx: number}} Axis
  */
 
 const MAX_ROWS = 200;
-const MIN_SPAN_MS = 10_000;
+/** A running job has at least so much of an axis to grow into. */
+const MIN_RUNNING_SPAN_MS = 5000;
+const MIN_SPAN_MS = 100;
 const MIN_TICK_DISTANCE_PX = 90;
 const DAY_MS = 86_400_000;
-const TICKS_MS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400].map(
-  (seconds) => seconds * 1000,
-);
+const TICKS_MS = [
+  0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400,
+].map((seconds) => seconds * 1000);
 /** The label of a tick further right than this would be cut off. */
 const MAX_TICK_SHARE = 0.95;
 /** A bar of this width has room for its percentage, and needs so much more for each letter of its message. */
@@ -82,13 +83,17 @@ export class Steps {
     const beganMs = job.beganMs ?? nowMs;
     const elapsedMs = job.endMs(nowMs) - beganMs;
     // The bar of a running step has some room to grow into.
-    const spanMs = Math.max(elapsedMs * (job.isOver ? 1.01 : 1.06), MIN_SPAN_MS);
+    const spanMs = job.isOver
+      ? Math.max(elapsedMs * 1.01, MIN_SPAN_MS)
+      : Math.max(elapsedMs * 1.06, MIN_RUNNING_SPAN_MS);
+    // All tracks are as wide as the ticks. A width that is read after a style was set would cost a layout for each row.
+    const widthPx = this.#ticks.clientWidth;
     for (const step of job.steps.values()) {
       if (!this.#rows.has(step.id) && this.#rows.size < MAX_ROWS) this.#rows.set(step.id, this.#makeRow(step.id));
       const row = this.#rows.get(step.id);
-      if (row) drawRow(row, step, { beganMs, spanMs, nowMs });
+      if (row) drawRow(row, step, { beganMs, spanMs, nowMs, widthPx });
     }
-    this.#drawTicks(spanMs);
+    this.#drawTicks(spanMs, widthPx);
   }
 
   /**
@@ -101,7 +106,6 @@ export class Steps {
       glyph: make("span", "glyph"),
       name: make("span", "name"),
       word: make("span", "visually-hidden"),
-      track: make("span", "track"),
       bar: make("span", "bar"),
       fill: make("span", "fill"),
       label: make("span", "label"),
@@ -111,8 +115,10 @@ export class Steps {
     row.button.setAttribute("aria-pressed", "false");
     row.glyph.setAttribute("aria-hidden", "true");
     row.bar.append(row.fill);
-    row.track.append(row.bar, row.label);
-    row.button.append(row.glyph, row.name, row.word, row.track, row.took);
+    // The room in which the bar lies.
+    const track = make("span", "track");
+    track.append(row.bar, row.label);
+    row.button.append(row.glyph, row.name, row.word, track, row.took);
     row.button.addEventListener("click", () => this.#onSelect(stepId));
     const item = document.createElement("li");
     item.append(row.button);
@@ -120,9 +126,12 @@ export class Steps {
     return row;
   }
 
-  /** @param {number} spanMs */
-  #drawTicks(spanMs) {
-    const maxTicks = Math.max(2, Math.floor(this.#ticks.clientWidth / MIN_TICK_DISTANCE_PX));
+  /**
+   * @param {number} spanMs
+   * @param {number} widthPx
+   */
+  #drawTicks(spanMs, widthPx) {
+    const maxTicks = Math.max(2, Math.floor(widthPx / MIN_TICK_DISTANCE_PX));
     const distanceMs = TICKS_MS.find((ms) => spanMs / ms <= maxTicks) ?? Math.ceil(spanMs / maxTicks / DAY_MS) * DAY_MS;
     const count = Math.floor(spanMs / distanceMs) + 1;
     while (this.#ticks.childElementCount > count) this.#ticks.lastElementChild?.remove();
@@ -142,7 +151,7 @@ export class Steps {
  * @param {Step} step
  * @param {Axis} axis
  */
-function drawRow(row, step, { beganMs, spanMs, nowMs }) {
+function drawRow(row, step, { beganMs, spanMs, nowMs, widthPx }) {
   row.button.dataset.state = step.state;
   setText(row.glyph, glyphOf(step.state));
   setText(row.name, step.name);
@@ -159,7 +168,7 @@ function drawRow(row, step, { beganMs, spanMs, nowMs }) {
   const done = step.state === "running" ? step.percent : null;
   row.fill.style.width = done === null ? "" : `${done}%`;
   row.bar.classList.toggle("measured", done !== null);
-  drawLabel(row, step, done, from, to);
+  drawLabel(row, step, done, { from, to, widthPx });
   const took = step.fromMs === null || isSkipped ? "" : duration((step.toMs ?? nowMs) - step.fromMs);
   setText(row.took, took);
 }
@@ -170,12 +179,11 @@ function drawRow(row, step, { beganMs, spanMs, nowMs }) {
  * @param {Row} row
  * @param {Step} step
  * @param {number | null} done in percent
- * @param {number} from the left edge of the bar, in percent of the track
- * @param {number} to the right edge
+ * @param {{from: number, to: number, widthPx: number}} bar its edges in percent of the track, and the track's width
  */
-function drawLabel({ label, track }, step, done, from, to) {
+function drawLabel({ label }, step, done, { from, to, widthPx }) {
   const short = done !== null ? `${Math.round(done)} %` : step.state === "skipped" ? "skipped" : "";
-  const pxPerPercent = track.clientWidth / 100;
+  const pxPerPercent = widthPx / 100;
   const roomPx = (to - from) * pxPerPercent;
   const long = done !== null && step.message ? `${short}  ${step.message}` : short;
   setText(label, roomPx > LABEL_PX + (long.length - short.length) * LETTER_PX ? long : short);
@@ -187,7 +195,7 @@ function drawLabel({ label, track }, step, done, from, to) {
 /** @param {number} ms */
 function tickLabel(ms) {
   const seconds = ms / 1000;
-  if (seconds < 60) return `${seconds} s`;
+  if (seconds < 60) return `${Number(seconds.toFixed(2))} s`;
   if (seconds < 3600) {
     return seconds % 60 === 0
       ? `${seconds / 60} min`

@@ -57,3 +57,15 @@ export function ago(ms) {
   if (seconds < 86_400) return `${Math.floor(seconds / 3600)} h`;
   return `${Math.floor(seconds / 86_400)} d`;
 }
+
+/**
+ * Returns the time of day at the reader's place, such as `14:02:07.250`.
+ *
+ * @param {number} timeMs
+ */
+export function clockTime(timeMs) {
+  const time = new Date(timeMs);
+  const digits = (/** @type {number} */ value, count = 2) => String(value).padStart(count, "0");
+  const seconds = `${digits(time.getSeconds())}.${digits(time.getMilliseconds(), 3)}`;
+  return `${digits(time.getHours())}:${digits(time.getMinutes())}:${seconds}`;
+}

@@ -1,7 +1,9 @@
 //! The parts of an event as expressions on its row `e`, by the operator's settings and the columns' types.
 
+use super::lookup::Lookup;
+use super::problem::SchemaProblem;
 use super::sql::{literal, quote};
-use super::tables::{Column, Relation, SchemaProblem};
+use super::tables::Column;
 use crate::config::{self, EventOrder, Field, PayloadColumns, PayloadKind, TimestampUnit};
 use crate::event::{Part, Payload, text_of};
 
@@ -64,67 +66,78 @@ enum TimeKind {
 }
 
 impl EventColumns {
-    pub const SETTING: &str = "source.postgres.columns";
-
-    /// Resolves the names in the settings. A step or an actor that only the defaults name may be missing.
-    pub fn resolve(settings: &config::Postgres, table: &Relation) -> Result<Self, SchemaProblem> {
+    /// Resolves the names in the settings. A step or an actor that only the defaults name may be missing. Notes what is
+    /// wrong; then the result means nothing.
+    pub fn resolve(settings: &config::Postgres, lookup: &mut Lookup) -> Self {
         let (names, usual) = (&settings.columns, config::Columns::default());
-        let find = |name: &str| table.find_named(Self::SETTING, name);
-        let field = |field: &Field, may_be_missing: bool| -> Result<Option<String>, SchemaProblem> {
-            Ok(match field {
-                Field::Absent => None,
-                Field::Constant(text) => Some(literal(text)),
-                Field::Column(name) if may_be_missing && table.find(name).is_none() => None,
-                Field::Column(name) => find(name)?.map(|column| format!("e.{}::text", quote(&column.name))),
-            })
+        let field = |lookup: &mut Lookup, setting, field: &Field, usual: &Field| match field {
+            Field::Absent => None,
+            Field::Constant(text) => Some(literal(text)),
+            Field::Column(name) => {
+                let column = lookup.named_unless(usual.column().unwrap_or_default(), setting, name);
+                column.map(|column| format!("e.{}::text", quote(&column.name)))
+            }
         };
-        let seq = table.find(&names.seq);
-        let (id, id_key, id_key_type) = match (find(&names.id)?, seq) {
-            (Some(id), _) if id.may_be_null => {
-                let text = format!("coalesce(e.{}::text, '')", quote(&id.name));
-                (text.clone(), text, "text".into())
-            }
-            (Some(id), _) => {
-                (format!("e.{}::text", quote(&id.name)), format!("e.{}", quote(&id.name)), id.cast().into())
-            }
-            (None, Some(seq)) => {
-                (format!("e.{}::text", quote(&seq.name)), format!("e.{}", quote(&seq.name)), seq.cast().into())
-            }
-            (None, None) if table.is_plain() => ("e.ctid::text".into(), "e.ctid".into(), "tid".into()),
-            (None, None) => return Err(SchemaProblem::AmbiguousEvents { table: table.name.clone() }),
-        };
-        let time = TimeColumn::resolve(settings, find(&names.timestamp)?)?;
+        let seq = lookup.relation.find(&names.seq);
+        let (id, id_key, id_key_type) = Self::resolve_id(settings, lookup, seq);
+        let time = lookup.named("source.postgres.columns.timestamp", &names.timestamp);
+        let time = TimeColumn::resolve(settings, lookup, time);
         let repeated = seq.filter(|seq| seq.is_whole_number() && !seq.is_unique && settings.order == EventOrder::Seq);
-        Ok(Self {
+        let kind = field(lookup, "source.postgres.columns.type", &names.kind, &Field::Absent);
+        let step_id = field(lookup, "source.postgres.columns.step_id", &names.step_id, &usual.step_id);
+        let actor = field(lookup, "source.postgres.columns.actor", &names.actor, &usual.actor);
+        Self {
             id,
             order: repeated.map_or_else(|| time.clone(), TimeColumn::of_number),
-            kind: field(&names.kind, false)?.map_or_else(|| literal("event"), |kind| format!("coalesce({kind}, '')")),
-            step_id: field(&names.step_id, names.step_id == usual.step_id)?.unwrap_or_else(|| "NULL::text".into()),
-            actor: field(&names.actor, names.actor == usual.actor)?.unwrap_or_else(|| "NULL::text".into()),
-            payload: PayloadColumn::resolve(settings, table)?,
+            kind: kind.map_or_else(|| literal("event"), |kind| format!("coalesce({kind}, '')")),
+            step_id: step_id.unwrap_or_else(|| "NULL::text".into()),
+            actor: actor.unwrap_or_else(|| "NULL::text".into()),
+            payload: PayloadColumn::resolve(settings, lookup),
             time,
             seq: quote(&names.seq),
             xid: quote(&names.xid),
             id_key,
             id_key_type,
-        })
+        }
+    }
+
+    /// Returns the id as a text, as a part of the order, and the type of the latter.
+    fn resolve_id(settings: &config::Postgres, lookup: &mut Lookup, seq: Option<&Column>) -> (String, String, String) {
+        let name = &settings.columns.id;
+        let as_is = |column: &Column| {
+            let quoted = format!("e.{}", quote(&column.name));
+            (format!("{quoted}::text"), quoted, column.cast().into())
+        };
+        match (lookup.named("source.postgres.columns.id", name), seq) {
+            (Some(id), _) if id.may_be_null => {
+                let text = format!("coalesce(e.{}::text, '')", quote(&id.name));
+                (text.clone(), text, "text".into())
+            }
+            (Some(id), _) => as_is(id),
+            (None, Some(seq)) => as_is(seq),
+            (None, None) => {
+                if !lookup.relation.is_plain() && name.is_empty() {
+                    let nearest = lookup.nearest("source.postgres.columns.id", "id");
+                    lookup.note(SchemaProblem::AmbiguousEvents { table: lookup.relation.name.clone(), nearest });
+                }
+                ("e.ctid::text".into(), "e.ctid".into(), "tid".into())
+            }
+        }
     }
 }
 
 impl PayloadColumn {
-    fn resolve(settings: &config::Postgres, table: &Relation) -> Result<Self, SchemaProblem> {
-        let find = |name: &str| table.find_named(EventColumns::SETTING, name);
-        Ok(match &settings.columns.payload {
+    fn resolve(settings: &config::Postgres, lookup: &mut Lookup) -> Self {
+        const SETTING: &str = "source.postgres.columns.payload";
+        match &settings.columns.payload {
             PayloadColumns::Absent => Self::json("NULL::text".into()),
-            PayloadColumns::One(name) => find(name)?
+            PayloadColumns::One(name) => lookup
+                .named(SETTING, name)
                 .map_or_else(|| Self::json("NULL::text".into()), |column| Self::of(column, settings.payload_kind)),
-            PayloadColumns::Object(names) => {
-                let columns: Result<Vec<_>, _> = names.iter().map(|name| find(name)).collect();
-                Self::object(columns?.into_iter().flatten())
-            }
+            PayloadColumns::Object(names) => Self::object(lookup.named_list(SETTING, names).into_iter()),
             // A view may hand on the transaction as a column, which is nobody's payload.
-            PayloadColumns::Row => Self::object(table.columns.iter().filter(|column| column.kind != "xid")),
-        })
+            PayloadColumns::Row => Self::object(lookup.relation.columns.iter().filter(|column| column.kind != "xid")),
+        }
     }
 
     fn of(column: &Column, kind: PayloadKind) -> Self {
@@ -178,20 +191,22 @@ fn decode_hex(digits: &[u8]) -> Option<Vec<u8>> {
 }
 
 impl TimeColumn {
-    fn resolve(settings: &config::Postgres, column: Option<&Column>) -> Result<Self, SchemaProblem> {
-        let Some(column) = column else {
-            return Ok(Self { column: None, may_be_null: false, kind: TimeKind::Integer(TimestampUnit::Us) });
-        };
+    fn resolve(settings: &config::Postgres, lookup: &mut Lookup, column: Option<&Column>) -> Self {
+        let none = || Self { column: None, may_be_null: false, kind: TimeKind::Integer(TimestampUnit::Us) };
+        let Some(column) = column else { return none() };
         let kind = match &*column.kind {
             "timestamp with time zone" => TimeKind::Zoned,
             "timestamp without time zone" | "date" => TimeKind::Local { zone: literal(&settings.timestamp_zone) },
             "bigint" | "integer" => TimeKind::Integer(settings.timestamp_unit),
             "numeric" | "double precision" | "real" => TimeKind::Fraction(settings.timestamp_unit),
             other => {
-                return Err(SchemaProblem::UnusableTime { name: column.name.clone(), kind: other.into() });
+                let nearest = lookup.nearest("source.postgres.columns.timestamp", &column.name);
+                let (name, kind) = (column.name.clone(), other.into());
+                lookup.note(SchemaProblem::UnusableTime { name, kind, nearest });
+                return none();
             }
         };
-        Ok(Self::of(column, kind))
+        Self::of(column, kind)
     }
 
     /// A number that takes the place of the time in the order.

@@ -29,18 +29,22 @@ pub enum QueryError {
     /// An event that was just written is not found.
     #[error("an event that was written is not there")]
     EventNotStored,
+    /// A row of a column of transactions that the server has not begun: it was restored from a dump.
+    #[error("rows carry transactions of another life of the database")]
+    OtherLife,
     #[error(transparent)]
     Sqlx(#[from] sqlx::Error),
 }
 
 impl QueryError {
-    fn code(&self) -> SourceCode {
+    pub fn code(&self) -> SourceCode {
         match self {
             Self::Timeout => SourceCode::TimedOut,
             Self::PoolExhausted => SourceCode::Exhausted,
             Self::NotConnected(_) => SourceCode::Unreachable,
             Self::NoJobsTable | Self::NotWritable => SourceCode::Schema,
             Self::NoRow | Self::EventNotStored => SourceCode::Other,
+            Self::OtherLife => SourceCode::Unavailable,
             Self::Sqlx(sqlx::Error::Tls(_)) => SourceCode::Tls,
             Self::Sqlx(sqlx::Error::Io(error)) if is_handshake_failure(error) => SourceCode::Tls,
             Self::Sqlx(sqlx::Error::Io(_)) => SourceCode::Unreachable,
@@ -66,6 +70,16 @@ impl QueryError {
             Self::Sqlx(sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)) => true,
             _ => false,
         }
+    }
+
+    /// Returns true for an error that says that the tables are not what they were.
+    pub fn is_of_tables(&self) -> bool {
+        matches!(self, Self::OtherLife) || self.code() == SourceCode::Schema
+    }
+
+    /// Returns true for an error that the role's rights are the cause of.
+    pub fn is_denied(&self) -> bool {
+        self.code() == SourceCode::Rights
     }
 
     /// Describes the error to an operator, with the `operation` that it ended.
@@ -111,7 +125,7 @@ fn help_for(code: SourceCode) -> &'static str {
         SourceCode::Unreachable => "see whether the server runs and source.postgres.url leads to it",
         SourceCode::Unavailable => "the server is starting, stopping or changing over",
         SourceCode::Exhausted => "raise the server's max_connections, or source.postgres.pool where ours are all taken",
-        SourceCode::TimedOut => "the server is busy",
+        SourceCode::TimedOut => "the server is busy, or see source.read_timeout",
         SourceCode::Conflict => "",
         SourceCode::Credentials => "correct user, password or database in source.postgres.url",
         SourceCode::Tls => "see sslmode in source.postgres.url, and source.postgres.root_cert",

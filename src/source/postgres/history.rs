@@ -169,7 +169,7 @@ impl Session<'_> {
             }
             let last_committed = counted.keys().next_back().map_or(0, |last| last + 1);
             let is_short = counted.len() <= MAX_COUNTED_XIDS;
-            let mut position = Position::new_settled(best, end.clone(), counted);
+            let mut position = Position::new_settled(best, end.clone(), counted).in_life(self.tables.life);
             if is_short || (tries > 0 && position.fits_cursor()) || tries == MAX_LISTS {
                 return Ok(position);
             }

@@ -1,6 +1,7 @@
 //! PostgreSQL: reads a job-event table as it is, with no more than SELECT. [`position`] says how no row is lost although
 //! rows become visible out of order, and [`sql`] has every statement.
 
+mod awaited;
 mod check;
 mod columns;
 mod draft;
@@ -10,9 +11,11 @@ mod error;
 mod faults;
 mod history;
 mod listener;
+mod lookup;
 mod page;
 mod pool;
 mod position;
+mod problem;
 mod schema;
 mod session;
 mod snapshot;
@@ -25,7 +28,7 @@ mod writer;
 
 pub use driver::PostgresDriver;
 
-use super::{Appended, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
+use super::{Appended, Change, EventKey, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
 use crate::config;
 use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
@@ -58,8 +61,16 @@ impl Source for Postgres {
         "postgres"
     }
 
+    fn event_key(&self) -> EventKey {
+        self.store.event_key()
+    }
+
     fn beginning(&self, job: &JobId) -> Cursor {
         Position::beginning().to_cursor(job)
+    }
+
+    fn prepare(&self, settings: &config::Source) -> Result<Change, SourceError> {
+        self.store.prepare_login(&settings.postgres)
     }
 
     async fn resolve(&self, job: &JobId, text: &str) -> Result<Option<Cursor>, SourceError> {
@@ -131,7 +142,8 @@ async fn read_page(
 ) -> Result<PageResult, QueryError> {
     let began = Instant::now();
     loop {
-        let connection = store.pool.get_for(Kind::page(job, &position)).await?;
+        let known = store.durable_mark().xid();
+        let connection = store.pool.get_for(Kind::page(job, &position, known)).await?;
         let mut session = Session { store, connection, tables: tables.clone() };
         let can_wait = began.elapsed() < store.settle;
         if let Some(page) = session.page(job, &position, limit, can_wait).await? {

@@ -201,6 +201,7 @@ impl Session<'_> {
         if position.is_beginning() {
             position.adopt(self.tables.best);
         }
+        position.settle_in(self.tables.life);
         loop {
             let end = self.next_range_end(job, position).await?;
             let page = self.query_page(PageQuery { job, position, end, published_by: None, limit }).await?;
@@ -346,6 +347,9 @@ impl Session<'_> {
             if row.try_get::<Option<i32>, _>("part")?.is_some() {
                 page.rows.push(StoredRow::parse(row, query.job, self)?);
             }
+        }
+        if page.rows.iter().any(|row| row.xid >= page.snapshot.xmax) {
+            return Err(QueryError::OtherLife);
         }
         Ok(page)
     }

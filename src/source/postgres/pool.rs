@@ -10,18 +10,16 @@ use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, RecycleError,
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, Executor, Row};
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-/// Longest time that a statement may take; after it the connection is given up.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Goes before every statement outside of a transaction, in the same message, so that it costs no round trip and passes
-/// a pooler in transaction mode. The server stops a statement before we give it up, so none works on for nobody.
-const SERVER_TIMEOUT: &str = "SET LOCAL statement_timeout = '10s'; ";
-/// The same for a database without an encoding, which else refuses to send what is no UTF-8.
+/// Time after `source.read_timeout` in which a server must say that it has stopped a statement. Then the connection is given
+/// up.
+const STOPPING: Duration = Duration::from_secs(1);
+/// Goes before every statement, for a database without an encoding, which else refuses to send what is no UTF-8.
 const BARE_ENCODING: &str = "SET LOCAL client_encoding = 'SQL_ASCII'; ";
 /// Longest time to connect, to ping, or to wait until one of our connections is free.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,10 +38,13 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Connection {
     connection: PgConnection,
     state: State,
-    /// Goes before every statement outside of a transaction.
+    /// Goes before every statement outside of a transaction, in the same message, so that it costs no round trip and passes a
+    /// pooler in transaction mode. It has the server stop a statement that takes too long, so that none works on for nobody.
     prefix: String,
     /// Text in the prefix by which the server's other connections find what this one runs.
     tag: String,
+    /// Longest time that a statement may take; after it the connection is given up.
+    patience: Duration,
 }
 
 enum State {
@@ -67,7 +68,7 @@ impl Connection {
     async fn run(&mut self, sql: String) -> Result<Vec<PgRow>, QueryError> {
         let state = std::mem::replace(&mut self.state, State::Running);
         let rows = self.connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql)));
-        let rows = timeout(STATEMENT_TIMEOUT, rows).await;
+        let rows = timeout(self.patience, rows).await;
         // A statement that the server has refused leaves nothing open, but for a transaction.
         let is_refused = matches!(rows, Ok(Err(sqlx::Error::Database(_)))) && matches!(state, State::Idle);
         self.state = if matches!(rows, Ok(Ok(_))) || is_refused { state } else { State::Broken };
@@ -93,6 +94,24 @@ impl Connection {
     }
 }
 
+/// The server's address and the credentials for it, which may be renewed while connections are open; cheap to clone.
+#[derive(Clone)]
+pub struct Login(Arc<RwLock<PgConnectOptions>>);
+
+impl Login {
+    pub fn new(options: PgConnectOptions) -> Self {
+        Self(Arc::new(RwLock::new(options)))
+    }
+
+    fn get(&self) -> PgConnectOptions {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn renew(&self, options: PgConnectOptions) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = options;
+    }
+}
+
 /// A bounded number of connections, made when they are needed.
 pub struct ConnectionPool {
     pool: Pool<Connector>,
@@ -101,9 +120,9 @@ pub struct ConnectionPool {
 }
 
 impl ConnectionPool {
-    pub fn new(options: PgConnectOptions, max_connections: u32) -> Self {
+    pub fn new(login: Login, max_connections: u32, read_timeout: Duration) -> Self {
         let max_connections = max_connections.max(1) as usize;
-        let pool = Pool::builder(Connector(options.clone()))
+        let pool = Pool::builder(Connector { login: login.clone(), read_timeout })
             .max_size(max_connections)
             .runtime(deadpool::Runtime::Tokio1)
             .wait_timeout(Some(CONNECT_TIMEOUT))
@@ -114,7 +133,7 @@ impl ConnectionPool {
         Self {
             pool,
             turns: Turns::new(max_connections),
-            canceller: Arc::new(Canceller { options, turn: Mutex::default() }),
+            canceller: Arc::new(Canceller { login, turn: Mutex::default() }),
         }
     }
 
@@ -190,7 +209,7 @@ impl Loan {
 
 /// Cancels statements, on a connection of its own that is closed afterwards: the pool's may all be taken.
 struct Canceller {
-    options: PgConnectOptions,
+    login: Login,
     /// Held by whoever cancels, so that one connection is enough.
     turn: Mutex<()>,
 }
@@ -201,7 +220,7 @@ impl Canceller {
     async fn cancel(&self, tag: &str) {
         let _turn = self.turn.lock().await;
         let cancelled = timeout(CANCEL_TIMEOUT, async {
-            let mut connection = self.options.connect().await?;
+            let mut connection = self.login.get().connect().await?;
             connection.execute(sqlx::raw_sql(AssertSqlSafe(sql::cancel_statement(tag)))).await?;
             connection.close().await
         });
@@ -212,20 +231,25 @@ impl Canceller {
 }
 
 /// Opens connections for the pool, and decides whether a used one is used again.
-pub struct Connector(PgConnectOptions);
+pub struct Connector {
+    login: Login,
+    read_timeout: Duration,
+}
 
 impl Manager for Connector {
     type Type = Connection;
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<Connection, sqlx::Error> {
-        let mut connection = self.0.connect().await?;
+        let mut connection = self.login.get().connect().await?;
         let encoding = connection.fetch_one(sqlx::raw_sql("SHOW server_encoding")).await?;
         let is_bare = encoding.try_get::<String, _>(0)? == "SQL_ASCII";
         let tag = Uuid::now_v7().simple().to_string();
         // Not before the first statement: servers up to version 15 gather statistics of `SET` by its text.
-        let prefix = format!("{SERVER_TIMEOUT}{}/* {tag} */ ", if is_bare { BARE_ENCODING } else { "" });
-        Ok(Connection { connection, state: State::Idle, prefix, tag })
+        let (limit, encoding) = (self.read_timeout.as_millis(), if is_bare { BARE_ENCODING } else { "" });
+        let prefix = format!("SET LOCAL statement_timeout = '{limit}ms'; {encoding}/* {tag} */ ");
+        let patience = self.read_timeout + STOPPING;
+        Ok(Connection { connection, state: State::Idle, prefix, tag, patience })
     }
 
     async fn recycle(&self, connection: &mut Connection, metrics: &Metrics) -> RecycleResult<sqlx::Error> {

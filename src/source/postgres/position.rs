@@ -220,11 +220,27 @@ fn groups_of_newer(
     groups
 }
 
+/// A life of the database: the time in which its transaction ids mean one thing. A dump that is restored into another
+/// server begins a new one, and so does `pg_upgrade`. Standbys live on when they are promoted. 16 bits of a digest of the
+/// server's system identifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life(pub u16);
+
+impl Life {
+    pub fn of(system_identifier: &str) -> Self {
+        let digest = Sha256::digest(system_identifier);
+        Self(u16::from_be_bytes([digest[0], digest[1]]))
+    }
+}
+
 /// A place in an event table; the module says which rows it has delivered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     /// Meaning of the transaction ids and keys here.
     pub scheme: CursorScheme,
+    /// The life of the database that the transaction ids are of. `None` where it is not known: before the first row, in
+    /// cursors of older versions, and of servers that do not tell.
+    life: Option<Life>,
     settled: EndedXids,
     range: Option<Range>,
     counted: BTreeMap<u64, u64>,
@@ -251,7 +267,22 @@ impl Position {
 
     /// The position of a reader that was given all of `settled`, and `counted` rows of other transactions.
     pub fn new_settled(scheme: CursorScheme, settled: EndedXids, counted: BTreeMap<u64, u64>) -> Self {
-        Self { scheme, settled, range: None, counted }
+        Self { scheme, life: None, settled, range: None, counted }
+    }
+
+    /// This position as one of a life of the database.
+    pub fn in_life(self, life: Option<Life>) -> Self {
+        Self { life, ..self }
+    }
+
+    /// Takes the life of the database that the position is read in, unless it has one.
+    pub fn settle_in(&mut self, life: Option<Life>) {
+        self.life = self.life.or(life);
+    }
+
+    /// Returns true for a position of another life of the database than this one, as far as both are known.
+    pub fn is_of_another_life(&self, life: Option<Life>) -> bool {
+        self.life.zip(life).is_some_and(|(own, other)| own != other)
     }
 
     /// This position, before the first row of a range with this end.

@@ -1,7 +1,7 @@
 //! The snapshot that an answer of the database is of, and how much of it a crash of the server would not undo.
 
 use super::error::QueryError;
-use super::position::{EndedXids, Position};
+use super::position::{EndedXids, Life, Position};
 use super::session::Session;
 use super::sql;
 use crate::event::JobId;
@@ -20,6 +20,7 @@ pub struct Snapshot {
     /// Rows of transactions below it that are visible stay so, also after a crash.
     pub durable_xid: u64,
     pub is_standby: bool,
+    life: Option<Life>,
     /// Position up to which the log is written; `None` on a standby.
     wal_inserted: Option<i64>,
 }
@@ -28,7 +29,7 @@ impl Snapshot {
     #[cfg(test)]
     pub fn of(xmin: u64, xmax: u64) -> Self {
         let text = format!("{xmin}:{xmax}:");
-        Self { text, xmin, xmax, durable_xid: xmax, is_standby: false, wal_inserted: Some(0) }
+        Self { text, xmin, xmax, durable_xid: xmax, is_standby: false, life: None, wal_inserted: Some(0) }
     }
 
     /// The settled mark: every transaction below it has ended, and a crash does not change that.
@@ -45,7 +46,7 @@ impl Snapshot {
     /// Returns false for a position that speaks of transactions which this database has not begun. It is of another
     /// database, of another life of it, or of a replica that is ahead.
     pub fn may_know(&self, position: &Position) -> bool {
-        position.ceiling() <= self.xmax
+        position.ceiling() <= self.xmax && !position.is_of_another_life(self.life)
     }
 }
 
@@ -100,6 +101,7 @@ impl Session<'_> {
             xmax: row.try_get::<i64, _>("xmax")? as u64,
             durable_xid: row.try_get::<i64, _>("durable_xid")? as u64,
             is_standby: row.try_get("is_standby")?,
+            life: self.tables.life,
             wal_inserted: row.try_get("wal_inserted")?,
         };
         let wal_flushed: Option<i64> = row.try_get("wal_flushed")?;

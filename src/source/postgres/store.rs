@@ -2,19 +2,22 @@
 
 use super::ends::PostgresEnds;
 use super::error::QueryError;
-use super::pool::{ConnectionPool, PooledConnection};
-use super::position::Position;
+use super::pool::{ConnectionPool, Login, PooledConnection};
+use super::position::{Life, Position};
+use super::problem::SchemaProblem;
 use super::session::Session;
 use super::snapshot::DurableMark;
 use super::sql;
-use super::tables::{Column, Relation, RelationKind, SchemaProblem, Tables};
+use super::tables::{Children, Column, Relation, RelationKind, Tables};
 use super::turns::Kind;
 use crate::config;
 use crate::error::{SourceCode, SourceError};
 use crate::event::JobId;
 use crate::source::tls::root_certificate;
+use crate::source::{Change, EventKey};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::{ConnectOptions, Row};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::RwLock;
@@ -31,8 +34,12 @@ pub struct Store {
     pub tail_pool: ConnectionPool,
     /// For the one connection that listens for notifications; sqlx's listener needs a pool of sqlx's.
     pub listener_pool: PgPool,
+    /// The credentials of all of these.
+    login: Login,
     /// Read when they are first needed, and forgotten when the database says that they have changed.
     tables: RwLock<Option<KnownTables>>,
+    /// No unique index says that the ids of a job's events differ.
+    may_repeat_ids: AtomicBool,
     /// Host, port and database for messages; never a password.
     address: String,
     /// Port in the URL; `None` for a socket of this machine.
@@ -51,20 +58,7 @@ struct KnownTables {
 impl Store {
     /// Prepares the store. Fails only with an error that trying again cannot mend: a database that is away may come.
     pub async fn open(settings: &config::Source) -> Result<Arc<Self>, SourceError> {
-        let options = connect_options(&settings.postgres)?;
-        let database = options.get_database().unwrap_or_default();
-        let store = Arc::new(Self {
-            settings: settings.postgres.clone(),
-            settle: settings.settle,
-            ends: PostgresEnds::new(settings.end_grace),
-            pool: ConnectionPool::new(options.clone(), settings.postgres.pool),
-            tail_pool: ConnectionPool::new(options.clone(), 1),
-            address: format!("{}:{}/{database}", options.get_host(), options.get_port()),
-            port: options.get_socket().is_none().then(|| options.get_port()),
-            listener_pool: PgPoolOptions::new().max_connections(1).connect_lazy_with(options),
-            tables: RwLock::default(),
-            durable_mark: Mutex::default(),
-        });
+        let store = Self::prepare(settings)?;
         match store.tables().await {
             Err(error) if !error.is_retryable() => return Err(error),
             Err(error) => tracing::warn!(code = error.code.as_str(), %error, "the database does not answer yet"),
@@ -73,17 +67,60 @@ impl Store {
         Ok(store)
     }
 
+    /// Makes the store without asking the database anything.
+    pub fn prepare(settings: &config::Source) -> Result<Arc<Self>, SourceError> {
+        let options = connect_options(&settings.postgres)?;
+        let (login, read_timeout) = (Login::new(options.clone()), settings.read_timeout);
+        Ok(Arc::new(Self {
+            settings: settings.postgres.clone(),
+            settle: settings.settle,
+            ends: PostgresEnds::new(settings.end_grace),
+            pool: ConnectionPool::new(login.clone(), settings.postgres.pool, read_timeout),
+            tail_pool: ConnectionPool::new(login.clone(), 1, read_timeout),
+            login,
+            address: address_of(&options),
+            port: options.get_socket().is_none().then(|| options.get_port()),
+            listener_pool: PgPoolOptions::new().max_connections(1).connect_lazy_with(options),
+            tables: RwLock::default(),
+            may_repeat_ids: AtomicBool::default(),
+            durable_mark: Mutex::default(),
+        }))
+    }
+
+    /// Host, port and database; never a password.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Makes ready to log in as these settings say, on connections that are opened from now on.
+    pub fn prepare_login(self: &Arc<Self>, settings: &config::Postgres) -> Result<Change, SourceError> {
+        let options = connect_options(settings)?;
+        if address_of(&options) != self.address {
+            let cause = "it leads to another server or database than at the start";
+            return Err(SourceError::new(
+                SourceCode::CannotOpen,
+                "reading source.postgres.url",
+                cause,
+                "restart for that",
+            ));
+        }
+        let store = self.clone();
+        Ok(Box::new(move || {
+            store.login.renew(options.clone());
+            store.listener_pool.set_connect_options(options);
+        }))
+    }
+
     pub fn error(&self, operation: &str, error: QueryError) -> SourceError {
         error.into_source_error(format!("{operation} ({})", self.address))
     }
 
     /// Makes the error of an operation on the tables. If it says that they are not what they were, they are forgotten.
     pub async fn table_error(&self, operation: &str, error: QueryError) -> SourceError {
-        let error = self.error(operation, error);
-        if error.code == SourceCode::Schema {
+        if error.is_of_tables() {
             *self.tables.write().await = None;
         }
-        error
+        self.error(operation, error)
     }
 
     /// Makes the error of an operation on one job, and narrows it down to that job if its rows can be the cause.
@@ -143,6 +180,11 @@ impl Store {
         work(&mut Session { store: self, connection, tables }).await
     }
 
+    /// Returns what tells events apart, by the newest look at the catalogue. Until the first one ids do.
+    pub fn event_key(&self) -> EventKey {
+        if self.may_repeat_ids.load(Relaxed) { EventKey::Cursor } else { EventKey::Id }
+    }
+
     /// Returns the tables as they are known, or reads them from the catalogue.
     pub async fn tables(&self) -> Result<Arc<Tables>, SourceError> {
         if let Some(known) = &*self.tables.read().await {
@@ -158,6 +200,7 @@ impl Store {
             has_jobs = tables.jobs.is_some(),
             "the tables are understood"
         );
+        self.may_repeat_ids.store(tables.events.key == EventKey::Cursor, Relaxed);
         *self.tables.write().await = Some(KnownTables { tables: tables.clone(), read_at });
         Ok(tables)
     }
@@ -180,58 +223,102 @@ impl Store {
 
     async fn read_catalogue(&self) -> Result<Catalogue, QueryError> {
         let mut connection = self.pool.get().await?;
-        let events = read_relation(&mut connection, &self.settings.events_table, &self.settings.columns.job_id).await?;
-        let jobs = match &*self.settings.jobs_table {
-            "" => None,
-            table => Some(read_relation(&mut connection, table, &self.settings.job_columns.id).await?),
-        };
-        let reports_wal = match connection.query(sql::WAL_POSITION.into()).await {
-            Ok(_) => true,
-            Err(QueryError::Sqlx(sqlx::Error::Database(_))) => false,
-            Err(error) => return Err(error),
-        };
-        let knows_zone = match connection.query(sql::local_time(&self.settings.timestamp_zone)).await {
-            Ok(_) => true,
-            Err(QueryError::Sqlx(sqlx::Error::Database(_))) => false,
-            Err(error) => return Err(error),
-        };
-        Ok(Catalogue { events, jobs, reports_wal, knows_zone })
+        Catalogue::read(&self.settings, &mut connection).await
     }
 
     fn resolve_tables(&self, catalogue: &Catalogue) -> Result<Tables, SourceError> {
-        let Catalogue { events, jobs, reports_wal, knows_zone } = catalogue;
-        let is_there = |relation: &Relation| {
-            let missing = || SchemaProblem::MissingRelation { name: relation.name.clone() };
-            (!relation.columns.is_empty()).then_some(()).ok_or_else(missing)
-        };
-        let zone = || SchemaProblem::UnknownZone { name: self.settings.timestamp_zone.clone() };
-        let tables = is_there(events)
-            .and_then(|()| jobs.as_ref().map_or(Ok(()), is_there))
-            .and_then(|()| knows_zone.then_some(()).ok_or_else(zone))
-            .and_then(|()| Tables::resolve(&self.settings, events, jobs.as_ref(), *reports_wal));
-        tables.map_err(|problem| {
+        catalogue.resolve(&self.settings).map_err(|problems| {
             let operation = format!("looking at the tables ({})", self.address);
-            SourceError::new(SourceCode::Schema, operation, problem.to_string(), problem.help())
+            let causes: Vec<String> = problems.iter().map(SchemaProblem::to_string).collect();
+            let help = match &problems[..] {
+                [only] => only.help(),
+                _ => "`jobcast check` has a mend for each",
+            };
+            SourceError::new(SourceCode::Schema, operation, causes.join("; "), help)
         })
     }
 }
 
 /// Facts of the database that [`Tables`] are made of.
-struct Catalogue {
-    events: Relation,
+#[derive(Clone)]
+pub struct Catalogue {
+    pub events: Relation,
     /// `None` where no job table is configured.
-    jobs: Option<Relation>,
+    pub jobs: Option<Relation>,
     reports_wal: bool,
+    /// `None` where the server does not tell.
+    life: Option<Life>,
     /// The server knows `source.postgres.timestamp_zone`.
     knows_zone: bool,
 }
 
+impl Catalogue {
+    pub async fn read(settings: &config::Postgres, connection: &mut PooledConnection) -> Result<Self, QueryError> {
+        let mut events = read_relation(connection, &settings.events_table, &settings.columns.job_id).await?;
+        if events.find(&settings.columns.xid).is_some_and(|column| column.tells_xid(events.kind)) {
+            let (table, column) = (sql::quote_table(&events.name), sql::quote(&settings.columns.xid));
+            match connection.query(sql::xid_of_another_life(&table, &column)).await {
+                Ok(rows) => events.has_other_life = !rows.is_empty(),
+                // A read of the rows says the same.
+                Err(QueryError::Sqlx(sqlx::Error::Database(_))) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let jobs = match &*settings.jobs_table {
+            "" => None,
+            table => Some(read_relation(connection, table, &settings.job_columns.id).await?),
+        };
+        let reports_wal = is_answered(connection, sql::WAL_POSITION.into()).await?;
+        let knows_zone = is_answered(connection, sql::local_time(&settings.timestamp_zone)).await?;
+        let life = match connection.query(sql::LIFE.into()).await {
+            Ok(rows) => rows.first().map(|row| row.try_get("life")).transpose()?.map(Life::of),
+            Err(QueryError::Sqlx(sqlx::Error::Database(_))) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { events, jobs, reports_wal, life, knows_zone })
+    }
+
+    /// The same without a job table.
+    pub fn without_jobs(&self) -> Self {
+        Self { jobs: None, ..self.clone() }
+    }
+
+    /// Understands the tables, or finds everything that is wrong with them.
+    pub fn resolve(&self, settings: &config::Postgres) -> Result<Tables, Vec<SchemaProblem>> {
+        let mut problems = Vec::new();
+        let relations =
+            [("source.postgres.events_table", Some(&self.events)), ("source.postgres.jobs_table", self.jobs.as_ref())];
+        for (setting, relation) in relations {
+            if let Some(missing) = relation.filter(|relation| !relation.is_there()) {
+                problems.push(SchemaProblem::MissingRelation { setting, name: missing.name.clone() });
+            }
+        }
+        if !self.knows_zone {
+            problems.push(SchemaProblem::UnknownZone { name: settings.timestamp_zone.clone() });
+        }
+        if self.events.is_there() {
+            let jobs = self.jobs.as_ref().filter(|jobs| jobs.is_there());
+            match Tables::resolve(settings, &self.events, jobs, self.reports_wal) {
+                Ok(tables) if problems.is_empty() => return Ok(Tables { life: self.life, ..tables }),
+                Ok(_) => {}
+                Err(more) => problems.extend(more),
+            }
+        }
+        Err(problems)
+    }
+}
+
+/// Returns false where the server refuses the statement.
+async fn is_answered(connection: &mut PooledConnection, sql: String) -> Result<bool, QueryError> {
+    match connection.query(sql).await {
+        Ok(_) => Ok(true),
+        Err(QueryError::Sqlx(sqlx::Error::Database(_))) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Reads a table or view from the catalogue; it has no columns where it is not there or may not be seen.
-pub async fn read_relation(
-    connection: &mut PooledConnection,
-    name: &str,
-    job_id: &str,
-) -> Result<Relation, QueryError> {
+async fn read_relation(connection: &mut PooledConnection, name: &str, job_id: &str) -> Result<Relation, QueryError> {
     let rows = connection.query(sql::table_columns(name, job_id)).await?;
     let column = |row: &PgRow| {
         Ok::<_, QueryError>(Column {
@@ -245,14 +332,20 @@ pub async fn read_relation(
     let mut kind = RelationKind::Table;
     if let Some(row) = rows.first() {
         kind = match row.try_get::<String, _>("relation_kind")?.as_str() {
-            "r" if row.try_get("has_children")? => RelationKind::Parent,
+            "r" if row.try_get("has_children")? => RelationKind::Parent(Children::Heirs),
             "r" => RelationKind::Table,
-            "p" => RelationKind::Parent,
+            "p" => RelationKind::Parent(Children::Partitions),
             "v" => RelationKind::View,
             _ => RelationKind::Other,
         };
     }
-    Ok(Relation { name: name.into(), kind, columns: rows.iter().map(column).collect::<Result<_, _>>()? })
+    let columns = rows.iter().map(column).collect::<Result<_, _>>()?;
+    Ok(Relation { name: name.into(), kind, columns, has_other_life: false })
+}
+
+/// Host, port and database.
+fn address_of(options: &PgConnectOptions) -> String {
+    format!("{}:{}/{}", options.get_host(), options.get_port(), options.get_database().unwrap_or_default())
 }
 
 fn connect_options(settings: &config::Postgres) -> Result<PgConnectOptions, SourceError> {

@@ -2,8 +2,12 @@
 //! the settings, types from the catalogue. The SQL for them is in [`super::sql`].
 
 use super::columns::EventColumns;
+use super::lookup::Lookup;
+use super::position::Life;
+use super::problem::SchemaProblem;
 use super::sql::{EventRows, IdColumn, quote, quote_table};
 use crate::config::{self, EventOrder};
+use crate::source::EventKey;
 
 /// The event table, and the job table where one is configured.
 #[derive(Clone, Debug)]
@@ -12,6 +16,8 @@ pub struct Tables {
     pub jobs: Option<JobTable>,
     /// The best scheme that the event table's columns allow.
     pub best: CursorScheme,
+    /// The life of the database; `None` where the server does not tell.
+    pub life: Option<Life>,
     /// The server knows the functions for the position of its write-ahead log. Some that are PostgreSQL in name only
     /// keep their log elsewhere.
     pub reports_wal: bool,
@@ -24,6 +30,8 @@ pub struct EventTable {
     pub id: IdColumn,
     pub job_id: IdColumn,
     pub columns: EventColumns,
+    /// The part that tells a job's events apart, as far as the catalogue promises it.
+    pub key: EventKey,
     /// Names of all columns that there are.
     pub names: Vec<String>,
     pub kind: RelationKind,
@@ -101,17 +109,28 @@ pub struct Relation {
     pub name: String,
     pub kind: RelationKind,
     pub columns: Vec<Column>,
+    /// The column of transactions has some that the server has not begun, since the rows were restored from a dump. They
+    /// mean nothing here.
+    pub has_other_life: bool,
 }
 
 /// Kind of a relation, as far as it decides how it can be tailed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RelationKind {
     Table,
-    /// A partitioned table, or one that others inherit from.
-    Parent,
+    /// A table whose rows lie in others.
+    Parent(Children),
     View,
     /// A materialized view or a foreign table, whose rows have no transaction of their own.
     Other,
+}
+
+/// The tables below a parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Children {
+    Partitions,
+    /// By INHERITS.
+    Heirs,
 }
 
 /// A column as the catalogue describes it.
@@ -141,6 +160,11 @@ impl Column {
         matches!(&*self.kind, "bigint" | "integer" | "smallint")
     }
 
+    /// Returns true for a type of times.
+    pub fn is_calendar(&self) -> bool {
+        matches!(&*self.kind, "timestamp with time zone" | "timestamp without time zone" | "date")
+    }
+
     /// The type to cast a text to that is compared with the column. `character` alone would be one character.
     pub fn cast(&self) -> &str {
         if self.kind == "character" { "bpchar" } else { &self.kind }
@@ -152,17 +176,9 @@ impl Relation {
         self.columns.iter().find(|column| column.name == name)
     }
 
-    /// Finds a column that must be there; `None` where the name is empty.
-    pub fn find_named(&self, setting: &'static str, name: &str) -> Result<Option<&Column>, SchemaProblem> {
-        if name.is_empty() { Ok(None) } else { self.required(setting, name).map(Some) }
-    }
-
-    pub fn required(&self, setting: &'static str, name: &str) -> Result<&Column, SchemaProblem> {
-        self.find(name).ok_or_else(|| self.missing(setting, name))
-    }
-
-    fn missing(&self, setting: &'static str, name: &str) -> SchemaProblem {
-        SchemaProblem::MissingColumn { setting, table: self.name.clone(), name: name.into() }
+    /// Returns false for a relation that is not there, or may not be seen.
+    pub fn is_there(&self) -> bool {
+        !self.columns.is_empty()
     }
 
     /// Returns true for a table whose rows all lie in it.
@@ -170,112 +186,40 @@ impl Relation {
         self.kind == RelationKind::Table
     }
 
-    /// Fails for a relation whose rows do not tell which transaction wrote them.
-    fn require_xids(&self, tells_xid: bool) -> Result<(), SchemaProblem> {
+    /// Finds a reason why the rows do not tell which transaction wrote them.
+    fn hides_xids(&self, tells_xid: bool) -> Option<SchemaProblem> {
+        let table = self.name.clone();
         let hands_on = || self.find("xmin").is_some_and(|column| column.kind == "xid");
         match self.kind {
-            RelationKind::Table | RelationKind::Parent => Ok(()),
-            _ if tells_xid => Ok(()),
-            RelationKind::View if hands_on() => Ok(()),
-            RelationKind::View => Err(SchemaProblem::HiddenXmin { table: self.name.clone() }),
-            RelationKind::Other => Err(SchemaProblem::ForeignRows { table: self.name.clone() }),
-        }
-    }
-}
-
-/// Tables that cannot be tailed as they are.
-#[derive(Debug, thiserror::Error)]
-pub enum SchemaProblem {
-    #[error("there is no table or view {name}, or it may not be seen")]
-    MissingRelation { name: String },
-    #[error("{table} has no column {name}")]
-    MissingColumn { setting: &'static str, table: String, name: String },
-    #[error("the view {table} does not hand on the transaction that wrote each row")]
-    HiddenXmin { table: String },
-    #[error("{table} is a materialized view or a foreign table: its rows do not tell which transaction wrote them")]
-    ForeignRows { table: String },
-    #[error("nothing tells the events of {table} apart")]
-    AmbiguousEvents { table: String },
-    #[error("the column {name} of type {kind} is no time")]
-    UnusableTime { name: String, kind: String },
-    #[error("the column {name} of type {kind} is no number that orders events")]
-    UnusableSeq { name: String, kind: String },
-    #[error("the server knows no time zone {name}")]
-    UnknownZone { name: String },
-}
-
-impl SchemaProblem {
-    pub fn help(&self) -> &'static str {
-        match self {
-            Self::MissingRelation { .. } => "set its name, or grant the right to see it",
-            Self::MissingColumn { setting, .. } if *setting == JobTable::SETTING => {
-                "name the columns by source.postgres.job_columns"
-            }
-            Self::MissingColumn { .. } => "name the columns by source.postgres.columns; \"\" is none",
-            Self::HiddenXmin { .. } => {
-                "add the event row's own transaction to the view: SELECT e.xmin AS xmin, … FROM the events e"
-            }
-            Self::ForeignRows { .. } => "name the table, or a plain view of it",
-            Self::AmbiguousEvents { .. } => {
-                "name a column by source.postgres.columns.id or source.postgres.columns.seq"
-            }
-            Self::UnusableSeq { .. } => {
-                "name a column of type bigint, integer or smallint by source.postgres.columns.seq, or none by \"\""
-            }
-            Self::UnknownZone { .. } => "name one such as Europe/Paris by source.postgres.timestamp_zone",
-            Self::UnusableTime { .. } => {
-                "name a column of times or numbers by source.postgres.columns.timestamp, or none by \"\""
-            }
+            RelationKind::Table | RelationKind::Parent(_) => None,
+            _ if tells_xid => None,
+            RelationKind::View if hands_on() => None,
+            RelationKind::View => Some(SchemaProblem::HiddenXmin { table }),
+            RelationKind::Other => Some(SchemaProblem::ForeignRows { table }),
         }
     }
 }
 
 impl Tables {
+    /// The columns of job ids: that of the event table, and that of the job table.
+    pub fn job_id_columns(&self) -> [Option<&IdColumn>; 2] {
+        [Some(&self.events.job_id), self.jobs.as_ref().map(|jobs| &jobs.id)]
+    }
+
+    /// Understands the tables by the settings, or finds everything that is wrong with them.
     pub fn resolve(
         settings: &config::Postgres,
         events: &Relation,
         jobs: Option<&Relation>,
         reports_wal: bool,
-    ) -> Result<Self, SchemaProblem> {
-        let (names, usual) = (&settings.columns, config::Columns::default());
-        let setting = EventColumns::SETTING;
-        let find = |name: &str, usual: &str| match events.find(name) {
-            None if name != usual => events.find_named(setting, name),
-            found => Ok(found),
-        };
-        let xid = find(&names.xid, &usual.xid)?;
-        let xid = xid.filter(|column| column.tells_xid(events.kind));
-        events.require_xids(xid.is_some())?;
-        let seq = find(&names.seq, &usual.seq)?;
-        if let Some(column) = seq.filter(|column| !column.is_whole_number() && names.seq != usual.seq) {
-            return Err(SchemaProblem::UnusableSeq { name: column.name.clone(), kind: column.kind.clone() });
+    ) -> Result<Self, Vec<SchemaProblem>> {
+        let jobs = jobs.map(|jobs| JobTable::resolve(settings, jobs)).transpose();
+        let mut lookup = Lookup::new(events);
+        let (best, events) = EventTable::resolve(settings, &mut lookup);
+        match (lookup.finish(events), jobs) {
+            (Ok(events), Ok(jobs)) => Ok(Self { best, events, jobs, life: None, reports_wal }),
+            (events, jobs) => Err(events.err().into_iter().chain(jobs.err()).flatten().collect()),
         }
-        let seq =
-            seq.filter(|column| column.is_whole_number() && column.is_unique && settings.order == EventOrder::Seq);
-        let columns = EventColumns::resolve(settings, events)?;
-        let id = match events.find(&names.id) {
-            Some(id) => IdColumn::of("e", id),
-            None => IdColumn::new(columns.id_key.clone(), columns.id_key_type.clone()),
-        };
-        let is_view = events.kind == RelationKind::View;
-        Ok(Self {
-            best: CursorScheme {
-                xids: if xid.is_some() { XidSource::Column } else { XidSource::System },
-                order: if seq.is_some() { RowOrder::Number } else { RowOrder::Time },
-            },
-            events: EventTable {
-                name: quote_table(&settings.events_table),
-                id,
-                job_id: IdColumn::of("e", events.required(setting, &names.job_id)?),
-                columns,
-                kind: events.kind,
-                names: events.columns.iter().map(|column| column.name.clone()).collect(),
-                has_unnumbered: seq.is_some_and(|column| column.may_be_null),
-                has_undated: xid.is_some_and(|column| column.may_be_null && !is_view),
-            },
-            jobs: jobs.map(|jobs| JobTable::resolve(settings, jobs)).transpose()?,
-            reports_wal,
-        })
     }
 
     /// The rows of the event table as a cursor of `scheme` means them, as far as the columns allow that.
@@ -306,19 +250,70 @@ impl Tables {
     }
 }
 
-impl JobTable {
-    const SETTING: &str = "source.postgres.job_columns";
+impl EventTable {
+    /// Notes what is wrong; then the result means nothing.
+    fn resolve(settings: &config::Postgres, lookup: &mut Lookup) -> (CursorScheme, Self) {
+        let (names, usual, relation) = (&settings.columns, config::Columns::default(), lookup.relation);
+        let xid = lookup.named_unless(&usual.xid, "source.postgres.columns.xid", &names.xid);
+        if let Some(column) = xid.filter(|column| column.kind != "xid8" && names.xid != usual.xid) {
+            lookup.note(SchemaProblem::UnusableXid { name: column.name.clone(), kind: column.kind.clone() });
+        }
+        let xid = xid.filter(|column| column.tells_xid(relation.kind));
+        if let Some(problem) = relation.hides_xids(xid.is_some()) {
+            lookup.note(problem);
+        }
+        let xid = xid.filter(|_| !relation.has_other_life || relation.hides_xids(false).is_some());
+        let seq = lookup.named_unless(&usual.seq, "source.postgres.columns.seq", &names.seq);
+        if let Some(column) = seq.filter(|column| !column.is_whole_number() && names.seq != usual.seq) {
+            let nearest = lookup.nearest("source.postgres.columns.seq", "seq");
+            let (name, kind) = (column.name.clone(), column.kind.clone());
+            lookup.note(SchemaProblem::UnusableSeq { name, kind, nearest });
+        }
+        let seq =
+            seq.filter(|column| column.is_whole_number() && column.is_unique && settings.order == EventOrder::Seq);
+        let job_id = lookup.named("source.postgres.columns.job_id", &names.job_id);
+        let columns = EventColumns::resolve(settings, lookup);
+        let id = match relation.find(&names.id) {
+            Some(id) => IdColumn::of("e", id),
+            None => IdColumn::new(columns.id_key.clone(), columns.id_key_type.clone()),
+        };
+        let is_view = relation.kind == RelationKind::View;
+        let is_own = |column: &Column| column.is_unique || column.kind == "uuid";
+        let key = relation.find(&names.id).or(seq).is_some_and(is_own);
+        let best = CursorScheme {
+            xids: if xid.is_some() { XidSource::Column } else { XidSource::System },
+            order: if seq.is_some() { RowOrder::Number } else { RowOrder::Time },
+        };
+        let events = Self {
+            name: quote_table(&settings.events_table),
+            job_id: job_id.map_or_else(|| id.clone(), |job_id| IdColumn::of("e", job_id)),
+            id,
+            columns,
+            key: if key { EventKey::Id } else { EventKey::Cursor },
+            kind: relation.kind,
+            names: relation.columns.iter().map(|column| column.name.clone()).collect(),
+            has_unnumbered: seq.is_some_and(|column| column.may_be_null),
+            has_undated: xid.is_some_and(|column| column.may_be_null && !is_view),
+        };
+        (best, events)
+    }
+}
 
-    fn resolve(settings: &config::Postgres, jobs: &Relation) -> Result<Self, SchemaProblem> {
+impl JobTable {
+    pub const SETTING: &str = "source.postgres.job_columns";
+
+    fn resolve(settings: &config::Postgres, jobs: &Relation) -> Result<Self, Vec<SchemaProblem>> {
         let names = &settings.job_columns;
-        let id = IdColumn::of("j", jobs.required(Self::SETTING, &names.id)?);
-        jobs.required(Self::SETTING, &names.status)?;
-        Ok(Self {
+        let mut lookup = Lookup::new(jobs);
+        let id = lookup.named("source.postgres.job_columns.id", &names.id);
+        let id = id.map_or_else(|| IdColumn::new(String::new(), String::new()), |id| IdColumn::of("j", id));
+        lookup.named("source.postgres.job_columns.status", &names.status);
+        lookup.finish(Self {
             name: quote_table(&settings.jobs_table),
             id,
             id_name: quote(&names.id),
             status_name: quote(&names.status),
-            has_xmin: jobs.require_xids(false).is_ok(),
+            has_xmin: jobs.hides_xids(false).is_none(),
         })
     }
 

@@ -8,6 +8,7 @@
 
 mod endings;
 
+use super::awaited::{AwaitedJobs, other_spellings};
 use super::draft::{Draft, READ_LIMIT};
 use super::ends::Reached;
 use super::error::QueryError;
@@ -17,7 +18,7 @@ use super::page::raw_bytes;
 use super::position::Position;
 use super::session::Session;
 use super::snapshot::Snapshot;
-use super::sql::{self, ChangesQuery, IdColumn, NewRows};
+use super::sql::{self, ChangesQuery, NewRows};
 use super::store::Store;
 use super::tables::{CursorScheme, Tables, XidSource};
 use crate::cursor::Cursor;
@@ -29,7 +30,7 @@ use crate::supervise::restarted;
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
 use sqlx::{Row, ValueRef};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::Notify;
@@ -55,6 +56,7 @@ pub struct PostgresTail {
     statuses: BTreeMap<JobId, String>,
     /// Watched jobs whose rows cannot be read now.
     faults: Faults,
+    awaited: AwaitedJobs,
     /// `None` after an error, and where it means nothing any more: then the next look is a full one.
     seen: Option<SeenSnapshot>,
     /// Source of the transaction ids that the last look went by, also if it failed. `None` before the first.
@@ -91,6 +93,8 @@ struct Found {
     jobs: Vec<JobId>,
     /// Texts of the status column that are not those that are known.
     statuses: BTreeMap<JobId, String>,
+    /// Awaited jobs that are there.
+    appeared: Vec<JobId>,
 }
 
 /// The jobs that a read comes to.
@@ -118,6 +122,7 @@ impl PostgresTail {
             endings: Endings::new(store.ends.grace()),
             statuses: BTreeMap::new(),
             faults: Faults::default(),
+            awaited: AwaitedJobs::default(),
             seen: None,
             xid_source: None,
             sweep: Sweep { last: Instant::now(), is_needed: true },
@@ -153,6 +158,10 @@ impl Tail for PostgresTail {
         if self.endings.remove(job) {
             self.store.ends.forget(job);
         }
+    }
+
+    fn await_jobs(&mut self, jobs: Vec<JobId>) {
+        self.awaited.replace(jobs);
     }
 
     async fn woken(&mut self) -> Wakeup {
@@ -202,10 +211,12 @@ impl PostgresTail {
         self.detect_endings(session, &changes.snapshot, &mut draft, &mut endings).await?;
         // Nothing fails from here on.
         self.endings = endings;
+        self.awaited.were_looked_for();
         session.store.ends.note_look(began, Reached::by(&changes.snapshot));
+        let appeared = changes.found.as_ref().map(|found| found.appeared.clone()).unwrap_or_default();
         let jobs = self.apply(session, began, changes, selection, draft);
         let faults = self.faults.to_news();
-        Ok(News { jobs, caught_up_joiners, more: !self.pending.is_empty(), outage: None, faults })
+        Ok(News { jobs, caught_up_joiners, more: !self.pending.is_empty(), outage: None, faults, appeared })
     }
 
     /// Notices that the tables have other transaction ids than at the last look, which means nothing by the new ones.
@@ -220,7 +231,8 @@ impl PostgresTail {
     async fn find_changes(&self, session: &mut Session<'_>) -> Result<Changes, QueryError> {
         if let Some(seen) = &self.seen {
             // A standby's snapshot does not tell, and nothing is known yet of the status of a new watch.
-            let may_be_unchanged = !seen.is_outdated && !seen.snapshot.is_standby && self.unchecked.is_empty();
+            let is_current = !seen.is_outdated && !seen.snapshot.is_standby;
+            let may_be_unchanged = is_current && self.unchecked.is_empty() && !self.awaited.has_new();
             if may_be_unchanged && session.is_unchanged(&seen.snapshot).await? {
                 return Ok(Changes { snapshot: seen.snapshot.clone(), found: None });
             }
@@ -237,7 +249,8 @@ impl PostgresTail {
     /// them tells which it is, and a read comes to a bounded number of them.
     async fn changes_without_look(&self, session: &mut Session<'_>) -> Result<Changes, QueryError> {
         let jobs = self.positions.keys().map(JobId::as_str).collect();
-        let query = ChangesQuery { jobs, new_rows: NewRows::None, by_status: self.jobs_by_status() };
+        let (by_status, awaited, awaited_events) = (self.jobs_by_status(), Vec::new(), Vec::new());
+        let query = ChangesQuery { jobs, new_rows: NewRows::None, by_status, awaited, awaited_events };
         let system = CursorScheme { xids: XidSource::System, ..session.tables.best };
         let sql = sql::changes(&session.tables.rows(system), session.durable_xid(), &query);
         let rows = match session.connection.query(sql).await {
@@ -252,6 +265,7 @@ impl PostgresTail {
         let mut changes = self.parse_changes(session, &rows)?;
         if let Some(found) = &mut changes.found {
             found.jobs = self.positions.keys().cloned().collect();
+            found.appeared = self.awaited.jobs().cloned().collect();
         }
         Ok(changes)
     }
@@ -271,10 +285,15 @@ impl PostgresTail {
             (_, XidSource::Column) => NewRows::Since(since),
             (_, XidSource::System) => NewRows::SinceAndYounger(since, settings.look_back.as_secs_f64()),
         };
+        let awaited: Vec<&str> = self.awaited.jobs().map(JobId::as_str).collect();
+        let finds_all_new = matches!(new_rows, NewRows::NotVisibleIn { .. });
+        let awaited_events = if finds_all_new && !self.awaited.has_new() { Vec::new() } else { awaited.clone() };
         let query = ChangesQuery {
             jobs: self.positions.keys().map(JobId::as_str).collect(),
             new_rows,
             by_status: self.jobs_by_status(),
+            awaited,
+            awaited_events,
         };
         sql::changes(&session.tables.rows(session.tables.best), session.durable_xid(), &query)
     }
@@ -290,9 +309,10 @@ impl PostgresTail {
 
     fn parse_changes(&self, session: &Session<'_>, rows: &[PgRow]) -> Result<Changes, QueryError> {
         let (mut snapshot, mut found) = (None, Found::default());
-        let other_spellings = |ids: &IdColumn| if rows.len() > 1 { self.other_spellings(ids) } else { HashMap::new() };
-        let in_events = other_spellings(&session.tables.events.job_id);
-        let in_jobs = session.tables.jobs.as_ref().map(|jobs| other_spellings(&jobs.id)).unwrap_or_default();
+        // Most looks find nothing but the snapshot.
+        let columns = session.tables.job_id_columns().map(|column| column.filter(|_| rows.len() > 1));
+        let awaited = self.awaited.by_spelling(columns);
+        let [in_events, in_jobs] = columns.map(|column| other_spellings(column, self.positions.keys()));
         for row in rows {
             if !row.try_get_raw("snapshot_text")?.is_null() {
                 snapshot = Some(session.snapshot_of(row)?);
@@ -301,6 +321,7 @@ impl PostgresTail {
             // Nobody can ask for a job that has no id, or one that is no text.
             let Some(Ok(spelled)) = raw_bytes(row, "job_id")?.map(String::from_utf8) else { continue };
             let status: Option<String> = row.try_get("status")?;
+            found.appeared.extend(awaited.get(&spelled).into_iter().flatten().map(|job| (*job).clone()));
             let others = if status.is_none() { &in_events } else { &in_jobs };
             let same = spelled.parse().ok().filter(|job| self.positions.contains_key(job));
             let others = others.get(&spelled).into_iter().flatten().map(|job| (*job).clone());
@@ -311,17 +332,6 @@ impl PostgresTail {
             }
         }
         Ok(Changes { snapshot: snapshot.ok_or(QueryError::NoRow)?, found: Some(found) })
-    }
-
-    /// Watched jobs whose id the database spells in another way than the readers, by its spelling.
-    fn other_spellings(&self, ids: &IdColumn) -> HashMap<String, Vec<&JobId>> {
-        let mut others: HashMap<String, Vec<&JobId>> = HashMap::new();
-        for job in self.positions.keys() {
-            if let Some(spelled) = ids.canonical(job.as_str()).filter(|spelled| *spelled != job.as_str()) {
-                others.entry(spelled.into_owned()).or_default().push(job);
-            }
-        }
-        others
     }
 
     /// Returns news if the database knows less than was published. A standby that lags may come to it. After

@@ -5,8 +5,13 @@ BEGIN
   NOTIFY jobcast;
   RETURN NULL;
 END $$;
-DROP TRIGGER IF EXISTS job_events_wake ON job_events;
-CREATE TRIGGER job_events_wake AFTER INSERT ON job_events FOR EACH STATEMENT EXECUTE FUNCTION jobcast_wake();
-DROP TRIGGER IF EXISTS runner_jobs_wake ON runner_jobs;
-CREATE TRIGGER runner_jobs_wake AFTER INSERT OR UPDATE OF status ON runner_jobs
-  FOR EACH STATEMENT EXECUTE FUNCTION jobcast_wake();
+DO $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'job_events'::regclass AND tgname = 'job_events_wake') THEN
+    CREATE TRIGGER job_events_wake AFTER INSERT ON job_events FOR EACH STATEMENT EXECUTE FUNCTION jobcast_wake();
+  END IF;
+  IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'runner_jobs'::regclass AND tgname = 'runner_jobs_wake') THEN
+    CREATE TRIGGER runner_jobs_wake AFTER INSERT OR UPDATE OF status ON runner_jobs
+      FOR EACH STATEMENT EXECUTE FUNCTION jobcast_wake();
+  END IF;
+END $$;

@@ -14,6 +14,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// A read that took longer makes its kind slow for [`SLOW_FOR`].
 const SLOW: Duration = Duration::from_millis(100);
 const SLOW_FOR: Duration = Duration::from_secs(10);
+/// Transactions that a standby, or what this process knows of the server, may honestly be behind.
+const FAR_AHEAD: u64 = 1 << 20;
 
 /// Reads that cost the server about the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,11 +39,17 @@ impl Kind {
         Self { job: job.clone(), form: Form::Lookup }
     }
 
-    pub fn page(job: &JobId, after: &Position) -> Self {
+    /// A page after a position; `known` is a mark that the server has reached.
+    pub fn page(job: &JobId, after: &Position, known: u64) -> Self {
         let ended = after.range().map_or(after.settled(), |range| &range.end);
         let (range, open) = (after.range().is_some(), !ended.open.is_empty() || !after.settled().open.is_empty());
-        let form =
-            if after.is_dear() { Form::Dear } else { Form::Page { range, open, counted: !after.counted().is_empty() } };
+        // No process was given one that is so far ahead: it has the whole history read once more.
+        let is_of_the_future = known > 0 && after.ceiling() > known.saturating_add(FAR_AHEAD);
+        let form = if is_of_the_future || after.is_dear() {
+            Form::Dear
+        } else {
+            Form::Page { range, open, counted: !after.counted().is_empty() }
+        };
         Self { job: job.clone(), form }
     }
 }
@@ -127,7 +135,7 @@ mod tests {
     fn page(job: &str, counted: &[(u64, u64)]) -> Kind {
         let counted: BTreeMap<u64, u64> = counted.iter().copied().collect();
         let position = Position::new_settled(CursorScheme::default(), EndedXids::below(700), counted);
-        Kind::page(&job.parse().expect("an id"), &position)
+        Kind::page(&job.parse().expect("an id"), &position, 700)
     }
 
     #[test]
@@ -158,5 +166,17 @@ mod tests {
         assert!(turns.is_slow(&page("c", &[])), "what took long is expected to");
         drop(take(page("c", &[])));
         assert!(!turns.is_slow(&page("c", &[])), "until it does not");
+    }
+
+    #[test]
+    fn a_position_far_in_the_future_is_dear_once_the_server_is_known() {
+        let turns = Turns::new(4);
+        let is_slow = |mark, known| {
+            let position = Position::new_settled(CursorScheme::default(), EndedXids::below(mark), BTreeMap::new());
+            turns.is_slow(&Kind::page(&"job".parse().expect("an id"), &position, known))
+        };
+        assert!(is_slow(1 << 61, 700));
+        assert!(!is_slow(1 << 61, 0), "nothing is known");
+        assert!(!is_slow(100_000, 700), "a primary may be ahead of its standby");
     }
 }

@@ -84,7 +84,8 @@ impl Session<'_> {
                     row.try_get::<i64, _>("count")? as u64;
                 by_place.next();
             }
-            let cursor = Position::new_settled(best, end.clone(), counted.clone()).up_to_key(key).to_cursor(job);
+            let cursor = Position::new_settled(best, end.clone(), counted.clone()).in_life(self.tables.life);
+            let cursor = cursor.up_to_key(key).to_cursor(job);
             stored.entry(event.id.clone()).or_insert((event, cursor));
         }
         Ok(stored)

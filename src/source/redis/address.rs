@@ -18,8 +18,6 @@ use url::{Host, Url};
 
 /// Time to connect and to log in.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Time for a reply; a connection that takes longer is given up.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle time after which TCP probes the connection, and the time between two probes.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
@@ -57,7 +55,7 @@ impl fmt::Display for Address {
 }
 
 /// The servers, and how they belong together.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Deployment {
     Single(Address),
     Sentinel {
@@ -88,10 +86,13 @@ pub struct Login {
     db: i64,
     /// `None`: the connection is not encrypted.
     tls: Option<TlsCertificates>,
+    /// Time for a reply; a connection that takes longer is given up.
+    read_timeout: Duration,
 }
 
 /// Reads the address and the certificate that the settings name.
-pub fn from_settings(settings: &config::Redis) -> Result<(Deployment, Login), SourceError> {
+pub fn from_settings(settings: &config::Source) -> Result<(Deployment, Login), SourceError> {
+    let (settings, read_timeout) = (&settings.redis, settings.read_timeout);
     let url = settings.url.get().unwrap_or_default();
     let ServerUrl { deployment, is_tls, user, password, db } = ServerUrl::parse(url).ok_or_else(|| {
         let cause = "it is no address such as redis://user:password@host:6379/0, \
@@ -105,7 +106,7 @@ pub fn from_settings(settings: &config::Redis) -> Result<(Deployment, Login), So
     } else {
         None
     };
-    Ok((deployment, Login { user, password, db, tls }))
+    Ok((deployment, Login { user, password, db, tls, read_timeout }))
 }
 
 /// The parts of `source.redis.url`. Its form is `scheme://address,address…/path`.
@@ -208,7 +209,7 @@ impl Login {
         push_handler: Option<impl redis::aio::AsyncPushSender>,
     ) -> Result<MultiplexedConnection, RedisError> {
         let user = RedisConnectionInfo::default().set_db(self.db).set_protocol(ProtocolVersion::RESP3);
-        let mut config = config();
+        let mut config = self.config();
         if let Some(push_handler) = push_handler {
             config = config.set_push_sender(push_handler);
         }
@@ -223,7 +224,12 @@ impl Login {
     ) -> Result<MultiplexedConnection, RedisError> {
         let user = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2);
         let user = if is_password_given { self.with_password(user) } else { user };
-        self.open(to, user, &config()).await
+        self.open(to, user, &self.config()).await
+    }
+
+    fn config(&self) -> AsyncConnectionConfig {
+        let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT));
+        config.set_response_timeout(Some(self.read_timeout))
     }
 
     fn with_password(&self, mut user: RedisConnectionInfo) -> RedisConnectionInfo {
@@ -259,10 +265,6 @@ impl Login {
         };
         client.get_multiplexed_async_connection_with_config(config).await
     }
-}
-
-fn config() -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(Some(REPLY_TIMEOUT))
 }
 
 #[cfg(test)]

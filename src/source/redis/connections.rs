@@ -276,7 +276,7 @@ async fn connect(
     node: Address,
 ) -> Result<MultiplexedConnection, RedisError> {
     let push_handler = invalidations.clone().map(Invalidations::push_handler);
-    let mut connection = topology.login.connect(&node, push_handler).await?;
+    let mut connection = topology.login().connect(&node, push_handler).await?;
     topology.check_role(&node, &mut connection).await?;
     if let Some(invalidations) = invalidations {
         invalidations.track(&node, &mut connection).await?;

@@ -9,6 +9,7 @@
 //! - [`writer`] appends, [`jobs`] lists.
 
 mod address;
+mod awaited;
 mod check;
 mod connections;
 mod driver;
@@ -35,7 +36,7 @@ mod writer;
 
 pub use driver::RedisDriver;
 
-use super::{Appended, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
+use super::{Appended, Change, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
 use crate::config;
 use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
@@ -89,8 +90,8 @@ impl Store {
     /// Opens the store. A server that is away may come back, so only errors that a retry cannot mend are returned.
     async fn open(settings: &config::Source) -> Result<Arc<Self>, SourceError> {
         let (poll_interval, end_grace) = (settings.poll_interval, settings.end_grace);
+        let (deployment, login) = address::from_settings(settings)?;
         let settings = settings.redis.clone();
-        let (deployment, login) = address::from_settings(&settings)?;
         let (topology, refresher) = Topology::start(deployment, login).await;
         let events_key = if settings.is_shared() {
             Some(KeyTemplate::one(&settings.events_key))
@@ -222,6 +223,11 @@ impl Store {
         self.parse_info(replies.into_iter().next())
     }
 
+    /// Returns the keys of the stream and of the hash.
+    fn keys(&self, job: &JobId) -> [Option<String>; 2] {
+        [Some(self.events_key.key(job)), self.job_key.as_ref().map(|template| template.key(job))]
+    }
+
     // ---- a status
 
     /// Asks how a job is. `None`: no key says it.
@@ -317,6 +323,21 @@ impl Source for Redis {
 
     fn beginning(&self, job: &JobId) -> Cursor {
         Position::BEGINNING.seal(job)
+    }
+
+    fn prepare(&self, settings: &config::Source) -> Result<Change, SourceError> {
+        let (deployment, login) = address::from_settings(settings)?;
+        let topology = self.0.topology.clone();
+        if deployment != *topology.deployment() {
+            let cause = "it leads to other servers than at the start";
+            return Err(SourceError::new(
+                SourceCode::CannotOpen,
+                "reading source.redis.url",
+                cause,
+                "restart for that",
+            ));
+        }
+        Ok(Box::new(move || topology.renew_login(login)))
     }
 
     async fn resolve(&self, job: &JobId, text: &str) -> Result<Option<Cursor>, SourceError> {

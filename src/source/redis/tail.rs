@@ -12,6 +12,7 @@ mod queue;
 
 use super::Store;
 use super::address::Address;
+use super::awaited::AwaitedJobs;
 use super::connections::{Nodes, Request};
 use super::entry::mean_size;
 use super::error::{Extent, extent, failed, is_moved};
@@ -58,6 +59,7 @@ pub struct RedisTail {
     faults: BTreeMap<JobId, SourceError>,
     /// Watched jobs with a final status.
     endings: Endings<endings::EndedBy>,
+    awaited: AwaitedJobs,
     /// The reason why jobs are held.
     outage: Option<SourceError>,
     poll_interval: Duration,
@@ -127,19 +129,15 @@ impl RedisTail {
             queue: VecDeque::new(),
             held: BTreeSet::new(),
             faults: BTreeMap::new(),
+            awaited: AwaitedJobs::default(),
             outage: None,
             last_poll: None,
             polled_up_to: None,
         }
     }
 
-    /// Returns the keys of the stream and of the hash.
-    fn keys(&self, job: &JobId) -> [Option<String>; 2] {
-        [Some(self.store.events_key.key(job)), self.store.job_key.as_ref().map(|template| template.key(job))]
-    }
-
     fn nodes_of(&self, job: &JobId) -> [Option<Address>; 2] {
-        self.keys(job).map(|key| self.store.topology.node_of(slot(&key?)).ok())
+        self.store.keys(job).map(|key| self.store.topology.node_of(slot(&key?)).ok())
     }
 
     fn remove(&mut self, job: &JobId) {
@@ -151,7 +149,7 @@ impl RedisTail {
         if self.endings.remove(job) {
             self.store.ends.forget(job);
         }
-        for key in self.keys(job).into_iter().flatten() {
+        for key in self.store.keys(job).into_iter().flatten() {
             self.by_key.remove(&key);
         }
     }
@@ -345,7 +343,7 @@ impl Tail for RedisTail {
     fn watch(&mut self, job: JobId, after: Cursor) {
         let position = Position::open(&job, after.as_str()).unwrap_or(Position::BEGINNING);
         self.remove(&job);
-        for key in self.keys(&job).into_iter().flatten() {
+        for key in self.store.keys(&job).into_iter().flatten() {
             self.by_key.insert(key, job.clone());
         }
         let watched = Watched {
@@ -364,6 +362,10 @@ impl Tail for RedisTail {
 
     fn unwatch(&mut self, job: &JobId) {
         self.remove(job);
+    }
+
+    fn await_jobs(&mut self, jobs: Vec<JobId>) {
+        self.awaited.replace(jobs, |job| self.store.keys(job).into_iter().flatten().collect());
     }
 
     async fn woken(&mut self) -> Wakeup {
@@ -391,6 +393,9 @@ impl Tail for RedisTail {
             }
             self.read_jobs(&jobs, &mut read).await;
         }
+        let found = self.awaited.find(&self.store, &self.nodes).await;
+        read.answered += found.answers;
+        read.error = read.error.or(found.error);
         self.judge_denied(&mut read).await;
         self.note_outage(&mut read)?;
         let mut caught_up_joiners = Vec::with_capacity(joining.len());
@@ -403,6 +408,7 @@ impl Tail for RedisTail {
             more: !self.queue.is_empty(),
             outage: self.outage.clone(),
             faults: self.faults.iter().map(|(job, error)| (job.clone(), error.clone())).collect(),
+            appeared: found.appeared,
         })
     }
 }

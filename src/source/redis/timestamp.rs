@@ -67,12 +67,10 @@ fn nanoseconds_per(unit: TimestampUnit, number: i128) -> i128 {
         TimestampUnit::Ms => NANOS_PER_SECOND / 1_000,
         TimestampUnit::Us => NANOS_PER_SECOND / 1_000_000,
         TimestampUnit::Ns => 1,
-        TimestampUnit::Auto => match number {
-            ..100_000_000_000 => NANOS_PER_SECOND,
-            ..100_000_000_000_000 => NANOS_PER_SECOND / 1_000,
-            ..100_000_000_000_000_000 => NANOS_PER_SECOND / 1_000_000,
-            _ => 1,
-        },
+        TimestampUnit::Auto if number < 100_000_000_000 => NANOS_PER_SECOND,
+        TimestampUnit::Auto if number < 100_000_000_000_000 => NANOS_PER_SECOND / 1_000,
+        TimestampUnit::Auto if number < 100_000_000_000_000_000 => NANOS_PER_SECOND / 1_000_000,
+        TimestampUnit::Auto => 1,
     }
 }
 

@@ -32,7 +32,7 @@ use rand::seq::SliceRandom;
 use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind, PushInfo, RedisError, Value};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
@@ -56,7 +56,7 @@ pub struct NodeError {
 /// The servers of one deployment. Shared by all connections.
 pub struct Topology {
     deployment: Deployment,
-    pub(super) login: Login,
+    login: RwLock<Arc<Login>>,
     state: Mutex<State>,
     /// Wakes the refresher before its time.
     refresh_requested: Notify,
@@ -99,12 +99,27 @@ impl Topology {
     /// Reads the map once, and starts the task that keeps it. Where no server answers, the map is known later.
     pub async fn start(deployment: Deployment, login: Login) -> (Arc<Self>, AbortOnDropHandle<()>) {
         let state = State { map: Err(no_reply_yet()), version: 0 };
-        let topology = Arc::new(Self { deployment, login, state: Mutex::new(state), refresh_requested: Notify::new() });
+        let topology = Arc::new(Self {
+            deployment,
+            login: RwLock::new(Arc::new(login)),
+            state: Mutex::new(state),
+            refresh_requested: Notify::new(),
+        });
         let mut refresher = TopologyRefresher { topology: topology.clone(), connections: HashMap::new() };
         refresher.refresh().await;
         let kept = topology.clone();
         let refresh = move || TopologyRefresher { topology: kept.clone(), connections: HashMap::new() }.run();
         (topology, AbortOnDropHandle::new(tokio::spawn(restarted("topology", refresh))))
+    }
+
+    /// The credentials for connections that are opened now.
+    pub fn login(&self) -> Arc<Login> {
+        self.login.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn renew_login(&self, login: Login) {
+        *self.login.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(login);
+        self.request_refresh();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -241,7 +256,7 @@ impl TopologyRefresher {
     /// Asks all Sentinels, and takes the primary of the highest epoch. A Sentinel that was cut off from the others
     /// still names the old primary, at a lower epoch.
     async fn query_sentinels(&mut self, sentinels: &[Address], service: &str) -> Result<SlotMap, RedisError> {
-        let login = &self.topology.login;
+        let login = &*self.topology.login();
         let requests = sentinels.iter().map(|sentinel| {
             let known = self.connections.get(sentinel).cloned();
             with_timeout(query_sentinel(login, sentinel, known, service))
@@ -270,7 +285,7 @@ impl TopologyRefresher {
         let mut last_error = no_reply_yet();
         for node in nodes.into_iter().chain(unknown) {
             let known = self.connections.remove(&node);
-            match with_timeout(query_node(&self.topology.login, &node, known)).await {
+            match with_timeout(query_node(&self.topology.login(), &node, known)).await {
                 Ok((connection, map)) => {
                     self.connections.insert(node, connection);
                     return Ok(map);

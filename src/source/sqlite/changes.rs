@@ -2,8 +2,10 @@
 
 use super::catalogue::RowNumbers;
 use super::error::SqliteError;
+use super::ids::Id;
 use super::position::Position;
 use super::rows::{bytes_of, job_of, number_of};
+use super::sql::FIND_IN_OWN;
 use super::tables::{Numbering, Tables};
 use super::values::Stored;
 use crate::event::{JobId, JobStatus};
@@ -112,4 +114,30 @@ pub async fn read_changes(
     }
     changes.statuses = statuses.into_iter().collect();
     Ok(changes)
+}
+
+/// Returns those of `jobs` that have a row in one of the tables.
+pub async fn find_jobs(
+    connection: &mut SqliteConnection,
+    tables: &Tables,
+    jobs: &[JobId],
+) -> Result<Vec<JobId>, SqliteError> {
+    if jobs.is_empty() {
+        return Ok(Vec::new());
+    }
+    if tables.is_own {
+        let list = serde_json::to_string(jobs)?;
+        let found: Vec<String> = sqlx::query_scalar(FIND_IN_OWN).bind(list).fetch_all(connection).await?;
+        return Ok(found.iter().filter_map(|job| job.parse().ok()).collect());
+    }
+    let mut found = Vec::new();
+    for job in jobs {
+        let key = Id::from(job);
+        let query = key.bind(sqlx::query(AssertSqlSafe(tables.exists(&key))));
+        let row = query.fetch_one(&mut *connection).await?;
+        if number_of(&row, 0)? == Some(1) {
+            found.push(job.clone());
+        }
+    }
+    Ok(found)
 }

@@ -13,8 +13,9 @@ use std::path::Path;
 const RUN_SCHEMA: &str = "run `jobcast schema sqlite` on the file";
 
 /// Checks the file. Opens it read-only where it exists, and creates nothing.
-pub async fn check(settings: &config::Sqlite) -> Vec<Finding> {
-    let (path, database) = (&settings.path, Database::new(settings));
+pub async fn check(settings: &config::Source) -> Vec<Finding> {
+    let (settings, database) = (&settings.sqlite, Database::new(&settings.sqlite, settings.read_timeout));
+    let path = &settings.path;
     if !path.exists() && database.may_make_tables() {
         return vec![check_folder_of(path)];
     }

@@ -13,23 +13,28 @@ use super::{READERS, SCHEMA};
 use crate::config::{self, Create};
 use crate::error::SourceCode;
 use sqlx::ConnectOptions;
+use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    Sqlite, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 use std::fs::Metadata;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The longest wait for other processes' locks while the file is opened. A failed attempt is repeated by the tail.
 const OPENING: Duration = Duration::from_secs(1);
 /// The longest wait for other processes' locks later.
 const BUSY: Duration = Duration::from_secs(5);
+/// Steps of SQLite's virtual machine between two looks whether a read takes too long: some ten thousand take a millisecond.
+const STEPS_BETWEEN_LOOKS: i32 = 10_000;
 
 pub struct Database {
     settings: config::Sqlite,
+    /// Time that one read may take.
+    read_timeout: Duration,
     /// `None` until the file could be opened for the first time.
     opened: Mutex<Option<Opened>>,
 }
@@ -80,8 +85,8 @@ impl Owner {
 }
 
 impl Database {
-    pub fn new(settings: &config::Sqlite) -> Self {
-        Self { settings: settings.clone(), opened: Mutex::new(None) }
+    pub fn new(settings: &config::Sqlite, read_timeout: Duration) -> Self {
+        Self { settings: settings.clone(), read_timeout, opened: Mutex::new(None) }
     }
 
     pub fn path(&self) -> &Path {
@@ -104,10 +109,24 @@ impl Database {
         Ok(self.opened_here()?.file)
     }
 
-    /// Returns connections for readers, and the tables.
-    pub fn readers(&self) -> Result<(SqlitePool, Arc<Tables>), SqliteError> {
+    /// Returns the tables as they were when the file was opened.
+    pub fn tables(&self) -> Result<Arc<Tables>, SqliteError> {
+        Ok(self.opened_here()?.tables)
+    }
+
+    /// Lends a connection for one read, which begins now, and the tables.
+    pub async fn reader(&self) -> Result<(PoolConnection<Sqlite>, Arc<Tables>), SqliteError> {
         let opened = self.opened_here()?;
-        Ok((opened.readers, opened.tables))
+        let mut connection = opened.readers.acquire().await?;
+        self.begin_read(&mut connection).await?;
+        Ok((connection, opened.tables))
+    }
+
+    /// Has SQLite interrupt what runs on a connection once `source.read_timeout` has passed from now on.
+    pub async fn begin_read(&self, connection: &mut SqliteConnection) -> Result<(), SqliteError> {
+        let until = Instant::now() + self.read_timeout;
+        connection.lock_handle().await?.set_progress_handler(STEPS_BETWEEN_LOOKS, move || Instant::now() < until);
+        Ok(())
     }
 
     /// Fails for a file of others, which is never written to.
@@ -190,7 +209,8 @@ impl Database {
     /// Tells a file that may be read, but whose log cannot be opened, from one that cannot be read.
     fn explain(&self, error: impl Into<SqliteError>, owner: Owner) -> SqliteError {
         let error = error.into();
-        let is_cut_off = owner == Owner::Other && error.code() == SourceCode::CannotOpen && is_in_wal_mode(self.path());
+        let is_refused = matches!(error.code(), SourceCode::CannotOpen | SourceCode::ReadOnly);
+        let is_cut_off = owner == Owner::Other && is_refused && is_in_wal_mode(self.path());
         if is_cut_off { SqliteError::NoWal } else { error }
     }
 
@@ -332,6 +352,26 @@ mod tests {
         assert_eq!(ids(&*source).await.expect("a page"), ["b", "c"]);
         tail.watch(job(), source.beginning(&job()));
         assert_eq!(tail.read(&[]).await.expect("news").jobs[0].events.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_read_that_takes_too_long_is_interrupted_and_the_connection_serves_the_next_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let settings = config::Sqlite { path: folder.path().join("jobs.db"), ..config::Sqlite::default() };
+        let database = Database::new(&settings, Duration::from_millis(50));
+        let mut connected = database.open().await.expect("a file");
+        let endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n";
+        for _ in 0..2 {
+            let (mut reader, _) = database.reader().await.expect("a connection");
+            let error = sqlx::query(endless).fetch_one(&mut *reader).await.expect_err("no end");
+            assert_eq!(SqliteError::from(error).code(), SourceCode::TimedOut);
+            database.begin_read(&mut connected.sqlite).await.expect("a read");
+            let one: i64 = sqlx::query_scalar("SELECT 1").fetch_one(&mut connected.sqlite).await.expect("a row");
+            assert_eq!(one, 1);
+            let error = sqlx::query(endless).fetch_one(&mut connected.sqlite).await.expect_err("no end");
+            assert_eq!(SqliteError::from(error).code(), SourceCode::TimedOut);
+        }
+        assert!(SourceError::new(SourceCode::TimedOut, "", "", "").is_retryable());
     }
 
     #[tokio::test]

@@ -26,7 +26,7 @@ impl Driver for SqliteDriver {
     }
 
     async fn check(&self, settings: &config::Source) -> Vec<Finding> {
-        check(&settings.sqlite).await
+        check(settings).await
     }
 
     fn schema(&self, _with_trigger: bool) -> Vec<&'static str> {

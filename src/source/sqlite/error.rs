@@ -50,7 +50,7 @@ impl SqliteError {
                 "write events as the program does that the file belongs to; ingest.enabled = false says so"
             }
             Self::Tables(_) => {
-                "see `jobcast check` and docs/map-your-table.md, or give another file by source.sqlite.path"
+                "see `jobcast check`, docs/sqlite.md and `jobcast schema sqlite`, or give another file by source.sqlite.path"
             }
             Self::NoWal => NEEDS_WAL,
             Self::Sqlx(sqlx::Error::Database(answer)) if is_of_journal(answer.code().as_deref()) => {
@@ -106,6 +106,8 @@ fn code_of_result(extended: i32) -> SourceCode {
         5 | 6 => SourceCode::Busy,
         // SQLITE_READONLY
         8 => SourceCode::ReadOnly,
+        // SQLITE_INTERRUPT
+        9 => SourceCode::TimedOut,
         // SQLITE_IOERR
         10 => SourceCode::Io,
         // SQLITE_CORRUPT, SQLITE_NOTADB
@@ -131,7 +133,7 @@ fn help(code: SourceCode) -> &'static str {
             "see whether its directory exists and this user may write to it, or give another file by source.sqlite.path"
         }
         SourceCode::Schema => "compare the tables with `jobcast schema sqlite`",
-        SourceCode::TimedOut => "too many reads at once",
+        SourceCode::TimedOut => "too many reads at once, or one that takes longer than source.read_timeout",
         _ => "see the cause",
     }
 }

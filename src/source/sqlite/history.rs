@@ -29,10 +29,10 @@ struct Newest {
 // merged: `IN` would sort all events of the job. Of two statuses, the one under the text counts.
 impl Sqlite {
     pub(super) async fn find_event(&self, job: &JobId, text: &str) -> Result<Option<Cursor>, SqliteError> {
-        let (readers, tables) = self.database.readers()?;
+        let (mut reader, tables) = self.database.reader().await?;
         let (key, id) = (Id::from(job), Id::new(text));
         let query = sqlx::query(AssertSqlSafe(tables.events.find(&key, &id)));
-        let found = id.bind(key.bind(query)).fetch_optional(&readers).await?;
+        let found = id.bind(key.bind(query)).fetch_optional(&mut *reader).await?;
         let Some(row) = found else { return Ok(None) };
         let (seq, identity) = (number_of(&row, 0)?.unwrap_or_default(), bytes_of(&row, 1)?.unwrap_or_default());
         Ok(Some(Position::after(seq, identity).seal(job)))
@@ -54,9 +54,9 @@ impl Sqlite {
 
     /// Reads the status and the newest event of a job. `None` where there is neither.
     async fn read_newest_row(&self, job: &JobId) -> Result<Option<Newest>, SqliteError> {
-        let (readers, tables) = self.database.readers()?;
+        let (mut reader, tables) = self.database.reader().await?;
         let key = Id::from(job);
-        let row = key.bind(sqlx::query(AssertSqlSafe(tables.newest(&key)))).fetch_one(&readers).await?;
+        let row = key.bind(sqlx::query(AssertSqlSafe(tables.newest(&key)))).fetch_one(&mut *reader).await?;
         let status = bytes_of(&row, tables.width())?;
         let event = number_of(&row, 0)?.map(|_| tables.read_event(&row, job)).transpose()?;
         if status.is_none() && event.is_none() {
@@ -64,9 +64,10 @@ impl Sqlite {
         }
         let mut status = tables.status(status.as_deref());
         if let (None, Some((_, position))) = (status, &event) {
-            status = read_final_type(&readers, &tables, job, position.seq).await?;
+            status = read_final_type(&mut *reader, &tables, job, position.seq).await?;
         }
-        let changed = number_of(&row, tables.width() + 1)?.unwrap_or_default();
+        let changed = if tables.is_own { number_of(&row, tables.width() + 1)? } else { None };
+        let changed = changed.unwrap_or_default();
         Ok(Some(Newest { status, changed, event }))
     }
 
@@ -74,7 +75,7 @@ impl Sqlite {
     async fn is_over(&self, job: &JobId) -> Result<bool, SqliteError> {
         let Some(Newest { changed, event, .. }) = self.read_newest_row(job).await? else { return Ok(true) };
         let state = Reached { seq: event.as_ref().map_or(0, |(_, position)| position.seq), changed };
-        let is_numbered = self.database.readers()?.1.numbers_all_changes();
+        let is_numbered = self.database.tables()?.numbers_all_changes();
         let age = if is_numbered { self.ends.age(|reached| state.seen_by(reached)) } else { Age::Unknown };
         let newest_at = event.and_then(|(event, _)| event.timestamp);
         Ok(self.ends.is_over(job, Evidence { state, age, newest_at }))
@@ -87,10 +88,10 @@ impl Sqlite {
         after: Position,
         limit: Limit,
     ) -> Result<PageResult, SqliteError> {
-        let (readers, tables) = self.database.readers()?;
+        let (mut reader, tables) = self.database.reader().await?;
         let key = Id::from(job);
         let query = key.bind(sqlx::query(AssertSqlSafe(tables.page(&key))));
-        let mut rows = query.bind(after.seq).bind(limit.events as i64 + 2).fetch(&readers);
+        let mut rows = query.bind(after.seq).bind(limit.events as i64 + 2).fetch(&mut *reader);
         let mut page = PageBuilder::new(limit);
         let (mut is_last, mut status, mut mark, mut last) = (true, None, None, after.seq);
         while let Some(row) = rows.try_next().await? {
@@ -112,7 +113,6 @@ impl Sqlite {
             last = position.seq;
             page.push(event, position.seal(job));
         }
-        // It holds a connection, and the end is asked for on another one.
         drop(rows);
         if status.is_none() && page.is_empty() && after == Position::BEGINNING {
             return Ok(PageResult::NoSuchJob);
@@ -122,9 +122,11 @@ impl Sqlite {
         let end = page.end().cloned().unwrap_or_else(newest);
         let events = page.into_events();
         let status = match tables.status(status.as_deref()) {
-            None if is_last => read_final_type(&readers, &tables, job, last).await?,
+            None if is_last => read_final_type(&mut *reader, &tables, job, last).await?,
             status => status,
         };
+        // The end is asked for on another connection.
+        drop(reader);
         let is_complete = is_last && status.is_some_and(JobStatus::is_final) && self.is_over(job).await?;
         Ok(PageResult::Page(Page { end, events, is_last, status, is_complete }))
     }
@@ -134,10 +136,10 @@ impl Sqlite {
         status: Option<JobStatus>,
         limit: usize,
     ) -> Result<Vec<JobSummary>, SqliteError> {
-        let (readers, tables) = self.database.readers()?;
+        let (mut reader, tables) = self.database.reader().await?;
         let texts = status.map(|status| serde_json::to_string(&texts_of(&tables.statuses, status))).transpose()?;
         let query = sqlx::query(AssertSqlSafe(tables.list_jobs())).bind(texts).bind(limit as i64);
-        let rows = query.fetch_all(&readers).await?;
+        let rows = query.fetch_all(&mut *reader).await?;
         Ok(rows.iter().filter_map(|row| summary(row, &tables)).collect())
     }
 }

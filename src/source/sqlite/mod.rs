@@ -61,7 +61,7 @@ impl Sqlite {
     /// Opens the file; creates it, and its tables, where they do not exist and may be made. Where another process keeps it
     /// locked or has not made it yet, the tail opens it later.
     async fn open(settings: &config::Source) -> Result<Self, SourceError> {
-        let database = Arc::new(Database::new(&settings.sqlite));
+        let database = Arc::new(Database::new(&settings.sqlite, settings.read_timeout));
         if let Err(error) = database.open().await {
             let may_come = error.code().retry() == Retry::Yes;
             let error = error.during(format!("opening {}", database.path().display()));

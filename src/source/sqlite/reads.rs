@@ -224,9 +224,25 @@ async fn is_contradicted(
     Ok(highest.is_none_or(|highest| highest < position.seq))
 }
 
+/// Reads what each joiner lacks of what was read up to the number beside it; it has none where its job is not live.
+pub async fn catch_up_joiners(
+    connection: &mut SqliteConnection,
+    tables: &Tables,
+    joining: &[(&Joiner, Option<i64>)],
+) -> Result<Vec<Option<Vec<(Event, Cursor)>>>, SqliteError> {
+    let mut caught_up = Vec::with_capacity(joining.len());
+    for (joiner, read_to) in joining {
+        caught_up.push(match read_to {
+            Some(read_to) => catch_up_joiner(connection, tables, joiner, *read_to).await?,
+            None => None,
+        });
+    }
+    Ok(caught_up)
+}
+
 /// Reads what a joiner of a live job lacks of what was read up to `read_to`. `None` where its cursor is ahead of that or of
 /// another life of the file, or too much is missing.
-pub async fn catch_up_joiner(
+async fn catch_up_joiner(
     connection: &mut SqliteConnection,
     tables: &Tables,
     joiner: &Joiner,

@@ -167,14 +167,23 @@ impl Tables {
         self.jobs.as_ref().map_or_else(|| "NULL".into(), |jobs| jobs.status_of(job))
     }
 
-    /// Expression: the number of the newest change of a job's status, null where the table has none.
+    /// One row: 1 where one of the tables has the job, else 0.
+    pub fn exists(&self, job: &Id) -> String {
+        let rows = self.events.of_job("1", job, "");
+        match &self.jobs {
+            Some(jobs) => format!("SELECT EXISTS ({rows}) OR {} IS NOT NULL", jobs.status_of(job)),
+            None => format!("SELECT EXISTS ({rows})"),
+        }
+    }
+
+    /// Expression, after a comma: the number of the newest change of a job's status. Nothing where the table has none.
     fn changed_of(&self, job: &Id) -> String {
         match &self.jobs {
             Some(JobTable { name, id, .. }) if self.is_own => {
                 let is_job = id.conditions(job, 1).join(" OR ");
-                format!("(SELECT max(changed) FROM {name} j WHERE {is_job})")
+                format!(", (SELECT max(changed) FROM {name} j WHERE {is_job})")
             }
-            _ => "NULL".into(),
+            _ => String::new(),
         }
     }
 
@@ -192,11 +201,12 @@ impl Tables {
         )
     }
 
-    /// One row: the newest event of a job, its status, and the number of its newest change, all null where there is none.
+    /// One row: the newest event of a job, its status, and, of Jobcast's own tables, the number of its newest change, all
+    /// null where there is none.
     pub fn newest(&self, job: &Id) -> String {
         let rows = self.events.of_job(&self.events.list(), job, "");
         let (status, changed) = (self.status_of(job), self.changed_of(job));
-        format!("SELECT r.*, {status}, {changed} FROM (SELECT 1) LEFT JOIN ({rows} ORDER BY 1 DESC LIMIT 1) r")
+        format!("SELECT r.*, {status}{changed} FROM (SELECT 1) LEFT JOIN ({rows} ORDER BY 1 DESC LIMIT 1) r")
     }
 
     /// The number of columns before the status in [`Tables::newest`].
@@ -263,6 +273,13 @@ const OWN_STATUSES: &str = "SELECT 1, j.id, j.status, j.changed FROM runner_jobs
      UNION ALL SELECT 1, w.value, coalesce((SELECT status FROM runner_jobs WHERE id = w.value),
          (SELECT status FROM runner_jobs WHERE id = CAST(w.value AS BLOB))), ?1
        FROM json_each(?3) w";
+
+/// Those of the jobs in the list `?1` that one of Jobcast's own tables has.
+pub const FIND_IN_OWN: &str = "SELECT w.value FROM json_each(?1) w
+     WHERE EXISTS (SELECT 1 FROM runner_jobs WHERE id = w.value)
+        OR EXISTS (SELECT 1 FROM runner_jobs WHERE id = CAST(w.value AS BLOB))
+        OR EXISTS (SELECT 1 FROM job_events WHERE job_id = w.value)
+        OR EXISTS (SELECT 1 FROM job_events WHERE job_id = CAST(w.value AS BLOB))";
 
 const OWN_LIST: &str = "SELECT j.id, j.status,
        (SELECT e.timestamp FROM job_events e WHERE e.job_id = j.id ORDER BY e.seq DESC LIMIT 1) AS last_event_at

@@ -7,14 +7,14 @@
 //!
 //! Invariant: `temp.watched` holds `live` on the present connection, and every job in it is read up to its mark.
 
-use super::changes::{Changes, Mark, Reached, SqliteEnds, read_changes};
+use super::changes::{Changes, Mark, Reached, SqliteEnds, find_jobs, read_changes};
 use super::database::{Connected, Database, FileId};
 use super::error::SqliteError;
 use super::file_watch::FileWatch;
 use super::history::read_final_type;
 use super::position::Position;
 use super::reads::{
-    CaughtUpWatches, READ, ReadUpTo, catch_up_joiner, catch_up_watches, delete_watched, ensure_connection,
+    CaughtUpWatches, READ, ReadUpTo, catch_up_joiners, catch_up_watches, delete_watched, ensure_connection,
     insert_watched, read_new_rows, read_version,
 };
 use super::tables::{Numbering, Tables};
@@ -48,6 +48,10 @@ pub struct SqliteTail {
     /// The highest `runner_jobs.changed` that was read.
     status_mark: i64,
     live: HashSet<JobId>,
+    /// Jobs that readers wait for.
+    awaited: Vec<JobId>,
+    /// Some of them were not looked for since they came: they may have been there before the last change of the file.
+    has_new_awaited: bool,
     /// Watched jobs that are not live yet.
     catching_up: Vec<(JobId, ReadUpTo)>,
     /// Jobs to be deleted from `temp.watched`.
@@ -82,6 +86,7 @@ struct Progress {
     batch: TailBatch,
     watches: CaughtUpWatches,
     caught_up_joiners: Vec<Option<Vec<(Event, Cursor)>>>,
+    appeared: Vec<JobId>,
 }
 
 impl SqliteTail {
@@ -97,6 +102,8 @@ impl SqliteTail {
             version: None,
             status_mark: 0,
             live: HashSet::new(),
+            awaited: Vec::new(),
+            has_new_awaited: false,
             catching_up: Vec::new(),
             unwatched: Vec::new(),
             endings: Endings::new(ends.grace()),
@@ -122,6 +129,11 @@ impl Tail for SqliteTail {
         if self.live.remove(job) || self.catching_up.len() < before {
             self.unwatched.push(job.clone());
         }
+    }
+
+    fn await_jobs(&mut self, jobs: Vec<JobId>) {
+        self.has_new_awaited |= jobs.iter().any(|job| !self.awaited.contains(job));
+        self.awaited = jobs;
     }
 
     async fn woken(&mut self) -> Wakeup {
@@ -156,6 +168,7 @@ impl SqliteTail {
         let Connected { sqlite: connection, file, tables } =
             ensure_connection(&mut self.connection, &self.database).await?;
         let (file, tables) = (*file, tables.clone());
+        self.database.begin_read(connection).await?;
         if self.read_from.is_some_and(|read| read != file) {
             let newest = read_changes(connection, &tables, (None, 0), &[]).await?.newest;
             tracing::warn!(path = %self.database.path().display(), "the database file was replaced by another one");
@@ -163,7 +176,8 @@ impl SqliteTail {
         }
         let version = if tables.is_own { None } else { Some(read_version(connection).await?) };
         let is_unchanged = version.is_some() && version == self.version;
-        if is_unchanged && self.catching_up.is_empty() && self.endings.is_empty() && joining.is_empty() {
+        let is_asked = !joining.is_empty() || self.has_new_awaited;
+        if is_unchanged && self.catching_up.is_empty() && self.endings.is_empty() && !is_asked {
             return Ok(ReadResult::Unchanged);
         }
         delete_watched(connection, &tables, &self.unwatched).await?;
@@ -194,19 +208,19 @@ impl SqliteTail {
         let behind = self.catching_up.iter().cloned().chain(own_marks.map(|(job, at)| (job.clone(), *at)));
         let (behind, range) = (behind.collect(), (read_to.seq, newest.seq));
         let watches = catch_up_watches(connection, &tables, behind, range, &mut batch).await?;
-        let mut caught_up_joiners = Vec::with_capacity(joining.len());
-        for joiner in joining {
+        let reached = |joiner: &Joiner| {
             let job = &joiner.job;
             let is_live = (self.live.contains(job) && !watches.leaves_out(job)) || watches.caught_up.contains_key(job);
             let read_to = match tables.events.numbering {
                 Numbering::Table(_) => Some(read_to.seq),
                 Numbering::Job => watches.caught_up.get(job).or_else(|| self.marks.get(job)).map(|at| at.seq()),
             };
-            caught_up_joiners.push(match read_to.filter(|_| is_live) {
-                Some(read_to) => catch_up_joiner(connection, &tables, joiner, read_to).await?,
-                None => None,
-            });
-        }
+            read_to.filter(|_| is_live)
+        };
+        let joining: Vec<(&Joiner, Option<i64>)> = joining.iter().map(|joiner| (joiner, reached(joiner))).collect();
+        let caught_up_joiners = catch_up_joiners(connection, &tables, &joining).await?;
+        let awaited = if is_unchanged && !self.has_new_awaited { &[][..] } else { &self.awaited };
+        let appeared = find_jobs(connection, &tables, awaited).await?;
         Ok(ReadResult::Read(Box::new(Progress {
             began,
             file,
@@ -217,6 +231,7 @@ impl SqliteTail {
             batch,
             watches,
             caught_up_joiners,
+            appeared,
         })))
     }
 
@@ -230,8 +245,19 @@ impl SqliteTail {
                 return self.rewind(newest, joining);
             }
         };
-        let Progress { began, file, tables, version, changes, read_to, mut batch, watches, caught_up_joiners } =
-            progress;
+        let Progress {
+            began,
+            file,
+            tables,
+            version,
+            changes,
+            read_to,
+            mut batch,
+            watches,
+            caught_up_joiners,
+            appeared,
+        } = progress;
+        self.has_new_awaited = false;
         self.unwatched.clear();
         let more = read_to.seq < changes.newest.seq || !watches.behind.is_empty();
         self.read_from = Some(file);
@@ -254,7 +280,7 @@ impl SqliteTail {
                 self.ends.end(&job);
             }
         }
-        News { jobs: batch.into_jobs(), caught_up_joiners, more, outage: None, faults: Vec::new() }
+        News { jobs: batch.into_jobs(), caught_up_joiners, more, outage: None, faults: Vec::new(), appeared }
     }
 
     fn take_watches(

@@ -21,12 +21,13 @@ pub enum Stored {
 
 impl Stored {
     pub fn read(row: &SqliteRow, column: usize) -> Result<Self, sqlx::Error> {
-        let value = row.try_get_raw(column)?;
-        if value.is_null() {
-            return Ok(Self::Null);
-        }
-        let class = value.type_info().name().to_string();
-        drop(value);
+        let class = {
+            let value = row.try_get_raw(column)?;
+            if value.is_null() {
+                return Ok(Self::Null);
+            }
+            value.type_info().name().to_string()
+        };
         Ok(match &*class {
             "INTEGER" => Self::Integer(row.try_get_unchecked(column)?),
             "REAL" => Self::Real(row.try_get_unchecked(column)?),

@@ -34,7 +34,7 @@ async fn stream(daemon: &Daemon, cookie: &str) -> Stream {
 #[tokio::test]
 async fn the_api_is_asked_with_cookies_and_authorization_and_nothing_else_and_its_no_is_passed_on() {
     let web = Web::start(api).await;
-    let daemon = asking(&web, &[("auth.forward.cache", "0s")]).await;
+    let daemon = asking(&web, &[("auth.forward.cache", "0s"), ("source.appear", "0s")]).await;
     daemon.write("%C3%BC%20%25%2A", 0..1).await;
     for job in ["job", "none"] {
         for path in addresses(&daemon, job).await {

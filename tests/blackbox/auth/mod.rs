@@ -12,12 +12,12 @@ use crate::support::token::bearer;
 use crate::support::{Answer, Daemon, Stream};
 
 /// Long enough for HS256.
-const SECRET: &str = "a secret of the tests, with 32 bytes and more";
+pub const SECRET: &str = "a secret of the tests, with 32 bytes and more";
 /// Addresses that everybody may see, since they show nothing of any job.
-const PUBLIC: [&str; 3] = ["/", "/jobcast.js", "/openapi.json"];
+const PUBLIC: [&str; 4] = ["/", "/jobcast.js", "/jobcast-log.js", "/openapi.json"];
 
 /// A daemon that takes tokens, signed by a secret unless the settings say otherwise.
-async fn with_tokens(settings: &[(&str, &str)]) -> Daemon {
+pub async fn with_tokens(settings: &[(&str, &str)]) -> Daemon {
     let given = ["auth.jwt.key_file", "auth.jwt.jwks_url", "auth.jwt.secret", "auth.jwt.secret_file"];
     let mut all = vec![("auth.mode", "jwt")];
     if !settings.iter().any(|(key, _)| given.contains(key)) {

@@ -12,7 +12,7 @@ const INVALID: (u16, &str) = (401, "auth.invalid");
 
 #[tokio::test]
 async fn every_address_that_shows_a_job_or_an_event_asks_who_is_there_and_tells_nothing_of_a_job() {
-    let daemon = with_tokens(&[]).await;
+    let daemon = with_tokens(&[("source.appear", "0s")]).await;
     daemon.write("job", 0..1).await;
     let signer = Signer::secret(SECRET);
     let [all, other] = [&["*"][..], &["else", "job/*", "jo"]].map(|jobs| signer.token(&claims(jobs)));

@@ -54,7 +54,7 @@ pub async fn a_jobs_last_event_comes_before_stream_complete_and_its_end_gets_a_2
     }
 }
 
-pub async fn a_job_that_ended_without_an_event_is_complete_at_once<S: Store>() {
+pub async fn a_job_that_ended_without_an_event_is_complete<S: Store>() {
     let store = S::start().await;
     let daemon = store.daemon(&[]).await;
     store.set_status("job", "CANCELLED").await;

@@ -1,7 +1,9 @@
 //! The guarantees that hold for every store: each is one test, run once for each store.
 
+mod appear;
 mod completion;
 pub mod cursors;
+mod ending;
 mod forging;
 mod ingest;
 mod outage;
@@ -41,6 +43,8 @@ macro_rules! of_every_store {
             reading::all_who_watch_a_job_see_one_order_whoever_writes
             reading::rows_that_others_write_arrive_without_waiting_for_the_poll
             reading::subscribers_that_the_ring_overtakes_are_fed_from_the_source_and_lose_nothing
+            appear::a_stream_of_a_job_that_is_not_there_yet_opens_when_its_first_row_is_written
+            appear::a_job_that_does_not_appear_is_none_after_the_wait_and_at_once_where_nobody_waits
             resume::resuming_from_every_cursor_gives_exactly_the_rest
             resume::resuming_from_every_cursor_after_kill_9_gives_exactly_the_rest
             resume::resuming_from_every_cursor_of_an_ended_job_gives_the_rest_and_its_end
@@ -49,9 +53,14 @@ macro_rules! of_every_store {
             resume::pages_of_json_and_the_stream_honour_each_others_cursors
             resume::a_store_made_anew_is_said_and_read_from_its_beginning
             completion::a_jobs_last_event_comes_before_stream_complete_and_its_end_gets_a_204
-            completion::a_job_that_ended_without_an_event_is_complete_at_once
+            completion::a_job_that_ended_without_an_event_is_complete
             completion::a_job_that_is_run_again_goes_on_where_it_ended
             completion::a_job_that_ends_with_more_than_one_read_holds_gives_all_of_it_first
+            ending::late_lines_reach_who_watches_and_who_comes_late_before_stream_complete
+            ending::a_job_that_ended_long_ago_is_complete_at_once_whatever_the_grace
+            ending::a_poll_is_complete_when_the_grace_is_over_and_not_before
+            ending::the_status_comes_first_and_whenever_it_changes_on_both_ways_of_delivery
+            ending::a_job_whose_status_is_taken_back_within_the_grace_has_not_ended
             cursors::junk_cursors_get_a_reset_or_a_400_and_never_a_wrong_answer
             cursors::a_cursor_has_at_most_128_bytes_that_no_browser_asks_leave_for
             forging::honest_readers_beside_50_that_forge_lose_and_repeat_nothing_and_are_never_reset
@@ -69,6 +78,7 @@ macro_rules! of_every_server {
             outage::a_server_that_dies_and_comes_back_is_told_once_and_loses_nothing
             outage::an_outage_is_one_warning_however_many_ask
             outage::a_long_poll_that_waits_when_the_server_dies_is_told_of_it
+            appear::whoever_waits_for_a_job_when_the_server_dies_is_told_so_and_to_come_back
             outage::a_daemon_starts_without_its_server_and_comes_up_when_that_comes
         }
     };

@@ -26,7 +26,7 @@ pub async fn is_tailed(daemon: &Daemon, store: &impl Store) {
     let mut by_id = daemon.stream_after("job", "e-25").await;
     assert_eq!(numbers(&by_id.take(4).await), [26, 27, 28, 29]);
     for no_job in ["nosuch", "%7B%7D", "*"] {
-        assert_eq!(daemon.get(&stream_path(no_job)).await.status, 404, "{no_job}");
+        assert_eq!(daemon.get(&format!("/runner-jobs/{no_job}/events")).await.status, 404, "{no_job}");
     }
     store.set_status("job", "FAILED").await;
     let end = stream.event().await;

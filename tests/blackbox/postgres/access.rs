@@ -8,7 +8,8 @@ use crate::support::tls::{Authority, keep};
 use crate::support::{Daemon, Postgres, Stream, eventually};
 use sqlx::{Executor, Row};
 
-const QUICK: [(&str, &str); 2] = [("source.retry_initial", "100ms"), ("source.retry_max", "300ms")];
+const QUICK: [(&str, &str); 3] =
+    [("source.retry_initial", "100ms"), ("source.retry_max", "300ms"), ("source.forgive", "0s")];
 
 /// Each trouble: what brings it, its code, whether trying again may help, and what mends it.
 const TROUBLES: [(&str, &str, bool, &str); 5] = [

@@ -326,7 +326,7 @@ async fn a_relation_that_cannot_be_tailed_is_refused_with_what_mends_it() {
         .await;
     let url = server.url("postgres");
     for (more, parts) in [
-        (&[("events_table", "plain")][..], &["does not hand on", "e.xmin AS xmin"][..]),
+        (&[("events_table", "plain")][..], &["does not hand on", "raw.xmin AS xmin"][..]),
         (&[("events_table", "kept")], &["materialized view"]),
         (
             &[("events_table", "parted"), ("columns.id", "")],
@@ -426,6 +426,33 @@ async fn a_number_that_repeats_within_a_job_loses_none_of_its_rows() {
     let mut live = numbers(&stream.take(10).await);
     live.sort();
     assert_eq!(live, Vec::from_iter(1200..1210), "and live");
+}
+
+#[tokio::test]
+async fn ids_that_no_index_makes_unique_within_a_job_are_not_what_repeats_are_known_by() {
+    let server = Postgres::start().await;
+    let cases = [
+        ("id uuid", "id"),
+        ("id int UNIQUE", "id"),
+        ("id int, UNIQUE (job_id, step_id, id)", "cursor"),
+        ("id text", "cursor"),
+    ];
+    for (number, (id, unique)) in cases.into_iter().enumerate() {
+        let (table, role) = (format!("events_{number}"), format!("reader_{number}"));
+        server
+            .execute(&format!(
+                "CREATE TABLE {table} (job_id text, step_id text, type text DEFAULT 'x', timestamp timestamptz DEFAULT now(),
+                   payload jsonb, seq bigint GENERATED ALWAYS AS IDENTITY, {id});
+                 CREATE ROLE {role} LOGIN; GRANT SELECT ON {table} TO {role};"
+            ))
+            .await;
+        let value = if id == "id uuid" { "gen_random_uuid()" } else { "1" };
+        server.execute(&format!("INSERT INTO {table} (job_id, step_id, id) VALUES ('job', 'a', {value})")).await;
+        let settings = [("source.postgres.events_table", table.as_str()), ("source.postgres.jobs_table", "")];
+        let daemon = Daemon::on("postgres", &server.url(&role), &settings).await;
+        assert_eq!(daemon.stream("job").await.head.header("X-Jobcast-Unique"), Some(unique), "{id}");
+        assert_eq!(daemon.get("/runner-jobs/job/events").await.json()["unique"], unique, "{id}");
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,11 @@
 //! PostgreSQL: every committed event once, whatever its writers do.
 
 mod access;
+mod check;
 mod ingest;
+mod lives;
 mod mapping;
+mod migrating;
 mod odd_rows;
 mod one_reader;
 mod tables;

@@ -1,4 +1,4 @@
-//! The recipes: each is served from its own settings, and tried with entries as the product writes them.
+//! The recipes: each is served from its own settings, and tried with rows or entries as the product writes them.
 
 mod autogpt;
 mod bullmq;
@@ -6,14 +6,23 @@ mod dify;
 mod llm_answer;
 mod lobehub;
 mod posthog;
+mod woodpecker;
 
 use crate::support::daemon::{run, stream_path};
 use crate::support::{Daemon, Redis, Stream};
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
+use std::path::Path;
+
+/// The path of a file of a recipe, the very one that an operator takes.
+fn file_of(recipe: &str, name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes").join(recipe).join(name);
+    assert!(path.exists(), "{}", path.display());
+    path.display().to_string()
+}
 
 fn settings(recipe: &str) -> String {
-    format!("{}/recipes/{recipe}/jobcast.toml", env!("CARGO_MANIFEST_DIR"))
+    file_of(recipe, "jobcast.toml")
 }
 
 /// Serves a recipe from this server.

@@ -38,7 +38,7 @@ async fn every_trouble_is_told_by_its_code_once_and_is_over_when_it_is_mended() 
         server.ask::<()>(command).await;
     }
     let url = server.url().replace("//", "//reader:hunter2@");
-    let daemon = daemon_on(&url, &[("source.retry_initial", "100ms")]).await;
+    let daemon = daemon_on(&url, &[("source.retry_initial", "100ms"), ("source.forgive", "0s")]).await;
     // one that is there already: in some troubles nobody gets in any more
     let mut owner = server.connect().await;
     append(&mut owner, "job", [0]).await;

@@ -226,7 +226,7 @@ async fn a_reader_that_was_given_nothing_yet_is_told_that_the_first_events_are_g
 #[tokio::test]
 async fn a_flushed_database_is_said_and_its_jobs_are_no_more() {
     let server = Redis::start().await;
-    let daemon = daemon_on(&server.url(), &[]).await;
+    let daemon = daemon_on(&server.url(), &[("source.appear", "0s")]).await;
     let mut rows = server.connect().await;
     append(&mut rows, "job", 0..10).await;
     let mut stream = daemon.stream("job").await;

@@ -1,6 +1,7 @@
 //! Redis Streams: one server, Sentinel, Cluster.
 
 mod access;
+mod ends;
 mod entries;
 mod ingest;
 mod lost;
@@ -11,7 +12,7 @@ mod shared;
 mod torture;
 
 use super::contract::reading::is_tailed;
-use crate::support::daemon::{numbered, run, stream_path};
+use crate::support::daemon::{numbered, run};
 use crate::support::redis::ask;
 use crate::support::{Cluster, Daemon, Redis, Sentinel, numbers};
 use serde_json::json;
@@ -62,7 +63,7 @@ async fn without_hashes_a_job_begins_with_its_first_event_and_ends_with_a_final_
         ("source.redis.final_types.cancelled", "job.stopped, job.killed"),
     ];
     let daemon = daemon_on(&format!("{}/3", server.url()), &finals).await;
-    assert_eq!(daemon.get(&stream_path("a")).await.status, 404);
+    assert_eq!(daemon.get("/runner-jobs/a/events").await.status, 404);
     let mut rows = server.connect().await;
     ask::<()>(&mut rows, &["SELECT", "3"]).await;
     for (job, last, status) in [("a", "job.done", "COMPLETED"), ("b", "job.killed", "CANCELLED")] {

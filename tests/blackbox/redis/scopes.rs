@@ -105,7 +105,7 @@ async fn has_no_outage(daemon: &Daemon) {
 #[tokio::test]
 async fn a_job_whose_key_is_of_another_type_is_no_job() {
     let server = Redis::start().await;
-    let daemon = daemon_on(&server.url(), &[("ingest.enabled", "true")]).await;
+    let daemon = daemon_on(&server.url(), &[("ingest.enabled", "true"), ("source.appear", "1s")]).await;
     let mut rows = server.connect().await;
     append(&mut rows, "job", 0..3).await;
     set_status(&mut rows, "job", "RUNNING").await;

@@ -1,7 +1,10 @@
 //! SQLite: one file, one writer at a time, whichever process it is in.
 
 mod file;
+mod foreign;
+mod foreign_torture;
 mod lost;
+mod mapping;
 mod odd_rows;
 mod outage;
 mod torture;

@@ -12,7 +12,7 @@ const STATUS_WORDS: Record<string, string> = {
 };
 
 export function JobScreen({ jobId }: { jobId: string }) {
-  const { events, state, error, jobStatus, reconnect } = useJobStream(jobId, { share: true });
+  const { events, dropped, state, error, jobStatus, retryAt, reconnect } = useJobStream(jobId, { share: true });
   return (
     <main>
       <header>
@@ -20,7 +20,7 @@ export function JobScreen({ jobId }: { jobId: string }) {
         <p role="status" data-status={state.status}>
           {STATUS_WORDS[state.status]}
           {jobStatus && ` · ${jobStatus.toLowerCase()}`}
-          {state.status === "retrying" && ` · in ${Math.ceil(state.retryInMs / 1000)} s`}
+          {retryAt && ` · again at ${new Date(retryAt).toLocaleTimeString()}`}
         </p>
       </header>
       {error && (
@@ -31,6 +31,7 @@ export function JobScreen({ jobId }: { jobId: string }) {
           </button>
         </p>
       )}
+      {dropped > 0 && <p>{dropped} older events are not shown.</p>}
       <ol>
         {events.map((event) => (
           <li key={event.id}>

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! settled    mark, open transactions
-//! range      0, or: kind of key 1 to 4, key, end as it differs from settled
+//! range      0, or: kind of key 1 to 4, key, end as it differs from settled; the kind is 8 more where the life of the
+//!            database comes first, in 2 bytes
 //! counted    xid as a difference to the one before, number of rows; and so on to the end
 //! ```
 
 use super::super::tables::CursorScheme;
-use super::{EndedXids, Key, KeyId, Position, Range};
+use super::{EndedXids, Key, KeyId, Life, Position, Range};
 use crate::cursor::varint;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,12 +24,10 @@ impl Position {
     pub fn to_bytes(&self, max_bytes: usize) -> (Vec<u8>, bool) {
         let mut bytes = Vec::with_capacity(16);
         put_ended(&mut bytes, &self.settled);
-        match &self.range {
-            None => bytes.push(0),
-            Some(Range { end, key }) => {
-                put_key(&mut bytes, key);
-                put_end(&mut bytes, end, &self.settled);
-            }
+        put_kind(&mut bytes, self.range.as_ref().map_or(0, |range| kind_of(&range.key)), self.life);
+        if let Some(Range { end, key }) = &self.range {
+            put_key(&mut bytes, key);
+            put_end(&mut bytes, end, &self.settled);
         }
         if bytes.len() > max_bytes {
             // Repeats the whole range, or everything from the lowest open transaction on.
@@ -61,9 +60,13 @@ impl Position {
     pub fn from_bytes(scheme: CursorScheme, bytes: &[u8]) -> Option<Self> {
         let from = &mut &*bytes;
         let settled = get_ended(from)?;
-        let range = match get_key(from)? {
-            None => None,
-            Some(key) => Some(Range { end: get_end(from, &settled)?, key }),
+        let (kind, life) = get_kind(from)?;
+        let range = match kind {
+            0 => None,
+            kind => {
+                let key = get_key(from, kind)?;
+                Some(Range { end: get_end(from, &settled)?, key })
+            }
         };
         let mut counted = BTreeMap::new();
         let mut previous = settled.lowest_open();
@@ -75,7 +78,7 @@ impl Position {
             counted.insert(xid, varint::read(from).filter(|count| *count > 0)?);
             previous = xid;
         }
-        Some(Self { scheme, settled, range, counted }).filter(|position| position.to_bytes(usize::MAX).0 == bytes)
+        Some(Self { scheme, life, settled, range, counted }).filter(|position| position.to_bytes(usize::MAX).0 == bytes)
     }
 }
 
@@ -160,13 +163,42 @@ fn get_open(from: &mut &[u8], mark: u64) -> Option<BTreeSet<u64>> {
     Some(open)
 }
 
+/// Added to the kind of a key where a life stands behind it.
+const HAS_LIFE: u8 = 8;
+
+fn put_kind(to: &mut Vec<u8>, kind: u8, life: Option<Life>) {
+    match life {
+        None => to.push(kind),
+        Some(Life(life)) => {
+            to.push(kind + HAS_LIFE);
+            to.extend_from_slice(&life.to_be_bytes());
+        }
+    }
+}
+
+fn get_kind(from: &mut &[u8]) -> Option<(u8, Option<Life>)> {
+    match take(from, 1)?[0] {
+        kind if kind < HAS_LIFE => Some((kind, None)),
+        kind => Some((kind - HAS_LIFE, Some(Life(u16::from_be_bytes(take(from, 2)?.try_into().ok()?))))),
+    }
+}
+
+fn kind_of(key: &Key) -> u8 {
+    match key {
+        Key::Number(_) => 1,
+        Key::Time { id: KeyId::Whole(id), .. } => {
+            if uuid_bytes(id).is_some() {
+                2
+            } else {
+                3
+            }
+        }
+        Key::Time { id: KeyId::Digest(_), .. } => 4,
+    }
+}
+
 fn put_key(to: &mut Vec<u8>, key: &Key) {
-    let (kind, number) = match key {
-        Key::Number(number) => (1, number),
-        Key::Time { at, id: KeyId::Whole(id) } => (if uuid_bytes(id).is_some() { 2 } else { 3 }, at),
-        Key::Time { at, id: KeyId::Digest(_) } => (4, at),
-    };
-    to.push(kind);
+    let (Key::Number(number) | Key::Time { at: number, .. }) = key;
     varint::write_signed(to, *number);
     match key {
         Key::Number(_) => {}
@@ -181,14 +213,10 @@ fn put_key(to: &mut Vec<u8>, key: &Key) {
     }
 }
 
-fn get_key(from: &mut &[u8]) -> Option<Option<Key>> {
-    let kind = take(from, 1)?[0];
-    if kind == 0 {
-        return Some(None);
-    }
+fn get_key(from: &mut &[u8], kind: u8) -> Option<Key> {
     let number = varint::read_signed(from)?;
     let id = match kind {
-        1 => return Some(Some(Key::Number(number))),
+        1 => return Some(Key::Number(number)),
         2 => KeyId::Whole(uuid::Uuid::from_slice(take(from, 16)?).ok()?.to_string()),
         3 => {
             let length = usize::try_from(varint::read(from)?).ok().filter(|length| *length <= KeyId::MAX_BYTES)?;
@@ -197,7 +225,7 @@ fn get_key(from: &mut &[u8]) -> Option<Option<Key>> {
         4 => KeyId::Digest(take(from, 8)?.try_into().ok()?),
         _ => return None,
     };
-    Some(Some(Key::Time { at: number, id }))
+    Some(Key::Time { at: number, id })
 }
 
 /// The 16 bytes of a UUID in its usual spelling, which has 36.

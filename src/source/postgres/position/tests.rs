@@ -278,7 +278,8 @@ fn foreign_position() -> impl Strategy<Value = Position> {
     let counted = prop::collection::btree_map(xid(), 1..5_u64, 0..4);
     (any::<bool>(), ended(), range, counted).prop_map(|(is_old, settled, range, counted)| {
         let scheme = if is_old { OLD } else { CursorScheme::default() };
-        Position { scheme, settled, range, counted }
+        let life = counted.keys().next().map(|xid| Life(*xid as u16));
+        Position { scheme, life, settled, range, counted }
     })
 }
 

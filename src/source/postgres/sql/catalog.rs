@@ -1,15 +1,18 @@
 //! Statements on the catalogue and the server, for learning the tables and for `jobcast check`.
 
-use super::{literal, quote_table, text_array};
+use super::{literal, quote_table};
 
 /// Reads how far the write-ahead log of a primary has to be flushed. Fails on servers that have no such functions.
 pub const WAL_POSITION: &str = "SELECT CASE WHEN NOT pg_is_in_recovery()
   THEN pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn() END AS unflushed";
 
-/// Reads the server's version and role, and the port that it was called at.
+/// Reads what tells this server from one that was restored from a dump of it. The functions may be forbidden.
+pub const LIFE: &str = "SELECT system_identifier::text AS life FROM pg_control_system()";
+
+/// Reads the server's version, encoding and role, the port that it was called at, and the user, quoted.
 pub const SERVER: &str = "SELECT current_setting('server_version') AS version,
   current_setting('server_version_num')::int AS version_number, pg_is_in_recovery() AS is_standby,
-  inet_server_port() AS port";
+  inet_server_port() AS port, current_setting('server_encoding') AS encoding, quote_ident(current_user) AS reader";
 
 /// Reads the time in a zone; fails where the server knows no such zone.
 pub fn local_time(zone: &str) -> String {
@@ -47,22 +50,6 @@ pub fn table_columns(table: &str, job_id: &str) -> String {
     )
 }
 
-/// Asks for an index over the whole quoted table that begins with these columns, in this order.
-pub fn has_index<'a>(table: &str, columns: impl IntoIterator<Item = &'a str>) -> String {
-    let (table, columns) = (literal(table), text_array(columns));
-    format!(
-        "SELECT EXISTS (
-           SELECT FROM pg_index i
-           WHERE i.indrelid = to_regclass({table}) AND i.indisvalid AND i.indpred IS NULL AND ({columns}) = (
-             SELECT array_agg(a.attname::text ORDER BY k.n)
-             FROM unnest(i.indkey::int2[]) WITH ORDINALITY k (c, n)
-             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.c
-             WHERE k.n <= cardinality({columns})
-           )
-         ) AS has_index"
-    )
-}
-
 /// Asks for the user's name, and whether it may insert into the quoted table.
 pub fn may_insert(table: &str) -> String {
     format!("SELECT has_table_privilege({}, 'INSERT') AS may_insert, current_user::text AS user_name", literal(table))
@@ -88,3 +75,11 @@ pub fn cancel_statement(tag: &str) -> String {
         literal(tag)
     )
 }
+
+/// Finds the highest transaction in a quoted column that this server has not begun: `xid`.
+pub fn xid_of_another_life(table: &str, column: &str) -> String {
+    format!("SELECT {column}::text AS xid FROM {table} e WHERE {column} >= {NOT_BEGUN} ORDER BY {column} DESC LIMIT 1")
+}
+
+/// Expression: the lowest transaction that this server has not begun.
+pub const NOT_BEGUN: &str = "pg_snapshot_xmax(pg_current_snapshot())";

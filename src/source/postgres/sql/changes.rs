@@ -6,17 +6,24 @@ use super::{EventRows, XidBound, literal};
 use std::collections::BTreeMap;
 
 /// A query for changes of the watched jobs.
+#[derive(Default)]
 pub struct ChangesQuery<'a> {
     /// Ids of all watched jobs.
     pub jobs: Vec<&'a str>,
     pub new_rows: NewRows<'a>,
     /// The same jobs by the status that is known of them; by `None` those of which none is.
     pub by_status: BTreeMap<Option<&'a str>, Vec<&'a str>>,
+    /// Jobs that readers wait for.
+    pub awaited: Vec<&'a str>,
+    /// Those of them that are looked for among all events, and not only among the new ones.
+    pub awaited_events: Vec<&'a str>,
 }
 
 /// Rows that may be new since the last look.
+#[derive(Default)]
 pub enum NewRows<'a> {
     /// None are looked for.
+    #[default]
     None,
     /// Rows that were not visible in the last look's snapshot, of any job. They are few: to compare them with the ids
     /// of all watched jobs would cost more, and tempt the planner to read all rows of those jobs.
@@ -27,14 +34,15 @@ pub enum NewRows<'a> {
     SinceAndYounger(u64, f64),
 }
 
-/// Reads the snapshot; then one row for each job that may have new rows, and one with a `status` for each watched job
-/// whose status is another one than is known. The text is empty where the status is null.
+/// Reads the snapshot; then one row for each job that may have new rows, and for each awaited one that is there, and one
+/// with a `status` for each watched job whose status is another one than is known. The text is empty where the status is
+/// null.
 pub fn changes(rows: &EventRows, durable_xid: u64, query: &ChangesQuery) -> String {
     let ctes = snapshot_ctes(rows, durable_xid, None);
     let snapshot = format!(
         "{ctes} SELECT {SNAPSHOT_COLUMNS}, NULL::text AS job_id, NULL::text AS status FROM jobcast_snapshot, jobcast_mark"
     );
-    if query.jobs.is_empty() {
+    if query.jobs.is_empty() && query.awaited.is_empty() {
         return snapshot;
     }
     let new_rows = match query.new_rows {
@@ -45,7 +53,26 @@ pub fn changes(rows: &EventRows, durable_xid: u64, query: &ChangesQuery) -> Stri
     if let Some(jobs) = &rows.tables.jobs {
         parts.extend(query.by_status.iter().map(|(known, ids)| changed_statuses(jobs, *known, ids)));
     }
+    parts.extend(awaited_jobs(rows, query));
     parts.join(" UNION ALL ")
+}
+
+/// Selects the awaited jobs that one of the tables has. The ids are constants of the statement, of which the planner knows
+/// that hardly a row has them.
+fn awaited_jobs(rows: &EventRows, query: &ChangesQuery) -> impl Iterator<Item = String> {
+    let job_id = &rows.tables.events.job_id;
+    let in_events = (!query.awaited_events.is_empty()).then(|| {
+        let (text, events) = (job_id.text(), rows.table());
+        let is_awaited = job_id.equals_any(query.awaited_events.iter().copied());
+        let there = format!("SELECT DISTINCT {text} AS job_id FROM {events} e WHERE {is_awaited}");
+        format!("SELECT {NO_SNAPSHOT}, there.job_id, NULL FROM ({there}) there")
+    });
+    let in_jobs = rows.tables.jobs.as_ref().filter(|_| !query.awaited.is_empty()).map(|jobs| {
+        let (text, table) = (jobs.id.text(), &jobs.name);
+        let is_awaited = jobs.id.equals_any(query.awaited.iter().copied());
+        format!("SELECT {NO_SNAPSHOT}, {text}, NULL FROM {table} j WHERE {is_awaited}")
+    });
+    in_events.into_iter().chain(in_jobs)
 }
 
 fn changed_jobs(rows: &EventRows, query: &ChangesQuery) -> String {

@@ -23,12 +23,12 @@ pub fn has_job(tables: &Tables, job: &JobId) -> String {
 const LAST_ROWS: usize = 100;
 
 /// Reads which transactions wrote a job last, and the time of its newest events, by the index that history is read by:
-/// `status_xid, events_xid, newest_at`.
-pub fn last_writes(tables: &Tables, job: &JobId) -> String {
+/// `status_xid, events_xid, newest_at`. The first is null where it is not asked for, or the job table does not tell.
+pub fn last_writes(tables: &Tables, job: &JobId, asks_status: bool) -> String {
     let rows = tables.rows(tables.best);
     let time = &tables.events.columns.time;
     let status_xid = match &tables.jobs {
-        Some(jobs) if jobs.has_xmin => {
+        Some(jobs) if jobs.has_xmin && asks_status => {
             format!("(SELECT {} FROM {} j WHERE {} LIMIT 1)", system_xid("j"), jobs.name, jobs.id.equals(job.as_str()))
         }
         _ => "NULL::bigint".into(),

@@ -9,6 +9,7 @@
 
 mod catalog;
 mod changes;
+pub mod check;
 mod events;
 mod ids;
 mod jobs;
@@ -19,7 +20,8 @@ mod snapshot;
 mod tests;
 
 pub use catalog::{
-    SERVER, WAL_POSITION, cancel_statement, has_index, has_notify_trigger, local_time, may_insert, table_columns,
+    LIFE, NOT_BEGUN, SERVER, WAL_POSITION, cancel_statement, has_notify_trigger, local_time, may_insert, table_columns,
+    xid_of_another_life,
 };
 pub use changes::{ChangesQuery, NewRows, changes};
 pub use events::{count_by_place, count_by_xid, final_event, find_event, insert_events, newest_event, stored_events};

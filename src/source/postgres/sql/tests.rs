@@ -27,7 +27,7 @@ fn columns(more: &[Column]) -> Vec<Column> {
 }
 
 fn relation(name: &str, columns: Vec<Column>) -> Relation {
-    Relation { name: name.into(), kind: RelationKind::Table, columns }
+    Relation { name: name.into(), kind: RelationKind::Table, columns, has_other_life: false }
 }
 
 fn tables(more: &[Column]) -> Tables {
@@ -122,7 +122,13 @@ fn statements_on_events_are_the_reviewed_ones_in_every_scheme() {
 #[test]
 fn the_statement_that_finds_changes_is_the_reviewed_one() {
     let by_status = BTreeMap::from([(None, vec!["job-2"]), (Some("it's open"), vec!["o'job"])]);
-    let query = |new_rows| ChangesQuery { jobs: vec!["o'job", "job-2"], new_rows, by_status: by_status.clone() };
+    let query = |new_rows| ChangesQuery {
+        jobs: vec!["o'job", "job-2"],
+        new_rows,
+        by_status: by_status.clone(),
+        awaited: vec!["o'new"],
+        awaited_events: vec!["o'new"],
+    };
     assert_in_each_scheme("first_changes", |rows| {
         let new_rows = match rows.xid_source() {
             XidSource::Column => NewRows::Since(700),
@@ -141,7 +147,7 @@ fn statements_on_jobs_and_the_catalogue_are_the_reviewed_ones() {
     let jobs = tables.jobs.as_ref().expect("a job table");
     assert_statement("list_jobs", &list_jobs(tables, jobs, Some(JobStatus::Running), 50));
     for (name, tables) in &schemes() {
-        assert_statement(&format!("last_writes.{name}"), &last_writes(tables, job));
+        assert_statement(&format!("last_writes.{name}"), &last_writes(tables, job, true));
     }
     assert_statement("insert_job", &insert_job(jobs, job));
     assert_statement("upsert_status", &upsert_status(jobs, job, "COMPLETED"));
@@ -153,7 +159,7 @@ fn statements_on_jobs_and_the_catalogue_are_the_reviewed_ones() {
     assert_statement("is_unchanged", &is_unchanged(true, "740:745:740,743", 23_456));
     assert_statement("has_ended", &has_ended(740, 745, &[743], &[746]));
     assert_statement("table_columns", &table_columns("app.job_events", "job_id"));
-    assert_statement("has_index", &has_index("\"job_events\"", ["job_id", "seq"]));
+    assert_statement("has_index", &check::has_index("\"job_events\"", ["job_id", "seq"]));
     assert_statement("may_insert", &may_insert("\"job_events\""));
     assert_statement("cancel_statement", &cancel_statement("0199aaaa"));
     assert_statement("has_notify_trigger", &has_notify_trigger("\"job_events\""));

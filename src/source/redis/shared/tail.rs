@@ -36,6 +36,8 @@ pub struct SharedTail {
     by_key: HashMap<String, JobId>,
     /// Jobs whose status may have changed.
     unsure: BTreeSet<JobId>,
+    /// Jobs that readers wait for.
+    awaited: Vec<JobId>,
     /// Watched jobs with a final status.
     endings: Endings<EndedBy>,
     /// Jobs that the tail has not come to since their watch began.
@@ -75,6 +77,7 @@ impl SharedTail {
             store,
             invalidations,
             watched: BTreeMap::new(),
+            awaited: Vec::new(),
             by_key: HashMap::new(),
             unsure: BTreeSet::new(),
             new: BTreeSet::new(),
@@ -298,6 +301,10 @@ impl Tail for SharedTail {
         self.remove(job);
     }
 
+    fn await_jobs(&mut self, jobs: Vec<JobId>) {
+        self.awaited = jobs;
+    }
+
     async fn woken(&mut self) -> Wakeup {
         tokio::select! {
             () = self.invalidations.changed() => Wakeup::Notify,
@@ -307,7 +314,7 @@ impl Tail for SharedTail {
 
     async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError> {
         const OPERATION: &str = "reading new events";
-        if self.watched.is_empty() {
+        if self.watched.is_empty() && self.awaited.is_empty() {
             // No job tells whether the servers answer.
             let probed = self.store.probe_access(&self.nodes).await;
             return probed.map(|()| News::nothing(joining)).map_err(|error| failed(OPERATION, error));
@@ -344,6 +351,7 @@ impl Tail for SharedTail {
             more,
             outage: failure.map(|error| failed(OPERATION, error)),
             faults: Vec::new(),
+            appeared: self.awaited.iter().filter(|job| mirror.holds(job)).cloned().collect(),
         })
     }
 }

@@ -47,12 +47,14 @@ impl RedisTail {
             self.last_poll = Some(Instant::now());
             self.queue_held();
             self.queue_polled();
+            self.awaited.queue_all();
         }
     }
 
     fn queue_changed(&mut self) {
         let changes = self.invalidations.take();
         for key in changes.changed_keys {
+            self.awaited.note_change(&key);
             let Some(job) = self.by_key.get(&key).cloned() else { continue };
             let is_stream = self.store.events_key.key(&job) == key;
             self.queue(&job, !is_stream);
@@ -60,6 +62,7 @@ impl RedisTail {
         if changes.is_incomplete {
             self.queue_held();
             self.queue_all();
+            self.awaited.queue_all();
         }
     }
 

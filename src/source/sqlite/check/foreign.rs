@@ -65,8 +65,8 @@ fn check_numbers(tables: &Tables, settings: &config::Sqlite) -> Vec<Finding> {
         ),
         Numbering::Table(RowNumbers::Renumbered) => Finding::improvable(
             format!(
-                "events come in the order of {place}, which SQLite keeps by itself: {comes_back}. VACUUM numbers all \
-                 rows anew, which has pages begin anew, too"
+                "events come in the order of {place}, which SQLite keeps by itself: {comes_back}. VACUUM numbers \
+                 the rows of a table without an index anew, which has pages begin anew, too"
             ),
             anew,
         ),
@@ -164,7 +164,9 @@ async fn try_reading(connection: &mut SqliteConnection, tables: &Tables) -> Find
         statements.push(events.range_of_watched());
     }
     for sql in statements {
-        if let Err(error) = sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut *connection).await {
+        // Every parameter of the longest one, and a limit that is a number.
+        let query = (0..7).fold(sqlx::query::<sqlx::Sqlite>(AssertSqlSafe(sql)), |query, _| query.bind(0));
+        if let Err(error) = query.fetch_all(&mut *connection).await {
             return SqliteError::from(error).during("reading events and statuses".into()).into();
         }
     }

@@ -1,0 +1,37 @@
+// The primitive for Solid.
+
+import { type Accessor, createEffect, createMemo, createSignal, onCleanup } from "solid-js";
+import { before, type Snapshot, type Watch, type WatchOptions, watch } from "./watch.js";
+
+export type { JobEvent, JobStatus, JobStreamState } from "./index.js";
+export type { Snapshot, WatchOptions } from "./watch.js";
+
+export interface CreateJobStream {
+  /** The events, the state, and what else is shown of the job; changes at most 16 times a second. */
+  readonly job: Accessor<Snapshot>;
+  reconnect(): void;
+}
+
+/**
+ * Watches a job until its owner is disposed of. Another job id makes another stream; `null` watches nothing. On the
+ * server nothing is watched.
+ */
+export function createJobStream(
+  jobId: Accessor<string | null | undefined>,
+  options: WatchOptions = {},
+): CreateJobStream {
+  const [job, setJob] = createSignal(before("connecting"));
+  const id = createMemo(() => jobId() || null);
+  let current: Watch | null = null;
+  createEffect(() => {
+    const watched = id();
+    setJob(before(watched ? "connecting" : "closed"));
+    if (!watched) return;
+    current = watch(watched, options, (snapshot) => setJob(snapshot));
+    onCleanup(() => {
+      current?.close();
+      current = null;
+    });
+  });
+  return { job, reconnect: () => current?.reconnect() };
+}

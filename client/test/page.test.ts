@@ -1,0 +1,183 @@
+// The live page in the networks of others, and what it makes of streams that are not as they should be. `page.mjs` tries
+// the rest of it on the demo.
+import { createServer, request, type Server } from "node:http";
+import type { AddressInfo } from "node:net";
+import type { Browser, BrowserContext, Page } from "playwright-core";
+import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from "vitest";
+import { closeAll, launch, newPage } from "./support/client.ts";
+import { Daemon } from "./support/daemon.ts";
+import { eventually } from "./support/eventually.ts";
+import { Gateway } from "./support/gateway.ts";
+
+let daemon: Daemon;
+let gateway: Gateway;
+let browser: Browser;
+let context: BrowserContext;
+let page: Page;
+
+beforeAll(async () => {
+  daemon = await Daemon.start();
+  gateway = await Gateway.before(() => daemon.origin);
+  browser = await launch();
+});
+beforeEach(async () => {
+  context = await browser.newContext();
+  page = await newPage(context);
+});
+afterEach(async () => {
+  await closeAll(context);
+  gateway.reset();
+});
+afterAll(async () => {
+  await browser?.close();
+  await gateway?.stop();
+  await daemon?.stop();
+});
+
+const open = (job: string, more = "") => page.goto(`${gateway.origin}/#job=${job}${more}`);
+const state = (expected: string) =>
+  eventually(`it is ${expected}`, async () => (await page.getAttribute("#state", "data-state")) === expected);
+const lines = () => page.locator("#pane .text").allTextContents();
+const shown = (expected: string[]) =>
+  eventually(`${expected} is shown`, async () => `${await lines()}` === `${expected}`);
+const notice = async () => [await page.getAttribute("#notice-box", "data-tone"), await page.textContent("#notice")];
+const output = (line: string) => ({ stepId: "s", payload: { line } });
+
+/** Answers each stream with these messages, and leaves it open. */
+function say(...messages: string[]): void {
+  const body = messages.map((message) => `${message}\n\n`).join("");
+  gateway.plan = ({ url }) => (url.pathname.endsWith("/stream") ? { kind: "stream", body } : null);
+}
+
+function event(id: string, more: object): string {
+  const all = { id, jobId: "odd", stepId: null, type: "step.output", timestamp: "2026-11-25T09:00:00.000Z", ...more };
+  return `id: ${id}\nevent: ${all.type}\ndata: ${JSON.stringify({ actor: null, payload: {}, ...all })}`;
+}
+
+it("works under a prefix that a proxy takes off, and shows no toys outside of the demo", async () => {
+  const proxy: Server = createServer((from, to) => {
+    const target = new URL((from.url ?? "").replace("/deep/prefix", ""), daemon.origin);
+    const onward = request(target, {
+      method: from.method,
+      headers: { ...from.headers, host: target.host },
+      agent: false,
+    });
+    onward.on("response", (answer) => {
+      to.writeHead(answer.statusCode ?? 502, answer.headers).flushHeaders();
+      answer.pipe(to);
+    });
+    onward.on("error", () => to.destroy());
+    to.on("close", () => onward.destroy());
+    from.pipe(onward);
+  });
+  await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+  await daemon.write("prefixed", [output("here")]);
+  await page.goto(`http://127.0.0.1:${(proxy.address() as AddressInfo).port}/deep/prefix/#job=prefixed`);
+  await shown(["here"]);
+  await page.locator('#jobs a[href="#job=prefixed"]').waitFor();
+  for (const toy of await page.locator("[data-demo]").all()) expect(await toy.isVisible()).toBe(false);
+  expect(await page.locator("[data-demo]").count()).toBe(2);
+  await page.close();
+  proxy.closeAllConnections();
+  proxy.close();
+});
+
+it("goes back to the list, and keeps a token in the address and out of its links", async () => {
+  await daemon.write("first", [output("one")]);
+  await daemon.write("second", [output("two")]);
+  await page.goto(`${gateway.origin}/#token=t`);
+  await page.locator('#jobs a[href="#job=first"]').click();
+  await shown(["one"]);
+  expect(page.url()).toContain("#job=first&token=t");
+  await page.locator('#jobs a[href="#job=second"]').click();
+  await shown(["two"]);
+  await page.goBack();
+  await shown(["one"]);
+  await page.goBack();
+  await eventually("no job is shown", async () => !(await page.isVisible("#job")));
+  expect(await page.locator("#jobs section a").count()).toBeGreaterThan(1);
+  expect(await page.locator('a[href*="token"]').count()).toBe(0);
+});
+
+it("says which part of an event cannot be read", async () => {
+  say(
+    event("1", { payload: { line: "l\ufffdst" }, unreadable: ["payload"] }),
+    event("2", { type: "x", unreadable: ["timestamp"] }),
+  );
+  await open("odd");
+  await shown(["unreadable: payload l\ufffdst", "unreadable: timestamp x "]);
+});
+
+it("shows events of a source whose ids repeat", async () => {
+  gateway.plan = ({ url }) => {
+    if (!url.pathname.endsWith("/stream")) return null;
+    const body = [1, 2].map((cursor) =>
+      event("same", { payload: { line: `${cursor}` } }).replace("id: same", `id: ${cursor}`),
+    );
+    return { kind: "stream", body: `${body.join("\n\n")}\n\n`, headers: { "X-Jobcast-Unique": "cursor" } };
+  };
+  await open("odd");
+  await shown(["1", "2"]);
+});
+
+it("says that history was lost, and shows what there is", async () => {
+  const reset = 'event: stream.reset\ndata: {"reason":"trimmed","cursor":null}';
+  say(event("1", { payload: { line: "gone" } }), reset, event("2", { payload: { line: "all there is" } }));
+  await open("odd");
+  await shown(["all there is"]);
+  await state("live");
+  const text = "The history could not be continued (trimmed). What was shown was thrown away; this is all there is.";
+  expect(await notice()).toEqual(["warn", text]);
+});
+
+it("says that the store is away while Jobcast holds the stream", async () => {
+  const away = { code: "source.unavailable", message: "the event store does not answer", retryable: true };
+  say(event("1", { payload: { line: "before" } }), `event: stream.error\ndata: ${JSON.stringify(away)}`);
+  await open("odd");
+  await state("waiting");
+  const text = "The event store does not answer (source.unavailable). The stream is held, and nothing gets lost.";
+  expect(await notice()).toEqual(["warn", text]);
+  expect(await lines()).toEqual(["before"]);
+});
+
+it("says that a right was lost, keeps what was shown, and tries again when it is told to", async () => {
+  await daemon.write("secret", [output("seen")]);
+  await open("secret");
+  await state("live");
+  gateway.plan = () => ({
+    kind: "answer",
+    status: 403,
+    headers: { "Content-Type": "application/problem+json" },
+    body: '{"code":"auth.forbidden","status":403,"detail":"no"}',
+  });
+  gateway.cut();
+  await state("denied");
+  expect(await notice()).toEqual(["bad", "You may not watch this job any more."]);
+  expect(await lines()).toEqual(["seen"]);
+  gateway.plan = () => null;
+  await page.getByRole("button", { name: "Try again" }).click();
+  await state("live");
+});
+
+it("counts down to the next try, and tries at once when it is told to", async () => {
+  await daemon.write("away", [output("seen")]);
+  await open("away");
+  await state("live");
+  gateway.plan = () => ({ kind: "answer", status: 503, headers: { "Retry-After": "600" } });
+  gateway.cut();
+  await eventually("it counts down", async () =>
+    /Trying again in \d{3} s/.test((await page.textContent("#retry-in")) ?? ""),
+  );
+  gateway.plan = () => null;
+  await page.getByRole("button", { name: "Try now" }).click();
+  await state("live");
+});
+
+it("says of a login page that answers for the list what it is", async () => {
+  gateway.plan = ({ url }) =>
+    url.pathname === "/runner-jobs"
+      ? { kind: "answer", status: 200, headers: { "Content-Type": "text/html" }, body: "<h1>Sign in</h1>" }
+      : null;
+  await page.goto(gateway.origin);
+  await page.getByText("answered by something else than Jobcast (200, text/html)").waitFor();
+});

@@ -1,0 +1,54 @@
+// Types of one's own events: what must compile does, and what must not is an error that is expected.
+import { type JobEvent, JobStream } from "../src/index.js";
+import { useJobStream } from "../src/react.js";
+
+interface MyEvents {
+  "step.output": { line: string };
+  "step.progress": { percent: number };
+  state: { mood: string };
+}
+
+export function core(): void {
+  const stream = new JobStream<MyEvents>("job");
+  stream.on("step.output", (event) => event.payload.line.toUpperCase());
+  stream.on("event", (event) => {
+    if (event.type === "step.progress") event.payload.percent.toFixed();
+    // @ts-expect-error: this type is none of them
+    if (event.type === "step.progres") event.payload;
+  });
+  stream.on("state", ({ status }) => status === "open");
+  stream.onType("state", (event) => event.payload.mood.toUpperCase());
+  // @ts-expect-error: no event has this type
+  stream.on("step.outptu", () => {});
+  // @ts-expect-error: no event has this type
+  stream.onType("reset", () => {});
+  // @ts-expect-error: this payload has no such field
+  stream.on("step.output", (event) => event.payload.lines);
+
+  const any = new JobStream("job");
+  any.on("anything", (event) => event.payload satisfies unknown);
+  any.on("event", (event: JobEvent) => event.type.toUpperCase());
+}
+
+export async function inLoop(): Promise<void> {
+  await using stream = new JobStream<MyEvents>("job");
+  for await (const event of stream) if (event.type === "step.output") event.payload.line.toUpperCase();
+}
+
+export function hook(): void {
+  const typed = useJobStream<MyEvents>("job", { onEvent: (event) => event.type === "state" && event.payload.mood });
+  for (const event of typed.events) if (event.type === "step.output") event.payload.line.toUpperCase();
+  const reduced = useJobStream<MyEvents, number>("job", {
+    initial: 0,
+    reduce: (count, { type }) => count + type.length,
+  });
+  reduced.reduced.toFixed();
+  const inferred = useJobStream("job", { initial: [] as string[], reduce: (types, { type }) => [...types, type] });
+  inferred.reduced.map((type) => type.toUpperCase());
+  const late = useJobStream("job", { reduce: (count: number | undefined, _) => (count ?? 0) + 1 });
+  late.reduced?.toFixed();
+  const plain = useJobStream("job", { baseUrl: undefined, maxEvents: undefined, token: undefined });
+  plain.events.map(({ payload }) => payload satisfies unknown);
+  // @ts-expect-error: there is no such option
+  useJobStream("job", { maxEvent: 3 });
+}

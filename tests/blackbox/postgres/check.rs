@@ -1,0 +1,227 @@
+//! `jobcast check` on set-ups that are wrong in one place each: it finds the place, and its mend mends it.
+
+use super::RECOMMENDED;
+use crate::support::Postgres;
+use crate::support::daemon::run;
+use serde_json::Value;
+
+/// A set-up with one thing wrong or improvable.
+struct Case {
+    name: &'static str,
+    /// SQL by the owner.
+    tables: &'static str,
+    settings: &'static [(&'static str, &'static str)],
+    /// The beginning of the grade.
+    grade: &'static str,
+    /// Parts of the finding.
+    finding: &'static [&'static str],
+    /// A part of the mend.
+    mend: &'static str,
+}
+
+/// Tables that lack nothing, for cases that take something away.
+const READABLE: &str = "GRANT SELECT ON ALL TABLES IN SCHEMA CURRENT_SCHEMA TO reader;";
+
+const fn wrong(
+    name: &'static str,
+    tables: &'static str,
+    settings: &'static [(&'static str, &'static str)],
+    finding: &'static [&'static str],
+    mend: &'static str,
+) -> Case {
+    Case { name, tables, settings, grade: "wrong", finding, mend }
+}
+
+const fn improvable(
+    name: &'static str,
+    tables: &'static str,
+    settings: &'static [(&'static str, &'static str)],
+    finding: &'static [&'static str],
+    mend: &'static str,
+) -> Case {
+    Case { name, tables, settings, grade: "improvable", finding, mend }
+}
+
+const CASES: &[Case] = &[
+    wrong("the table is misspelt", "ALTER TABLE job_events RENAME TO jobs_events", &[],
+        &["no table or view job_events"], "events_table = \"jobs_events\""),
+    wrong("the table is in another schema", "CREATE SCHEMA app; ALTER TABLE job_events SET SCHEMA app; GRANT USAGE ON SCHEMA app TO reader", &[],
+        &["no table or view job_events"], "events_table = \"app.job_events\""),
+    wrong("the schema may not be used", "CREATE SCHEMA app2; GRANT SELECT ON job_events TO reader; ALTER TABLE job_events SET SCHEMA app2; CREATE TABLE job_events (LIKE app2.job_events INCLUDING ALL)",
+        &[("events_table", "app2.job_events")], &["permission denied for schema app2"], "GRANT USAGE ON SCHEMA \"app2\" TO reader;"),
+    wrong("there is no job table", "DROP TABLE runner_jobs; INSERT INTO job_events (id, job_id, type) VALUES ('1', 'a', 'run.failed'), ('2', 'a', 'run.succeeded')", &[],
+        &["no table or view runner_jobs"], "final_types.completed = [\"run.succeeded\"]"),
+    wrong("the number is misspelt", "", &[("columns.seq", "sek")], &["job_events has no column sek"], "columns.seq = \"seq\""),
+    wrong("the step is misspelt", "", &[("columns.step_id", "stepId")], &["no column stepId"], "columns.step_id = \"step_id\""),
+    wrong("the actor is misspelt, and nothing is like it", "ALTER TABLE job_events DROP COLUMN actor", &[("columns.actor", "writer")],
+        &["no column writer"], "columns.actor = \"\"  # none; there are seq, xid, id"),
+    wrong("a column of the payload is misspelt", "", &[("columns.payload", "type,paylod")], &["no column paylod"],
+        "columns.payload = [\"type\", \"payload\"]"),
+    wrong("the time has another name", "ALTER TABLE job_events RENAME \"timestamp\" TO \"createdAt\"", &[],
+        &["no column timestamp"], "columns.timestamp = \"createdAt\""),
+    wrong("the job has another name", "ALTER TABLE job_events RENAME job_id TO run_id", &[], &["no column job_id"], "columns.job_id = \"run_id\""),
+    wrong("the type has another name", "ALTER TABLE job_events RENAME type TO \"Kind\"", &[("columns.type", "kind")], &["no column kind"], "columns.type = \"Kind\""),
+    wrong("the status has another name", "ALTER TABLE runner_jobs RENAME status TO state", &[], &["runner_jobs has no column status"],
+        "job_columns.status = \"state\""),
+    wrong("the times are texts", "ALTER TABLE job_events ALTER \"timestamp\" DROP DEFAULT, ALTER \"timestamp\" TYPE text", &[],
+        &["timestamp of type text is no time"], "columns.timestamp = \"\""),
+    wrong("the number is a text", "", &[("columns.seq", "actor")], &["actor of type text is no number"], "columns.seq = \"seq\""),
+    wrong("the transaction is a number", "ALTER TABLE job_events ADD tx bigint", &[("columns.xid", "tx")],
+        &["tx of type bigint does not tell transactions"], "columns.xid = \"\""),
+    wrong("nothing fills the transaction", "ALTER TABLE job_events ALTER xid DROP DEFAULT, ALTER xid DROP NOT NULL", &[],
+        &["nothing fills it"], "ALTER COLUMN \"xid\" SET DEFAULT pg_current_xact_id();"),
+    wrong("the zone is misspelt", "", &[("timestamp_zone", "Mars/Base")], &["no time zone Mars/Base"], "timestamp_zone = \"UTC\""),
+    wrong("a view hides the transaction",
+        "CREATE TABLE raw (id text, run text, \"Kind\" text, at timestamptz); CREATE TABLE runs (run text PRIMARY KEY, name text);
+         CREATE VIEW shown WITH (security_barrier=true) AS SELECT r.name AS job_id, e.id, e.\"Kind\" AS type, e.at AS \"timestamp\", ', FROM '::text AS payload
+           FROM runs r JOIN raw e ON e.run = r.run",
+        &[("events_table", "shown")], &["view shown does not hand on"], "e.xmin AS xmin"),
+    wrong("views hide the transaction, one above the other",
+        "CREATE TABLE raw (id text, job_id text, type text, \"timestamp\" timestamptz, payload json);
+         CREATE VIEW inner_events AS SELECT * FROM raw UNION ALL SELECT * FROM raw; CREATE VIEW shown AS SELECT * FROM inner_events",
+        &[("events_table", "shown")], &["view shown does not hand on"], "raw.xmin AS xmin"),
+    wrong("a materialized view",
+        "CREATE TABLE raw (id text, job_id text, type text, \"timestamp\" timestamptz, payload json); CREATE MATERIALIZED VIEW kept AS SELECT * FROM raw",
+        &[("events_table", "kept")], &["kept is a materialized view"], "CREATE VIEW \"kept_events\" AS"),
+    wrong("nothing tells the events apart",
+        "CREATE TABLE parted (job_id text, type text, \"timestamp\" timestamptz, payload json, key text, part int) PARTITION BY LIST (part)",
+        &[("events_table", "parted"), ("columns.id", "")], &["nothing tells the events of parted apart"], "columns.id = \"key\""),
+    wrong("the events may not be read", "REVOKE SELECT ON job_events FROM reader", &[], &["permission denied: reader may not read job_events"],
+        "GRANT SELECT ON job_events TO reader;"),
+    wrong("the jobs may not be read", "REVOKE SELECT ON runner_jobs FROM reader", &[], &["permission denied: reader may not read runner_jobs"],
+        "GRANT SELECT ON runner_jobs TO reader;"),
+    wrong("the owner of a view may not read the table",
+        "CREATE ROLE \"View Owner\"; GRANT CREATE ON SCHEMA CURRENT_SCHEMA TO \"View Owner\"; GRANT USAGE ON SCHEMA CURRENT_SCHEMA TO \"View Owner\";
+         CREATE VIEW shown AS SELECT * FROM job_events; ALTER VIEW shown OWNER TO \"View Owner\"; GRANT SELECT ON shown TO reader",
+        &[("events_table", "shown")], &["\"View Owner\" may not read job_events"], "GRANT SELECT ON job_events TO \"View Owner\";"),
+    wrong("row level security without a policy", "ALTER TABLE job_events ENABLE ROW LEVEL SECURITY; CREATE POLICY others ON job_events TO postgres USING (true)", &[],
+        &["job_events has row level security", "no policy lets reader see a row"], "CREATE POLICY jobcast_reads ON job_events"),
+    wrong("row level security of the jobs, forced upon their owner", "ALTER TABLE runner_jobs OWNER TO reader; ALTER TABLE runner_jobs ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY", &[],
+        &["runner_jobs has row level security"], "CREATE POLICY jobcast_reads ON runner_jobs"),
+    wrong("no job table and no final type", "INSERT INTO job_events (id, job_id, type) VALUES ('1', 'a', 'canceled'), ('2', 'a', 'line')", &[("jobs_table", "")],
+        &["neither a job table nor a final type"], "final_types.cancelled = [\"canceled\"]"),
+    wrong("statuses that nothing maps", "ALTER TABLE runner_jobs DROP CONSTRAINT runner_jobs_status_check; INSERT INTO runner_jobs VALUES ('1', 'done'), ('2', 'Error'), ('3', 'parked')", &[],
+        &["runner_jobs has statuses", "done", "Error"], "statuses.completed = [\"COMPLETED\", \"done\"]"),
+    wrong("statuses of an enum that nothing maps", "CREATE TYPE state AS ENUM ('busy', 'succeeded'); DROP TABLE runner_jobs; CREATE TABLE runner_jobs (id text PRIMARY KEY, status state)", &[],
+        &["succeeded"], "statuses.completed = [\"COMPLETED\", \"succeeded\"]"),
+    wrong("jobs with several rows", "DROP TABLE runner_jobs; CREATE TABLE runner_jobs (id text, status text); CREATE INDEX ON runner_jobs (id);
+         INSERT INTO runner_jobs VALUES ('a', 'RUNNING'), ('a', 'COMPLETED')", &[],
+        &["several rows for the job a"], "CREATE VIEW \"runner_jobs_newest\""),
+    wrong("heirs whose transaction nothing fills",
+        "CREATE TABLE heirs (LIKE job_events INCLUDING ALL); CREATE TABLE \"Heir\" () INHERITS (heirs); ALTER TABLE \"Heir\" ALTER xid DROP DEFAULT;
+         CREATE INDEX ON \"Heir\" (job_id, seq); CREATE INDEX ON \"Heir\" (xid)",
+        &[("events_table", "heirs")], &["nothing fills the column xid of \"Heir\""], "ALTER TABLE \"Heir\" ALTER COLUMN \"xid\" SET DEFAULT"),
+    improvable("no index", "DROP INDEX job_events_job_seq; ALTER TABLE job_events RENAME job_id TO \"jobId\"", &[("columns.job_id", "jobId")],
+        &["no index on", "(\"jobId\", \"seq\")"], "CREATE INDEX CONCURRENTLY ON job_events (\"jobId\", \"seq\");"),
+    improvable("no index on the partitions",
+        "CREATE TABLE parted (LIKE job_events INCLUDING DEFAULTS) PARTITION BY LIST (type); CREATE TABLE \"Part 1\" PARTITION OF parted FOR VALUES IN ('a');
+         CREATE TABLE part_2 PARTITION OF parted FOR VALUES IN ('b'); CREATE INDEX ON parted (xid); CREATE INDEX ON part_2 (job_id, \"timestamp\");
+         CREATE INDEX ON part_2 (job_id, seq)",
+        &[("events_table", "parted"), ("columns.seq", "seq")], &["no index on \"Part 1\""], "CREATE INDEX CONCURRENTLY ON \"Part 1\""),
+    improvable("no index on the heirs",
+        "CREATE TABLE heirs (LIKE job_events INCLUDING ALL); CREATE TABLE \"Heir\" (PRIMARY KEY (job_id, id)) INHERITS (heirs); CREATE INDEX ON \"Heir\" (xid)",
+        &[("events_table", "heirs")], &["no index on \"Heir\" (\"job_id\", \"seq\")"], "CREATE INDEX CONCURRENTLY ON \"Heir\" (\"job_id\", \"seq\");"),
+    improvable("no index on the jobs", "ALTER TABLE runner_jobs DROP CONSTRAINT runner_jobs_pkey", &[], &["no index on runner_jobs"],
+        "CREATE INDEX CONCURRENTLY ON runner_jobs (\"id\");"),
+    improvable("a time that may be null", "DROP TABLE job_events; CREATE TABLE job_events (id text NOT NULL, job_id text, type text, \"timestamp\" timestamptz, payload json,
+           xid xid8 DEFAULT pg_current_xact_id()); CREATE INDEX ON job_events (job_id, \"timestamp\"); CREATE INDEX ON job_events (xid)", &[],
+        &["timestamp may be null"], "ALTER COLUMN \"timestamp\" SET NOT NULL;"),
+    improvable("a number that may repeat", "ALTER TABLE job_events ADD line int; CREATE INDEX ON job_events (job_id, \"timestamp\"); UPDATE job_events SET line = 1", &[("columns.seq", "line")],
+        &["no index says that line is unique"], "CREATE UNIQUE INDEX CONCURRENTLY"),
+    improvable("times whose unit has to be guessed", "DROP TABLE job_events; CREATE TABLE job_events (id text NOT NULL, job_id text, type text, at bigint NOT NULL, payload json);
+         CREATE INDEX ON job_events (job_id, at); INSERT INTO job_events VALUES ('1', 'a', 'x', 1764000000000, '{}')", &[("columns.timestamp", "at")],
+        &["taken for ms"], "timestamp_unit = \"ms\""),
+    improvable("a table that was never analyzed", "INSERT INTO job_events (id, job_id, type) SELECT n, 'a', 'x' FROM generate_series(1, 9) n", &[],
+        &["never analyzed"], "ANALYZE \"job_events\";"),
+];
+
+struct Checked {
+    code: Option<i32>,
+    findings: Vec<Value>,
+}
+
+impl Checked {
+    async fn of(settings: &[(String, String)]) -> Self {
+        let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (&**key, &**value)).collect();
+        let output = run(&["check", "--json"], &settings).await;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let findings = serde_json::from_str(&said).unwrap_or_else(|_| panic!("{said}{output:?}"));
+        Self { code: output.status.code(), findings }
+    }
+
+    fn problems(&self) -> Vec<&str> {
+        let wrong = self.findings.iter().filter(|finding| finding["grade"] == "wrong");
+        wrong.map(|finding| finding["summary"].as_str().expect("a text")).collect()
+    }
+
+    fn find(&self, parts: &[&str]) -> Option<&Value> {
+        let has = |finding: &&Value| {
+            let summary = finding["summary"].as_str().expect("a text");
+            parts.iter().all(|part| summary.replace("\"job_events\"", "job_events").contains(part))
+        };
+        self.findings.iter().filter(|finding| finding["grade"] != "fine").find(has)
+    }
+}
+
+/// Pastes a mend: settings into the settings, everything else into psql.
+async fn apply(server: &Postgres, schema: &str, mend: &str, settings: &mut Vec<(String, String)>) {
+    let (set, sql): (Vec<&str>, Vec<&str>) = mend.lines().partition(|line| line.starts_with("source.postgres."));
+    for line in set {
+        let (key, value) = line.split_once(" = ").expect("a setting");
+        let value: toml::Value = toml::from_str::<toml::Table>(&format!("x = {value}")).expect(line)["x"].clone();
+        let text = match value {
+            toml::Value::Array(list) => list.iter().filter_map(|one| one.as_str()).collect::<Vec<_>>().join(","),
+            one => one.as_str().expect("a text").to_string(),
+        };
+        settings.retain(|(known, _)| known != key);
+        settings.push((key.to_string(), text));
+    }
+    // One statement each, as psql sends them: some cannot be in a transaction.
+    server.psql(&format!("SET search_path = {schema};\n{}", sql.join("\n"))).await;
+}
+
+#[tokio::test]
+async fn each_mend_that_check_prints_makes_its_finding_go_away_and_brings_no_problem() {
+    let server = Postgres::start().await;
+    server.execute("CREATE ROLE reader LOGIN").await;
+    let mut failures = Vec::new();
+    for (number, case) in CASES.iter().enumerate() {
+        let schema = format!("case_{number}");
+        let within = async |sql: &str| server.execute(&format!("SET search_path = {schema}; {sql}")).await;
+        server.execute(&format!("CREATE SCHEMA {schema}; GRANT USAGE, CREATE ON SCHEMA {schema} TO reader")).await;
+        within(RECOMMENDED).await;
+        let names_schema = |sql: &str| sql.replace("CURRENT_SCHEMA", &schema);
+        within(&names_schema(READABLE)).await;
+        let gives = case.tables.contains("REVOKE");
+        within(&names_schema(case.tables)).await;
+        if !gives && !case.tables.contains("GRANT SELECT") {
+            within(&names_schema(READABLE)).await;
+        }
+        let url = format!("{}?options[search_path]={schema}", server.url("reader"));
+        let mut settings =
+            vec![("source.kind".to_string(), "postgres".to_string()), ("source.postgres.url".into(), url)];
+        settings.extend(case.settings.iter().map(|(key, value)| (format!("source.postgres.{key}"), value.to_string())));
+        let before = Checked::of(&settings).await;
+        let Some(finding) = before.find(case.finding) else {
+            failures.push(format!("{}: not found in {:#?}", case.name, before.findings));
+            continue;
+        };
+        let mend = finding["mend"].as_str().expect("a text").to_string();
+        let code = if before.problems().is_empty() { 0 } else { 1 };
+        if finding["grade"] != case.grade || !mend.contains(case.mend) || before.code != Some(code) {
+            failures.push(format!("{}: exit {:?}, {finding:#}", case.name, before.code));
+            continue;
+        }
+        if case.grade == "wrong" && before.problems().len() > 1 || case.grade == "improvable" && code != 0 {
+            failures.push(format!("{}: more than that is wrong: {:#?}", case.name, before.problems()));
+        }
+        apply(&server, &schema, &mend, &mut settings).await;
+        let after = Checked::of(&settings).await;
+        if after.find(case.finding).is_some() || !after.problems().is_empty() || after.code != Some(0) {
+            failures.push(format!("{}: after {mend}\nexit {:?}: {:#?}", case.name, after.code, after.findings));
+        }
+        // Nobody is to find its tables instead of the next one's.
+        server.execute(&format!("DROP SCHEMA {schema} CASCADE")).await;
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}

@@ -1,0 +1,183 @@
+//! Lives of a database: restored from a dump, copied, promoted, moved on. Cursors of another life are noticed; they hide
+//! nothing, and are told so once.
+
+use super::{LEGACY, RECOMMENDED, daemon_on};
+use crate::support::daemon::run;
+use crate::support::postgres::append;
+use crate::support::{Daemon, Message, Postgres, Stream, numbers};
+use sqlx::Executor;
+
+const QUICK: [(&str, &str); 2] = [("source.poll_interval", "50ms"), ("source.settle", "300ms")];
+
+/// Spends transaction ids.
+async fn spend(server: &Postgres, count: u32) {
+    server
+        .execute(&format!(
+            "DO $$ BEGIN FOR n IN 1..{count} LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"
+        ))
+        .await;
+}
+
+/// A server with a job of 300 events, each of a transaction of its own, and another that has ended.
+async fn first_life(schema: &str, spent: u32) -> Postgres {
+    let server = Postgres::start().await;
+    server.execute(schema).await;
+    server.make_reader().await;
+    spend(&server, spent).await;
+    let mut rows = server.connect().await;
+    rows.execute("INSERT INTO runner_jobs VALUES ('job', 'RUNNING'), ('over', 'RUNNING')").await.expect("jobs");
+    append(&mut rows, "job", 0..300).await;
+    append(&mut rows, "over", 1000..1050).await;
+    rows.execute("UPDATE runner_jobs SET status = 'COMPLETED' WHERE id = 'over'").await.expect("an end");
+    server
+}
+
+/// Restores a dump of the whole database into a new server, which has spent so many transaction ids before.
+async fn restored(from: &Postgres, spent: u32) -> Postgres {
+    let server = Postgres::start().await;
+    server.execute("CREATE ROLE reader LOGIN").await;
+    spend(&server, spent).await;
+    server.psql(&from.dump().await).await;
+    server
+}
+
+/// The rest of a stream up to the end of the job, and the resets in it.
+async fn rest(stream: &mut Stream, count: usize) -> (Vec<u64>, usize) {
+    let (mut seen, mut resets) = (Vec::new(), 0);
+    while seen.len() < count {
+        let message = stream.event().await;
+        match message.event.as_deref() {
+            Some("x") => seen.push(message.number()),
+            Some("stream.reset") => {
+                seen.clear();
+                resets += 1;
+            }
+            Some("stream.error") => {}
+            other => panic!("{other:?} after {}", seen.len()),
+        }
+    }
+    (seen, resets)
+}
+
+/// Everything that the readers of a new life are promised, with cursors from the old one.
+async fn lives_on(server: &Postgres, daemon: &Daemon, old: &[Message], may_go_on: bool) {
+    let all = Vec::from_iter(0..300);
+    // Whoever comes anew has all of it.
+    let mut fresh = daemon.stream("job").await;
+    assert_eq!(rest(&mut fresh, 300).await, (all.clone(), 0), "a new reader");
+    let mut over = daemon.stream("over").await;
+    assert_eq!(rest(&mut over, 50).await.0, Vec::from_iter(1000..1050));
+    assert!(over.event().await.is("stream.complete"), "a job that has ended ends");
+    let mut streams = vec![fresh];
+    for message in [&old[0], &old[100], &old[298]] {
+        let mut stream = daemon.stream_after("job", message.cursor()).await;
+        let left = 299 - message.number();
+        let expected = if may_go_on { left as usize } else { 300 };
+        let (seen, resets) = rest(&mut stream, expected).await;
+        assert_eq!(seen, Vec::from_iter(300 - expected as u64..300), "after the event {}", message.number());
+        assert_eq!(resets, usize::from(!may_go_on), "said once");
+        streams.push(stream);
+    }
+    // The cursors of now are honoured, and what comes is given once, also while the server's own transactions come to the
+    // numbers of the old ones.
+    let mut rows = server.connect().await;
+    append(&mut rows, "job", [300]).await;
+    for stream in &mut streams {
+        assert_eq!(stream.event().await.number(), 300);
+    }
+    for round in 0..5 {
+        spend(server, 900).await;
+        append(&mut rows, "job", [301 + round]).await;
+        for stream in &mut streams {
+            assert_eq!(stream.event().await.number(), 301 + round);
+        }
+    }
+    let mut late = daemon.stream("job").await;
+    let last = late.take(306).await;
+    assert_eq!(numbers(&last), Vec::from_iter(0..306));
+    let mut resumed = daemon.stream_after("job", last[200].cursor()).await;
+    assert_eq!(rest(&mut resumed, 105).await, (Vec::from_iter(201..306), 0));
+    rows.execute("UPDATE runner_jobs SET status = 'COMPLETED' WHERE id = 'job'").await.expect("an end");
+    for stream in &mut streams {
+        assert!(stream.event().await.is("stream.complete"));
+    }
+}
+
+#[tokio::test]
+async fn a_dump_that_is_restored_elsewhere_gives_all_of_it_and_resets_old_cursors_once() {
+    for schema in [RECOMMENDED, LEGACY] {
+        // The ids of the first life are above those of the second, and below.
+        for (first, second) in [(3000, 0), (0, 9000)] {
+            let old = first_life(schema, first).await;
+            let daemon = daemon_on(&old, &QUICK).await;
+            let seen = daemon.stream("job").await.take(300).await;
+            let new = restored(&old, second).await;
+            drop(daemon);
+            let daemon = daemon_on(&new, &QUICK).await;
+            lives_on(&new, &daemon, &seen, false).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn check_names_rows_of_another_life_and_its_mend_makes_the_column_good_again() {
+    let old = first_life(RECOMMENDED, 3000).await;
+    let new = restored(&old, 0).await;
+    let url = new.url("reader");
+    let settings = [("source.kind", "postgres"), ("source.postgres.url", &*url)];
+    let check = run(&["check", "--json"], &settings).await;
+    let findings: Vec<serde_json::Value> = serde_json::from_slice(&check.stdout).expect("JSON");
+    let found = findings.iter().find(|finding| finding["grade"] == "wrong").expect("a problem");
+    assert!(found["summary"].as_str().expect("a text").contains("another life of the database"), "{found}");
+    new.psql(found["mend"].as_str().expect("a text")).await;
+    let check = run(&["check", "--quiet"], &settings).await;
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+    let daemon = daemon_on(&new, &QUICK).await;
+    assert!(daemon.log().contains("age=Column"), "{}", daemon.log());
+    assert_eq!(numbers(&daemon.stream("job").await.take(300).await), Vec::from_iter(0..300));
+}
+
+#[tokio::test]
+async fn a_server_that_is_replaced_under_a_running_daemon_is_noticed() {
+    let old = first_life(RECOMMENDED, 3000).await;
+    let mut new = restored(&old, 0).await;
+    let settings = [&QUICK[..], &[("source.retry_max", "300ms"), ("source.retry_initial", "100ms")]].concat();
+    let daemon = daemon_on(&old, &settings).await;
+    let seen = daemon.stream("job").await.take(300).await;
+    let mut watching = daemon.stream_after("job", seen[299].cursor()).await;
+    old.down("fast");
+    new.down("fast");
+    new.port = old.port;
+    new.set(&format!("port = {}\n", new.port));
+    new.up().await;
+    let (again, resets) = rest(&mut watching, 300).await;
+    assert_eq!((again, resets), (Vec::from_iter(0..300), 1));
+    append(&mut new.connect().await, "job", [300]).await;
+    assert_eq!(watching.event().await.number(), 300);
+}
+
+#[tokio::test]
+async fn a_standby_that_is_promoted_honours_all_cursors() {
+    let primary = first_life(RECOMMENDED, 100).await;
+    let standby = primary.standby().await;
+    let daemon = daemon_on(&primary, &QUICK).await;
+    let seen = daemon.stream("job").await.take(300).await;
+    standby.caught_up_with(&primary).await;
+    primary.down("immediate");
+    standby.promote().await;
+    let daemon = daemon_on(&standby, &QUICK).await;
+    lives_on(&standby, &daemon, &seen, true).await;
+}
+
+#[tokio::test]
+async fn a_copy_whose_transaction_ids_were_moved_on_honours_all_cursors() {
+    let server = first_life(LEGACY, 100).await;
+    let daemon = daemon_on(&server, &QUICK).await;
+    let seen = daemon.stream("job").await.take(300).await;
+    drop(daemon);
+    server.down("fast");
+    server.move_xids(2_000_000);
+    server.up().await;
+    let daemon = daemon_on(&server, &QUICK).await;
+    lives_on(&server, &daemon, &seen, true).await;
+}

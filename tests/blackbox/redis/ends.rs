@@ -1,0 +1,65 @@
+//! Streams that are deleted with the final status, or expire after it: who had everything has lost nothing.
+
+use super::daemon_on;
+use crate::support::redis::{append, ask, job_key, set_status, stream_key};
+use crate::support::{Daemon, Redis, numbers};
+use redis::{Pipeline, Value};
+
+/// Ends a job and deletes its stream in one transaction.
+async fn end_and_delete(server: &Redis, job: &str) {
+    let mut both = Pipeline::new();
+    both.atomic();
+    both.cmd("HSET").arg(job_key(job)).arg("status").arg("COMPLETED");
+    both.cmd("DEL").arg(stream_key(job));
+    both.query_async::<Value>(&mut server.connect().await).await.expect("an end");
+}
+
+async fn is_over(daemon: &Daemon, job: &str, after: &str) {
+    assert_eq!(daemon.stream_after(job, after).await.head.status, 204, "{job} after {after}");
+    let polled = daemon.get(&format!("/runner-jobs/{job}/events?after={after}")).await.json();
+    assert_eq!((&polled["complete"], polled.get("reset")), (&true.into(), None), "{polled}");
+}
+
+#[tokio::test]
+async fn a_stream_that_is_deleted_with_the_final_status_ends_its_readers_without_a_reset() {
+    let server = Redis::start().await;
+    let daemon = daemon_on(&server.url(), &[("source.end_grace", "500ms")]).await;
+    let mut rows = server.connect().await;
+    for number in 0..10 {
+        let job = format!("job-{number}");
+        set_status(&mut rows, &job, "RUNNING").await;
+        append(&mut rows, &job, 0..5).await;
+        let mut stream = daemon.stream(&job).await;
+        let seen = stream.take(5).await;
+        end_and_delete(&server, &job).await;
+        let rest = stream.rest().await;
+        assert_eq!((rest.len(), rest[0].is("stream.complete")), (1, true), "{rest:?}");
+        for cursor in [seen[4].cursor(), rest[0].cursor()] {
+            is_over(&daemon, &job, cursor).await;
+        }
+        // Another process, which knows nothing of the job, says the same.
+        let other = daemon_on(&server.url(), &[]).await;
+        is_over(&other, &job, seen[4].cursor()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_expires_after_the_end_is_over_for_who_had_it_and_lost_for_who_is_known_to_lack_some() {
+    let server = Redis::start().await;
+    let daemon = daemon_on(&server.url(), &[("source.end_grace", "100ms")]).await;
+    let mut rows = server.connect().await;
+    append(&mut rows, "job", 0..5).await;
+    set_status(&mut rows, "job", "FAILED").await;
+    let seen = daemon.stream("job").await.rest().await;
+    assert_eq!(numbers(&seen[..5]), [0, 1, 2, 3, 4]);
+    is_over(&daemon, "job", seen[4].cursor()).await;
+    ask::<()>(&mut rows, &["DEL", &stream_key("job")]).await;
+    is_over(&daemon, "job", seen[4].cursor()).await;
+    assert!(daemon.stream_after("job", seen[2].cursor()).await.event().await.is("stream.reset"));
+    set_status(&mut rows, "other", "RUNNING").await;
+    append(&mut rows, "other", 0..5).await;
+    let seen = daemon.stream("other").await.take(5).await;
+    ask::<()>(&mut rows, &["DEL", &stream_key("other")]).await;
+    // Without a final status it is a loss.
+    assert!(daemon.stream_after("other", seen[4].cursor()).await.event().await.is("stream.reset"));
+}
