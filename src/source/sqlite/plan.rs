@@ -13,9 +13,10 @@ pub async fn steps(connection: &mut SqliteConnection, sql: &str) -> Result<Vec<S
     Ok(steps.into_iter().map(|(.., step)| step).collect())
 }
 
-/// Tells whether a step goes through all rows of a table. Those that are left out have few.
+/// Tells whether a step goes through all rows of a table. Those that are left out have few, or are subqueries, which have
+/// steps of their own.
 pub fn is_scan(step: &str) -> bool {
-    let has_few = ["CONSTANT ROW", "sqlite_sequence", "json_each", "temp.watched", "w "];
+    let has_few = ["CONSTANT ROW", "sqlite_sequence", "json_each", "temp.watched", "w ", "(subquery", "r "];
     step.contains("AUTOMATIC")
         || step.strip_prefix("SCAN ").is_some_and(|table| !has_few.iter().any(|few| table.starts_with(few)))
 }
