@@ -218,7 +218,7 @@ impl Tail {
             }
             "stream.error" => print_notice(&format!("{} ({})", text("message"), text("code"))),
             // Each connection begins with it.
-            "stream.status" if text("status") != self.status => {
+            "stream.status" if !["", &self.status].contains(&text("status")) => {
                 self.status = text("status").into();
                 print_dim(&format!("the job is {}", self.status));
             }

@@ -2,7 +2,9 @@
 //! worked fails in a way that trying again does not help. For `source.forgive` its readers are told to wait; after that,
 //! that it has failed. The failure's code stays what it is, for the log, the metrics and `/readyz`.
 
-use super::{Appended, Change, JobSummary, Joiner, Limit, NewEvent, News, PageResult, Source, Standing, Tail, Wakeup};
+use super::{
+    Appended, Change, EventKey, JobSummary, Joiner, Limit, NewEvent, News, PageResult, Source, Standing, Tail, Wakeup,
+};
 use crate::config;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
@@ -97,6 +99,10 @@ impl Trust {
 impl Source for Forgiving {
     fn kind(&self) -> &'static str {
         self.source.kind()
+    }
+
+    fn event_key(&self) -> EventKey {
+        self.source.event_key()
     }
 
     fn beginning(&self, job: &JobId) -> Cursor {

@@ -234,7 +234,8 @@ async fn tail_shows_events_of_any_shape_and_is_not_disturbed_by_statuses() {
         let arguments = [&["tail", "job", "--url", &url], more].concat();
         let output = finish(jobcast(&arguments, &[]).stdout(Stdio::piped()).stderr(Stdio::piped())).await;
         let shown = text(&output.stdout);
-        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""), "{shown}");
+        let notice = "jobcast: the job is RUNNING\n";
+        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), notice), "{shown}");
         assert_eq!(shown.lines().count(), events.len(), "{shown}");
         if !more.is_empty() {
             assert_eq!(Vec::from_iter(shown.lines()), events);

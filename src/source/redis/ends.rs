@@ -20,6 +20,11 @@ impl Store {
     /// Tells if a job with a final status, whose newest entry is `last_id`, ended so long ago that no more are to be
     /// expected.
     pub(super) fn is_over(&self, job: &JobId, status: JobStatus, last_id: EntryId) -> bool {
+        let was_there = self.last_known(job).is_some_and(|last| last > EntryId::ZERO);
+        if last_id == EntryId::ZERO && was_there {
+            // The stream is gone, and was there.
+            return true;
+        }
         let ms = Some(last_id.ms).filter(|ms| *ms >= FIRST_TIME_MS).and_then(|ms| i64::try_from(ms).ok());
         let newest_at = ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
         self.ends.is_over(job, Evidence { state: (status, last_id), age: Age::Unknown, newest_at })
@@ -28,13 +33,18 @@ impl Store {
     /// Tells if a reader at `after`, whose job has a final status and no stream any more, has missed nothing that is known
     /// of: many writers delete the stream with the final status, or let it expire some time after. Then it has ended.
     pub(super) fn has_ended_without_stream(&self, job: &JobId, status: JobStatus, after: &Position) -> bool {
-        if self.ends.with_state(job, |(_, last)| *last > after.id) == Some(true) {
-            return false;
+        if let Some(last) = self.last_known(job).filter(|last| *last > EntryId::ZERO) {
+            return last <= after.id;
         }
         let state = (status, EntryId::ZERO);
         let long_ago = Instant::now().checked_sub(self.ends.grace());
         let age = long_ago.map_or(Age::Unknown, Age::QuietSince);
         self.ends.is_over(job, Evidence { state, age, newest_at: None });
         true
+    }
+
+    /// Returns the newest entry that was seen of a job with a final status, if it is remembered.
+    fn last_known(&self, job: &JobId) -> Option<EntryId> {
+        self.ends.with_state(job, |(_, last)| *last)
     }
 }

@@ -36,7 +36,7 @@ mod writer;
 
 pub use driver::RedisDriver;
 
-use super::{Appended, Change, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
+use super::{Appended, Change, EventKey, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
 use crate::config;
 use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
@@ -323,6 +323,13 @@ impl Source for Redis {
 
     fn beginning(&self, job: &JobId) -> Cursor {
         Position::BEGINNING.seal(job)
+    }
+
+    fn event_key(&self) -> EventKey {
+        // Nobody promises that the ids of other writers differ.
+        let (fields, usual) = (&self.0.settings.fields, config::EntryFields::default());
+        let is_own = fields.id == usual.id && self.0.settings.envelope.is_empty();
+        if is_own { EventKey::Id } else { EventKey::Cursor }
     }
 
     fn prepare(&self, settings: &config::Source) -> Result<Change, SourceError> {

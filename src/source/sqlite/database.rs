@@ -28,6 +28,9 @@ use std::time::{Duration, Instant};
 const OPENING: Duration = Duration::from_secs(1);
 /// The longest wait for other processes' locks later.
 const BUSY: Duration = Duration::from_secs(5);
+/// Tells if there is a table or a trigger that Jobcast's own schema alone has.
+const HAS_OWN_PARTS: &str = "SELECT EXISTS (SELECT 1 FROM sqlite_schema
+     WHERE name IN ('jobcast_changes', 'job_events_make_job', 'runner_jobs_made', 'runner_jobs_status'))";
 /// Steps of SQLite's virtual machine between two looks whether a read takes too long: some ten thousand take a millisecond.
 const STEPS_BETWEEN_LOOKS: i32 = 10_000;
 
@@ -159,6 +162,9 @@ impl Database {
         let known = self.lock().clone();
         let is_first = known.is_none();
         let before = self.file().ok();
+        if self.path().is_dir() {
+            return Err(SqliteError::Directory);
+        }
         let is_there = before.is_some() && self.metadata()?.len() > 0;
         let owner = match (&known, is_there) {
             (Some(_), false) => return Err(SqliteError::Missing),
@@ -195,8 +201,9 @@ impl Database {
         let opening = Owner::Other.options(self.path()).busy_timeout(OPENING);
         let mut sqlite = opening.connect().await.map_err(|error| self.explain(error, Owner::Other))?;
         let names = names(&mut sqlite).await.map_err(|error| self.explain(error, Owner::Other))?;
-        let has = |name: &str| names.iter().any(|other| other == name);
-        if !self.settings.is_mapped() && ["jobcast_changes", "job_events", "runner_jobs"].into_iter().all(has) {
+        // Jobcast's own file counts as that also where a part of it is missing: `jobcast check` says which.
+        let is_own: bool = sqlx::query_scalar(HAS_OWN_PARTS).fetch_one(&mut sqlite).await?;
+        if !self.settings.is_mapped() && is_own {
             return Ok(Owner::Jobcast);
         }
         match names.is_empty() {

@@ -19,6 +19,8 @@ pub enum SqliteError {
     Missing,
     #[error("the database file was replaced by another one")]
     Replaced,
+    #[error("it is a directory")]
+    Directory,
     #[error("the file is not there yet, or has no tables yet")]
     NotMadeYet,
     #[error("the file is in WAL mode, and the files -wal and -shm beside it are neither there nor can they be made")]
@@ -57,7 +59,7 @@ impl SqliteError {
                 "what a writer has left is put right when that program opens the file again, or by a user who may write \
                  to the file and its directory"
             }
-            Self::NotOpenYet | Self::Sqlx(_) | Self::Json(_) => help(code),
+            Self::NotOpenYet | Self::Directory | Self::Sqlx(_) | Self::Json(_) => help(code),
         };
         SourceError::new(code, operation, cause, help).with_source(self)
     }
@@ -72,6 +74,7 @@ impl SqliteError {
             Self::Sqlx(sqlx::Error::Io(_)) => SourceCode::Io,
             Self::Sqlx(sqlx::Error::ColumnNotFound(_) | sqlx::Error::ColumnDecode { .. }) => SourceCode::Schema,
             Self::NotOpenYet => SourceCode::Busy,
+            Self::Directory => SourceCode::CannotOpen,
             Self::Missing | Self::Replaced | Self::NotMadeYet | Self::NoWal => SourceCode::Unavailable,
             Self::OfOthers => SourceCode::ReadOnly,
             Self::Tables(_) => SourceCode::Schema,

@@ -30,7 +30,7 @@ mod writer;
 
 pub use driver::SqliteDriver;
 
-use super::{Appended, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
+use super::{Appended, EventKey, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
 use crate::config;
 use crate::cursor::Cursor;
 use crate::error::{Retry, SourceError};
@@ -89,6 +89,11 @@ impl Sqlite {
 impl Source for Sqlite {
     fn kind(&self) -> &'static str {
         "sqlite"
+    }
+
+    fn event_key(&self) -> EventKey {
+        // Nobody promises that the ids in tables of others differ.
+        if self.database.require_own().is_ok() { EventKey::Id } else { EventKey::Cursor }
     }
 
     fn beginning(&self, job: &JobId) -> Cursor {

@@ -106,7 +106,8 @@ mod tests {
             assert!(tables.finds_jobs_by_index(&mut connection).await.expect("a plan"));
             assert!(tables.finds_status_by_index(&mut connection).await.expect("a plan"));
             sqlx::raw_sql("DROP INDEX log_line; DROP INDEX log_step").execute(&mut connection).await.expect("gone");
-            assert!(!tables.finds_jobs_by_index(&mut connection).await.expect("a plan"));
+            let all = steps(&mut connection, &tables.events.all_of_job(&job)).await.expect("a plan");
+            assert!(!tables.finds_jobs_by_index(&mut connection).await.expect("a plan"), "{all:#?}");
         }
     }
 }

@@ -265,7 +265,7 @@ impl SqliteTail {
         self.mark = Some(read_to);
         self.status_mark = changes.status_mark;
         self.take_watches(watches.caught_up, watches.behind, tables.events.numbering);
-        self.ends.note_look(began, Reached { seq: changes.newest.seq, changed: changes.status_mark });
+        self.ends.note_look(began, Reached { seq: changes.newest.seq.max(0), changed: changes.status_mark });
         self.note_statuses(changes.statuses, &mut batch);
         self.note_final_types(&mut batch, &tables);
         for job in watches.lost {
