@@ -6,10 +6,10 @@ use super::tables::Tables;
 use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteConnection;
 
-/// Returns the steps of a statement's plan ("EXPLAIN QUERY PLAN").
+/// Returns the steps of a statement's plan ("EXPLAIN QUERY PLAN"), which is not kept: another schema has another one.
 pub async fn steps(connection: &mut SqliteConnection, sql: &str) -> Result<Vec<String>, SqliteError> {
     let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
-    let steps: Vec<(i64, i64, i64, String)> = sqlx::query_as(explain).fetch_all(connection).await?;
+    let steps: Vec<(i64, i64, i64, String)> = sqlx::query_as(explain).persistent(false).fetch_all(connection).await?;
     Ok(steps.into_iter().map(|(.., step)| step).collect())
 }
 
