@@ -58,6 +58,7 @@ mod postgres;
 mod redis;
 mod registry;
 mod sqlite;
+mod times;
 mod tls;
 
 pub use ends::{Age, Ending, Endings, Ends, Evidence, Seen};

@@ -4,11 +4,15 @@
 pub fn nearest_name<'n>(name: &str, names: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
     /// Likeness of `sek` and `seq`, the shortest that are taken for each other.
     const LEAST_LIKENESS: f64 = 0.8;
-    let plain = |name: &str| name.to_lowercase().replace(['_', '-', ' '], "");
     let wanted = plain(name);
     let likeness = |name: &str| strsim::jaro_winkler(&wanted, &plain(name));
     let best = names.into_iter().max_by(|one, other| likeness(one).total_cmp(&likeness(other)));
     best.filter(|best| likeness(best) >= LEAST_LIKENESS)
+}
+
+/// A name as it is compared: `createdAt` is `created_at`.
+pub fn plain(name: &str) -> String {
+    name.to_lowercase().replace(['_', '-', ' '], "")
 }
 
 #[cfg(test)]
@@ -27,5 +31,6 @@ mod tests {
         ] {
             assert_eq!(nearest_name(written, names), meant, "{written}");
         }
+        assert_eq!(nearest_name("sek", ["seq"]), Some("seq"));
     }
 }

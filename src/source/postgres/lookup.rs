@@ -2,6 +2,7 @@
 
 use super::problem::{SchemaProblem, set};
 use super::tables::{Column, JobTable, Relation};
+use crate::source::names::{nearest_name, plain};
 
 /// The columns of one relation. Notes everything that is wrong with them, so that an operator sees it all at once.
 pub struct Lookup<'a> {
@@ -87,21 +88,6 @@ impl<'a> Lookup<'a> {
     }
 }
 
-/// Returns the name that is spelled almost like `name`.
-pub fn nearest_name<'n>(name: &str, names: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
-    /// Likeness of `sek` and `seq`, the shortest that are taken for each other.
-    const LEAST_LIKENESS: f64 = 0.8;
-    let wanted = plain(name);
-    let likeness = |name: &str| strsim::jaro_winkler(&wanted, &plain(name));
-    let best = names.into_iter().max_by(|one, other| likeness(one).total_cmp(&likeness(other)));
-    best.filter(|best| likeness(best) >= LEAST_LIKENESS)
-}
-
-/// A name as it is compared: `createdAt` is `created_at`.
-fn plain(name: &str) -> String {
-    name.to_lowercase().replace(['_', '-', ' '], "")
-}
-
 /// Returns true for a column that can have the meaning of the setting, by its type.
 fn fits(setting: &str, column: &Column) -> bool {
     match setting.rsplit('.').next() {
@@ -135,25 +121,5 @@ fn usual_names(setting: &str) -> &'static [&'static str] {
         "source.postgres.job_columns.status" => &["state", "job_status", "phase", "result"],
         "source.postgres.job_columns.id" => &["job_id", "uuid", "key", "run_id"],
         _ => &[],
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_that_is_spelled_almost_so_is_the_one_that_was_meant() {
-        let names = ["id", "run", "created_at", "sequence_no", "stepId", "payload"];
-        for (written, meant) in [
-            ("createdAt", Some("created_at")),
-            ("sequence", Some("sequence_no")),
-            ("step_id", Some("stepId")),
-            ("paylaod", Some("payload")),
-            ("actor", None),
-        ] {
-            assert_eq!(nearest_name(written, names), meant, "{written}");
-        }
-        assert_eq!(nearest_name("sek", ["seq"]), Some("seq"));
     }
 }

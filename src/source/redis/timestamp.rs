@@ -1,8 +1,8 @@
 //! Times as runners write them: numbers of some unit, RFC 3339, or a date and time without a zone.
 
 use crate::config::TimestampUnit;
+use crate::source::times::{parse_time, zone_of};
 use jiff::Timestamp;
-use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
 const NANOS_PER_SECOND: i128 = 1_000_000_000;
@@ -17,9 +17,9 @@ pub struct TimeFormat {
 }
 
 impl TimeFormat {
-    /// Fails where there is no zone of this name in the IANA time zone database.
+    /// Fails where there is no such zone ([`zone_of`]).
     pub fn new(unit: TimestampUnit, zone: &str) -> Result<Self, jiff::Error> {
-        Ok(Self { unit, zone: TimeZone::get(zone)? })
+        Ok(Self { unit, zone: zone_of(zone)? })
     }
 
     /// Reads a time. `None` for a text that is none, and for a time beyond the calendar.
@@ -27,13 +27,8 @@ impl TimeFormat {
         let text = text.trim();
         match self.nanoseconds(text) {
             Some(nanoseconds) => Timestamp::from_nanosecond(nanoseconds).ok(),
-            None => text.parse().ok().or_else(|| self.parse_local(text)),
+            None => parse_time(text, &self.zone),
         }
-    }
-
-    fn parse_local(&self, text: &str) -> Option<Timestamp> {
-        let local: DateTime = text.parse().ok()?;
-        self.zone.to_timestamp(local).ok()
     }
 
     /// Returns a decimal number of the unit as nanoseconds; `None` for a text that is no number.

@@ -3,8 +3,8 @@
 
 use crate::config::{PayloadKind, TimestampUnit};
 use crate::event::{Part, Payload, text_of};
-use jiff::civil::DateTime;
-use jiff::tz::{Offset, TimeZone};
+use crate::source::times::{parse_time, zone_of};
+use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, TypeInfo, ValueRef};
@@ -114,12 +114,7 @@ const SECONDS_PER_DAY: f64 = 86_400.0;
 impl Times {
     /// `None` where no such zone is known: neither an offset such as `+02:00` nor a name of this machine's database.
     pub fn new(unit: Option<TimestampUnit>, zone: &str) -> Option<Self> {
-        let zone = match zone {
-            "UTC" => TimeZone::UTC,
-            offset if offset.starts_with(['+', '-']) => TimeZone::fixed(parse_offset(offset)?),
-            name => TimeZone::get(name).ok()?,
-        };
-        Some(Self { unit, zone })
+        Some(Self { unit, zone: zone_of(zone).ok()? })
     }
 
     /// Reads a time; `None` where there is none. An event is not lost for its time.
@@ -150,42 +145,10 @@ impl Times {
                     (_, Ok(number)) => from_real(number, self.unit?),
                     _ => None,
                 };
-                number().or_else(|| self.parse_text(text))
+                number().or_else(|| parse_time(text, &self.zone))
             }
         }
     }
-
-    /// Reads RFC 3339 and the like, with or without a zone: `2026-11-23 21:00:00`, `20261123T210000Z`,
-    /// `2026-11-23 21:00:00.5 +0000 UTC`.
-    fn parse_text(&self, text: &str) -> Option<Timestamp> {
-        if let Ok(time) = text.parse() {
-            return Some(time);
-        }
-        // A name of the zone after its offset says nothing new, and neither does a space before it.
-        let short = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');
-        if let Some((time, offset)) = short.rsplit_once(' ')
-            && offset.starts_with(['+', '-'])
-        {
-            return format!("{time}{offset}").parse().ok();
-        }
-        let civil: DateTime = text.trim_end_matches(['Z', 'z']).parse().ok()?;
-        if text.ends_with(['Z', 'z']) {
-            return TimeZone::UTC.to_timestamp(civil).ok();
-        }
-        self.zone.to_timestamp(civil).ok()
-    }
-}
-
-/// Reads `+02:00`, `-0330` or `+02`.
-fn parse_offset(text: &str) -> Option<Offset> {
-    let digits: String = text[1..].chars().filter(|c| *c != ':').collect();
-    if !matches!(digits.len(), 2 | 4) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let hours: i32 = digits[..2].parse().ok()?;
-    let minutes: i32 = if digits.len() == 4 { digits[2..].parse().ok()? } else { 0 };
-    let seconds = (hours * 60 + minutes) * 60;
-    Offset::from_seconds(if text.starts_with('-') { -seconds } else { seconds }).ok()
 }
 
 fn from_integer(number: i64, unit: TimestampUnit) -> Option<Timestamp> {

@@ -9,7 +9,6 @@ mod rights;
 mod view;
 
 use super::error::QueryError;
-use super::lookup::nearest_name;
 use super::pool::PooledConnection;
 use super::sql::{self, quote_table};
 use super::store::{Catalogue, Store};
@@ -17,6 +16,7 @@ use super::tables::{CursorScheme, RowOrder, Tables, XidSource};
 use crate::config;
 use crate::error::{SourceCode, SourceError};
 use crate::source::Finding;
+use crate::source::names::nearest_name;
 use sqlx::Row;
 
 pub async fn check(settings: &config::Source) -> Vec<Finding> {
