@@ -8,7 +8,7 @@ use std::fmt::{self, Display, Write};
 /// Longest parameters of a colour that are passed: those of several colours in one sequence.
 const MAX_PARAMETERS: usize = 64;
 
-/// What is shown of an event. Text that is not a terminal's gets no colours: the stream that it is printed to strips them.
+/// The part of an event that is shown. Text that is not a terminal's gets no colours: the stream that it is printed to strips them.
 pub struct Line {
     time: String,
     step: String,
