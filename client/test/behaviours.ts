@@ -414,7 +414,7 @@ export const daemons: Behaviour[] = [
   },
   {
     name: "fails with Jobcast's error about its source, and goes on by reconnect() once that is mended",
-    daemon: {},
+    daemon: { "source.forgive": "0s" },
     async run(w) {
       await w.number(0, 2);
       const watch = await w.watch();

@@ -265,6 +265,11 @@ async fn metrics_pass_the_parser_of_prometheus() {
     daemon.write("job", 0..10).await;
     let mut stream = daemon.stream("job").await;
     stream.take(10).await;
+    // A live one, too, which the tail has read. It is counted a moment after it has arrived.
+    daemon.write("job", 10..11).await;
+    stream.event().await;
+    let all = async || daemon.ask_admin("/metrics").await.text().contains("jobcast_fanout_seconds_count").then_some(());
+    eventually("every metric", all).await;
     let parse = "import sys\nfrom prometheus_client.parser import text_string_to_metric_families as parse\n\
                  for f in parse(sys.stdin.read()):\n  assert f.documentation, f.name\n  print(f.name, f.type)";
     let answer = daemon.ask_admin("/metrics").await;

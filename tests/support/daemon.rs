@@ -240,7 +240,7 @@ pub async fn finish(command: &mut Command) -> Output {
     let status = loop {
         match child.try_wait().expect("wait") {
             Some(status) => break status,
-            None if began.elapsed() > PATIENCE * 4 => {
+            None if began.elapsed() > PATIENCE * 10 => {
                 let _ = child.kill();
             }
             None => tokio::time::sleep(Duration::from_millis(20)).await,

@@ -301,14 +301,15 @@ export class Output {
   }
 
   /**
-   * Inserts rows before the first row, or at the end.
+   * Inserts rows before the first row, or at the end; a line that was drawn while others were read has its row already.
    *
    * @param {readonly Line[]} lines
    * @param {HTMLElement | null} before
    */
   #insert(lines, before) {
     const rows = document.createDocumentFragment();
-    const drawn = lines.map((line) => {
+    const isNew = (/** @type {Line} */ { number }) => !this.#rows.has(number);
+    const drawn = lines.filter(isNew).map((line) => {
       const row = makeRow(
         line,
         this.#clock(line.timeMs),
