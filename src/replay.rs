@@ -385,7 +385,7 @@ mod tests {
     use super::*;
     use crate::event::Event;
     use crate::hub::model::{self, cursor, job, number, numbers};
-    use crate::source::{Appended, JobSummary, NewEvent, Page, Tail};
+    use crate::source::{Appended, Change, EventKey, JobSummary, NewEvent, Page, Tail};
     use async_trait::async_trait;
     use bytesize::ByteSize;
     use rand::rngs::StdRng;
@@ -418,6 +418,14 @@ mod tests {
     impl Source for Memory {
         fn kind(&self) -> &'static str {
             "memory"
+        }
+
+        fn event_key(&self) -> EventKey {
+            EventKey::Id
+        }
+
+        fn prepare(&self, _: &crate::config::Source) -> Result<Change, SourceError> {
+            Ok(Box::new(|| {}))
         }
 
         fn beginning(&self, _: &JobId) -> Cursor {

@@ -1,10 +1,9 @@
 //! Answers with events as JSON, and the memory that all of them may hold together until their callers have taken them.
 
 use super::problem::Problem;
-use actix_web::HttpResponse;
-use actix_web::HttpResponseBuilder;
 use actix_web::body::{BodySize, MessageBody};
 use actix_web::http::header;
+use actix_web::{HttpResponse, HttpResponseBuilder};
 use bytes::Bytes;
 use serde::Serialize;
 use std::convert::Infallible;

@@ -174,6 +174,14 @@ mod tests {
             "counting"
         }
 
+        fn event_key(&self) -> EventKey {
+            EventKey::Id
+        }
+
+        fn prepare(&self, _: &config::Source) -> Result<Change, SourceError> {
+            Ok(Box::new(|| {}))
+        }
+
         fn beginning(&self, _: &JobId) -> Cursor {
             unimplemented!("not used by a list")
         }

@@ -47,6 +47,7 @@
 //!   and [`Source::newest`].
 //! - [`Tail::watch`] and [`Joiner`] get no others.
 
+mod awaited;
 mod ends;
 mod finding;
 mod forgiving;
@@ -88,15 +89,11 @@ pub trait Source: Send + Sync {
     fn kind(&self) -> &'static str;
 
     /// Returns the part of an event that no other event of its job has.
-    fn event_key(&self) -> EventKey {
-        EventKey::Id
-    }
+    fn event_key(&self) -> EventKey;
 
     /// Makes ready to log in as these settings say, on connections that are opened from now on: their credentials may have been
     /// renewed. Fails where they lead to another store. A source without credentials has nothing to change.
-    fn prepare(&self, _settings: &config::Source) -> Result<Change, SourceError> {
-        Ok(Box::new(|| {}))
-    }
+    fn prepare(&self, settings: &config::Source) -> Result<Change, SourceError>;
 
     /// Returns the position before the job's first event.
     fn beginning(&self, job: &JobId) -> Cursor;

@@ -9,8 +9,8 @@ use jobcast::cursor::Cursor;
 use jobcast::error::SourceError;
 use jobcast::event::{Event, JobId, JobStatus};
 use jobcast::source::{
-    Age, Appended, Endings, Ends, Evidence, JobSummary, Joiner, Limit, NewEvent, News, Page, PageBuilder, PageResult,
-    Source, Standing, Tail, TailBatch, Wakeup,
+    Age, Appended, Change, Endings, Ends, EventKey, Evidence, JobSummary, Joiner, Limit, NewEvent, News, Page,
+    PageBuilder, PageResult, Source, Standing, Tail, TailBatch, Wakeup,
 };
 use jobcast::sse::{JobEnd, Reset};
 use std::collections::HashMap;
@@ -141,6 +141,14 @@ impl Memory {
 impl Source for Memory {
     fn kind(&self) -> &'static str {
         "memory"
+    }
+
+    fn event_key(&self) -> EventKey {
+        EventKey::Id
+    }
+
+    fn prepare(&self, _: &jobcast::config::Source) -> Result<Change, SourceError> {
+        Ok(Box::new(|| {}))
     }
 
     fn beginning(&self, job: &JobId) -> Cursor {

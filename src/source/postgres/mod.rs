@@ -1,7 +1,6 @@
 //! PostgreSQL: reads a job-event table as it is, with no more than SELECT. [`position`] says how no row is lost although
 //! rows become visible out of order, and [`sql`] has every statement.
 
-mod awaited;
 mod check;
 mod columns;
 mod draft;
@@ -19,6 +18,7 @@ mod problem;
 mod schema;
 mod session;
 mod snapshot;
+mod spelling;
 mod sql;
 mod store;
 mod tables;

@@ -8,7 +8,6 @@
 
 mod endings;
 
-use super::awaited::{AwaitedJobs, other_spellings};
 use super::draft::{Draft, READ_LIMIT};
 use super::ends::Reached;
 use super::error::QueryError;
@@ -18,12 +17,14 @@ use super::page::raw_bytes;
 use super::position::Position;
 use super::session::Session;
 use super::snapshot::Snapshot;
+use super::spelling::{other_spellings, spellings};
 use super::sql::{self, ChangesQuery, NewRows};
 use super::store::Store;
 use super::tables::{CursorScheme, Tables, XidSource};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId};
+use crate::source::awaited::AwaitedJobs;
 use crate::source::{Ending, Endings, JobNews, Joiner, Limit, News, Tail, Wakeup};
 use crate::sse::Reset;
 use crate::supervise::restarted;
@@ -311,7 +312,7 @@ impl PostgresTail {
         let (mut snapshot, mut found) = (None, Found::default());
         // Most looks find nothing but the snapshot.
         let columns = session.tables.job_id_columns().map(|column| column.filter(|_| rows.len() > 1));
-        let awaited = self.awaited.by_spelling(columns);
+        let awaited = spellings(columns, self.awaited.jobs());
         let [in_events, in_jobs] = columns.map(|column| other_spellings(column, self.positions.keys()));
         for row in rows {
             if !row.try_get_raw("snapshot_text")?.is_null() {

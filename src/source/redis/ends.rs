@@ -16,6 +16,15 @@ pub type RedisEnds = Ends<(), (JobStatus, EntryId)>;
 /// their own mostly count from 1.
 const FIRST_TIME_MS: u64 = 1_000_000_000_000;
 
+/// The reason why a watched job is ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndedBy {
+    /// Its key says so, and may take it back.
+    Status,
+    /// An entry says so.
+    Entry,
+}
+
 impl Store {
     /// Tells if a job with a final status, whose newest entry is `last_id`, ended so long ago that no more are to be
     /// expected.

@@ -14,6 +14,7 @@ use super::Store;
 use super::address::Address;
 use super::awaited::AwaitedJobs;
 use super::connections::{Nodes, Request};
+use super::ends::EndedBy;
 use super::entry::mean_size;
 use super::error::{Extent, extent, failed, is_moved};
 use super::invalidation::Invalidations;
@@ -58,7 +59,7 @@ pub struct RedisTail {
     /// are.
     faults: BTreeMap<JobId, SourceError>,
     /// Watched jobs with a final status.
-    endings: Endings<endings::EndedBy>,
+    endings: Endings<EndedBy>,
     awaited: AwaitedJobs,
     /// The reason why jobs are held.
     outage: Option<SourceError>,

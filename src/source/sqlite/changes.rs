@@ -120,7 +120,7 @@ pub async fn read_changes(
 pub async fn find_jobs(
     connection: &mut SqliteConnection,
     tables: &Tables,
-    jobs: &[JobId],
+    jobs: &[&JobId],
 ) -> Result<Vec<JobId>, SqliteError> {
     if jobs.is_empty() {
         return Ok(Vec::new());
@@ -131,7 +131,7 @@ pub async fn find_jobs(
         return Ok(found.iter().filter_map(|job| job.parse().ok()).collect());
     }
     let mut found = Vec::new();
-    for job in jobs {
+    for &job in jobs {
         let key = Id::from(job);
         let query = key.bind(sqlx::query(AssertSqlSafe(tables.exists(&key))));
         let row = query.fetch_one(&mut *connection).await?;

@@ -30,7 +30,7 @@ mod writer;
 
 pub use driver::SqliteDriver;
 
-use super::{Appended, EventKey, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
+use super::{Appended, Change, EventKey, JobSummary, Limit, NewEvent, PageResult, Source, Standing, Tail};
 use crate::config;
 use crate::cursor::Cursor;
 use crate::error::{Retry, SourceError};
@@ -94,6 +94,10 @@ impl Source for Sqlite {
     fn event_key(&self) -> EventKey {
         // Nobody promises that the ids in tables of others differ.
         if self.database.require_own().is_ok() { EventKey::Id } else { EventKey::Cursor }
+    }
+
+    fn prepare(&self, _: &config::Source) -> Result<Change, SourceError> {
+        Ok(Box::new(|| {}))
     }
 
     fn beginning(&self, job: &JobId) -> Cursor {

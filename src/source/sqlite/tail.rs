@@ -21,6 +21,7 @@ use super::tables::{Numbering, Tables};
 use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
 use crate::event::{Event, JobId, JobStatus};
+use crate::source::awaited::AwaitedJobs;
 use crate::source::{Endings, JobNews, Joiner, News, Tail, TailBatch, Wakeup};
 use crate::sse::{JobEnd, Reset};
 use async_trait::async_trait;
@@ -49,9 +50,7 @@ pub struct SqliteTail {
     status_mark: i64,
     live: HashSet<JobId>,
     /// Jobs that readers wait for.
-    awaited: Vec<JobId>,
-    /// Some of them were not looked for since they came: they may have been there before the last change of the file.
-    has_new_awaited: bool,
+    awaited: AwaitedJobs,
     /// Watched jobs that are not live yet.
     catching_up: Vec<(JobId, ReadUpTo)>,
     /// Jobs to be deleted from `temp.watched`.
@@ -102,8 +101,7 @@ impl SqliteTail {
             version: None,
             status_mark: 0,
             live: HashSet::new(),
-            awaited: Vec::new(),
-            has_new_awaited: false,
+            awaited: AwaitedJobs::default(),
             catching_up: Vec::new(),
             unwatched: Vec::new(),
             endings: Endings::new(ends.grace()),
@@ -132,8 +130,7 @@ impl Tail for SqliteTail {
     }
 
     fn await_jobs(&mut self, jobs: Vec<JobId>) {
-        self.has_new_awaited |= jobs.iter().any(|job| !self.awaited.contains(job));
-        self.awaited = jobs;
+        self.awaited.replace(jobs);
     }
 
     async fn woken(&mut self) -> Wakeup {
@@ -176,7 +173,7 @@ impl SqliteTail {
         }
         let version = if tables.is_own { None } else { Some(read_version(connection).await?) };
         let is_unchanged = version.is_some() && version == self.version;
-        let is_asked = !joining.is_empty() || self.has_new_awaited;
+        let is_asked = !joining.is_empty() || self.awaited.has_new();
         if is_unchanged && self.catching_up.is_empty() && self.endings.is_empty() && !is_asked {
             return Ok(ReadResult::Unchanged);
         }
@@ -219,8 +216,9 @@ impl SqliteTail {
         };
         let joining: Vec<(&Joiner, Option<i64>)> = joining.iter().map(|joiner| (joiner, reached(joiner))).collect();
         let caught_up_joiners = catch_up_joiners(connection, &tables, &joining).await?;
-        let awaited = if is_unchanged && !self.has_new_awaited { &[][..] } else { &self.awaited };
-        let appeared = find_jobs(connection, &tables, awaited).await?;
+        let is_looked_for = !is_unchanged || self.awaited.has_new();
+        let awaited: Vec<&JobId> = self.awaited.jobs().filter(|_| is_looked_for).collect();
+        let appeared = find_jobs(connection, &tables, &awaited).await?;
         Ok(ReadResult::Read(Box::new(Progress {
             began,
             file,
@@ -257,7 +255,7 @@ impl SqliteTail {
             caught_up_joiners,
             appeared,
         } = progress;
-        self.has_new_awaited = false;
+        self.awaited.were_looked_for();
         self.unwatched.clear();
         let more = read_to.seq < changes.newest.seq || !watches.behind.is_empty();
         self.read_from = Some(file);

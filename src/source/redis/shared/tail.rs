@@ -1,6 +1,7 @@
 //! The tail over a shared stream: one read finds the news of all watched jobs.
 
 use super::super::connections::{Nodes, Request};
+use super::super::ends::EndedBy;
 use super::super::error::failed;
 use super::super::invalidation::Invalidations;
 use super::super::position::Position;
@@ -49,15 +50,6 @@ pub struct SharedTail {
     last_poll: Option<Instant>,
     /// The last job that the last poll asked for.
     polled_up_to: Option<JobId>,
-}
-
-/// The reason why a watched job is ending.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum EndedBy {
-    /// Its key says so, and may take it back.
-    Status,
-    /// An entry says so.
-    Entry,
 }
 
 struct Watched {

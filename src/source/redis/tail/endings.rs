@@ -1,20 +1,12 @@
 //! The statuses of watched jobs, and the ends that come of them, of entries, and of streams that are gone.
 
+use super::super::ends::EndedBy;
 use super::super::position::Position;
 use super::super::status::JobState;
 use super::{ReadProgress, RedisTail, StreamSlice};
 use crate::event::{JobId, JobStatus};
 use crate::sse::JobEnd;
 use std::time::Instant;
-
-/// The reason why a watched job is ending.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EndedBy {
-    /// Its key says so, and may take it back.
-    Status,
-    /// An entry says so.
-    Entry,
-}
 
 impl RedisTail {
     /// Queues the jobs whose end is due: one more read tells whether it is.
