@@ -59,6 +59,29 @@ impl Cursor {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Takes apart a token that this process has sealed.
+    pub fn level(&self) -> Level {
+        let mut letters = self.0.chars();
+        let version = letters.next().unwrap_or_default();
+        let bytes = URL_SAFE_NO_PAD.decode(letters.as_str()).unwrap_or_default();
+        Level { version, inside: bytes.get(CHECK_BYTES..).unwrap_or_default().into() }
+    }
+}
+
+/// The inside of a position, without its job: of any number of jobs that stand at the same place of their source.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Level {
+    /// The kind of store and the version of the inside.
+    pub version: char,
+    pub inside: Arc<[u8]>,
+}
+
+impl Level {
+    /// Makes the token of `job` at this place.
+    pub fn cursor(&self, job: &JobId) -> Cursor {
+        Cursor::seal(self.version, job, &self.inside)
+    }
 }
 
 impl fmt::Display for Cursor {

@@ -467,6 +467,14 @@ mod tests {
             unimplemented!("not used by a replay")
         }
 
+        async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
+            crate::source::pages_one_by_one(self, wanted, limit).await
+        }
+
+        async fn before_last(&self, _: &JobId, _: usize) -> Result<Option<Cursor>, SourceError> {
+            unimplemented!("not used by a replay")
+        }
+
         fn tail(&self) -> Box<dyn Tail> {
             unimplemented!("not used by a replay")
         }
