@@ -125,7 +125,7 @@ pub fn key_from_end(rows: &EventRows, durable_xid: u64, job: &JobId, end: Option
          FROM jobcast_snapshot CROSS JOIN jobcast_mark
          LEFT JOIN (SELECT * FROM ({newest}) newest
                     ORDER BY part DESC, number DESC, time_order DESC, id_order DESC OFFSET {after} LIMIT 1) found ON true",
-        ctes = snapshot_ctes(rows, durable_xid, Some(job)),
+        ctes = snapshot_ctes(rows, durable_xid, None),
         has_job = has_job(rows.tables, job),
     )
 }
