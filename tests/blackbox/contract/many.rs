@@ -16,9 +16,9 @@ const SCHEDULES: u64 = 8;
 const WRITTEN_AT_ONCE: usize = 100;
 
 /// Opens the source that these settings of a daemon name.
-pub async fn open(settings: &[(&'static str, String)]) -> Arc<dyn Source> {
-    let of_source = settings.iter().filter(|(key, _)| key.starts_with("source."));
-    let lines: Vec<String> = of_source.map(|(key, value)| format!("{key} = {value:?}")).collect();
+pub async fn open(settings: &[(impl AsRef<str>, String)]) -> Arc<dyn Source> {
+    let of_source = settings.iter().filter(|(key, _)| key.as_ref().starts_with("source."));
+    let lines: Vec<String> = of_source.map(|(key, value)| format!("{} = {value:?}", key.as_ref())).collect();
     let settings: config::Source = Settings::from_toml(&lines.join("\n")).expect("settings").source;
     source::open(&settings).await.expect("the source")
 }
