@@ -5,6 +5,7 @@ mod ends;
 mod entries;
 mod ingest;
 mod lost;
+mod many;
 mod one_reader;
 mod scale;
 mod scopes;
