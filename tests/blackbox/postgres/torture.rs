@@ -398,7 +398,7 @@ async fn a_table_that_is_given_its_missing_columns_loses_and_repeats_nothing() {
             sleep(Duration::from_secs(4)).await;
             daemon.kill();
             daemon.restart().await;
-            assert!(daemon.log().contains("age=Column order=Number"), "{}", daemon.log());
+            daemon.logs(&["age=Column order=Number"]).await;
         }
         sleep(Duration::from_secs(4)).await;
     })
