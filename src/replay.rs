@@ -17,9 +17,10 @@ use crate::source::{Limit, PageResult, Source, Standing};
 use crate::sse::{Reset, Segment, Shape};
 use crate::supervise::Panicked;
 use crate::tail;
+use crate::telemetry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// The size of a page. It is small, since a subscriber that reads nothing holds one of them.
@@ -105,8 +106,11 @@ impl Pages {
 
     /// Reads a page as its source gives it, for a caller that has no use for it encoded.
     pub async fn plain(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError> {
+        let began = Instant::now();
         let _turn = self.turns.take().await;
-        self.source.page(job, after, limit).await
+        let page = self.source.page(job, after, limit).await;
+        telemetry::HISTORY_READ.histogram().record(began.elapsed());
+        page
     }
 
     /// Reads the page after `after`, or joins a read of the same page.

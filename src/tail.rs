@@ -1,11 +1,14 @@
 //! The one loop that reads the source for all watched jobs, whenever it is woken or its poll is due.
 
 mod joins;
+mod progress;
+
+pub use progress::Progress;
 
 use crate::backoff::Backoff;
 use crate::config;
 use crate::cursor::Cursor;
-use crate::error::{Incidents, Scope, SourceError};
+use crate::error::{Incidents, Retry, Scope, SourceCode, SourceError};
 use crate::event::{Event, JobId};
 use crate::hub::{Hub, Outage, Published, TailRequest};
 use crate::shutdown::{Phase, ShutdownWatch};
@@ -14,7 +17,6 @@ use crate::sse::{self, JobEnd, Segment, Shape};
 use crate::telemetry;
 use jiff::Timestamp;
 use joins::JoinQueue;
-use metrics::Gauge;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,8 +26,15 @@ static UNREADABLE_JOBS: Incidents<JobId> = Incidents::new();
 
 /// Runs until the process stops. It goes on also after an error that trying again cannot help, since an operator may mend
 /// the cause meanwhile.
-pub async fn run(source: Arc<dyn Source>, hub: Hub, pace: config::Pace, shape: Shape, shutdown: ShutdownWatch) {
-    TailLoop::new(source, hub, pace, shape, shutdown).run().await;
+pub async fn run(
+    source: Arc<dyn Source>,
+    hub: Hub,
+    pace: config::Pace,
+    shape: Shape,
+    shutdown: ShutdownWatch,
+    progress: Progress,
+) {
+    TailLoop::new(source, hub, pace, shape, shutdown, progress).run().await;
 }
 
 /// The loop's state between two reads.
@@ -45,14 +54,24 @@ struct TailLoop {
     backoff: Backoff,
     /// There is work that the last read did not get to: read again at once.
     has_more: bool,
-    /// The beginning of the first read that left work over, since the last that did not.
-    behind_since: Option<Instant>,
-    lag: Gauge,
+    progress: Progress,
 }
 
 impl TailLoop {
-    fn new(source: Arc<dyn Source>, hub: Hub, pace: config::Pace, shape: Shape, shutdown: ShutdownWatch) -> Self {
+    fn new(
+        source: Arc<dyn Source>,
+        hub: Hub,
+        pace: config::Pace,
+        shape: Shape,
+        shutdown: ShutdownWatch,
+        progress: Progress,
+    ) -> Self {
         telemetry::SOURCE_UP.gauge(&[]).set(1.0);
+        telemetry::EVENTS.increment(&[("source", source.kind())], 0);
+        for code in SourceCode::ALL {
+            let retryable = if code.retry() == Retry::Yes { "true" } else { "false" };
+            telemetry::SOURCE_ERRORS.increment(&[("code", code.as_str()), ("retryable", retryable)], 0);
+        }
         Self {
             kind: source.kind(),
             tail: source.tail(),
@@ -64,8 +83,7 @@ impl TailLoop {
             backoff: Backoff::new(pace.retry_initial, pace.retry_max),
             pace,
             has_more: false,
-            behind_since: None,
-            lag: telemetry::SOURCE_LAG.gauge(&[]),
+            progress,
         }
     }
 
@@ -75,6 +93,7 @@ impl TailLoop {
             self.apply_requests();
             let joiners = self.joins.begin_read(|job| self.hub.is_live(job));
             let began = Instant::now();
+            self.progress.begin(began);
             match self.tail.read(&joiners).await {
                 Ok(news) => self.on_news(news, began),
                 Err(error) => self.on_error(error).await,
@@ -118,20 +137,13 @@ impl TailLoop {
         let has_moved = news.jobs.iter().any(|job| !job.events.is_empty() || job.end.is_some());
         let is_stuck = !has_moved && !news.faults.is_empty();
         self.has_more = (news.more && !is_stuck) || self.joins.has_waiting();
-        self.behind_since = self.has_more.then(|| self.behind_since.unwrap_or(began));
-        self.lag.set(self.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64()));
         self.backoff = Backoff::new(self.pace.retry_initial, self.pace.retry_max);
+        self.note_progress(news.outage.is_none());
         // Clear the outage before publishing, so that a subscriber woken by these events does not see a stale outage.
         let is_whole = news.outage.is_none();
         match news.outage {
             Some(error) => self.announce_outage(error, self.pace.poll_interval),
-            None if self.hub.outage().is_some() => {
-                tracing::info!(source = self.kind, "source is back");
-                telemetry::SOURCE_UP.gauge(&[]).set(1.0);
-                SourceError::incidents_end(&Scope::Source);
-                self.hub.set_outage(None);
-            }
-            None => {}
+            None => self.end_outage(),
         }
         self.hub.announce_jobs(&news.appeared);
         // The order matters: a reader that is caught up stands after the events just published, and a channel ends after
@@ -142,6 +154,26 @@ impl TailLoop {
         for (job, end) in ends {
             self.hub.finish(&job, end);
         }
+    }
+
+    /// Notes, for the metrics, how far a read came. `is_whole` says that it has read all parts of the source.
+    fn note_progress(&self, is_whole: bool) {
+        if !is_whole {
+            return;
+        }
+        telemetry::SOURCE_LAST_READ.gauge(&[]).set(Timestamp::now().as_millisecond() as f64 / 1000.0);
+        if !self.has_more {
+            self.progress.finish();
+        }
+    }
+
+    /// Says that the source is back, if it was away.
+    fn end_outage(&self) {
+        let Some(outage) = self.hub.outage() else { return };
+        tracing::info!(source = self.kind, outage_s = outage.since.elapsed().as_secs_f64(), "source is back");
+        telemetry::SOURCE_UP.gauge(&[]).set(1.0);
+        SourceError::incidents_end(&Scope::Source);
+        self.hub.set_outage(None);
     }
 
     /// Announces the failure of a read, and waits until the next attempt.
@@ -169,11 +201,11 @@ impl TailLoop {
         if is_told && is_known {
             return;
         }
-        let (source, code) = (self.kind, error.code.as_str());
+        let (source, code, retry_in_s) = (self.kind, error.code.as_str(), retry_in.as_secs_f64());
         match is_news {
-            true => tracing::warn!(source, code, %error, ?retry_in, "source went away"),
+            true => tracing::warn!(source, code, %error, retry_in_s, "source went away"),
             // A request has met it first, and said it.
-            false => tracing::info!(source, code, %error, ?retry_in, "source went away"),
+            false => tracing::info!(source, code, %error, retry_in_s, "source went away"),
         }
         let since = known.map_or_else(Instant::now, |known| known.since);
         let outage = Outage { error, since, retry_in };
@@ -190,13 +222,14 @@ impl TailLoop {
             let retry_in = self.pace.poll_interval;
             if error.begins_incident() {
                 let (source, code) = (self.kind, error.code.as_str());
-                tracing::warn!(source, code, job = ?job.as_str(), %error, ?retry_in, "a job's rows cannot be read");
+                let retry_in_s = retry_in.as_secs_f64();
+                tracing::warn!(source, code, job = job.as_str(), %error, retry_in_s, "a job's rows cannot be read");
             }
             self.hub.set_fault(&job, Some(Outage { error, since: Instant::now(), retry_in }));
             self.faulty.insert(job);
         }
         for job in recovered {
-            tracing::info!(source = self.kind, job = ?job.as_str(), "the job's rows can be read again");
+            tracing::info!(source = self.kind, job = job.as_str(), "the job's rows can be read again");
             self.hub.set_fault(&job, None);
             SourceError::incidents_end(&Scope::Job(job));
         }
@@ -262,7 +295,7 @@ pub fn count_unreadable(events: &[(Event, Cursor)]) {
         count += 1;
         if UNREADABLE_JOBS.begins(event.job_id.clone()) {
             let (job, parts) = (event.job_id.as_str(), &event.unreadable);
-            tracing::warn!(?job, event = ?event.id, unreadable = ?parts, "an event has a part that cannot be read");
+            tracing::warn!(job, event = event.id, unreadable = ?parts, "an event has a part that cannot be read");
         }
     }
     if count > 0 {

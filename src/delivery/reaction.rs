@@ -63,6 +63,7 @@ pub fn on_replay_step(job: &JobId, step: Step, reconnect_in: impl FnOnce() -> Du
         Step::Complete(status, cursor) => on_job_end(job, JobEnd::Complete(status), cursor),
         Step::Reset(reason, cursor) => {
             telemetry::RESUMES.increment(&[("from", "reset")], 1);
+            telemetry::RESETS.increment(&[("reason", reason.as_str())], 1);
             Reaction::Notify(Notice::goes_on(ControlEvent::Reset { reason, cursor }))
         }
         // The job existed when the stream began, and was deleted since. The client's next request gets the 404.

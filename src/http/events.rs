@@ -19,6 +19,7 @@ use crate::shutdown::Phase;
 use crate::source::{EventKey, Limit, Page, PageResult};
 use crate::sse::Reset;
 use crate::tail;
+use crate::telemetry;
 use actix_web::http::{Method, header};
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
@@ -67,6 +68,7 @@ pub async fn get(
     let permit = (!patience.is_zero()).then(|| app.admit(client)).transpose().map_err(refused)?;
     let permit = permit.map(|permit| permit.with_grant(right.clone().into_grant()));
     let held = permit.map(|permit| (app.streams.registry.enter(&permit, &job), permit));
+    let _polling = held.as_ref().map(|_| telemetry::LONG_POLLS.hold());
     let until = Instant::now() + patience;
     let mut wait = Wait::new(&app, &job, patience.min(app.appear));
     let (mut after, mut reset) = begin(&app, &job, query.start).await?;
@@ -134,6 +136,9 @@ async fn begin(app: &App, job: &JobId, start: Start) -> Result<(Cursor, Option<R
 
 fn answer(app: &App, room: Room, page: Page, reset: Option<Reset>) -> Result<HttpResponse, Problem> {
     tail::count_unreadable(&page.events);
+    if let Some(reason) = reset {
+        telemetry::RESETS.increment(&[("reason", reason.as_str())], 1);
+    }
     // Those who are sent away by a drain do not come back at once, nor all together.
     let is_draining = app.streams.shutdown.phase() >= Phase::Draining;
     let retry = if is_draining { app.streams.reconnect_delay() } else { app.streams.rules.retry };

@@ -1,9 +1,9 @@
 //! Extractors for what a caller may see. A handler that shows an event or a job takes its job from here and nowhere else,
 //! so that it cannot forget to ask.
 
-use super::App;
 use super::extract::{JobPath, is_own_parameter};
 use super::problem::Problem;
+use super::{App, access};
 use crate::auth::{Caller, Grant, Refusal, Wanted, Withdrawal};
 use crate::event::JobId;
 use actix_web::dev::Payload;
@@ -51,8 +51,10 @@ impl FromRequest for WatchedJob {
         let asked = job.and_then(|JobPath(job)| Ok((asking(request)?, job)));
         Box::pin(async move {
             let ((app, caller), job) = asked?;
+            access::note_job(&job);
             let wanted = Wanted::Job(job.clone());
             let right = Right(app.auth.ask(caller, &wanted).await?);
+            access::note_caller(right.0.as_deref());
             Ok(Self { job, right })
         })
     }
@@ -69,7 +71,7 @@ impl FromRequest for EveryJob {
         let asked = asking(request);
         Box::pin(async move {
             let (app, caller) = asked?;
-            app.auth.ask(caller, &Wanted::AllJobs).await?;
+            access::note_caller(app.auth.ask(caller, &Wanted::AllJobs).await?.as_deref());
             Ok(Self(()))
         })
     }

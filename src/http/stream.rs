@@ -1,6 +1,5 @@
 //! `GET /runner-jobs/{job_id}/events/stream`: answers a request for a stream.
 
-use super::App;
 use super::appear::{CLOSED, GivenUp, Wait};
 use super::client_address::ClientAddress;
 use super::edge;
@@ -8,6 +7,7 @@ use super::extract::accepts_stream;
 use super::limits::Refusal;
 use super::problem::Problem;
 use super::rights::WatchedJob;
+use super::{App, access};
 use crate::auth::Withdrawal;
 use crate::cursor::{Cursor, Start};
 use crate::delivery::admission::StreamPermit;
@@ -18,6 +18,7 @@ use crate::delivery::source_error;
 use crate::error::SourceError;
 use crate::event::JobId;
 use crate::hub::Outage;
+use crate::logging::ACCESS;
 use crate::replay::{Replay, Step};
 use crate::shutdown::Phase;
 use crate::sse::{self, Bye, ControlEvent, Reset};
@@ -81,6 +82,7 @@ pub async fn get(
 
 fn outcome(outcome: &'static str) {
     telemetry::CONNECTIONS.increment(&[("outcome", outcome)], 1);
+    access::note_outcome(outcome);
 }
 
 /// Opens the stream, and waits for so long until there is such a job. Meanwhile the request counts as a stream, which
@@ -175,12 +177,16 @@ impl Opened {
         // After a reset, too, the events come from the source.
         let replayed = if self.from == "reset" { "source" } else { self.from };
         let id = permit.id();
-        tracing::debug!(connection = id, job = %self.replay.job(), replay = self.from, "stream begins");
+        access::note_connection(&id);
+        tracing::info!(target: ACCESS, connection = id, replay = self.from, "stream begins");
         let mut opening = vec![sse::opening(app.streams.rules.retry)];
         let outage = self.outage.as_deref();
         opening.extend(outage.map(|outage| source_error(&outage.error, outage.retry_in).encode()));
         opening.extend(self.position.as_ref().map(sse::position));
-        opening.extend(self.reset.map(|(reason, cursor)| ControlEvent::Reset { reason, cursor }.encode()));
+        opening.extend(self.reset.map(|(reason, cursor)| {
+            telemetry::RESETS.increment(&[("reason", reason.as_str())], 1);
+            ControlEvent::Reset { reason, cursor }.encode()
+        }));
         let job = self.replay.job().clone();
         let status = self.replay.untold_status().map(|status| ControlEvent::Status { job, status });
         opening.extend(status.map(|status| status.encode()));
@@ -194,7 +200,7 @@ impl Opened {
         if request.method() == Method::HEAD {
             return response.finish();
         }
-        permit.begins();
+        permit.begins(self.replay.job());
         // actix keeps the sockets of answers without chunks, which HTTP/1.0 does not know; HTTP/2 and TLS have no slot.
         let is_chunked = request.version() >= Version::HTTP_11 && !edge::wants_other_protocol(request);
         let slot = request.conn_data::<HandoffSlot>().filter(|_| is_chunked).cloned();
