@@ -11,6 +11,8 @@
 //! refused before anybody acts on it. It is neither a secret nor a signature: a client that may read a job may resume it
 //! at any position.
 
+pub mod set;
+mod sketch;
 pub mod varint;
 
 use crate::event::JobId;
@@ -50,9 +52,15 @@ impl Cursor {
         (*check == checksum(job, inside)).then(|| inside.to_vec())
     }
 
+    /// Takes foreign `text` for a cursor, if it is a whole token that was sealed for this job, whatever its version.
+    pub fn of_job(job: &JobId, text: &str) -> Option<Self> {
+        let version = text.chars().next()?;
+        Self::open(version, job, text).map(|_| Self(text.into()))
+    }
+
     /// Makes a cursor of a token that this process has sealed, without a check.
     pub fn trusted(token: &str) -> Self {
-        debug_assert!(token.len() <= Self::MAX_BYTES);
+        debug_assert!(token.len() <= Self::MAX_BYTES || token.starts_with(set::LETTER));
         Self(token.into())
     }
 
@@ -118,8 +126,17 @@ pub enum Start {
     Beginning,
     /// After the job's newest event.
     Now,
-    /// After the event that foreign text means: a cursor, or a bare event id.
-    After(String),
+    /// Before so many of the job's newest events.
+    Last(usize),
+    /// After the event that foreign text means: a cursor, or a bare event id. Jobs of a set that it says nothing of begin as
+    /// the other start has it.
+    After(String, Box<Start>),
+}
+
+impl Start {
+    pub fn after(text: impl Into<String>) -> Self {
+        Self::After(text.into(), Box::new(Self::Beginning))
+    }
 }
 
 #[cfg(test)]
