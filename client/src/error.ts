@@ -91,13 +91,9 @@ export function failureFromControlEvent(type: string, data: UnknownRecord): Fail
   const isBye = type === "stream.bye";
   const error = new JobStreamError(
     asString(data.code) ?? type,
-    asString(data.message) ?? (isBye ? `Jobcast closes the stream: ${asString(data.reason)}` : "the stream has failed"),
+    asString(data.message) ?? `Jobcast says ${data.reason ?? type}`,
     isBye || data.retryable !== false,
   );
   const isTokenOver = data.reason === "expired";
   return { error, from: "jobcast", isTokenOver, ...(typeof data.retryInMs === "number" && { waitMs: data.retryInMs }) };
 }
-
-/** Returns the content type of an answer without its parameters. */
-export const mediaType = ({ headers }: Response): string =>
-  (headers.get("Content-Type") ?? "").replace(/;.*/, "").trim().toLowerCase();
