@@ -56,12 +56,14 @@ const CONNECTING = {
 } satisfies View;
 
 export class Carrier implements Carry {
-  /** The beginning that jobs which are new to the connection are asked for with, or the cursor that it began at. */
+  /** The beginning with which jobs are asked for that the cursor does not know. */
   readonly beginning: string;
   readonly jobs = new Map<string, Carried>();
   unique: UniquePart = "id";
   /** The jobs that the current request names. */
-  #asked: string[] = [];
+  #asked: ReadonlySet<string> = new Set();
+  /** The characters of all jobs in an address. */
+  #characters = 0;
   /** The jobs that the cursor names; `null` while nobody can tell. */
   #known: ReadonlySet<string> | null;
   /** The same, of the cursor that the current request has. */
@@ -103,8 +105,7 @@ export class Carrier implements Carry {
   }
 
   #hasRoom(jobId: string): boolean {
-    const names = [...this.jobs.keys(), jobId].map(encodeURIComponent);
-    return names.length <= MAX_JOBS && names.join("&job=").length <= MAX_CHARACTERS;
+    return this.jobs.size < MAX_JOBS && this.#characters + parameter(jobId).length <= MAX_CHARACTERS;
   }
 
   add(member: Member): void {
@@ -112,13 +113,14 @@ export class Carrier implements Carry {
     // One that comes with a cursor of this connection goes on; what would be lost is told to it.
     const phase = inner.now().cursor === null ? "added" : "replaying";
     const job = this.jobs.get(inner.jobId) ?? this.#addJob(inner.jobId, { phase, lastId: inner.now().lastId });
-    if (!this.#asked.includes(inner.jobId)) job.phase = phase;
+    if (!this.#asked.has(inner.jobId)) job.phase = phase;
     const { status } = this.#view;
     this.#follow(member, job, status === "retrying" || status === "polling" ? this.#view : CONNECTING);
   }
 
   #addJob(jobId: string, more: Partial<Carried>): Carried {
     const job: Carried = { phase: "added", isGuest: false, lastId: null, status: null, members: new Set(), ...more };
+    if (!this.jobs.has(jobId)) this.#characters += parameter(jobId).length;
     this.jobs.set(jobId, job);
     return job;
   }
@@ -126,7 +128,7 @@ export class Carrier implements Carry {
   /** Adds a job for streams that have their history from elsewhere, once the place of every other job is known. */
   invite(jobId: string): void {
     const job = this.jobs.get(jobId);
-    if (!this.isSettled || this.#asked.includes(jobId) || job?.isGuest || !this.#hasRoom(jobId)) return;
+    if (!this.isSettled || this.#asked.has(jobId) || job?.isGuest || !this.#hasRoom(jobId)) return;
     // The cursor may know the job from before. Then it goes on where it stood.
     this.#addJob(jobId, { isGuest: true, ...(job && { phase: "replaying", lastId: job.lastId }) });
   }
@@ -141,9 +143,11 @@ export class Carrier implements Carry {
   takeOver(member: Member): boolean {
     const { inner } = member;
     const job = this.jobs.get(inner.jobId);
-    if (job?.phase !== "live" || !this.#asked.includes(inner.jobId)) return false;
+    const { status } = this.#view;
+    if (job?.phase !== "live" || !this.#asked.has(inner.jobId) || !(status === "open" || status === "polling"))
+      return false;
     if (job.lastId === null || !inner.seenIds.has(job.lastId)) return false;
-    // Where ids are not unique, places are, and those of two connections cannot be compared.
+    // Places of two connections cannot be compared, as they are where ids are not unique.
     if (this.unique !== "id" || inner.now().uniquePart !== "id") return false;
     job.isGuest = false;
     this.#follow(member, job, this.#view);
@@ -178,9 +182,9 @@ export class Carrier implements Carry {
   /** Connects anew if other jobs are wanted than were asked for. `isAwaited` tells of guests if they are still wanted. */
   update(isAwaited: (jobId: string) => boolean): void {
     const wanted = this.#wanted(isAwaited);
-    const rest = this.#asked.filter((id) => this.jobs.get(id)?.phase !== "over");
+    const rest = [...this.#asked].filter((id) => this.jobs.get(id)?.phase !== "over");
     if (wanted.length === 0) this.close();
-    else if (wanted.some((id) => !this.#asked.includes(id))) this.#connect(wanted);
+    else if (wanted.some((id) => !this.#asked.has(id))) this.#connect(wanted);
     else if (wanted.length === rest.length) clearTimeout(this.#shrinkTimer);
     else {
       clearTimeout(this.#shrinkTimer);
@@ -196,20 +200,22 @@ export class Carrier implements Carry {
 
   #connect(wanted: string[]): void {
     clearTimeout(this.#shrinkTimer);
-    this.#asked = wanted;
-    for (const [id, job] of this.jobs) job.isGuest &&= wanted.includes(id);
+    this.#asked = new Set(wanted);
+    for (const [id, job] of this.jobs) job.isGuest &&= this.#asked.has(id);
     this.#forgetOthers();
     if (!this.#stream) return this.#open();
-    // One that waits for its next try asks for the new jobs then.
-    if (this.#stream.state.status === "retrying") return;
     this.#base?.dispatch({ type: "caughtUp", isCaughtUp: false });
-    this.#base?.dispatch({ type: "again" });
+    // One that waits for its next try asks for the new jobs then.
+    if (this.#stream.state.status !== "retrying") this.#base?.dispatch({ type: "again" });
   }
 
   /** Forgets jobs that are not asked for any more, once the cursor does not know them either. */
   #forgetOthers(): void {
-    for (const [id, { members, isGuest }] of [...this.jobs])
-      if (members.size === 0 && !isGuest && !this.#asked.includes(id) && !this.#known?.has(id)) this.jobs.delete(id);
+    for (const [id, { members, isGuest }] of [...this.jobs]) {
+      if (members.size > 0 || isGuest || this.#asked.has(id) || this.#known?.has(id)) continue;
+      this.jobs.delete(id);
+      this.#characters -= parameter(id).length;
+    }
   }
 
   #open(): void {
@@ -240,14 +246,14 @@ export class Carrier implements Carry {
     const { streamPath = STREAM_PATH, eventsPath = EVENTS_PATH } = this.#options;
     const [toStream, toEvents] = [streamPath, eventsPath].map((path) => path.replace("/{job_id}", ""));
     const { stream, events, origin } = jobUrls("", { ...this.#options, streamPath: toStream, eventsPath: toEvents });
-    const query = `?${this.#asked.map((id) => `job=${encodeURIComponent(id)}`).join("&")}`;
+    const query = `?${[...this.#asked].map(parameter).join("&")}`;
     return { stream: stream + query, events: events + query, origin };
   }
 
   query(): Record<string, string> {
     this.#sent = this.#known;
     const { from, last } = this.#options;
-    const added = this.#asked.map((id) => this.jobs.get(id)).filter((job) => job?.phase === "added");
+    const added = [...this.#asked].map((id) => this.jobs.get(id)).filter((job) => job?.phase === "added");
     const areGuests = added.length > 0 && added.every((job) => job?.isGuest);
     if (areGuests) return { ids: "full", last: "1" };
     return { ids: "full", ...(from === "now" && { from }), ...(last !== undefined && { last: `${last}` }) };
@@ -282,7 +288,8 @@ export class Carrier implements Carry {
   #onCursor(cursor: string): void {
     this.#base?.onCursor(cursor);
     const wasSettled = this.isSettled;
-    this.#known = new Set(this.#asked);
+    // An empty place is the beginning.
+    this.#known = cursor ? this.#asked : new Set();
     this.#forgetOthers();
     for (const job of this.jobs.values())
       for (const { inner } of [...job.members]) if (inner.now().lastId === job.lastId) inner.handlers.onCursor(cursor);
@@ -348,7 +355,7 @@ export class Carrier implements Carry {
   #end(state: JobStreamState): void {
     const end: Action =
       state.status === "failed" ? { type: "carried", view: viewOf(state) } : { type: "complete", jobStatus: null };
-    for (const { inner } of this.#members()) if (this.#asked.includes(inner.jobId)) inner.handlers.dispatch(end);
+    for (const { inner } of this.#members()) if (this.#asked.has(inner.jobId)) inner.handlers.dispatch(end);
     this.#page.onOver(this);
   }
 
@@ -362,6 +369,8 @@ export class Carrier implements Carry {
     }
   }
 }
+
+const parameter = (jobId: string): string => `job=${encodeURIComponent(jobId)}`;
 
 /** Streams of one beginning can be asked for together. */
 export const beginningOf = ({ from, last }: JobStreamOptions): string => `${from ?? "start"} ${last ?? ""}`;

@@ -12,7 +12,8 @@ export class List implements Shared {
   readonly #list: InnerStream;
   readonly #members: JobStream[];
   readonly #stopListening: (() => void)[] = [];
-  #isTelling = false;
+  /** The news of this turn: a job has another state, or only events have come. */
+  #news: "none" | "events" | "state" = "none";
 
   constructor(list: InnerStream, members: JobStream[]) {
     this.#list = list;
@@ -23,15 +24,14 @@ export class List implements Shared {
       this.#stopListening.push(
         member.on("event", (event) => {
           list.emit(event);
-          this.#tellCursorSoon();
+          this.#showSoon("events");
         }),
         member.on("reset", (reset) => list.handlers.onReset({ ...reset, jobId: member.jobId })),
         member.on("state", () => this.#onState(member)),
       );
       list.jobs.set(member.jobId, member.state);
     }
-    // What happens before the list has its connection is told after it.
-    queueMicrotask(() => this.#show());
+    this.#showSoon("state");
   }
 
   #makeMembers(): void {
@@ -55,7 +55,10 @@ export class List implements Shared {
 
   close(): void {
     for (const stop of this.#stopListening) stop();
-    for (const member of this.#members) member.close();
+    for (const member of this.#members) {
+      member.close();
+      this.#list.jobs.set(member.jobId, member.state);
+    }
   }
 
   broadcastEvents(): void {}
@@ -63,7 +66,7 @@ export class List implements Shared {
 
   #onState(member: JobStream): void {
     this.#list.jobs.set(member.jobId, member.state);
-    this.#show();
+    this.#showSoon("state");
   }
 
   /** Shows of the jobs that have not ended what matters most. When all have, it shows their end. */
@@ -75,7 +78,6 @@ export class List implements Shared {
       type: "caughtUp",
       isCaughtUp: states.every(({ isCaughtUp, status }) => isCaughtUp || status === "failed"),
     });
-    this.#tellCursor();
     const shown = SHOWN.flatMap((status) => running.find((state) => state.status === status) ?? [])[0];
     if (shown) return handlers.dispatch({ type: "carried", view: viewOf(shown) });
     const failed = states.find(({ status }) => status === "failed");
@@ -84,13 +86,16 @@ export class List implements Shared {
     handlers.dispatch({ type: "complete", jobStatus: null });
   }
 
-  /** After the events that have come together, all jobs are told the same place. */
-  #tellCursorSoon(): void {
-    if (this.#isTelling) return;
-    this.#isTelling = true;
+  /** Shows what happens to many jobs at once as one change. */
+  #showSoon(news: "events" | "state"): void {
+    const isFirst = this.#news === "none";
+    if (this.#news !== "state") this.#news = news;
+    if (!isFirst) return;
     queueMicrotask(() => {
-      this.#isTelling = false;
+      const isState = this.#news === "state";
+      this.#news = "none";
       this.#tellCursor();
+      if (isState) this.#show();
     });
   }
 

@@ -37,7 +37,7 @@ export function createJobStream(
 }
 
 export interface CreateJobStreams {
-  /** What is shown of each job, by the job; changes at most 16 times a second. */
+  /** The snapshot of each job, by the job; changes at most 16 times a second. */
   readonly jobs: Accessor<Snapshots>;
   reconnect(): void;
 }

@@ -80,8 +80,11 @@ export class Member implements Shared {
 export class Page implements Connections {
   readonly like: InnerStream;
   readonly #members = new Set<Member>();
-  /** All streams come to one of them in the end. */
   #carriers: Carrier[] = [];
+  /** The connection that the others are given up for. It can let in others. */
+  #main: Carrier | undefined;
+  /** The streams that have another one. */
+  #others: Member[] = [];
   /** Jobcast is of a version that knows no sets of jobs: each stream has its own connection. */
   #isRefused = false;
   #isUpdating = false;
@@ -130,11 +133,12 @@ export class Page implements Connections {
 
   #update(): void {
     for (const member of this.#members) if (!member.carrier && !member.hasOwn) this.#place(member);
-    const main = this.#main;
-    const others = [...this.#members].filter(({ carrier }) => carrier !== main);
-    for (const { inner } of others) main?.invite(inner.jobId);
+    const main = this.#carriers.find(({ isSettled }) => isSettled) ?? this.#carriers[0];
+    this.#main = main;
+    this.#others = [...this.#members].filter(({ carrier }) => carrier !== main);
+    for (const { inner } of this.#others) main?.invite(inner.jobId);
     for (const carrier of [...this.#carriers])
-      carrier.update((jobId) => others.some(({ inner }) => inner.jobId === jobId));
+      carrier.update((jobId) => this.#others.some(({ inner }) => inner.jobId === jobId));
   }
 
   #place(member: Member): void {
@@ -149,17 +153,14 @@ export class Page implements Connections {
   /** Lets a stream share the main connection as soon as it can. */
   merge(member: Member): void {
     const main = this.#main;
-    if (main && member.carrier !== main && main.takeOver(member)) this.#updateSoon();
-  }
-
-  /** The connection that the others are given up for. It can let in others. */
-  get #main(): Carrier | undefined {
-    return this.#carriers.find(({ isSettled }) => isSettled) ?? this.#carriers[0];
+    if (!main || member.carrier === main || !main.takeOver(member)) return;
+    this.#others = this.#others.filter((other) => other !== member);
+    this.#updateSoon();
   }
 
   onProgress(carrier: Carrier, jobId: string): void {
     if (carrier !== this.#main) return;
-    for (const member of this.#members) if (member.inner.jobId === jobId) this.merge(member);
+    for (const member of this.#others) if (member.inner.jobId === jobId) this.merge(member);
   }
 
   onSettled(): void {
@@ -168,6 +169,7 @@ export class Page implements Connections {
 
   onOver(carrier: Carrier): void {
     this.#carriers = this.#carriers.filter((other) => other !== carrier);
+    if (this.#main === carrier) this.#main = undefined;
     for (const member of this.#members) if (member.carrier === carrier) member.carrier = null;
     this.#updateSoon();
   }

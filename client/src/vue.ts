@@ -57,7 +57,7 @@ export function useJobStream(
 }
 
 export interface UseJobStreams {
-  /** What is shown of each job, by the job; changes at most 16 times a second. */
+  /** The snapshot of each job, by the job; changes at most 16 times a second. */
   readonly jobs: Readonly<ShallowRef<Snapshots>>;
   reconnect(): void;
 }

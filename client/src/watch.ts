@@ -100,7 +100,7 @@ export function watch(jobId: string, options: WatchOptions, onChange: (snapshot:
   };
 }
 
-/** What is shown of several jobs, by the job. Each change makes a new map. */
+/** The snapshots of several jobs, by the job. Each change makes a new map. */
 export type Snapshots = ReadonlyMap<string, Snapshot>;
 
 export interface WatchAll extends Watch {
