@@ -128,7 +128,8 @@ export class Carrier implements Carry {
   /** Adds a job for streams that have their history from elsewhere, once the place of every other job is known. */
   invite(jobId: string): void {
     const job = this.jobs.get(jobId);
-    if (!this.isSettled || this.#asked.has(jobId) || job?.isGuest || !this.#hasRoom(jobId)) return;
+    const isThere = this.#asked.has(jobId) || (job && (job.isGuest || job.members.size > 0));
+    if (isThere || !this.isSettled || !this.#hasRoom(jobId)) return;
     // The cursor may know the job from before. Then it goes on where it stood.
     this.#addJob(jobId, { isGuest: true, ...(job && { phase: "replaying", lastId: job.lastId }) });
   }

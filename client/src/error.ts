@@ -84,7 +84,7 @@ export async function failureFromSilence(error: unknown, origin: string, hasAnsw
   return clientFailure("client.network", message + reasons);
 }
 
-export const offline = (): Failure => clientFailure("client.offline", "the device is offline");
+export const offline = (): Failure => clientFailure("client.offline", "no network");
 
 /** Makes a failure from the data of `stream.error` or `stream.bye`. */
 export function failureFromControlEvent(type: string, data: UnknownRecord): Failure {

@@ -92,6 +92,7 @@ export class List implements Shared {
     if (this.#news !== "state") this.#news = news;
     if (!isFirst) return;
     queueMicrotask(() => {
+      if (this.#list.shared !== this) return;
       const isState = this.#news === "state";
       this.#news = "none";
       this.#tellCursor();

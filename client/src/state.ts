@@ -199,7 +199,8 @@ export function backoffMs(rules: Rules, retryMs: number | null, attempt: number,
 type Draft = { -readonly [Field in keyof State]: State[Field] };
 
 function isHeardAfterEnd({ view }: State, { type }: Action): boolean {
-  return type === "start" || type === "follow" || type === "close" || (type === "leader" && view.status === "failed");
+  const isStart = type === "start" || type === "follow" || type === "carried";
+  return isStart || type === "close" || (type === "leader" && view.status === "failed");
 }
 
 function apply(d: Draft, action: Action, nowMs: number): void {
