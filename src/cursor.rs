@@ -11,6 +11,8 @@
 //! refused before anybody acts on it. It is neither a secret nor a signature: a client that may read a job may resume it
 //! at any position.
 
+pub mod set;
+mod sketch;
 pub mod varint;
 
 use crate::event::JobId;
@@ -50,14 +52,43 @@ impl Cursor {
         (*check == checksum(job, inside)).then(|| inside.to_vec())
     }
 
+    /// Takes foreign `text` for a cursor, if it is a whole token that was sealed for this job, whatever its version.
+    pub fn of_job(job: &JobId, text: &str) -> Option<Self> {
+        let version = text.chars().next()?;
+        Self::open(version, job, text).map(|_| Self(text.into()))
+    }
+
     /// Makes a cursor of a token that this process has sealed, without a check.
     pub fn trusted(token: &str) -> Self {
-        debug_assert!(token.len() <= Self::MAX_BYTES);
+        debug_assert!(token.len() <= Self::MAX_BYTES || token.starts_with(set::LETTER));
         Self(token.into())
     }
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Takes apart a token that this process has sealed.
+    pub fn level(&self) -> Level {
+        let mut letters = self.0.chars();
+        let version = letters.next().unwrap_or_default();
+        let bytes = URL_SAFE_NO_PAD.decode(letters.as_str()).unwrap_or_default();
+        Level { version, inside: bytes.get(CHECK_BYTES..).unwrap_or_default().into() }
+    }
+}
+
+/// The inside of a position, without its job: of any number of jobs that stand at the same place of their source.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Level {
+    /// The kind of store and the version of the inside.
+    pub version: char,
+    pub inside: Arc<[u8]>,
+}
+
+impl Level {
+    /// Makes the token of `job` at this place.
+    pub fn cursor(&self, job: &JobId) -> Cursor {
+        Cursor::seal(self.version, job, &self.inside)
     }
 }
 
@@ -95,8 +126,17 @@ pub enum Start {
     Beginning,
     /// After the job's newest event.
     Now,
-    /// After the event that foreign text means: a cursor, or a bare event id.
-    After(String),
+    /// Before so many of the job's newest events.
+    Last(usize),
+    /// After the event that foreign text means: a cursor, or a bare event id. Jobs of a set that it says nothing of begin as
+    /// the other start has it.
+    After(String, Box<Start>),
+}
+
+impl Start {
+    pub fn after(text: impl Into<String>) -> Self {
+        Self::After(text.into(), Box::new(Self::Beginning))
+    }
 }
 
 #[cfg(test)]

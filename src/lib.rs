@@ -5,7 +5,8 @@
 //! - [`telemetry`], [`logging`]: metrics and logs; [`shutdown`], [`supervise`]: the phases of leaving, and the parts that
 //!   must not die alone; [`systemd`]: the service manager; [`backoff`]: waits between attempts; [`single_flight`]: work that
 //!   many share; [`outbound`]: HTTP to others.
-//! - [`event`], [`cursor`], [`error`], [`sse`]: domain types, such as jobs, events, cursors and errors. No I/O.
+//! - [`event`], [`cursor`], [`topic`], [`error`], [`sse`]: domain types, such as jobs, events, cursors, sets of jobs and
+//!   errors. No I/O.
 //! - [`config`]: settings, checked and typed.
 //! - [`source`]: the stores of events, one folder for each kind.
 //! - [`hub`]: the live jobs of this process, their rings and their subscribers. No SQL.
@@ -38,3 +39,4 @@ pub mod supervise;
 pub mod systemd;
 pub mod tail;
 pub mod telemetry;
+pub mod topic;

@@ -27,15 +27,17 @@ pub enum Shape {
 
 /// Consecutive events of one job, encoded. Holds at least one event; shared between subscribers and never changed.
 ///
-/// A change of the job's status is a segment of its own, with one control event that stands where the event before it
-/// ended: it has no id on the wire, and yet a place in the order that all who watch the job see.
+/// An event of Jobcast's own is a segment of its own. One that has no id on the wire, as a change of a job's status, stands
+/// where the event before it ended, and yet has a place in the order that all who watch see.
 #[derive(Debug)]
 pub struct Segment {
     bytes: Bytes,
     /// The offset in `bytes` at which each event ends.
     ends: Box<[u32]>,
-    /// The position at which a status stands; `None` for events, each of which has its own.
+    /// The position at which an event of Jobcast's own stands; `None` for events, each of which has its own.
     stands_at: Option<Cursor>,
+    /// The job whose status this is.
+    status_of: Option<JobId>,
 }
 
 impl Segment {
@@ -74,17 +76,34 @@ impl Segment {
 
     /// A change of the job's status, for those who have received everything up to `at`.
     pub fn status(job: &JobId, status: JobStatus, at: Cursor) -> Self {
-        let bytes = ControlEvent::Status { job: job.clone(), status }.encode_framed();
-        Self { ends: [bytes.len() as u32].into(), bytes, stands_at: Some(at) }
+        let event = ControlEvent::Status { job: job.clone(), status };
+        Self { status_of: Some(job.clone()), ..Self::control(&event, at) }
     }
 
-    /// A comment of the same length, in place of a status that is not the newest any more; `None` for events.
-    pub fn outdated_status(&self) -> Option<Self> {
+    /// An event of Jobcast's own, for those who have received everything up to `at`, or go on from there.
+    pub fn control(event: &ControlEvent, at: Cursor) -> Self {
+        Self::single(event.encode_framed(), at)
+    }
+
+    /// No event, but the position after some that are not wanted here.
+    pub fn position(at: Cursor) -> Self {
+        Self::single(framed(&position(&at)), at)
+    }
+
+    fn single(bytes: Bytes, at: Cursor) -> Self {
+        Self { ends: [bytes.len() as u32].into(), bytes, stands_at: Some(at), status_of: None }
+    }
+
+    /// A comment of the same length, in place of the job's status where that is not the newest any more; `None` for all else.
+    pub fn outdated_status(&self, job: &JobId) -> Option<Self> {
+        if self.status_of.as_ref() != Some(job) {
+            return None;
+        }
         let stands_at = Some(self.stands_at.clone()?);
         let mut comment = vec![b' '; unframe(&self.bytes).len()];
         comment[0] = b':';
         comment.iter_mut().rev().take(2).for_each(|byte| *byte = b'\n');
-        Some(Self { bytes: framed(&comment), ends: self.ends.clone(), stands_at })
+        Some(Self { bytes: framed(&comment), ends: self.ends.clone(), stands_at, status_of: None })
     }
 
     /// The position after event `index`.
@@ -111,23 +130,64 @@ impl Segment {
 
 /// Encodes events, each with the cursor after it, into segments of bounded size.
 pub fn encode<'a>(events: impl IntoIterator<Item = (&'a Event, &'a Cursor)>, shape: Shape) -> Vec<Segment> {
-    let mut segments = Vec::new();
-    let (mut bytes, mut ends) = (BytesMut::new(), Vec::new());
-    let mut plain = Vec::new();
+    let (mut segments, mut plain) = (Segments::default(), Vec::new());
     for (event, cursor) in events {
         plain.clear();
-        write_event(&mut plain, event, cursor, shape);
-        frame(&mut bytes, &plain);
-        ends.push(bytes.len() as u32);
-        if ends.len() >= Segment::MAX_EVENTS || bytes.len() >= Segment::MAX_BYTES {
-            segments.push(Segment { bytes: exact(&bytes), ends: std::mem::take(&mut ends).into(), stands_at: None });
-            bytes.clear();
+        write_id(&mut plain, cursor);
+        write_rest(&mut plain, event, shape);
+        segments.push(&plain);
+    }
+    segments.finish()
+}
+
+/// Encodes an event without the line that says where it stands, for several channels.
+pub fn rest(event: &Event, shape: Shape) -> Bytes {
+    let mut rest = Vec::new();
+    write_rest(&mut rest, event, shape);
+    rest.into()
+}
+
+/// Encodes events by their [`rest`]s, each with the cursor after it.
+pub fn encode_rests<'a>(events: impl IntoIterator<Item = (&'a Bytes, Cursor)>) -> Vec<Segment> {
+    let (mut segments, mut plain) = (Segments::default(), Vec::new());
+    for (rest, cursor) in events {
+        plain.clear();
+        write_id(&mut plain, &cursor);
+        plain.extend_from_slice(rest);
+        segments.push(&plain);
+    }
+    segments.finish()
+}
+
+/// Segments in the making.
+#[derive(Default)]
+struct Segments {
+    done: Vec<Segment>,
+    bytes: BytesMut,
+    ends: Vec<u32>,
+}
+
+impl Segments {
+    fn push(&mut self, plain: &[u8]) {
+        frame(&mut self.bytes, plain);
+        self.ends.push(self.bytes.len() as u32);
+        if self.ends.len() >= Segment::MAX_EVENTS || self.bytes.len() >= Segment::MAX_BYTES {
+            self.close();
         }
     }
-    if !ends.is_empty() {
-        segments.push(Segment { bytes: exact(&bytes), ends: ends.into(), stands_at: None });
+
+    fn close(&mut self) {
+        let ends = std::mem::take(&mut self.ends).into();
+        self.done.push(Segment { bytes: exact(&self.bytes), ends, stands_at: None, status_of: None });
+        self.bytes.clear();
     }
-    segments
+
+    fn finish(mut self) -> Vec<Segment> {
+        if !self.ends.is_empty() {
+            self.close();
+        }
+        self.done
+    }
 }
 
 /// Copies without spare capacity, since a ring keeps segments for long.
@@ -135,15 +195,19 @@ fn exact(bytes: &[u8]) -> Bytes {
     Bytes::copy_from_slice(bytes)
 }
 
-fn write_event(to: &mut Vec<u8>, event: &Event, cursor: &Cursor, shape: Shape) {
+fn write_id(to: &mut Vec<u8>, cursor: &Cursor) {
+    infallible(writeln!(to, "id: {cursor}"));
+}
+
+fn write_rest(to: &mut Vec<u8>, event: &Event, shape: Shape) {
     let name = &event.kind;
     // A row written by others may neither use one of our types, nor break the line, nor fire a page's `onerror` or `onopen`:
     // it is sent without a type, which its envelope has all the same.
     let fires_a_handler = matches!(name.as_str(), "error" | "open");
     if name.is_empty() || is_reserved(name) || fires_a_handler || name.contains(['\n', '\r', '\0']) {
-        infallible(write!(to, "id: {cursor}\ndata: "));
+        to.extend_from_slice(b"data: ");
     } else {
-        infallible(write!(to, "id: {cursor}\nevent: {name}\ndata: "));
+        infallible(write!(to, "event: {name}\ndata: "));
     }
     match shape {
         Shape::Envelope => write_json(to, event),
@@ -279,8 +343,12 @@ pub enum ControlEvent {
     Complete { job: JobId, status: JobStatus, cursor: Cursor },
     /// The request cannot be met in full; the events after `cursor` are all there are.
     Reset { reason: Reset, cursor: Cursor },
+    /// The same for one job of a set.
+    ResetOf { job: JobId, reason: Reset, cursor: Cursor },
     /// The stream cannot be served. It goes on after `retry_in`, or, where that is missing, trying again does not help.
     Error { code: &'static str, message: String, retry_in: Option<Duration> },
+    /// One job of a set cannot be served, and the others go on.
+    ErrorOf { job: JobId, code: &'static str, message: String, retry_in: Option<Duration> },
     /// The job has this status now. It is a state and no place in the history, so it has no id.
     Status { job: JobId, status: JobStatus },
     /// Jobcast closes the stream for its own reasons; the client should come back after `retry_in`.
@@ -292,8 +360,8 @@ impl ControlEvent {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Complete { .. } => "stream.complete",
-            Self::Reset { .. } => "stream.reset",
-            Self::Error { .. } => "stream.error",
+            Self::Reset { .. } | Self::ResetOf { .. } => "stream.reset",
+            Self::Error { .. } | Self::ErrorOf { .. } => "stream.error",
             Self::Status { .. } => "stream.status",
             Self::Bye { .. } => "stream.bye",
         }
@@ -307,6 +375,20 @@ impl ControlEvent {
             }
             Self::Reset { reason, cursor } => {
                 (format!("id: {cursor}\n"), json!({ "reason": reason, "cursor": cursor.as_str() }))
+            }
+            Self::ResetOf { job, reason, cursor } => {
+                let data = json!({ "reason": reason, "cursor": cursor.as_str(), "jobId": job.as_str() });
+                (format!("id: {cursor}\n"), data)
+            }
+            // The wait is the job's own, and none of the connection.
+            Self::ErrorOf { job, code, message, retry_in } => {
+                let mut data = json!({
+                    "code": code, "message": message, "retryable": retry_in.is_some(), "jobId": job.as_str()
+                });
+                if let Some(wait) = retry_in {
+                    data["retryInMs"] = (wait.as_millis() as u64).into();
+                }
+                (String::new(), data)
             }
             Self::Error { code, message, retry_in: None } => {
                 (String::new(), json!({ "code": code, "message": message, "retryable": false }))

@@ -1,23 +1,29 @@
-//! The one loop that reads the source for all watched jobs, whenever it is woken or its poll is due.
+//! The one loop that reads the source for all watched jobs, whenever it is woken or its poll is due, and publishes what it
+//! reads to every topic that has the job.
 
 mod joins;
+mod sets;
+mod watches;
 
 use crate::backoff::Backoff;
 use crate::config;
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, Level};
 use crate::error::{Incidents, Scope, SourceError};
 use crate::event::{Event, JobId};
-use crate::hub::{Hub, Outage, Published, TailRequest};
+use crate::hub::{Ended, Hub, Outage, Published, TailRequest};
 use crate::shutdown::{Phase, ShutdownWatch};
 use crate::source::{JobNews, News, Source, Tail, Wakeup};
-use crate::sse::{self, JobEnd, Segment, Shape};
+use crate::sse::{self, JobEnd, Reset, Segment, Shape};
 use crate::telemetry;
+use crate::topic::Topic;
 use jiff::Timestamp;
-use joins::JoinQueue;
+use joins::{CaughtUp, JoinQueue};
 use metrics::Gauge;
-use std::collections::HashSet;
+pub use sets::{MAX_SKIPPED, Rests, Round, Turn};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use watches::Watches;
 
 /// The jobs with events that could not be read whole, each said once.
 static UNREADABLE_JOBS: Incidents<JobId> = Incidents::new();
@@ -37,7 +43,9 @@ struct TailLoop {
     pace: config::Pace,
     shape: Shape,
     shutdown: ShutdownWatch,
-    /// Readers that wait to be caught up.
+    /// The live topics, and the jobs that are watched for them.
+    watches: Watches,
+    /// Readers and channels that wait to be caught up.
     joins: JoinQueue,
     /// The jobs whose rows the last read that told could not read.
     faulty: HashSet<JobId>,
@@ -59,6 +67,7 @@ impl TailLoop {
             hub,
             shape,
             shutdown,
+            watches: Watches::default(),
             joins: JoinQueue::default(),
             faulty: HashSet::new(),
             backoff: Backoff::new(pace.retry_initial, pace.retry_max),
@@ -73,7 +82,7 @@ impl TailLoop {
         while let Some(wakeup) = self.next_wakeup().await {
             telemetry::SOURCE_WAKEUPS.increment(&[("by", wakeup.as_str())], 1);
             self.apply_requests();
-            let joiners = self.joins.begin_read(|job| self.hub.is_live(job));
+            let joiners = self.joins.begin_read(|topic| self.hub.is_live(topic), |job| self.watches.is_watched(job));
             let began = Instant::now();
             match self.tail.read(&joiners).await {
                 Ok(news) => self.on_news(news, began),
@@ -98,15 +107,24 @@ impl TailLoop {
     fn apply_requests(&mut self) {
         for request in self.hub.take_requests() {
             match request {
-                TailRequest::Watch { job, after } => self.tail.watch(job, after),
+                TailRequest::Watch { topic, after } => {
+                    if self.watches.begin(&topic, &after, &mut *self.tail) {
+                        self.joins.push_channel(topic, after);
+                    }
+                }
                 TailRequest::Join(request) => self.joins.push(request),
             }
         }
         self.tail.await_jobs(self.hub.awaited_jobs());
         // Sweep only after taking the requests. A channel may be swept whose watch is still among them: started after the
         // sweep, that watch would go on without a channel, and publish to the job's next one.
-        for job in self.hub.sweep(Instant::now()) {
-            self.tail.unwatch(&job);
+        for topic in self.hub.sweep(Instant::now()) {
+            self.stop_serving(&topic);
+        }
+    }
+
+    fn stop_serving(&mut self, topic: &Topic) {
+        for job in self.watches.end(topic, &mut *self.tail) {
             self.faulty.remove(&job);
         }
     }
@@ -136,11 +154,20 @@ impl TailLoop {
         self.hub.announce_jobs(&news.appeared);
         // The order matters: a reader that is caught up stands after the events just published, and a channel ends after
         // its last event and after its last reader has joined.
-        let ends = self.publish(news.jobs);
-        self.complete_joins(news.caught_up_joiners);
+        let level = news.level.filter(|_| is_whole).map(|level| {
+            let excepted: HashSet<JobId> = news.faults.iter().map(|(job, _)| job.clone()).collect();
+            RoundLevel { level, excepted }
+        });
+        self.count(&news.jobs);
+        let ends = self.publish(&news.jobs, level.as_ref());
+        self.catch_up(news.caught_up_joiners, level.as_ref());
         self.announce_faults(news.faults, is_whole);
-        for (job, end) in ends {
-            self.hub.finish(&job, end);
+        for job in news.jobs.iter().filter(|job| job.end.is_some()) {
+            self.watches.job_ended(&job.job);
+        }
+        for (topic, end) in ends {
+            self.hub.finish(&topic, end);
+            self.stop_serving(&topic);
         }
     }
 
@@ -192,7 +219,7 @@ impl TailLoop {
                 let (source, code) = (self.kind, error.code.as_str());
                 tracing::warn!(source, code, job = ?job.as_str(), %error, ?retry_in, "a job's rows cannot be read");
             }
-            self.hub.set_fault(&job, Some(Outage { error, since: Instant::now(), retry_in }));
+            self.hub.set_fault(&job, Some(&Outage { error, since: Instant::now(), retry_in }));
             self.faulty.insert(job);
         }
         for job in recovered {
@@ -202,45 +229,186 @@ impl TailLoop {
         }
     }
 
-    /// Publishes the events and the status of each job, and returns the ends of watches.
-    fn publish(&self, jobs: Vec<JobNews>) -> Vec<(JobId, JobEnd)> {
-        let (read_at, now) = (Instant::now(), Timestamp::now());
-        let age = telemetry::EVENT_AGE.histogram();
-        let mut ends = Vec::new();
+    /// Counts the events that a read found.
+    fn count(&self, jobs: &[JobNews]) {
+        let (now, age) = (Timestamp::now(), telemetry::EVENT_AGE.histogram());
+        count_unreadable(jobs.iter().flat_map(|job| &job.events));
         let mut published = 0;
-        for job in jobs {
-            published += job.events.len() as u64;
-            for (event, _) in &job.events {
-                if let Some(seconds) = age_of(event, now) {
-                    age.record(seconds);
-                }
+        for (event, _) in jobs.iter().flat_map(|job| &job.events) {
+            published += 1;
+            if let Some(seconds) = age_of(event, now) {
+                age.record(seconds);
             }
-            if !job.events.is_empty() || job.status.is_some() {
-                let news = Published { events: encode(&job.events, self.shape), status: job.status };
-                self.hub.publish(&job.job, news, read_at);
-            }
-            ends.extend(job.end.map(|end| (job.job, end)));
         }
         if published > 0 {
             telemetry::EVENTS.increment(&[("source", self.kind)], published);
         }
+    }
+
+    /// Publishes the events and the status of each job to the topics that have it, and returns the ends of topics.
+    fn publish(&mut self, jobs: &[JobNews], level: Option<&RoundLevel>) -> Vec<(Topic, Ended)> {
+        let read_at = Instant::now();
+        let mut ends = Vec::new();
+        let mut sets: HashMap<Topic, Vec<&JobNews>> = HashMap::new();
+        for news in jobs {
+            for topic in self.watches.topics_of(&news.job) {
+                let is_behind = self.watches.get(topic).is_some_and(|watched| watched.is_behind);
+                match topic {
+                    _ if is_behind => self.publish_to_one_behind(topic, news, read_at, &mut ends),
+                    Topic::Set(_) => sets.entry(topic.clone()).or_default().push(news),
+                    Topic::Job(_) => {
+                        if !news.events.is_empty() || news.status.is_some() {
+                            let events = encode(&news.events, self.shape);
+                            let published =
+                                Published { events, status: news.status, ..Published::nothing(news.job.clone()) };
+                            self.hub.publish(topic, vec![published], read_at);
+                        }
+                        ends.extend(news.end.map(|end| (topic.clone(), Ended { job: news.job.clone(), end })));
+                    }
+                }
+            }
+        }
+        let mut rests = Rests::default();
+        for (topic, news) in sets {
+            ends.extend(self.publish_to_set(&topic, news, level, &mut rests, read_at).map(|end| (topic, end)));
+        }
         ends
     }
 
-    /// Answers the join requests that the read has caught up.
-    fn complete_joins(&mut self, caught_up: Vec<Option<Vec<(Event, Cursor)>>>) {
-        for (missing, requests) in self.joins.end_read(caught_up) {
-            let missing = encode(&missing, self.shape);
-            for request in requests {
-                self.hub.complete_join(request, missing.clone());
+    /// A channel that is behind gets the events when it is caught up; a status has no place among them. It cannot be caught up
+    /// with a job that has ended: then its readers replay.
+    fn publish_to_one_behind(&self, topic: &Topic, news: &JobNews, at: Instant, ends: &mut Vec<(Topic, Ended)>) {
+        if news.status.is_some() {
+            let published = Published { status: news.status, ..Published::nothing(news.job.clone()) };
+            self.hub.publish(topic, vec![published], at);
+        }
+        if news.end.is_some() {
+            let end = JobEnd::Lost(Reset::Unknown);
+            ends.push((topic.clone(), Ended { job: news.job.clone(), end }));
+        }
+    }
+
+    /// Publishes the news of its jobs to a set. Returns its end, if it is the last of them that has ended, or if the watch of
+    /// one is lost.
+    fn publish_to_set(
+        &mut self,
+        topic: &Topic,
+        mut news: Vec<&JobNews>,
+        level: Option<&RoundLevel>,
+        rests: &mut Rests,
+        read_at: Instant,
+    ) -> Option<Ended> {
+        news.sort_by_key(|news| topic.index(&news.job));
+        let watched = self.watches.get_mut(topic)?;
+        let excepted = level.map(|level| (&level.level, level.excepted_of(topic, |job| watched.is_over(job))));
+        let complete = |news: &JobNews| match news.end {
+            Some(JobEnd::Complete(status)) => Some(status),
+            _ => None,
+        };
+        let open = topic.jobs().iter().filter(|job| !watched.is_over(job)).count();
+        let ending = news.iter().filter(|news| complete(news).is_some()).count();
+        let lost = news.iter().find(|news| matches!(news.end, Some(JobEnd::Lost(_))));
+        let last = news.iter().rfind(|news| complete(news).is_some()).filter(|_| ending == open);
+        let turns: Vec<Turn<'_>> = news
+            .iter()
+            .filter_map(|news| {
+                let over = complete(news).filter(|_| last.is_none_or(|last| last.job != news.job));
+                let (index, events, status) = (topic.index(&news.job)?, &news.events[..], news.status);
+                Some(Turn { index, events, end: None, status, over })
+            })
+            .collect();
+        let positions = &mut watched.positions;
+        let round = Round { topic, shape: self.shape, positions, level: excepted };
+        let published = round.publish(&turns, rests, &mut watched.skipped);
+        self.hub.publish(topic, published, read_at);
+        let end = |news: &&JobNews| Some(Ended { job: news.job.clone(), end: news.end? });
+        lost.or(last).and_then(end)
+    }
+
+    /// Gives channels and readers what they lack. A reader joins its channel after whatever was published to that.
+    fn catch_up(&mut self, answers: Vec<Option<Vec<(Event, Cursor)>>>, level: Option<&RoundLevel>) {
+        let (channels, readers): (Vec<_>, Vec<_>) =
+            self.joins.end_read(answers).into_iter().partition(|caught_up| caught_up.has_channel);
+        for caught_up in channels.iter().chain(&readers) {
+            let events = caught_up.missing.iter().flat_map(|(_, events)| events);
+            count_unreadable(events);
+        }
+        for caught_up in channels {
+            self.catch_up_channel(&caught_up, level);
+            self.complete_joins(caught_up, level);
+        }
+        for caught_up in readers {
+            self.complete_joins(caught_up, level);
+        }
+        for topic in self.joins.take_given_up() {
+            let end = Ended { job: topic.jobs()[0].clone(), end: JobEnd::Lost(Reset::Unknown) };
+            self.hub.finish(&topic, end);
+            self.stop_serving(&topic);
+        }
+    }
+
+    /// Publishes to a channel that is behind what the tail has read before and in this round.
+    fn catch_up_channel(&mut self, caught_up: &CaughtUp, level: Option<&RoundLevel>) {
+        let topic = &caught_up.topic;
+        let Some(watched) = self.watches.get_mut(topic).filter(|watched| watched.is_behind) else { return };
+        watched.is_behind = false;
+        let published = match topic {
+            Topic::Job(job) => {
+                let events = caught_up.missing.iter().flat_map(|(_, events)| encode(events, self.shape)).collect();
+                vec![Published { events, ..Published::nothing(job.clone()) }]
             }
+            Topic::Set(_) => {
+                let excepted = level.map(|level| (&level.level, level.excepted_of(topic, |job| watched.is_over(job))));
+                let positions = &mut watched.positions;
+                let round = Round { topic, shape: self.shape, positions, level: excepted };
+                round.publish(&turns(&caught_up.missing), &mut Rests::default(), &mut watched.skipped)
+            }
+        };
+        self.hub.publish(topic, published, Instant::now());
+    }
+
+    /// Answers the join requests that the read has caught up.
+    fn complete_joins(&mut self, caught_up: CaughtUp, level: Option<&RoundLevel>) {
+        let CaughtUp { topic, after, readers, missing, .. } = caught_up;
+        if self.watches.get(&topic).is_some_and(|watched| watched.is_behind) {
+            return self.joins.put_readers_back(readers);
+        }
+        let missing: Vec<Arc<Segment>> = match &topic {
+            Topic::Job(_) => missing.iter().flat_map(|(_, events)| encode(events, self.shape)).collect(),
+            Topic::Set(_) => {
+                let mut positions = after.position.levels.to_vec();
+                let level = level.map(|level| (&level.level, level.excepted_of(&topic, |job| after.is_over(job))));
+                let round = Round { topic: &topic, shape: self.shape, positions: &mut positions, level };
+                let published = round.publish(&turns(&missing), &mut Rests::default(), &mut 0);
+                published.into_iter().flat_map(|published| published.events).collect()
+            }
+        };
+        for request in readers {
+            self.hub.complete_join(request, missing.clone());
         }
     }
 }
 
+/// The position of all watched jobs after a round.
+struct RoundLevel {
+    level: Level,
+    /// The jobs that could not be read.
+    excepted: HashSet<JobId>,
+}
+
+impl RoundLevel {
+    /// Tells for each job of a topic if the level does not hold for it.
+    fn excepted_of(&self, topic: &Topic, is_over: impl Fn(&JobId) -> bool) -> Vec<bool> {
+        topic.jobs().iter().map(|job| self.excepted.contains(job) || is_over(job)).collect()
+    }
+}
+
+fn turns(missing: &[(usize, Vec<(Event, Cursor)>)]) -> Vec<Turn<'_>> {
+    missing.iter().map(|(index, events)| Turn { index: *index, events, end: None, status: None, over: None }).collect()
+}
+
 /// Encodes events into segments that subscribers share.
 pub fn encode(events: &[(Event, Cursor)], shape: Shape) -> Vec<Arc<Segment>> {
-    count_unreadable(events);
     sse::encode(events.iter().map(|(event, cursor)| (event, cursor)), shape).into_iter().map(Arc::new).collect()
 }
 
@@ -256,9 +424,9 @@ pub fn count_error(error: &SourceError) {
 }
 
 /// Counts the events that could not be read whole, and says the first of a job.
-pub fn count_unreadable(events: &[(Event, Cursor)]) {
+pub fn count_unreadable<'a>(events: impl IntoIterator<Item = &'a (Event, Cursor)>) {
     let mut count = 0;
-    for (event, _) in events.iter().filter(|(event, _)| !event.unreadable.is_empty()) {
+    for (event, _) in events.into_iter().filter(|(event, _)| !event.unreadable.is_empty()) {
         count += 1;
         if UNREADABLE_JOBS.begins(event.job_id.clone()) {
             let (job, parts) = (event.job_id.as_str(), &event.unreadable);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 const ROOMS: &[(&str, &[&str])] = &[
     ("event", &[]),
     ("cursor", &["event"]),
+    ("topic", &["event", "cursor"]),
     ("sse", &["event", "cursor"]),
     ("error", &["event"]),
     ("config", &["event", "sse", "logging"]),
@@ -20,14 +21,18 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("supervise", &["shutdown"]),
     ("single_flight", &["supervise"]),
     ("source", &["event", "cursor", "error", "sse", "backoff", "config", "telemetry", "supervise", "single_flight"]),
-    ("hub", &["event", "cursor", "error", "sse", "config", "telemetry"]),
-    ("tail", &["backoff", "event", "cursor", "error", "sse", "config", "telemetry", "shutdown", "source", "hub"]),
+    ("hub", &["event", "cursor", "topic", "error", "sse", "config", "telemetry"]),
+    (
+        "tail",
+        &["backoff", "event", "cursor", "topic", "error", "sse", "config", "telemetry", "shutdown", "source", "hub"],
+    ),
     (
         "replay",
         &[
             "backoff",
             "event",
             "cursor",
+            "topic",
             "error",
             "sse",
             "config",
@@ -41,13 +46,27 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("auth", &["event", "config", "telemetry", "shutdown", "supervise", "outbound"]),
     (
         "delivery",
-        &["event", "cursor", "error", "sse", "config", "telemetry", "shutdown", "supervise", "hub", "replay", "auth"],
+        &[
+            "event",
+            "cursor",
+            "topic",
+            "error",
+            "sse",
+            "config",
+            "telemetry",
+            "shutdown",
+            "supervise",
+            "hub",
+            "replay",
+            "auth",
+        ],
     ),
     (
         "http",
         &[
             "event",
             "cursor",
+            "topic",
             "error",
             "sse",
             "config",

@@ -36,6 +36,7 @@ impl Wanted {
 }
 
 /// A request's credentials. They are never printed.
+#[derive(Clone)]
 pub struct Caller {
     /// `Authorization`, if the request has one.
     authorization: Option<String>,

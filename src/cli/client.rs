@@ -157,7 +157,8 @@ impl Jobcast {
     pub async fn stream_at(&self, address: &str, start: &Start) -> Result<Option<Stream>, Failure> {
         let query = match start {
             // An event's id may be any text, and not every text fits into a header.
-            Start::After(id) => format!("lastEventId={}", utf8_percent_encode(id, SEGMENT)),
+            Start::After(id, _) => format!("lastEventId={}", utf8_percent_encode(id, SEGMENT)),
+            Start::Last(count) => format!("last={count}"),
             Start::Now => "from=now".into(),
             Start::Beginning => String::new(),
         };

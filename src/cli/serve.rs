@@ -382,6 +382,7 @@ impl Delivery {
             source,
             streams: self.streams.clone(),
             appear: settings.source.appear,
+            max_set: settings.stream.max_set,
             ingest_enabled: settings.ingest_enabled(),
             ingest: settings.ingest.clone(),
             limits: Limits::new(&settings.http),

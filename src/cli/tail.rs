@@ -51,7 +51,7 @@ pub async fn run(args: Args) -> ExitCode {
     let start = match args.from.as_str() {
         "start" => Start::Beginning,
         "now" => Start::Now,
-        cursor => Start::After(cursor.to_string()),
+        cursor => Start::after(cursor),
     };
     let jobcast = match Jobcast::new(&args.url, args.token.clone(), &args.trust) {
         Ok(jobcast) => jobcast,
@@ -198,7 +198,7 @@ impl Tail {
                 None => {}
             }
             if !message.id.is_empty() {
-                self.start = Start::After(message.id);
+                self.start = Start::after(message.id);
             }
         }
         Ok(Disconnect::Reconnect(not_before.or(stream.retry())))

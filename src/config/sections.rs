@@ -214,6 +214,8 @@ pub struct Stream {
     /// Age at which a stream is closed, to reconnect elsewhere. 0s: never.
     #[serde(with = "duration")]
     pub max_age: Duration,
+    /// Most jobs of one stream over a set of jobs.
+    pub max_set: usize,
     /// Content of `data:`. envelope: the whole event; payload: only its payload, with stepId merged in.
     #[serde(deserialize_with = "one_of")]
     pub data: Shape,
@@ -226,6 +228,7 @@ impl Default for Stream {
             heartbeat: Duration::from_secs(15),
             write_timeout: Duration::from_secs(30),
             max_age: Duration::ZERO,
+            max_set: 200,
             data: Shape::Envelope,
         }
     }
@@ -240,6 +243,7 @@ impl Stream {
         );
         problems.require_longer_than_zero(self.heartbeat, "stream.heartbeat");
         problems.require_longer_than_zero(self.write_timeout, "stream.write_timeout");
+        problems.require((1..=1000).contains(&self.max_set), "stream.max_set", "must be from 1 to 1000");
     }
 }
 

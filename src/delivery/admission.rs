@@ -159,7 +159,7 @@ impl Admission {
         }
         Ok(StreamPermit {
             admission: self.clone(),
-            grant: None,
+            grants: Box::default(),
             number: inner.next_number.fetch_add(1, Ordering::Relaxed),
             since: Instant::now(),
             delivered: 0,
@@ -221,8 +221,8 @@ impl Drop for CountedConnection {
 /// One open stream, from its admission to its end, wherever it is served.
 pub struct StreamPermit {
     admission: Admission,
-    /// The right to watch that it was opened with; None where nobody is asked for one.
-    grant: Option<Arc<Grant>>,
+    /// The rights to watch that it was opened with, one for each job; empty where nobody is asked for one.
+    grants: Box<[Arc<Grant>]>,
     number: u64,
     since: Instant,
     /// The number of events that were written to it, as far as 32 bits can count.
@@ -236,19 +236,19 @@ pub struct StreamPermit {
 }
 
 impl StreamPermit {
-    /// Ties the stream to the right to watch that it was opened with.
-    pub fn with_grant(mut self, grant: impl Into<Option<Arc<Grant>>>) -> Self {
-        self.grant = grant.into();
+    /// Ties the stream to the rights to watch that it was opened with.
+    pub fn with_grants(mut self, grants: impl IntoIterator<Item = Arc<Grant>>) -> Self {
+        self.grants = grants.into_iter().collect();
         self
     }
 
-    pub fn grant(&self) -> Option<&Arc<Grant>> {
-        self.grant.as_ref()
+    pub fn grants(&self) -> &[Arc<Grant>] {
+        &self.grants
     }
 
-    /// Returns the reason for which the right to watch has ended, if it has.
+    /// Returns the reason for which a right to watch has ended, if one has.
     pub fn withdrawal(&self, now: Instant) -> Option<Withdrawal> {
-        self.grant.as_ref()?.ended(now)
+        self.grants.iter().find_map(|grant| grant.ended(now))
     }
 
     /// The id in `X-Jobcast-Connection` and in the logs.
@@ -263,7 +263,7 @@ impl StreamPermit {
 
     /// The caller's name, where its credentials have one.
     pub fn subject(&self) -> Option<&str> {
-        self.grant.as_ref()?.subject()
+        self.grants.first()?.subject()
     }
 
     /// The address that the request came from, where it is known.

@@ -8,12 +8,12 @@ use super::handoff::{HandoffSlot, LiveStream};
 use super::reaction::{self, Notice, Reaction};
 use super::socket::Stalled;
 use crate::cursor::Cursor;
-use crate::event::JobId;
 use crate::hub::{Listening, Outage, Overtaken, Place, Subscription};
 use crate::replay::{Replay, Step};
 use crate::shutdown::{Phase, ShutdownWatch};
 use crate::sse::{self, Bye, Segment};
 use crate::telemetry;
+use crate::topic::Topic;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ const MAX_TAKEN: usize = 64 * 1024;
 /// One stream while actix serves it. It yields bytes without chunk framing.
 pub struct Body {
     streams: StreamContext,
-    job: JobId,
+    topic: Topic,
     /// None once the stream has left.
     permit: Option<StreamPermit>,
     /// None once the stream has left.
@@ -97,8 +97,8 @@ impl Body {
         let mut outages = streams.hub.outages();
         outages.mark_unchanged();
         Self {
-            registration: Some(streams.registry.enter(&permit, replay.job())),
-            job: replay.job().clone(),
+            registration: Some(streams.registry.enter(&permit, replay.topic())),
+            topic: replay.topic().clone(),
             permit: Some(permit),
             slot,
             stalled,
@@ -154,7 +154,7 @@ impl Body {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Step(step) => {
-                let reaction = reaction::on_replay_step(&self.job, step, || self.streams.reconnect_delay());
+                let reaction = reaction::on_replay_step(step, || self.streams.reconnect_delay());
                 self.carry_out(reaction);
             }
             Event::ChannelGrew | Event::TimeIsUp => {} // Both are looked at next.
@@ -177,9 +177,9 @@ impl Body {
     fn carry_out(&mut self, reaction: Reaction) {
         match reaction {
             Reaction::SendReplayed(segments) => self.queue_replayed(&segments),
-            Reaction::GoLive { missing, status, subscription, place, cursor } => {
+            Reaction::GoLive { missing, notices, subscription, place, cursor } => {
                 self.queue_replayed(&missing);
-                self.queue.extend(status.map(|status| status.encode()));
+                self.queue.extend(notices.iter().map(|notice| notice.encode()));
                 if !std::mem::replace(&mut self.is_told_live, true) {
                     self.queue.push_back(Bytes::from_static(sse::LIVE));
                 }
@@ -187,10 +187,10 @@ impl Body {
             }
             Reaction::Replay(cursor) => {
                 let told = match &self.state {
-                    State::Live(live) => live.listening.channel().status_at(live.place),
-                    State::Replaying { .. } | State::Over | State::Left => None,
+                    State::Live(live) => live.listening.channel().statuses_at(live.place),
+                    State::Replaying { .. } | State::Over | State::Left => Vec::new(),
                 };
-                let replay = self.streams.replay_after(self.job.clone(), cursor).told(told);
+                let replay = self.streams.replay_after(self.topic.clone(), cursor).told(told);
                 self.state = State::Replaying { replay: Box::new(replay), ready: None };
             }
             Reaction::Notify(notice) => self.notify(notice),
@@ -212,7 +212,7 @@ impl Body {
         if self.slot.is_some() && !self.queue.is_empty() {
             // actix writes the end of the replay first, since what it writes after the stream has left is kept in memory.
             if let State::Replaying { ready, .. } = &mut self.state {
-                *ready = Some(Step::Live { missing: Vec::new(), status: None, subscription, place, cursor });
+                *ready = Some(Step::Live { missing: Vec::new(), notices: Vec::new(), subscription, place, cursor });
             }
             return;
         }
@@ -260,12 +260,12 @@ impl Body {
             }
             (None, Some(end)) => {
                 let cursor = live.cursor.clone();
-                self.carry_out(reaction::on_job_end(&self.job, end, cursor));
+                self.carry_out(reaction::on_end(&end, cursor));
                 true
             }
             (None, None) => match live.listening.untold(unread.fault.as_ref()) {
                 Some(fault) => {
-                    self.notify(reaction::on_outage(&fault.outage));
+                    self.notify(reaction::on_fault(&self.topic, fault));
                     true
                 }
                 None => false,

@@ -4,6 +4,7 @@
 use super::admission::StreamPermit;
 use crate::event::{JobId, Rfc3339};
 use crate::hub::{Hub, Place};
+use crate::topic::Topic;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use std::collections::HashMap;
@@ -32,13 +33,13 @@ impl Filter {
     }
 
     /// Tells if it allows this stream.
-    pub fn allows(&self, permit: &StreamPermit, job: &JobId) -> bool {
-        self.allows_parts(|| permit.id(), job, permit.subject())
+    pub fn allows(&self, permit: &StreamPermit, topic: &Topic) -> bool {
+        self.allows_parts(|| permit.id(), topic, permit.subject())
     }
 
     /// The id comes last, since it is made only to be compared.
-    fn allows_parts(&self, id: impl FnOnce() -> String, job: &JobId, subject: Option<&str>) -> bool {
-        self.job.as_ref().is_none_or(|wanted| wanted == job)
+    fn allows_parts(&self, id: impl FnOnce() -> String, topic: &Topic, subject: Option<&str>) -> bool {
+        self.job.as_ref().is_none_or(|wanted| topic.index(wanted).is_some())
             && self.subject.as_deref().is_none_or(|wanted| subject == Some(wanted))
             && self.id.as_ref().is_none_or(|wanted| *wanted == id())
     }
@@ -48,7 +49,11 @@ impl Filter {
 #[derive(Clone, Debug, Serialize)]
 pub struct Connection {
     pub id: String,
+    /// The job, or the first of a set.
     pub job: JobId,
+    /// The number of jobs, where it is a set of several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jobs: Option<usize>,
     /// The caller's name, where its credentials have one.
     pub subject: Option<String>,
     pub address: Option<IpAddr>,
@@ -62,10 +67,11 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub fn new(permit: &StreamPermit, job: &JobId, lag: Option<u64>) -> Self {
+    pub fn new(permit: &StreamPermit, topic: &Topic, lag: Option<u64>) -> Self {
         Self {
             id: permit.id(),
-            job: job.clone(),
+            job: topic.jobs()[0].clone(),
+            jobs: Some(topic.jobs().len()).filter(|jobs| *jobs > 1),
             subject: permit.subject().map(str::to_string),
             address: permit.address(),
             since: wall_clock(permit.since()),
@@ -101,6 +107,7 @@ pub struct Registry(Arc<Mutex<HashMap<String, Arc<Entry>>>>);
 struct Entry {
     /// As it was when the stream began.
     connection: Connection,
+    topic: Topic,
     delivered: AtomicU64,
     place: AtomicU64,
     is_revoked: AtomicBool,
@@ -113,9 +120,10 @@ impl Registry {
     }
 
     /// Enters a stream, until what is returned is dropped.
-    pub fn enter(&self, permit: &StreamPermit, job: &JobId) -> Registration {
+    pub fn enter(&self, permit: &StreamPermit, topic: &Topic) -> Registration {
         let entry = Arc::new(Entry {
-            connection: Connection::new(permit, job, None),
+            connection: Connection::new(permit, topic, None),
+            topic: topic.clone(),
             delivered: AtomicU64::new(0),
             place: AtomicU64::new(NO_PLACE),
             is_revoked: AtomicBool::new(false),
@@ -144,13 +152,13 @@ impl Registry {
 
 impl Entry {
     fn is_allowed(&self, filter: &Filter) -> bool {
-        let Connection { id, job, subject, .. } = &self.connection;
-        filter.allows_parts(|| id.clone(), job, subject.as_deref())
+        let Connection { id, subject, .. } = &self.connection;
+        filter.allows_parts(|| id.clone(), &self.topic, subject.as_deref())
     }
 
     fn connection(&self, hub: &Hub) -> Connection {
         let place = self.place.load(Ordering::Relaxed);
-        let channel = hub.channel(&self.connection.job).filter(|_| place != NO_PLACE);
+        let channel = hub.channel(&self.topic).filter(|_| place != NO_PLACE);
         let lag = channel.map(|channel| channel.newest().0.saturating_sub(place));
         Connection { delivered: self.delivered.load(Ordering::Relaxed), lag, ..self.connection.clone() }
     }
@@ -182,9 +190,12 @@ impl Registration {
     /// Returns when the stream may not go on: an operator closes it, or the right that it was opened with has ended.
     pub async fn ended(&self, permit: &StreamPermit) {
         let withdrawn = async {
-            match permit.grant() {
-                Some(grant) => grant.end().await,
-                None => std::future::pending().await,
+            match permit.grants() {
+                [] => std::future::pending().await,
+                grants => {
+                    let ends = grants.iter().map(|grant| Box::pin(grant.end()));
+                    futures_util::future::select_all(ends).await;
+                }
             }
         };
         tokio::select! {

@@ -4,11 +4,11 @@ use super::admission::Admission;
 use super::connections::Registry;
 use crate::config;
 use crate::cursor::Cursor;
-use crate::event::JobId;
 use crate::hub::Hub;
 use crate::replay::{Pages, Replay};
 use crate::shutdown::ShutdownWatch;
 use crate::sse::Bye;
+use crate::topic::Topic;
 use rand::RngExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -88,9 +88,9 @@ impl StreamContext {
         Instant::now() + StreamRules::drain_delay(drain, self.admission.open())
     }
 
-    /// Starts a replay of everything after `cursor`.
-    pub fn replay_after(&self, job: JobId, cursor: Cursor) -> Replay {
-        Replay::after(self.pages.clone(), self.hub.clone(), job, cursor)
+    /// Starts a replay of everything after `cursor`, one of this process' own for the topic.
+    pub fn replay_after(&self, topic: Topic, cursor: Cursor) -> Replay {
+        Replay::after_token(self.pages.clone(), self.hub.clone(), topic, cursor)
     }
 }
 

@@ -7,11 +7,11 @@ use super::context::Deadline;
 use crate::auth::Withdrawal;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
-use crate::event::JobId;
-use crate::hub::{Outage, Place, Subscription};
+use crate::hub::{Ended, Fault, Outage, Place, Subscription};
 use crate::replay::Step;
 use crate::sse::{Bye, ControlEvent, JobEnd, Segment};
 use crate::telemetry;
+use crate::topic::Topic;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 pub enum Reaction {
     /// Send these events of the past, then go on with the replay.
     SendReplayed(Vec<Arc<Segment>>),
-    /// Send `missing`, and the status if there is one, then the ring's events from `place` on. `cursor` is the position at
+    /// Send `missing`, and the notices, then the ring's events from `place` on. `cursor` is the position at
     /// `place`.
     GoLive {
         missing: Vec<Arc<Segment>>,
-        status: Option<ControlEvent>,
+        notices: Vec<ControlEvent>,
         subscription: Subscription,
         place: Place,
         cursor: Cursor,
@@ -53,17 +53,19 @@ impl Notice {
 }
 
 /// Decides on the next step of a stream's replay. `reconnect_in` is the client's wait in case that the stream is closed.
-pub fn on_replay_step(job: &JobId, step: Step, reconnect_in: impl FnOnce() -> Duration) -> Reaction {
+pub fn on_replay_step(step: Step, reconnect_in: impl FnOnce() -> Duration) -> Reaction {
     match step {
         Step::Events(segments) => Reaction::SendReplayed(segments),
-        Step::Live { missing, status, subscription, place, cursor } => {
-            let status = status.map(|status| ControlEvent::Status { job: job.clone(), status });
-            Reaction::GoLive { missing, status, subscription, place, cursor }
+        Step::Live { missing, notices, subscription, place, cursor } => {
+            Reaction::GoLive { missing, notices, subscription, place, cursor }
         }
-        Step::Complete(status, cursor) => on_job_end(job, JobEnd::Complete(status), cursor),
-        Step::Reset(reason, cursor) => {
+        Step::Complete { job, status, cursor } => on_end(&Ended { job, end: JobEnd::Complete(status) }, cursor),
+        Step::Reset(job, reason, cursor) => {
             telemetry::RESUMES.increment(&[("from", "reset")], 1);
-            Reaction::Notify(Notice::goes_on(ControlEvent::Reset { reason, cursor }))
+            Reaction::Notify(Notice::goes_on(match job {
+                Some(job) => ControlEvent::ResetOf { job, reason, cursor },
+                None => ControlEvent::Reset { reason, cursor },
+            }))
         }
         // The job existed when the stream began, and was deleted since. The client's next request gets the 404.
         Step::NoSuchJob => {
@@ -74,11 +76,11 @@ pub fn on_replay_step(job: &JobId, step: Step, reconnect_in: impl FnOnce() -> Du
     }
 }
 
-/// Decides on the end of a job's watch for a stream that got all events up to `cursor`.
-pub fn on_job_end(job: &JobId, end: JobEnd, cursor: Cursor) -> Reaction {
-    match end {
+/// Decides on the end of a channel for a stream that got all events up to `cursor`.
+pub fn on_end(ended: &Ended, cursor: Cursor) -> Reaction {
+    match ended.end {
         JobEnd::Complete(status) => {
-            let complete = ControlEvent::Complete { job: job.clone(), status, cursor };
+            let complete = ControlEvent::Complete { job: ended.job.clone(), status, cursor };
             Reaction::Notify(Notice::last(complete, Reason::Complete))
         }
         // The replay finds out what is lost, and then sends all there is.
@@ -89,6 +91,20 @@ pub fn on_job_end(job: &JobId, end: JobEnd, cursor: Cursor) -> Reaction {
 /// Decides on an outage that the hub announced to all streams.
 pub fn on_outage(outage: &Outage) -> Notice {
     on_source_error(&outage.error, outage.retry_in)
+}
+
+/// Decides on a time in which the rows of one job cannot be read. In a set the others go on whatever the reason.
+pub fn on_fault(topic: &Topic, fault: &Fault) -> Notice {
+    let Outage { error, retry_in, .. } = &*fault.outage;
+    if topic.jobs().len() == 1 {
+        return on_outage(&fault.outage);
+    }
+    Notice::goes_on(ControlEvent::ErrorOf {
+        job: fault.job.clone(),
+        code: error.code.as_str(),
+        message: error.told().to_string(),
+        retry_in: error.is_retryable().then_some(*retry_in),
+    })
 }
 
 /// Returns the reason of Jobcast's own for closing a stream now, if there is one. A right that has ended comes first, since
@@ -130,7 +146,7 @@ pub fn source_error(error: &SourceError, retry_in: Duration) -> ControlEvent {
 mod tests {
     use super::*;
     use crate::error::SourceCode;
-    use crate::event::JobStatus;
+    use crate::event::{JobId, JobStatus};
     use crate::sse::Reset;
 
     fn error(code: SourceCode) -> SourceError {
@@ -145,8 +161,9 @@ mod tests {
     #[test]
     fn a_stream_ends_only_where_going_on_cannot_help() {
         let (job, cursor) = ("job".parse::<JobId>().expect("id"), Cursor::trusted("c7"));
+        let complete = |status| Step::Complete { job: job.clone(), status, cursor: cursor.clone() };
         let wait = Duration::from_millis(1500);
-        let step = |step| match on_replay_step(&job, step, || wait) {
+        let step = |step| match on_replay_step(step, || wait) {
             Reaction::Notify(notice) => sent(notice),
             _ => panic!("sends no event of Jobcast's own"),
         };
@@ -169,11 +186,11 @@ mod tests {
             )
         );
         assert_eq!(
-            step(Step::Reset(Reset::Trimmed, cursor.clone())),
+            step(Step::Reset(None, Reset::Trimmed, cursor.clone())),
             ("id: c7\nevent: stream.reset\ndata: {\"cursor\":\"c7\",\"reason\":\"trimmed\"}\n\n".into(), None)
         );
         assert_eq!(
-            step(Step::Complete(JobStatus::Failed, cursor.clone())),
+            step(complete(JobStatus::Failed)),
             (
                 "id: c7\nevent: stream.complete\ndata: {\"jobId\":\"job\",\"status\":\"FAILED\"}\n\n".into(),
                 Some(Reason::Complete)
@@ -191,6 +208,7 @@ mod tests {
         ] {
             assert_eq!(sent(on_bye(reason, wait)), (bye(name), Some(counted_as)));
         }
-        assert!(matches!(on_job_end(&job, JobEnd::Lost(Reset::Rewound), cursor), Reaction::Replay(_)));
+        let lost = Ended { job: job.clone(), end: JobEnd::Lost(Reset::Rewound) };
+        assert!(matches!(on_end(&lost, cursor.clone()), Reaction::Replay(_)));
     }
 }

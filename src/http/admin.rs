@@ -117,7 +117,8 @@ async fn channels(health: web::Data<Health>) -> HttpResponse {
             let (events, bytes, cursor) = channel.holds();
             let lag = channel.last_read().elapsed().as_secs_f64();
             json!({
-                "jobId": channel.job,
+                "jobId": channel.topic.jobs()[0],
+                "jobs": channel.topic.jobs().len(),
                 "subscribers": channel.subscribers(),
                 "ring": { "events": events, "bytes": bytes },
                 "cursor": cursor,

@@ -1,4 +1,4 @@
-//! The wait for a job that the source does not know yet: a page is often there before its job's first row.
+//! The wait for jobs of which the source does not know one yet: a page is often there before its job's first row.
 
 use super::App;
 use crate::delivery::admission::StreamPermit;
@@ -22,7 +22,7 @@ pub const CLOSED: &str = "this request was closed, or the right that it came wit
 /// One request's wait. The request holds its permit meanwhile, as an open stream does.
 pub struct Wait<'a> {
     app: &'a App,
-    job: JobId,
+    jobs: Vec<JobId>,
     until: Instant,
     state: State,
     outages: watch::Receiver<Option<Arc<Outage>>>,
@@ -31,9 +31,9 @@ pub struct Wait<'a> {
 enum State {
     /// The source was asked once.
     New,
-    Waiting(Appearance),
-    /// The source was said to know the job, but did not. It is asked again after this pause.
-    Asking(Appearance, Duration),
+    Waiting(Vec<Appearance>),
+    /// The source was said to know a job, but did not. It is asked again after this pause.
+    Asking(Vec<Appearance>, Duration),
     /// The time is up: the next answer of the source counts.
     Over,
 }
@@ -53,12 +53,12 @@ pub enum GivenUp {
 }
 
 impl<'a> Wait<'a> {
-    /// A wait of so long at most. With no time it is over at once.
-    pub fn new(app: &'a App, job: &JobId, time: Duration) -> Self {
+    /// A wait of so long at most, until one of the jobs is there. With no time it is over at once.
+    pub fn new(app: &'a App, jobs: &[JobId], time: Duration) -> Self {
         let mut outages = app.streams.hub.outages();
         outages.mark_unchanged();
         let state = if time.is_zero() { State::Over } else { State::New };
-        Self { app, job: job.clone(), until: Instant::now() + time, state, outages }
+        Self { app, jobs: jobs.to_vec(), until: Instant::now() + time, state, outages }
     }
 
     /// Returns when the source is to be asked once more, after it has said that there is no such job.
@@ -66,16 +66,19 @@ impl<'a> Wait<'a> {
         let streams = &self.app.streams;
         self.state = match std::mem::replace(&mut self.state, State::Over) {
             State::New => {
-                let appearance = streams.hub.await_job(&self.job, self.app.settings.max_waiting);
-                State::Waiting(appearance.ok_or(GivenUp::TooMany)?)
+                let begin = |job| streams.hub.await_job(job, self.app.settings.max_waiting).ok_or(GivenUp::TooMany);
+                State::Waiting(self.jobs.iter().map(begin).collect::<Result<_, _>>()?)
             }
-            State::Waiting(appearance) => State::Asking(appearance, FIRST_PAUSE),
-            State::Asking(appearance, pause) => State::Asking(appearance, pause * 2),
+            State::Waiting(appearances) => State::Asking(appearances, FIRST_PAUSE),
+            State::Asking(appearances, pause) => State::Asking(appearances, pause * 2),
             State::Over => return Err(GivenUp::NoSuchJob),
         };
         let announced = async {
             match &mut self.state {
-                State::Waiting(appearance) => appearance.announced().await,
+                State::Waiting(appearances) => {
+                    let announced = appearances.iter_mut().map(|appearance| Box::pin(appearance.announced()));
+                    futures_util::future::select_all(announced).await;
+                }
                 State::Asking(_, pause) => sleep(*pause).await,
                 State::New | State::Over => {}
             }

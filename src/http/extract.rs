@@ -3,9 +3,11 @@
 
 use super::problem::Problem;
 use crate::cursor::Start;
+use crate::cursor::set::Size;
 use crate::delivery::connections::Filter;
 use crate::event::{BadJobId, JobId, JobStatus};
 use crate::source::MAX_JOBS;
+use crate::topic::Types;
 use actix_web::dev::Payload;
 use actix_web::http::header::{ACCEPT, Accept, Header};
 use actix_web::{FromRequest, HttpRequest, web};
@@ -14,6 +16,9 @@ use std::collections::HashMap;
 use std::future::{Ready, ready};
 use std::ops::RangeInclusive;
 use std::time::Duration;
+
+/// Most events before the end that a stream begins with.
+const MAX_LAST: usize = 1000;
 
 /// Implements `FromRequest` by a function that needs only the head of the request.
 macro_rules! from_head {
@@ -51,7 +56,9 @@ impl FromRequest for Start {
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         if let Some(last) = request.headers().get("Last-Event-ID").filter(|last| !last.is_empty()) {
             // No id of ours or of a source has control characters, so this one will not be found.
-            return ready(Ok(Start::After(last.to_str().unwrap_or("\0").to_string())));
+            let text = last.to_str().unwrap_or("\0").to_string();
+            let otherwise = Parameters::of(request).and_then(|parameters| parameters.beginning());
+            return ready(otherwise.map(|otherwise| Start::After(text, Box::new(otherwise))));
         }
         ready(Parameters::of(request).and_then(|parameters| parameters.start("lastEventId")))
     }
@@ -96,6 +103,8 @@ impl<T: FromQuery> FromRequest for Query<T> {
 /// The query's parameters; the last of equal names counts, where it matters little.
 pub struct Parameters {
     values: HashMap<String, String>,
+    /// All values of `job`, which may be there many times.
+    jobs: Vec<String>,
     /// A name that is there more than once.
     repeated: Option<String>,
 }
@@ -104,13 +113,16 @@ impl Parameters {
     fn of(request: &HttpRequest) -> Result<Self, Problem> {
         let pairs = web::Query::<Vec<(String, String)>>::from_query(request.query_string())
             .map_err(|error| Problem::bad_query(format!("the query cannot be read: {error}")))?;
-        let (mut values, mut repeated) = (HashMap::new(), None);
+        let (mut values, mut jobs, mut repeated) = (HashMap::new(), Vec::new(), None);
         for (name, value) in pairs.into_inner() {
+            if name == "job" {
+                jobs.push(value.clone());
+            }
             if values.insert(name.clone(), value).is_some() {
                 repeated = Some(name);
             }
         }
-        Ok(Self { values, repeated })
+        Ok(Self { values, jobs, repeated })
     }
 
     /// A parameter that is not empty.
@@ -137,10 +149,49 @@ impl Parameters {
         number.ok_or_else(|| Problem::bad_query(format!("{name}={text:?} is no whole number from {least} to {most}")))
     }
 
-    /// Position to begin at: the cursor or id in the parameter `after`, or else what `from` says.
+    /// The types of events that are wanted.
+    fn types(&self) -> Result<Types, Problem> {
+        let types = self.values.get("types").map_or(Ok(Types::All), |text| Types::parse(text));
+        types.map_err(|error| Problem::bad_query(format!("types: {error}")))
+    }
+
+    /// The size of a set's cursors.
+    fn ids(&self) -> Result<Size, Problem> {
+        match self.values.get("ids").map(String::as_str) {
+            None | Some("short") => Ok(Size::Short),
+            Some("full") => Ok(Size::Full),
+            Some(other) => Err(Problem::bad_query(format!("ids={other:?} is neither \"short\" nor \"full\""))),
+        }
+    }
+
+    /// The jobs of a set, at most `most` of them.
+    fn jobs(&self, most: usize) -> Result<Vec<JobId>, Problem> {
+        if self.jobs.is_empty() {
+            return Err(Problem::bad_query("name the jobs, as in ?job=A&job=B"));
+        }
+        if self.jobs.len() > most {
+            return Err(Problem::bad_query(format!("there are more than {most} jobs (stream.max_set)")));
+        }
+        let jobs = self.jobs.iter().map(|job| job.parse());
+        jobs.collect::<Result<_, _>>().map_err(|error: BadJobId| Problem::bad_job_id(error.to_string()))
+    }
+
+    /// Position to begin at: the cursor or id in the parameter `after`, or else what `last` or `from` says.
     fn start(&self, after: &str) -> Result<Start, Problem> {
-        if let Some(position) = self.text(after) {
-            return Ok(Start::After(position.to_string()));
+        let otherwise = self.beginning()?;
+        Ok(match self.text(after) {
+            Some(position) => Start::After(position.to_string(), Box::new(otherwise)),
+            None => otherwise,
+        })
+    }
+
+    /// Position to begin at without a cursor, as `last` or `from` says.
+    fn beginning(&self) -> Result<Start, Problem> {
+        if self.values.contains_key("last") {
+            return Ok(match self.number("last", 0, 0..=MAX_LAST)? {
+                0 => Start::Now,
+                count => Start::Last(count),
+            });
         }
         match self.values.get("from").map(String::as_str) {
             Some("now") => Ok(Start::Now),
@@ -155,7 +206,10 @@ impl Parameters {
 /// Tells if a query's parameter is one that some address of Jobcast's knows.
 pub fn is_own_parameter(name: &str) -> bool {
     // `_` is different with each request of our client, so that no cache has the answer.
-    matches!(name, "_" | "after" | "from" | "job" | "last" | "lastEventId" | "limit" | "status" | "types" | "wait")
+    matches!(
+        name,
+        "_" | "after" | "from" | "ids" | "job" | "last" | "lastEventId" | "limit" | "status" | "types" | "wait"
+    )
 }
 
 /// Query of `GET /runner-jobs/{job_id}/events`.
@@ -165,6 +219,7 @@ pub struct PollQuery {
     pub limit: usize,
     /// Time to wait for something new.
     pub wait: Duration,
+    pub types: Types,
 }
 
 impl FromQuery for PollQuery {
@@ -173,7 +228,32 @@ impl FromQuery for PollQuery {
             limit: parameters.number("limit", 100, 1..=1000)?,
             wait: Duration::from_secs(parameters.number("wait", 0, 0..=60)? as u64),
             start: parameters.start("after")?,
+            types: parameters.types()?,
         })
+    }
+}
+
+/// Query of a stream: the types of events that are wanted.
+pub struct TypesQuery(pub Types);
+
+impl FromQuery for TypesQuery {
+    fn from_query(parameters: &Parameters) -> Result<Self, Problem> {
+        parameters.types().map(Self)
+    }
+}
+
+/// The jobs of a set, as the query names them, and what is wanted of them.
+pub struct SetQuery {
+    pub jobs: Vec<JobId>,
+    pub types: Types,
+    pub ids: Size,
+}
+
+impl SetQuery {
+    /// Reads the query of a request that may name at most so many jobs.
+    pub fn of(request: &HttpRequest, most: usize) -> Result<Self, Problem> {
+        let parameters = Parameters::of(request)?;
+        Ok(Self { jobs: parameters.jobs(most)?, types: parameters.types()?, ids: parameters.ids()? })
     }
 }
 

@@ -8,8 +8,8 @@ use super::rate::Rate;
 use crate::config;
 use crate::delivery::admission::{LimitReached, StreamPermit};
 use crate::error::Incidents;
-use crate::event::JobId;
 use crate::telemetry;
+use crate::topic::Topic;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -156,12 +156,12 @@ impl Limits {
 
 impl App {
     /// Lets a client that comes for a job's events in, unless it comes too often or there is too much to do already.
-    pub(super) fn let_in(&self, client: ClientAddress, job: &JobId) -> Result<(), Refusal> {
+    pub(super) fn let_in(&self, client: ClientAddress, topic: &Topic) -> Result<(), Refusal> {
         let refusal = if self.comes_too_often(client) {
             Refusal::Rate
         } else if self.streams.pages.is_queue_full() {
             Refusal::Replays
-        } else if !self.streams.hub.has_room_for(job) {
+        } else if !self.streams.hub.has_room_for(topic) {
             Refusal::Jobs
         } else {
             return Ok(());

@@ -19,12 +19,14 @@ mod in_flight;
 mod ingest;
 mod jobs;
 mod limits;
+mod opening;
 mod page;
 mod problem;
 mod rate;
 mod rights;
 mod routes;
 mod server;
+mod sets;
 mod stream;
 
 pub use admin::MAX_CONNECTIONS as MAX_ADMIN_CONNECTIONS;
@@ -64,6 +66,8 @@ pub struct App {
     /// Parts that every stream needs; `hub` and `pages` also serve polling.
     pub streams: StreamContext,
     pub settings: config::Http,
+    /// `stream.max_set`
+    pub max_set: usize,
     /// `source.appear`
     pub appear: Duration,
     /// `http.cors` of the moment.

@@ -2,17 +2,21 @@
 //! so that it cannot forget to ask.
 
 use super::App;
-use super::extract::{JobPath, is_own_parameter};
+use super::extract::{JobPath, SetQuery, is_own_parameter};
 use super::problem::Problem;
 use crate::auth::{Caller, Grant, Refusal, Wanted, Withdrawal};
 use crate::event::JobId;
 use actix_web::dev::Payload;
 use actix_web::http::header::{AUTHORIZATION, COOKIE, HeaderName, HeaderValue};
 use actix_web::{FromRequest, HttpRequest, web};
+use futures_util::{StreamExt, stream};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Rights that are asked for at the same time, of one set.
+const QUESTIONS_AT_A_TIME: usize = 8;
 
 /// A right that was granted; None where nobody is asked for one.
 #[derive(Clone)]
@@ -54,6 +58,50 @@ impl FromRequest for WatchedJob {
             let wanted = Wanted::Job(job.clone());
             let right = Right(app.auth.ask(caller, &wanted).await?);
             Ok(Self { job, right })
+        })
+    }
+}
+
+/// The jobs that the query names, as far as the caller may watch them.
+pub struct WatchedSet {
+    pub query: SetQuery,
+    /// Those of `query.jobs` that the caller may watch, with the rights; at least one.
+    pub allowed: Vec<(JobId, Right)>,
+    /// The others, each with the reason.
+    pub refused: Vec<(JobId, Problem)>,
+}
+
+impl FromRequest for WatchedSet {
+    type Error = Problem;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, Problem>>>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        // The number of jobs is looked at before anybody is asked about one.
+        let most = App::of(request).map(|app| app.max_set);
+        let asked = most.and_then(|most| Ok((asking(request)?, SetQuery::of(request, most)?)));
+        Box::pin(async move {
+            let ((app, caller), mut query) = asked?;
+            query.jobs.sort_unstable();
+            query.jobs.dedup();
+            let questions = query.jobs.iter().map(|job| {
+                let (app, caller, wanted) = (app.clone(), caller.clone(), Wanted::Job(job.clone()));
+                async move { app.auth.ask(caller, &wanted).await }
+            });
+            let answers: Vec<_> = stream::iter(questions).buffered(QUESTIONS_AT_A_TIME).collect().await;
+            let (mut allowed, mut refused) = (Vec::new(), Vec::new());
+            for (job, answer) in query.jobs.iter().cloned().zip(answers) {
+                match answer {
+                    Ok(grant) => allowed.push((job, Right(grant))),
+                    Err(refusal) => refused.push((job, Problem::from(refusal))),
+                }
+            }
+            // Where nobody can say now, all of it is tried again.
+            let is_final = |(_, problem): &(JobId, Problem)| !problem.is_retryable();
+            if allowed.is_empty() || !refused.iter().all(is_final) {
+                let first = refused.iter().position(|one| !is_final(one)).unwrap_or_default();
+                return Err(refused.swap_remove(first).1);
+            }
+            Ok(Self { query, allowed, refused })
         })
     }
 }

@@ -1,9 +1,11 @@
 //! The public addresses and their handlers, and the answer to panics that is wrapped around all of them.
 
 use super::problem::Problem;
-use super::{App, events, ingest, jobs, page, stream};
+use super::{App, events, ingest, jobs, page, sets, stream};
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::guard::{GuardContext, fn_guard};
+use actix_web::http::Method;
 use actix_web::middleware::{Next, from_fn};
 use actix_web::{Error, FromRequest, Handler, Resource, Responder, Route, web};
 use std::future::ready;
@@ -26,6 +28,8 @@ pub fn configure(config: &mut web::ServiceConfig, app: &web::Data<App>) {
     config
         .app_data(app.clone())
         .service(reading(&settings.stream_path, stream::get))
+        .service(of_set(&settings.stream_path, stream::get_set))
+        .service(of_set(&settings.events_path, sets::get).guard(fn_guard(names_jobs)))
         .service(
             address(&settings.events_path, "GET, HEAD, POST")
                 .route(web::get().to(events::get))
@@ -54,6 +58,23 @@ where
     Args: FromRequest + 'static,
 {
     address(path, "GET, HEAD").route(web::get().to(handler.clone())).route(web::head().to(handler))
+}
+
+/// The address of a set of jobs: that of one job, without the job.
+fn of_set<F, Args>(path: &str, handler: F) -> Resource
+where
+    F: Handler<Args, Output: Responder> + Clone,
+    Args: FromRequest + 'static,
+{
+    reading(&path.replacen("/{job_id}", "", 1), handler)
+}
+
+/// Tells a request for a set's events from others to the same path, which may be that of a job with the name of its last
+/// segment.
+fn names_jobs(context: &GuardContext<'_>) -> bool {
+    let head = context.head();
+    let is_read = matches!(head.method, Method::GET | Method::HEAD);
+    is_read && head.uri.query().is_some_and(|query| query.split('&').any(|part| part.starts_with("job=")))
 }
 
 /// An address that answers other methods than these with a 405.

@@ -1,10 +1,11 @@
-//! One live job: its ring, and the listeners that are woken when it grows.
+//! One live topic, a job or a set of jobs: its ring, and the listeners that are woken when it grows.
 
 use super::ring::{Overtaken, Place, Ring, Run, Volume};
-use super::{Outage, Published};
+use super::{Ended, Outage, Published};
 use crate::cursor::Cursor;
 use crate::event::{JobId, JobStatus};
-use crate::sse::{JobEnd, Segment};
+use crate::sse::{ControlEvent, Segment};
+use crate::topic::Topic;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +20,7 @@ pub trait ChannelListener: Send + Sync {
 
 pub struct Channel {
     pub id: ChannelId,
-    pub job: JobId,
+    pub topic: Topic,
     /// A std mutex: no critical section awaits. Locked after the hub's `channels`, never before.
     state: Mutex<State>,
     /// The number of open streams, wherever they are served. Also decides whether the channel is idle, so it changes together
@@ -29,11 +30,13 @@ pub struct Channel {
 
 struct State {
     ring: Ring,
-    /// The newest statuses of the job, oldest first, each with the place from which on subscribers have been told it.
-    statuses: VecDeque<(Place, JobStatus)>,
-    /// None while the tail watches the job. Once set, nothing is appended any more.
-    end: Option<JobEnd>,
-    /// The present fault of the job's rows, if there is one.
+    /// The newest statuses, oldest first: several of one job alone, and the last of each job of a set.
+    statuses: VecDeque<Told>,
+    /// The jobs of a set that are complete, while others are not.
+    over: Vec<Told>,
+    /// None while the tail watches the topic. Once set, nothing is appended any more.
+    end: Option<Ended>,
+    /// The present fault of a job's rows, if there is one.
     fault: Option<Fault>,
     /// The number of faults so far.
     faults: u64,
@@ -46,7 +49,14 @@ struct State {
     idle_since: Option<Instant>,
 }
 
-/// The number of a channel; no other channel of this process has it, also not a later one of the same job.
+/// A job's status, with the place from which on subscribers have been told it.
+struct Told {
+    from: Place,
+    job: JobId,
+    status: JobStatus,
+}
+
+/// The number of a channel; no other channel of this process has it, also not a later one of the same topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ChannelId(pub u64);
 
@@ -54,11 +64,12 @@ pub struct ChannelId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenerId(pub u64);
 
-/// A time in which the source cannot read the job's own rows, while all other jobs go on.
+/// A time in which the source cannot read a job's own rows, while all other jobs go on.
 #[derive(Clone)]
 pub struct Fault {
     /// Counted from 1 in each channel, so that each subscriber is told once.
     pub number: u64,
+    pub job: JobId,
     pub outage: Arc<Outage>,
 }
 
@@ -70,13 +81,13 @@ pub struct Unread {
     /// When the newest of them were read from the source.
     pub read_at: Instant,
     /// Set if the channel has ended: nothing comes after the run.
-    pub ended: Option<JobEnd>,
-    /// Set while nothing comes because the job's rows cannot be read.
+    pub ended: Option<Ended>,
+    /// Set while nothing comes of a job because its rows cannot be read.
     pub fault: Option<Fault>,
 }
 
 impl State {
-    /// The most statuses that are remembered.
+    /// The most statuses of one job that are remembered.
     const MAX_STATUSES: usize = 8;
 
     fn append(&mut self, segment: Arc<Segment>, grown: &mut Volume) {
@@ -87,22 +98,71 @@ impl State {
 
     /// Adds a status that all subscribers are told from here on.
     fn tell(&mut self, job: &JobId, status: JobStatus, grown: &mut Volume) {
-        self.ring.outdate_statuses();
+        self.ring.outdate_statuses(job);
         self.append(Arc::new(Segment::status(job, status, self.ring.cursor())), grown);
-        self.statuses.push_back((self.ring.end(), status));
-        if self.statuses.len() > Self::MAX_STATUSES {
-            self.statuses.pop_front();
+        self.statuses.push_back(Told { from: self.ring.end(), job: job.clone(), status });
+    }
+
+    /// Forgets statuses that nobody will ask for.
+    fn forget_statuses(&mut self, job: &JobId, is_set: bool) {
+        let known = self.statuses.iter().filter(|told| told.job == *job).count();
+        let most = if is_set { 1 } else { Self::MAX_STATUSES };
+        if known > most
+            && let Some(oldest) = self.statuses.iter().position(|told| told.job == *job)
+        {
+            self.statuses.remove(oldest);
         }
+    }
+
+    fn status_of(&self, job: &JobId) -> Option<JobStatus> {
+        self.statuses.iter().rev().find(|told| told.job == *job).map(|told| told.status)
+    }
+
+    /// Adds one job's news.
+    fn add(&mut self, news: Published, is_set: bool, grown: &mut Volume) {
+        let Published { job, events, status, over } = news;
+        let change = status.filter(|status| self.status_of(&job) != Some(*status));
+        if let Some(status) = change.filter(|status| !status.is_final()) {
+            self.tell(&job, status, grown);
+        }
+        for segment in events {
+            self.append(segment, grown);
+        }
+        if let Some(status) = change.filter(|status| status.is_final()) {
+            self.tell(&job, status, grown);
+        }
+        if let Some((status, cursor)) = over {
+            let complete = ControlEvent::Complete { job: job.clone(), status, cursor: cursor.clone() };
+            self.append(Arc::new(Segment::control(&complete, cursor)), grown);
+            self.over.push(Told { from: self.ring.end(), job: job.clone(), status });
+        }
+        self.forget_statuses(&job, is_set);
     }
 }
 
 impl Channel {
-    pub(super) fn new(id: ChannelId, job: JobId, ring: Ring, status: Option<JobStatus>) -> Arc<Self> {
-        let now = Instant::now();
-        let (listeners, idle_since) = (Vec::new(), Some(now));
-        let statuses = status.map(|status| (ring.end(), status)).into_iter().collect();
-        let state = State { ring, statuses, end: None, fault: None, faults: 0, read_at: now, listeners, idle_since };
-        Arc::new(Self { id, job, state: Mutex::new(state), subscribers: AtomicUsize::new(0) })
+    /// A channel whose first reader has been told these statuses, and that these jobs are complete.
+    pub(super) fn new(
+        id: ChannelId,
+        topic: Topic,
+        ring: Ring,
+        statuses: Vec<(JobId, JobStatus)>,
+        over: Vec<(JobId, JobStatus)>,
+    ) -> Arc<Self> {
+        let (now, from) = (Instant::now(), ring.end());
+        let told = |(job, status)| Told { from, job, status };
+        let state = State {
+            ring,
+            statuses: statuses.into_iter().map(told).collect(),
+            over: over.into_iter().map(told).collect(),
+            end: None,
+            fault: None,
+            faults: 0,
+            read_at: now,
+            listeners: Vec::new(),
+            idle_since: Some(now),
+        };
+        Arc::new(Self { id, topic, state: Mutex::new(state), subscribers: AtomicUsize::new(0) })
     }
 
     /// Locks the state. No holder panics half-way through a change, so the state of a poisoned lock is whole.
@@ -121,7 +181,7 @@ impl Channel {
             run: state.ring.run(place)?,
             end: state.ring.end(),
             read_at: state.read_at,
-            ended: state.end,
+            ended: state.end.clone(),
             fault: state.fault.clone(),
         })
     }
@@ -137,15 +197,22 @@ impl Channel {
         (state.ring.end(), state.ring.cursor())
     }
 
-    /// Returns the job's status as subscribers at `place` have been told it; `None` where it is not known.
-    pub fn status_at(&self, place: Place) -> Option<JobStatus> {
+    /// Returns the statuses as subscribers at `place` have been told them, as far as they are known.
+    pub fn statuses_at(&self, place: Place) -> Vec<(JobId, JobStatus)> {
         let state = self.state();
-        state.statuses.iter().rev().find(|(from, _)| *from <= place).map(|(_, status)| *status)
+        let told = |job: &JobId| state.statuses.iter().rev().find(|told| told.job == *job && told.from <= place);
+        self.topic.jobs().iter().filter_map(|job| Some((job.clone(), told(job)?.status))).collect()
     }
 
-    /// Returns the job's newest status, if it is known.
-    pub fn status(&self) -> Option<JobStatus> {
-        self.state().statuses.back().map(|(_, status)| *status)
+    /// Returns the newest statuses, as far as they are known.
+    pub fn statuses(&self) -> Vec<(JobId, JobStatus)> {
+        self.statuses_at(Place::MAX)
+    }
+
+    /// Returns the jobs of a set of which subscribers at `place` have been told that they are complete.
+    pub fn over_at(&self, place: Place) -> Vec<(JobId, JobStatus)> {
+        let state = self.state();
+        state.over.iter().filter(|told| told.from <= place).map(|told| (told.job.clone(), told.status)).collect()
     }
 
     /// Wakes `listener` from now on. Wakes it at once if the channel has ended already, since nothing else would.
@@ -164,19 +231,12 @@ impl Channel {
         self.state().listeners.retain(|(listener, _)| *listener != id);
     }
 
-    /// Adds events and a status to the ring, without waking anybody.
-    pub(super) fn append(&self, news: Published, read_at: Instant) -> Volume {
-        let mut state = self.state();
-        let change = news.status.filter(|status| state.statuses.back().is_none_or(|(_, last)| last != status));
-        let mut grown = Volume::default();
-        if let Some(status) = change.filter(|status| !status.is_final()) {
-            state.tell(&self.job, status, &mut grown);
-        }
-        for segment in news.events {
-            state.append(segment, &mut grown);
-        }
-        if let Some(status) = change.filter(|status| status.is_final()) {
-            state.tell(&self.job, status, &mut grown);
+    /// Adds the news of some jobs to the ring, without waking anybody.
+    pub(super) fn append(&self, news: Vec<Published>, read_at: Instant) -> Volume {
+        let (mut state, mut grown) = (self.state(), Volume::default());
+        let is_set = matches!(self.topic, Topic::Set(_));
+        for one in news {
+            state.add(one, is_set, &mut grown);
         }
         state.read_at = read_at;
         grown
@@ -188,29 +248,31 @@ impl Channel {
     }
 
     /// Marks the channel ended, without waking anybody.
-    pub(super) fn finish(&self, end: JobEnd) {
+    pub(super) fn finish(&self, end: Ended) {
         self.state().end = Some(end);
     }
 
-    /// Sets or clears the fault of the job's rows, without waking anybody. True if it is a new one.
-    pub(super) fn set_fault(&self, fault: Option<Outage>) -> bool {
+    /// Sets or clears the fault of a job's rows, without waking anybody. True if it is a new one.
+    pub(super) fn set_fault(&self, job: &JobId, fault: Option<Outage>) -> bool {
         let mut state = self.state();
-        match (fault, &state.fault) {
-            (Some(outage), None) => {
+        let is_known = state.fault.as_ref().is_some_and(|known| known.job == *job);
+        match fault {
+            Some(_) if is_known => false,
+            Some(outage) => {
                 state.faults += 1;
-                state.fault = Some(Fault { number: state.faults, outage: Arc::new(outage) });
+                state.fault = Some(Fault { number: state.faults, job: job.clone(), outage: Arc::new(outage) });
                 true
             }
-            (Some(_), Some(_)) => false,
-            (None, _) => {
+            None if is_known => {
                 state.fault = None;
                 false
             }
+            None => false,
         }
     }
 
-    pub fn ended(&self) -> Option<JobEnd> {
-        self.state().end
+    pub fn ended(&self) -> Option<Ended> {
+        self.state().end.clone()
     }
 
     pub(super) fn wake_all(self: &Arc<Self>) {

@@ -2,8 +2,8 @@
 //! Each reader must get every event exactly once, in order. A seed decides what everybody does, and, where one thread plays
 //! all of them, in which order.
 
-use super::model::{Source, Tail, cursor, job, numbers, segments};
-use super::{CaughtUp, Hub, Join, Place, Seed, Subscription};
+use super::model::{Source, Tail, cursor, numbers, segments, topic};
+use super::{CaughtUp, Hub, Join, Place, Seed, Standpoint, Subscription};
 use crate::config;
 use bytesize::ByteSize;
 use rand::rngs::StdRng;
@@ -87,7 +87,7 @@ impl Reader {
     }
 
     fn read_page(&mut self, hub: &Hub, source: &Source) {
-        if let Some((subscription, place)) = hub.join(&job(), &cursor(self.received)) {
+        if let Some((subscription, place)) = hub.join(&topic(), &cursor(self.received)) {
             self.state = State::Live { subscription, place };
             return;
         }
@@ -99,7 +99,7 @@ impl Reader {
         }
         let page = || Seed { base: cursor(before), segments: segments(before, until) };
         let seed = self.random.random_bool(0.5).then(page);
-        match hub.join_or_create(&job(), &cursor(until), seed, None) {
+        match hub.join_or_create(&topic(), &Standpoint::of_job(cursor(until)), seed, Vec::new()) {
             Join::CaughtUp(caught_up) => self.go_live(caught_up),
             Join::Wait(answer) => self.state = State::Waiting(answer),
         }

@@ -1,4 +1,4 @@
-//! All live jobs of this process. The hub knows neither where events come from nor how they reach a socket: the tail
+//! All live jobs and sets of jobs of this process. The hub knows neither where events come from nor how they reach a socket: the tail
 //! publishes them here, and subscribers are places in a channel's ring.
 //!
 //! A channel is created by the first reader that has caught up with the source, at the position that the source gave it
@@ -34,6 +34,7 @@ use crate::error::SourceError;
 use crate::event::{JobId, JobStatus};
 use crate::sse::{JobEnd, Segment};
 use crate::telemetry;
+use crate::topic::{Position, Topic};
 use awaited::AwaitedJobs;
 use metrics::{Counter, Gauge};
 use ring::Ring;
@@ -50,8 +51,8 @@ pub struct Hub(Arc<Inner>);
 struct Inner {
     /// The bounds of one ring and of all of them.
     limits: config::Hub,
-    /// Live channels by job. A std mutex: no critical section awaits, and each is a few operations on the map.
-    channels: Mutex<HashMap<JobId, Arc<Channel>>>,
+    /// Live channels by topic. A std mutex: no critical section awaits, and each is a few operations on the map.
+    channels: Mutex<HashMap<Topic, Arc<Channel>>>,
     /// Requests that the tail has not taken yet, oldest first. Locked after `channels`.
     requests: Mutex<Vec<TailRequest>>,
     /// Wakes the tail when there is a request, or another job to wait for.
@@ -77,27 +78,65 @@ struct Meters {
     evictions: Counter,
 }
 
-/// News of one job for its channel.
-#[derive(Default)]
+/// News of one job for a channel.
 pub struct Published {
+    pub job: JobId,
     pub events: Vec<Arc<Segment>>,
     /// The job's status, which subscribers are told where it is another one than before: a final one after the events,
     /// any other before them.
     pub status: Option<JobStatus>,
+    /// The job's end, where others of the same set go on, with the position after it.
+    pub over: Option<(JobStatus, Cursor)>,
+}
+
+impl Published {
+    pub fn nothing(job: JobId) -> Self {
+        Self { job, events: Vec::new(), status: None, over: None }
+    }
+}
+
+/// The end of a channel: that of its job, of the last job of its set, or the loss of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub job: JobId,
+    pub end: JobEnd,
+}
+
+/// The position of a reader that has caught up with the source. The source made it.
+#[derive(Clone, Debug)]
+pub struct Standpoint {
+    pub position: Position,
+    /// The jobs of a set that a page said to be complete.
+    pub over: Vec<(JobId, JobStatus)>,
+}
+
+impl Standpoint {
+    /// The position in one job alone.
+    pub fn of_job(cursor: Cursor) -> Self {
+        Self { position: Position::of_job(cursor), over: Vec::new() }
+    }
+
+    pub fn token(&self) -> &Cursor {
+        &self.position.token
+    }
+
+    pub fn is_over(&self, job: &JobId) -> bool {
+        self.over.iter().any(|(over, _)| over == job)
+    }
 }
 
 /// A request of the hub to the tail.
 pub enum TailRequest {
-    /// Watch this job, and publish its events after `after`.
-    Watch { job: JobId, after: Cursor },
-    /// Catch this reader up with the job's channel.
+    /// Watch these jobs, and publish their events after `after`.
+    Watch { topic: Topic, after: Standpoint },
+    /// Catch this reader up with the topic's channel.
     Join(JoinRequest),
 }
 
 /// A reader that has received every event up to `after`, and waits for those that were published to the channel since.
 pub struct JoinRequest {
-    pub job: JobId,
-    pub after: Cursor,
+    pub topic: Topic,
+    pub after: Standpoint,
     /// The number of reads so far that could not catch it up.
     pub attempts: u8,
     answer: oneshot::Sender<CaughtUp>,
@@ -108,6 +147,8 @@ pub struct CaughtUp {
     pub missing: Vec<Arc<Segment>>,
     pub subscription: Subscription,
     pub place: Place,
+    /// The position at `place`.
+    pub cursor: Cursor,
 }
 
 /// A time in which the source does not answer: for no job at all, or, as part of a [`Fault`], not for one.
@@ -158,7 +199,7 @@ impl Hub {
         }))
     }
 
-    fn channels(&self) -> MutexGuard<'_, HashMap<JobId, Arc<Channel>>> {
+    fn channels(&self) -> MutexGuard<'_, HashMap<Topic, Arc<Channel>>> {
         self.0.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -174,62 +215,63 @@ impl Hub {
 
     // ---- for readers
 
-    /// Joins at `cursor` if the job is live and its ring reaches back to it.
-    pub fn join(&self, job: &JobId, cursor: &Cursor) -> Option<(Subscription, Place)> {
+    /// Joins at `cursor` if the topic is live and its ring reaches back to it.
+    pub fn join(&self, topic: &Topic, cursor: &Cursor) -> Option<(Subscription, Place)> {
         let channels = self.channels();
-        let channel = channels.get(job)?;
+        let channel = channels.get(topic)?;
         let place = channel.find(cursor)?;
         Some((Subscription::new(channel), place))
     }
 
     /// Returns the cursor after the newest event of a live job, and its status, if that is known.
     pub fn newest(&self, job: &JobId) -> Option<(Cursor, Option<JobStatus>)> {
-        self.channels().get(job).map(|channel| (channel.newest().1, channel.status()))
+        let channel = self.channel(&Topic::Job(job.clone()))?;
+        let status = channel.statuses().pop().map(|(_, status)| status);
+        Some((channel.newest().1, status))
     }
 
-    /// Returns the status of a live job, if it is known.
-    pub fn status(&self, job: &JobId) -> Option<JobStatus> {
-        self.channels().get(job)?.status()
-    }
-
-    /// Returns the number of live subscribers of a job.
+    /// Returns the number of live subscribers of a job, alone or in a set.
     pub fn watchers(&self, job: &JobId) -> usize {
-        self.channels().get(job).map_or(0, |channel| channel.subscribers())
+        let channels = self.channels();
+        let of_job = channels.values().filter(|channel| channel.topic.index(job).is_some());
+        of_job.map(|channel| channel.subscribers()).sum()
     }
 
-    /// Makes a reader live that caught up with the source, at `cursor`, a moment ago. The source made `cursor` itself; one that
+    /// Makes a reader live that caught up with the source, at `after`, a moment ago. The source made `after` itself; one that
     /// a reader sent would become everybody's. Creates the channel if there is none, with `seed` in its ring and with
-    /// `status`, which the reader has been told.
-    pub fn join_or_create(&self, job: &JobId, cursor: &Cursor, seed: Option<Seed>, status: Option<JobStatus>) -> Join {
+    /// `statuses`, which the reader has been told.
+    pub fn join_or_create(
+        &self,
+        topic: &Topic,
+        after: &Standpoint,
+        seed: Option<Seed>,
+        statuses: Vec<(JobId, JobStatus)>,
+    ) -> Join {
         let mut channels = self.channels();
-        if let Some(channel) = channels.get(job) {
-            if let Some(place) = channel.find(cursor) {
-                let subscription = Subscription::new(channel);
-                return Join::CaughtUp(CaughtUp { missing: Vec::new(), subscription, place });
+        if let Some(channel) = channels.get(topic) {
+            if let Some(place) = channel.find(after.token()) {
+                let (subscription, cursor) = (Subscription::new(channel), after.token().clone());
+                return Join::CaughtUp(CaughtUp { missing: Vec::new(), subscription, place, cursor });
             }
             let (answer, wait) = oneshot::channel();
-            self.request(TailRequest::Join(JoinRequest {
-                job: job.clone(),
-                after: cursor.clone(),
-                attempts: 0,
-                answer,
-            }));
+            let (topic, after) = (topic.clone(), after.clone());
+            self.request(TailRequest::Join(JoinRequest { topic, after, attempts: 0, answer }));
             return Join::Wait(wait);
         }
-        let seed = seed.unwrap_or(Seed { base: cursor.clone(), segments: Vec::new() });
+        let seed = seed.unwrap_or(Seed { base: after.token().clone(), segments: Vec::new() });
         let id = ChannelId(self.0.next_channel.fetch_add(1, Ordering::Relaxed));
-        let channel = Channel::new(id, job.clone(), Ring::new(seed.base), status);
-        channels.insert(job.clone(), channel.clone());
+        let channel = Channel::new(id, topic.clone(), Ring::new(seed.base), statuses, after.over.clone());
+        channels.insert(topic.clone(), channel.clone());
         self.0.meters.channels.set(channels.len() as f64);
-        let seeds = Published { events: seed.segments, status: None };
-        self.append_and_evict(&channel, seeds, Instant::now(), channels.len());
-        let (place, _) = channel.newest();
+        let seeds = Published { events: seed.segments, ..Published::nothing(topic.jobs()[0].clone()) };
+        self.append_and_evict(&channel, vec![seeds], Instant::now(), channels.len());
+        let (place, cursor) = channel.newest();
         let subscription = Subscription::new(&channel);
         // The watch is requested last, and under the lock, so that nothing is published before the place is taken.
-        self.request(TailRequest::Watch { job: job.clone(), after: cursor.clone() });
+        self.request(TailRequest::Watch { topic: topic.clone(), after: after.clone() });
         drop(channels);
         self.keep_within_total();
-        Join::CaughtUp(CaughtUp { missing: Vec::new(), subscription, place })
+        Join::CaughtUp(CaughtUp { missing: Vec::new(), subscription, place, cursor })
     }
 
     /// Watches the outages of the source.
@@ -242,9 +284,9 @@ impl Hub {
         self.0.outage.borrow().clone()
     }
 
-    /// Returns the job's channel, if the job is live.
-    pub fn channel(&self, job: &JobId) -> Option<Arc<Channel>> {
-        self.channels().get(job).cloned()
+    /// Returns the topic's channel, if it is live.
+    pub fn channel(&self, topic: &Topic) -> Option<Arc<Channel>> {
+        self.channels().get(topic).cloned()
     }
 
     /// Returns all live channels.
@@ -264,11 +306,11 @@ impl Hub {
         std::mem::take(&mut self.0.requests.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Adds events and a status to a job's ring, and wakes the channel's listeners. Does nothing if the job is not live.
-    pub fn publish(&self, job: &JobId, news: Published, read_at: Instant) {
+    /// Adds the news of some jobs to a topic's ring, and wakes the channel's listeners. Does nothing if the topic is not live.
+    pub fn publish(&self, topic: &Topic, news: Vec<Published>, read_at: Instant) {
         let (channel, live) = {
             let channels = self.channels();
-            let Some(channel) = channels.get(job).cloned() else { return };
+            let Some(channel) = channels.get(topic).cloned() else { return };
             (channel, channels.len())
         };
         if self.append_and_evict(&channel, news, read_at, live) {
@@ -277,9 +319,9 @@ impl Hub {
         }
     }
 
-    /// Ends a job's channel, because the source has stopped its watch. Its subscribers see the end after its last event.
-    pub fn finish(&self, job: &JobId, end: JobEnd) {
-        let Some(channel) = self.channels().get(job).cloned() else { return };
+    /// Ends a topic's channel, because the source has stopped its watch. Its subscribers see the end after its last event.
+    pub fn finish(&self, topic: &Topic, end: Ended) {
+        let Some(channel) = self.channel(topic) else { return };
         // Mark the channel ended before removing it, so that no reader can find it in the map still open.
         channel.finish(end);
         self.remove(&channel);
@@ -290,27 +332,27 @@ impl Hub {
     /// `missing`, and before it publishes more.
     pub fn complete_join(&self, join_request: JoinRequest, missing: Vec<Arc<Segment>>) {
         let channels = self.channels();
-        let Some(channel) = channels.get(&join_request.job) else { return };
-        let (place, _) = channel.newest();
+        let Some(channel) = channels.get(&join_request.topic) else { return };
+        let (place, cursor) = channel.newest();
         let subscription = Subscription::new(channel);
         drop(channels);
         // If the reader has left, its subscription is dropped here.
-        let _ = join_request.answer.send(CaughtUp { missing, subscription, place });
+        let _ = join_request.answer.send(CaughtUp { missing, subscription, place, cursor });
     }
 
-    /// Tells if a job is live, or may become so: `hub.max_jobs` are not live yet.
-    pub fn has_room_for(&self, job: &JobId) -> bool {
+    /// Tells if a topic is live, or may become so: `hub.max_jobs` are not live yet.
+    pub fn has_room_for(&self, topic: &Topic) -> bool {
         let channels = self.channels();
-        channels.len() < self.0.limits.max_jobs || channels.contains_key(job)
+        channels.len() < self.0.limits.max_jobs || channels.contains_key(topic)
     }
 
-    pub fn is_live(&self, job: &JobId) -> bool {
-        self.channels().contains_key(job)
+    pub fn is_live(&self, topic: &Topic) -> bool {
+        self.channels().contains_key(topic)
     }
 
     /// Removes the channels that have had no subscriber for `hub.linger`, or at all where there is no room for others, and
-    /// returns their jobs.
-    pub fn sweep(&self, now: Instant) -> Vec<JobId> {
+    /// returns their topics.
+    pub fn sweep(&self, now: Instant) -> Vec<Topic> {
         let idle: Vec<Arc<Channel>> = {
             // The channels are chosen and removed under one lock, so that no reader can join a channel in between.
             let mut channels = self.channels();
@@ -321,7 +363,7 @@ impl Hub {
             };
             let idle: Vec<_> = channels.values().filter(|channel| is_idle(channel)).cloned().collect();
             for channel in &idle {
-                channels.remove(&channel.job);
+                channels.remove(&channel.topic);
             }
             self.0.meters.channels.set(channels.len() as f64);
             idle
@@ -329,7 +371,7 @@ impl Hub {
         for channel in &idle {
             self.uncount(channel);
         }
-        idle.iter().map(|channel| channel.job.clone()).collect()
+        idle.iter().map(|channel| channel.topic.clone()).collect()
     }
 
     /// Announces that the source does not answer, or, with `None`, that it is back.
@@ -345,18 +387,20 @@ impl Hub {
         });
     }
 
-    /// Tells the subscribers of one job that its rows cannot be read, or notes that they can again.
-    pub fn set_fault(&self, job: &JobId, fault: Option<Outage>) {
-        let Some(channel) = self.channels().get(job).cloned() else { return };
-        if channel.set_fault(fault) {
-            channel.wake_all();
+    /// Tells the subscribers of a job that its rows cannot be read, or notes that they can again.
+    pub fn set_fault(&self, job: &JobId, fault: Option<&Outage>) {
+        let all = self.all();
+        for channel in all.iter().filter(|channel| channel.topic.index(job).is_some()) {
+            if channel.set_fault(job, fault.cloned()) {
+                channel.wake_all();
+            }
         }
     }
 
     // ---- inside
 
     /// Returns true if the ring has grown.
-    fn append_and_evict(&self, channel: &Channel, news: Published, read_at: Instant, live: usize) -> bool {
+    fn append_and_evict(&self, channel: &Channel, news: Vec<Published>, read_at: Instant, live: usize) -> bool {
         let inner = &*self.0;
         let grown = channel.append(news, read_at);
         inner.events.fetch_add(grown.events as i64, Ordering::Relaxed);
@@ -393,7 +437,7 @@ impl Hub {
 
     fn remove(&self, channel: &Arc<Channel>) {
         let mut channels = self.channels();
-        channels.remove(&channel.job);
+        channels.remove(&channel.topic);
         self.0.meters.channels.set(channels.len() as f64);
         drop(channels);
         self.uncount(channel);

@@ -1,11 +1,12 @@
 //! A source and a tail in a few lines, for tests of what meets at the hub: one job whose events are numbered from 1, and
 //! whose cursor after event n is `c{n}`.
 
-use super::{Hub, JoinRequest, Published, TailRequest};
+use super::{Ended, Hub, JoinRequest, Published, TailRequest};
 use crate::cursor::Cursor;
 use crate::event::JobId;
 use crate::sse::samples::segment;
 use crate::sse::{JobEnd, Reset, Segment};
+use crate::topic::Topic;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use std::sync::Arc;
@@ -14,6 +15,10 @@ use std::time::Instant;
 
 pub fn job() -> JobId {
     "job".parse().expect("id")
+}
+
+pub fn topic() -> Topic {
+    Topic::Job(job())
 }
 
 pub fn cursor(number: u32) -> Cursor {
@@ -61,24 +66,24 @@ impl Tail {
     pub fn step(&mut self, hub: &Hub, source: &Source, random: &mut StdRng) {
         for request in hub.take_requests() {
             match request {
-                TailRequest::Watch { after, .. } => self.watched = Some(number(after.as_str())),
+                TailRequest::Watch { after, .. } => self.watched = Some(number(after.token().as_str())),
                 TailRequest::Join(request) => self.join_requests.push(request),
             }
         }
         if !hub.sweep(Instant::now()).is_empty() {
             self.watched = None;
         }
-        self.join_requests.retain(|request| hub.is_live(&request.job));
+        self.join_requests.retain(|request| hub.is_live(&request.topic));
         let Some(watched) = self.watched else { return };
         let written = source.written().max(watched);
         let moment = if random.random_bool(0.3) { random.random_range(watched..=written) } else { written };
         if moment > watched {
-            let news = Published { events: segments(watched, moment), status: None };
-            hub.publish(&job(), news, Instant::now());
+            let news = Published { events: segments(watched, moment), ..Published::nothing(job()) };
+            hub.publish(&topic(), vec![news], Instant::now());
         }
         self.watched = Some(moment);
         for request in std::mem::take(&mut self.join_requests) {
-            let after = number(request.after.as_str());
+            let after = number(request.after.token().as_str());
             if after <= moment {
                 hub.complete_join(request, segments(after, moment));
             } else {
@@ -87,7 +92,7 @@ impl Tail {
         }
         if random.random_bool(0.03) {
             self.watched = None;
-            hub.finish(&job(), JobEnd::Lost(Reset::Rewound));
+            hub.finish(&topic(), Ended { job: job(), end: JobEnd::Lost(Reset::Rewound) });
         }
     }
 }

@@ -4,6 +4,7 @@
 //! Invariants: places only grow; `start..end` are exactly the events held; `base` is the cursor before the first.
 
 use crate::cursor::Cursor;
+use crate::event::JobId;
 use crate::sse::Segment;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -76,10 +77,10 @@ impl Ring {
         self.segments.push_back((first, segment));
     }
 
-    /// Makes comments of the statuses that are held: one of the past would only confuse those who come later.
-    pub fn outdate_statuses(&mut self) {
+    /// Makes comments of the job's statuses that are held: one of the past would only confuse those who come later.
+    pub fn outdate_statuses(&mut self, job: &JobId) {
         for (_, segment) in &mut self.segments {
-            if let Some(outdated) = segment.outdated_status() {
+            if let Some(outdated) = segment.outdated_status(job) {
                 *segment = Arc::new(outdated);
             }
         }

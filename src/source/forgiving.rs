@@ -125,6 +125,14 @@ impl Source for Forgiving {
         self.trust.judge(Work::Page, self.source.page(job, after, limit).await)
     }
 
+    async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
+        self.trust.judge(Work::Page, self.source.pages(wanted, limit).await)
+    }
+
+    async fn before_last(&self, job: &JobId, count: usize) -> Result<Option<Cursor>, SourceError> {
+        self.trust.judge(Work::Lookup, self.source.before_last(job, count).await)
+    }
+
     fn tail(&self) -> Box<dyn Tail> {
         Box::new(ForgivingTail { tail: self.source.tail(), trust: self.trust.clone() })
     }

@@ -118,6 +118,14 @@ impl Source for SharedLists {
         self.source.page(job, after, limit).await
     }
 
+    async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
+        self.source.pages(wanted, limit).await
+    }
+
+    async fn before_last(&self, job: &JobId, count: usize) -> Result<Option<Cursor>, SourceError> {
+        self.source.before_last(job, count).await
+    }
+
     fn tail(&self) -> Box<dyn Tail> {
         self.source.tail()
     }
@@ -200,6 +208,14 @@ mod tests {
 
         async fn page(&self, _: &JobId, _: &Cursor, _: Limit) -> Result<PageResult, SourceError> {
             unimplemented!("not used by a list")
+        }
+
+        async fn pages(&self, _: &[(JobId, Cursor)], _: Limit) -> Result<Vec<PageResult>, SourceError> {
+            unimplemented!("not used")
+        }
+
+        async fn before_last(&self, _: &JobId, _: usize) -> Result<Option<Cursor>, SourceError> {
+            unimplemented!("not used")
         }
 
         fn tail(&self) -> Box<dyn Tail> {

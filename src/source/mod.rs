@@ -52,6 +52,7 @@ mod ends;
 mod finding;
 mod forgiving;
 mod job_lists;
+mod many;
 mod names;
 mod news;
 mod page;
@@ -66,12 +67,13 @@ pub use ends::{Age, Ending, Endings, Ends, Evidence, Seen};
 pub use finding::{Finding, Grade};
 pub use forgiving::Forgiving;
 pub use job_lists::{MAX_JOBS, SharedLists};
+pub use many::{before_last_by_paging, pages_one_by_one};
 pub use news::TailBatch;
 pub use page::PageBuilder;
 pub use registry::{DRIVERS, Driver, driver, open};
 
 use crate::config;
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, Level};
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus, Payload};
 use crate::sse::{JobEnd, Reset};
@@ -109,6 +111,19 @@ pub trait Source: Send + Sync {
     /// let pass, but that was never given out. It decides which events are in the page, and nothing of the end of a last
     /// one: see [`Page::end`].
     async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError>;
+
+    /// Reads pages of several jobs, in their order, until the limit is reached: a result for each of the first jobs of
+    /// `wanted`, at least for one. Of their pages only the last may be cut short; the jobs behind it were not read. Each page
+    /// keeps the promises of [`Source::page`], also where a cursor is foreign.
+    ///
+    /// A source that can read all of them as of one moment makes the ends of all last pages of one call alike: cursors with
+    /// one [`Level`]. Others end each page for itself ([`pages_one_by_one`]); then a cursor of many jobs is long.
+    async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError>;
+
+    /// Returns the position before the job's last `count` events, in the order in which pages give them: the job's beginning
+    /// where it has no more. `None` where there is no such job. The source makes the position itself. A source without a
+    /// quicker way reads the whole history ([`before_last_by_paging`]).
+    async fn before_last(&self, job: &JobId, count: usize) -> Result<Option<Cursor>, SourceError>;
 
     /// Returns a new tail, which watches nothing yet.
     fn tail(&self) -> Box<dyn Tail>;
@@ -218,6 +233,11 @@ pub struct News {
     /// `jobs` are published. `None` where this read could not say: the job is not watched, the joiner's cursor is ahead
     /// of the watch, or too much is missing for one read.
     pub caught_up_joiners: Vec<Option<Vec<(Event, Cursor)>>>,
+    /// The position at which every watched job stands after this read, where that is one and the same: each has got
+    /// everything up to there, whether it has news or not. It holds for all jobs that are watched when the read ends, without
+    /// those in `faults` and those of a part that is out. `None` where a source does not know, or where the read was cut short
+    /// so that jobs stand at different places.
+    pub level: Option<Level>,
     /// The read was cut short: there is more to read at once.
     pub more: bool,
     /// The failure of a part of the store. Its jobs have no news until it is back; those of other parts do.
@@ -237,6 +257,7 @@ impl News {
         Self {
             jobs: Vec::new(),
             caught_up_joiners: vec![None; joining.len()],
+            level: None,
             more: false,
             outage: None,
             faults: Vec::new(),

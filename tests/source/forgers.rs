@@ -7,11 +7,12 @@ use super::position::Position;
 use jobcast::config;
 use jobcast::event::{JobStatus, Payload};
 use jobcast::hub::{Hub, Listening, Overtaken};
-use jobcast::replay::{Pages, Replay, Step, Turns};
+use jobcast::replay::{self, Pages, Replay, Step, Turns};
 use jobcast::shutdown::Shutdown;
 use jobcast::source::{NewEvent, Source};
 use jobcast::sse::{JobEnd, Segment, Shape};
 use jobcast::tail;
+use jobcast::topic::Topic;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::BTreeSet;
@@ -82,9 +83,9 @@ impl World {
 
     async fn replay(&self, token: Option<&str>) -> Replay {
         let (pages, hub) = (self.pages.clone(), self.hub.clone());
-        let Some(token) = token else { return Replay::from_beginning(pages, hub, job()) };
+        let Some(token) = token else { return Replay::from_beginning(pages, hub, Topic::Job(job())) };
         let cursor = self.store.resolve(&job(), token).await.expect("memory does not fail");
-        Replay::after(pages, hub, job(), cursor.expect("a cursor"))
+        Replay::after(pages, hub, Topic::Job(job()), replay::Position::of_job(cursor.expect("a cursor")))
     }
 
     /// Follows a replay and then the ring for so many steps, and returns why it stopped.
@@ -95,7 +96,7 @@ impl World {
             stays -= 1;
             match replay.next().await {
                 Step::Events(segments) => segments.iter().for_each(|segment| take(segment, 0)),
-                Step::Complete(..) => return Stopped::Complete,
+                Step::Complete { .. } => return Stopped::Complete,
                 Step::Reset(..) => return Stopped::Reset,
                 Step::NoSuchJob | Step::Outage(..) => panic!("the job is there, and memory does not fail"),
                 Step::Live { missing, subscription, mut place, .. } => {
@@ -110,7 +111,7 @@ impl World {
                         let skips = std::iter::once(unread.run.skip).chain(std::iter::repeat(0));
                         unread.run.segments.iter().zip(skips).for_each(|(segment, skip)| take(segment, skip));
                         place = unread.end;
-                        match unread.ended {
+                        match unread.ended.map(|ended| ended.end) {
                             Some(JobEnd::Complete(_)) => return Stopped::Complete,
                             Some(JobEnd::Lost(_)) => return Stopped::Reset,
                             None if unread.run.is_empty() => listening.changed().await,

@@ -199,6 +199,14 @@ impl Source for Memory {
         }))
     }
 
+    async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
+        jobcast::source::pages_one_by_one(self, wanted, limit).await
+    }
+
+    async fn before_last(&self, job: &JobId, count: usize) -> Result<Option<Cursor>, SourceError> {
+        jobcast::source::before_last_by_paging(self, job, count).await
+    }
+
     fn tail(&self) -> Box<dyn Tail> {
         Box::new(MemoryTail {
             store: self.0.clone(),

@@ -7,9 +7,9 @@ use super::write::WriteOutcome;
 use crate::cursor::Cursor;
 use crate::delivery::admission::Reason;
 use crate::delivery::reaction::{self, Notice, Reaction};
-use crate::event::JobId;
 use crate::hub::Place;
 use crate::sse::{self, Bye, ControlEvent};
+use crate::topic::Topic;
 use bytes::Bytes;
 use mio::{Interest, Token};
 use std::collections::HashMap;
@@ -57,8 +57,8 @@ impl Worker {
         }
     }
 
-    /// Returns the subscriber with the largest backlog, of the job whose subscribers hold most together. It goes first where
-    /// memory runs out, so that nobody pays for the slowness of another job's subscribers, however many and small their
+    /// Returns the subscriber with the largest backlog, of the topic whose subscribers hold most together. It goes first where
+    /// memory runs out, so that nobody pays for the slowness of another topic's subscribers, however many and small their
     /// backlogs are. The look at all subscribers is worth it, as each one ends a stream.
     fn largest_backlog(&self) -> Option<usize> {
         #[derive(Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,16 +67,16 @@ impl Worker {
             largest: usize,
             by: usize,
         }
-        let mut by_job: HashMap<Option<&JobId>, Held> = HashMap::new();
+        let mut by_topic: HashMap<Option<&Topic>, Held> = HashMap::new();
         for (key, subscriber) in &self.subscribers {
             let Some(backlog) = subscriber.state.backlog() else { continue };
-            let (length, held) = (backlog.len(), by_job.entry(subscriber.watched()).or_default());
+            let (length, held) = (backlog.len(), by_topic.entry(subscriber.watched()).or_default());
             held.total += length;
             if length >= held.largest {
                 (held.largest, held.by) = (length, key);
             }
         }
-        by_job.into_values().max().map(|held| held.by)
+        by_topic.into_values().max().map(|held| held.by)
     }
 
     /// Goes on writing to a socket that was waited for.
@@ -150,11 +150,11 @@ impl Worker {
                 let reached = unread.run.end().unwrap_or(cursor);
                 self.become_member(key, unread.end, reached.clone());
                 if let Some(end) = unread.ended {
-                    let job = self.groups[group].channel.job.clone();
-                    self.carry_out(key, reaction::on_job_end(&job, end, reached));
+                    self.carry_out(key, reaction::on_end(&end, reached));
                 } else if let State::Member { membership, .. } = &mut self.subscribers[key].state {
+                    let topic = membership.subscription.channel().topic.clone();
                     let untold = membership.subscription.untold(unread.fault.as_ref());
-                    self.tell_fault(key, untold);
+                    self.tell_fault(key, &topic, untold);
                 }
             }
         }
@@ -167,10 +167,10 @@ impl Worker {
                 self.push_replayed(key, &segments);
                 self.flush(key);
             }
-            Reaction::GoLive { missing, status, subscription, place, cursor } => {
+            Reaction::GoLive { missing, notices, subscription, place, cursor } => {
                 self.push_replayed(key, &missing);
-                if let Some(status) = status {
-                    self.push(key, status.encode_framed());
+                for notice in notices {
+                    self.push(key, notice.encode_framed());
                 }
                 let backlog = self.detach(key).unwrap_or_default();
                 self.attach(key, subscription, place, cursor, backlog);

@@ -3,20 +3,20 @@
 use super::Worker;
 use super::subscriber::{State, Subscriber};
 use crate::delivery::connections::{Connection, Filter, Listed};
-use crate::event::JobId;
 use crate::sse::Bye;
+use crate::topic::Topic;
 
 impl Worker {
     /// Lists the streams that `filter` allows, at most `limit`.
     pub(super) fn list(&self, filter: &Filter, limit: usize) -> Listed {
         let mut listed = Listed::default();
-        for (subscriber, job) in self.subscribers.iter().filter_map(|(_, one)| Some((one, one.watched()?))) {
-            if !filter.allows(&subscriber.permit, job) {
+        for (subscriber, topic) in self.subscribers.iter().filter_map(|(_, one)| Some((one, one.watched()?))) {
+            if !filter.allows(&subscriber.permit, topic) {
                 continue;
             }
             listed.total += 1;
             if listed.connections.len() < limit {
-                listed.connections.push(Connection::new(&subscriber.permit, job, subscriber.lag()));
+                listed.connections.push(Connection::new(&subscriber.permit, topic, subscriber.lag()));
             }
         }
         listed
@@ -24,7 +24,7 @@ impl Worker {
 
     /// Closes the streams that `filter` allows, and returns their number.
     pub(super) fn revoke(&mut self, filter: &Filter) -> usize {
-        let is_chosen = |one: &Subscriber| one.watched().is_some_and(|job| filter.allows(&one.permit, job));
+        let is_chosen = |one: &Subscriber| one.watched().is_some_and(|topic| filter.allows(&one.permit, topic));
         let chosen: Vec<usize> =
             self.subscribers.iter().filter(|(_, one)| is_chosen(one)).map(|(key, _)| key).collect();
         for key in &chosen {
@@ -35,13 +35,13 @@ impl Worker {
 }
 
 impl Subscriber {
-    /// Returns the job that it watches; None if it is closed.
-    pub fn watched(&self) -> Option<&JobId> {
+    /// Returns what it watches; None if it is closed.
+    pub fn watched(&self) -> Option<&Topic> {
         match &self.state {
             State::Member { membership, .. } | State::Lagging { membership, .. } => {
-                Some(&membership.subscription.channel().job)
+                Some(&membership.subscription.channel().topic)
             }
-            State::Replaying { job, .. } => Some(job),
+            State::Replaying { topic, .. } => Some(topic),
             State::Closing { .. } | State::Closed { .. } | State::Detached => None,
         }
     }

@@ -6,6 +6,7 @@ use super::write::{self, RunCursor, WriteOutcome};
 use crate::cursor::Cursor;
 use crate::delivery::reaction;
 use crate::hub::{Channel, ChannelId, Fault, ListenerId, Place, Run, Unread};
+use crate::topic::Topic;
 use std::sync::Arc;
 
 /// The subscribers of one channel on this thread.
@@ -237,24 +238,24 @@ impl Worker {
                 }
             }
         }
-        if let Some(end) = delivery.unread.ended {
-            let job = &self.groups[group].channel.job;
-            return self.carry_out(key, reaction::on_job_end(job, end, delivery.end_cursor.clone()));
+        if let Some(end) = &delivery.unread.ended {
+            return self.carry_out(key, reaction::on_end(end, delivery.end_cursor.clone()));
         }
         if let Some(fault) = &delivery.unread.fault
             && let State::Member { membership, cursor, .. } = &mut self.subscribers[key].state
         {
             // Its own from here on, since the group's is still that before the delivery.
             cursor.get_or_insert_with(|| delivery.end_cursor.clone());
+            let topic = membership.subscription.channel().topic.clone();
             let untold = membership.subscription.untold(Some(fault));
-            self.tell_fault(key, untold);
+            self.tell_fault(key, &topic, untold);
         }
     }
 
-    /// Tells a subscriber of a fault of its job's rows.
-    pub(super) fn tell_fault(&mut self, key: usize, fault: Option<&Fault>) {
+    /// Tells a subscriber of a fault of a job's rows.
+    pub(super) fn tell_fault(&mut self, key: usize, topic: &Topic, fault: Option<&Fault>) {
         if let Some(fault) = fault {
-            self.send_notice(key, &reaction::on_outage(&fault.outage));
+            self.send_notice(key, &reaction::on_fault(topic, fault));
         }
     }
 

@@ -4,7 +4,6 @@ use crate::cursor::Cursor;
 use crate::delivery::admission::StreamPermit;
 use crate::delivery::connections::{Filter, Listed, Registration};
 use crate::delivery::context::Deadline;
-use crate::event::JobId;
 use crate::hub::{Channel, ChannelListener, Outage, Place, Subscription};
 use crate::replay::Step;
 use mio::Waker;
@@ -40,7 +39,7 @@ pub enum Message {
     /// The channel has grown, has ended, or has a fault.
     ChannelGrew(Arc<Channel>),
     /// The replay of one subscriber has come to its next step.
-    ReplayStep { to: SubscriberId, job: JobId, step: Step },
+    ReplayStep { to: SubscriberId, step: Step },
     /// The replay of one subscriber panicked.
     ReplayFailed(SubscriberId),
     /// The source does not answer.

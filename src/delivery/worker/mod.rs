@@ -141,7 +141,7 @@ impl Worker {
                 match message {
                     Message::Adopt(handed_over) => self.adopt(*handed_over),
                     Message::ChannelGrew(channel) => self.on_channel_grew(channel.id),
-                    Message::ReplayStep { to, job, step } => self.on_replay_step(to, &job, step),
+                    Message::ReplayStep { to, step } => self.on_replay_step(to, step),
                     Message::ReplayFailed(to) => self.on_replay_failed(to),
                     Message::Outage(outage) => self.on_outage(&outage),
                     Message::Answer(to) => {

@@ -7,7 +7,6 @@ use super::subscriber::{NextPage, State, Subscriber};
 use crate::cursor::Cursor;
 use crate::delivery::admission::Reason;
 use crate::delivery::reaction;
-use crate::event::JobId;
 use crate::replay::{Replay, Step};
 use crate::sse::Segment;
 use crate::supervise::guarded;
@@ -26,13 +25,13 @@ impl Worker {
             return;
         };
         let channel = membership.subscription.channel();
-        let (job, told) = (channel.job.clone(), channel.status_at(membership.place));
+        let (topic, told) = (channel.topic.clone(), channel.statuses_at(membership.place));
         let (requests, requested) = mpsc::channel(1);
         let backlog = self.detach(key).unwrap_or_default();
         self.subscribers[key].state =
-            State::Replaying { job: job.clone(), backlog, next_page: NextPage::Requested, requests };
+            State::Replaying { topic: topic.clone(), backlog, next_page: NextPage::Requested, requests };
         let to = SubscriberId { key, serial: self.subscribers[key].serial };
-        let replay = self.streams.replay_after(job, cursor).told(told);
+        let replay = self.streams.replay_after(topic, cursor).told(told);
         let inbox = self.inbox.clone();
         self.runtime.spawn(async move {
             if guarded("replay", run_replay(replay, &inbox, to, requested)).await.is_err() {
@@ -51,13 +50,13 @@ impl Worker {
     }
 
     /// Takes a step of a replay. It is ignored where its subscriber has left, or is not replaying any more.
-    pub(super) fn on_replay_step(&mut self, to: SubscriberId, job: &JobId, step: Step) {
+    pub(super) fn on_replay_step(&mut self, to: SubscriberId, step: Step) {
         let Some(subscriber) = self.subscribers.get_mut(to.key).filter(|known| known.serial == to.serial) else {
             return;
         };
         let State::Replaying { next_page, .. } = &mut subscriber.state else { return };
         *next_page = NextPage::AfterBacklog;
-        let reaction = reaction::on_replay_step(job, step, || self.streams.reconnect_delay());
+        let reaction = reaction::on_replay_step(step, || self.streams.reconnect_delay());
         self.carry_out(to.key, reaction);
     }
 
@@ -80,8 +79,8 @@ async fn run_replay(mut replay: Replay, inbox: &Inbox, to: SubscriberId, mut req
             step = replay.next() => step,
             () = subscriber_left(&requested) => return,
         };
-        let is_last = matches!(step, Step::Live { .. } | Step::Complete(..) | Step::NoSuchJob);
-        inbox.post(Message::ReplayStep { to, job: replay.job().clone(), step });
+        let is_last = matches!(step, Step::Live { .. } | Step::Complete { .. } | Step::NoSuchJob);
+        inbox.post(Message::ReplayStep { to, step });
         if is_last || requested.recv().await.is_none() {
             return;
         }

@@ -12,8 +12,8 @@ use super::timers::Tick;
 use crate::cursor::Cursor;
 use crate::delivery::admission::StreamPermit;
 use crate::delivery::context::Deadline;
-use crate::event::JobId;
 use crate::hub::{Place, Subscription};
+use crate::topic::Topic;
 use bytes::Bytes;
 use mio::net::TcpStream;
 use std::collections::VecDeque;
@@ -48,7 +48,7 @@ pub enum State {
         backlog: Box<Backlog>,
     },
     Replaying {
-        job: JobId,
+        topic: Topic,
         backlog: Box<Backlog>,
         next_page: NextPage,
         /// Asks the replay for its next step. The replay ends when this is dropped.

@@ -99,6 +99,14 @@ impl Source for Postgres {
         }
     }
 
+    async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
+        super::pages_one_by_one(self, wanted, limit).await
+    }
+
+    async fn before_last(&self, job: &JobId, count: usize) -> Result<Option<Cursor>, SourceError> {
+        super::before_last_by_paging(self, job, count).await
+    }
+
     fn tail(&self) -> Box<dyn Tail> {
         Box::new(tail::PostgresTail::new(self.store.clone()))
     }

@@ -217,7 +217,15 @@ impl PostgresTail {
         let appeared = changes.found.as_ref().map(|found| found.appeared.clone()).unwrap_or_default();
         let jobs = self.apply(session, began, changes, selection, draft);
         let faults = self.faults.to_news();
-        Ok(News { jobs, caught_up_joiners, more: !self.pending.is_empty(), outage: None, faults, appeared })
+        Ok(News {
+            jobs,
+            caught_up_joiners,
+            level: None,
+            more: !self.pending.is_empty(),
+            outage: None,
+            faults,
+            appeared,
+        })
     }
 
     /// Notices that the tables have other transaction ids than at the last look, which means nothing by the new ones.

@@ -377,6 +377,14 @@ impl Source for Redis {
         self.explained(job, "reading history", page).await
     }
 
+    async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
+        super::pages_one_by_one(self, wanted, limit).await
+    }
+
+    async fn before_last(&self, job: &JobId, count: usize) -> Result<Option<Cursor>, SourceError> {
+        super::before_last_by_paging(self, job, count).await
+    }
+
     fn tail(&self) -> Box<dyn Tail> {
         match &self.0.shared {
             Some(_) => Box::new(shared::SharedTail::new(self.0.clone())),

@@ -404,6 +404,7 @@ impl Tail for RedisTail {
             caught_up_joiners.push(self.catch_up(joiner, &read).await);
         }
         Ok(News {
+            level: None,
             jobs: read.batch.into_jobs(),
             caught_up_joiners,
             more: !self.queue.is_empty(),

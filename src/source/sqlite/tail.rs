@@ -278,7 +278,15 @@ impl SqliteTail {
                 self.ends.end(&job);
             }
         }
-        News { jobs: batch.into_jobs(), caught_up_joiners, more, outage: None, faults: Vec::new(), appeared }
+        News {
+            jobs: batch.into_jobs(),
+            caught_up_joiners,
+            level: None,
+            more,
+            outage: None,
+            faults: Vec::new(),
+            appeared,
+        }
     }
 
     fn take_watches(

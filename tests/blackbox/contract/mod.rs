@@ -9,6 +9,7 @@ mod ingest;
 mod outage;
 pub mod reading;
 mod resume;
+mod sets;
 
 use crate::support::store::Sqlite;
 use crate::support::{Postgres, Redis};
@@ -64,6 +65,12 @@ macro_rules! of_every_store {
             cursors::junk_cursors_get_a_reset_or_a_400_and_never_a_wrong_answer
             cursors::a_cursor_has_at_most_128_bytes_that_no_browser_asks_leave_for
             forging::honest_readers_beside_50_that_forge_lose_and_repeat_nothing_and_are_never_reset
+            sets::a_set_gives_the_events_of_each_job_once_and_in_order_and_closes_when_all_have_ended
+            sets::resuming_a_set_at_every_event_on_another_replica_gives_exactly_the_rest
+            sets::a_cursor_of_another_set_goes_on_for_the_jobs_that_it_knows
+            sets::a_job_of_a_set_that_is_not_there_yet_comes_when_it_appears
+            sets::streams_of_a_job_and_of_sets_with_it_begin_at_any_time_beside_each_other
+            sets::types_and_last_give_what_a_filter_of_the_whole_history_gives
             ingest::an_event_is_answered_as_it_is_stored_and_a_repeated_id_is_stored_once
             ingest::events_that_are_sent_in_reach_the_subscribers_of_every_replica
             ingest::of_64_writers_at_once_on_two_daemons_each_event_is_acknowledged_and_received_once

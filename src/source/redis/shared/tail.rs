@@ -338,6 +338,7 @@ impl Tail for SharedTail {
             self.end_jobs(began, &mut batch);
         }
         Ok(News {
+            level: None,
             jobs: batch.into_jobs(),
             caught_up_joiners,
             more,

@@ -1,0 +1,261 @@
+//! Pages of history: read once for all who need the same one, and encoded.
+
+use super::Position;
+use crate::config;
+use crate::cursor::{Cursor, Level};
+use crate::error::{SourceCode, SourceError};
+use crate::event::{JobId, JobStatus};
+use crate::single_flight::{Flight, SingleFlight};
+use crate::source::{Limit, Page, PageResult, Source};
+use crate::sse::{ControlEvent, Reset, Segment, Shape};
+use crate::supervise::Panicked;
+use crate::tail::{self, MAX_SKIPPED, Rests, Round, Turn};
+use crate::topic::Topic;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// The size of a page. It is small, since a subscriber that reads nothing holds one of them.
+const PAGE: Limit = Limit { events: 512, bytes: 64 * 1024 };
+
+/// Reads and encodes pages. A request for a page that is being read waits for that read.
+pub struct Pages {
+    pub(super) source: Arc<dyn Source>,
+    shape: Shape,
+    /// Gives the waits after failed reads.
+    pub(super) pace: config::Pace,
+    /// The reads that have not ended, by the topic, the token before the page, and the first job that it is about.
+    in_flight: SingleFlight<(Topic, Cursor, usize), PageRead>,
+    turns: Turns,
+}
+
+/// The line of reads: so many at a time, the others in the order in which they came. A replay has a turn for each page,
+/// and so they all get on, and a subscriber that reads slowly has none while it does.
+pub struct Turns {
+    free: Semaphore,
+    waiting: AtomicUsize,
+    /// The most that may wait before new subscribers are told to come back later.
+    max_waiting: usize,
+}
+
+impl Turns {
+    pub fn new(at_a_time: usize, max_waiting: usize) -> Self {
+        let free = Semaphore::new(at_a_time.min(Semaphore::MAX_PERMITS));
+        Self { free, waiting: AtomicUsize::new(0), max_waiting }
+    }
+
+    /// Waits for a turn, which ends when it is dropped.
+    async fn take(&self) -> Option<SemaphorePermit<'_>> {
+        if let Ok(turn) = self.free.try_acquire() {
+            return Some(turn);
+        }
+        let _waiting = Waiting::new(&self.waiting);
+        // Never closed.
+        self.free.acquire().await.ok()
+    }
+}
+
+/// One read that waits in line.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+pub(super) type PageRead = Result<Arc<EncodedPage>, SourceError>;
+
+pub(super) enum EncodedPage {
+    Page(Encoded),
+    NoSuchJob,
+    Lost(Reset),
+}
+
+/// Some of the history of a topic.
+pub(super) struct Encoded {
+    pub segments: Vec<Arc<Segment>>,
+    pub end: Position,
+    /// Nothing was left of any job after this page.
+    pub is_last: bool,
+    /// The first job that the next page is to be about.
+    pub next: usize,
+    pub statuses: Vec<(JobId, JobStatus)>,
+    /// The jobs of which nothing more will come, with their status.
+    pub over: Vec<(JobId, JobStatus)>,
+    /// The jobs of a set that begin again, which the segments say.
+    pub resets: Vec<(JobId, Reset)>,
+}
+
+impl Pages {
+    pub fn new(source: Arc<dyn Source>, shape: Shape, pace: config::Pace, turns: Turns) -> Arc<Self> {
+        Arc::new(Self { source, shape, pace, in_flight: SingleFlight::default(), turns })
+    }
+
+    /// Tells if so many reads wait in line that no more should come.
+    pub fn is_queue_full(&self) -> bool {
+        self.turns.waiting.load(Ordering::Relaxed) >= self.turns.max_waiting
+    }
+
+    /// Reads a page as its source gives it, for a caller that has no use for it encoded.
+    pub async fn plain(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError> {
+        let _turn = self.turns.take().await;
+        self.source.page(job, after, limit).await
+    }
+
+    /// As [`Pages::plain`], for several jobs; see [`Source::pages`].
+    pub async fn plain_of_set(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
+        let _turn = self.turns.take().await;
+        self.source.pages(wanted, limit).await
+    }
+
+    /// Reads the page after `after`, or joins a read of the same page. Of a set it is about the jobs from `from` on.
+    pub(super) fn read(self: &Arc<Self>, topic: &Topic, after: &Position, from: usize) -> Flight<PageRead> {
+        let (pages, wanted, before) = (self.clone(), topic.clone(), after.clone());
+        let read = || async move {
+            let page = match &wanted {
+                Topic::Job(job) => pages.plain(job, &before.token, PAGE).await.map(|result| pages.encode(job, result)),
+                Topic::Set(_) => {
+                    let cursors = before.cursors(&wanted);
+                    let jobs: Vec<_> = wanted.jobs().iter().cloned().zip(cursors).skip(from).collect();
+                    let results = pages.plain_of_set(&jobs, PAGE).await;
+                    results.map(|results| pages.encode_set(&wanted, &before, from, results))
+                }
+            };
+            page.map(Arc::new).inspect_err(tail::count_error)
+        };
+        let panicked = |panic: Panicked| {
+            let error = SourceError::new(SourceCode::Other, "reading history", panic.to_string(), "");
+            Err(error).inspect_err(tail::count_error)
+        };
+        self.in_flight.join("page", (topic.clone(), after.token.clone(), from), read, panicked).flight
+    }
+
+    fn encode(&self, job: &JobId, result: PageResult) -> EncodedPage {
+        match result {
+            PageResult::Page(page) => {
+                tail::count_unreadable(&page.events);
+                let status = page.status.map(|status| (job.clone(), status));
+                EncodedPage::Page(Encoded {
+                    segments: tail::encode(&page.events, self.shape),
+                    end: Position::of_job(page.end),
+                    is_last: page.is_last,
+                    next: 0,
+                    over: status.iter().filter(|_| page.is_complete).cloned().collect(),
+                    statuses: status.into_iter().collect(),
+                    resets: Vec::new(),
+                })
+            }
+            PageResult::NoSuchJob => EncodedPage::NoSuchJob,
+            PageResult::Lost(reset) => EncodedPage::Lost(reset),
+        }
+    }
+
+    /// Joins the pages of a set's jobs, in their order. A job that there is not yet is one without events.
+    fn encode_set(&self, topic: &Topic, before: &Position, from: usize, results: Vec<PageResult>) -> EncodedPage {
+        if from == 0 && results.iter().all(|result| matches!(result, PageResult::NoSuchJob)) {
+            return EncodedPage::NoSuchJob;
+        }
+        let read = ReadSet::new(self, topic, before, from, results);
+        let mut levels = before.levels.to_vec();
+        let mut skipped = MAX_SKIPPED;
+        let turns: Vec<Turn<'_>> = read.pages.iter().map(turn).collect();
+        let round = Round { topic, shape: self.shape, positions: &mut levels, level: None };
+        let published = round.publish(&turns, &mut Rests::default(), &mut skipped);
+        let mut segments: Vec<Arc<Segment>> = published.into_iter().flat_map(|published| published.events).collect();
+        let end = topic.position(levels);
+        for (job, reason) in &read.resets {
+            let reset = ControlEvent::ResetOf { job: job.clone(), reason: *reason, cursor: end.token.clone() };
+            segments.push(Arc::new(Segment::control(&reset, end.token.clone())));
+        }
+        let (is_last, next) = (read.is_last, read.next());
+        EncodedPage::Page(Encoded { segments, end, is_last, next, ..read.into_encoded() })
+    }
+}
+
+/// One job's part of the pages of a set.
+struct JobPage {
+    index: usize,
+    page: Page,
+}
+
+fn turn(part: &JobPage) -> Turn<'_> {
+    let end = Some(part.page.end.level());
+    Turn { index: part.index, events: &part.page.events, end, status: None, over: None }
+}
+
+/// The pages of a set's jobs, sorted out.
+struct ReadSet {
+    pages: Vec<JobPage>,
+    resets: Vec<(JobId, Reset)>,
+    statuses: Vec<(JobId, JobStatus)>,
+    over: Vec<(JobId, JobStatus)>,
+    is_last: bool,
+    from: usize,
+}
+
+impl ReadSet {
+    fn new(pages: &Pages, topic: &Topic, before: &Position, from: usize, results: Vec<PageResult>) -> Self {
+        let jobs = topic.jobs();
+        let mut read = Self {
+            pages: Vec::new(),
+            resets: Vec::new(),
+            statuses: Vec::new(),
+            over: Vec::new(),
+            is_last: from + results.len() == jobs.len(),
+            from,
+        };
+        for (offset, result) in results.into_iter().enumerate() {
+            let index = from + offset;
+            let job = &jobs[index];
+            let beginning = || pages.source.beginning(job);
+            match result {
+                PageResult::Page(page) => {
+                    tail::count_unreadable(&page.events);
+                    read.is_last &= page.is_last;
+                    read.statuses.extend(page.status.map(|status| (job.clone(), status)));
+                    read.over.extend(page.status.filter(|_| page.is_complete).map(|status| (job.clone(), status)));
+                    read.pages.push(JobPage { index, page });
+                }
+                PageResult::NoSuchJob => {
+                    if before.levels[index] != beginning().level() {
+                        read.resets.push((job.clone(), Reset::Unknown));
+                    }
+                    read.pages.push(JobPage { index, page: nothing(beginning(), true) });
+                }
+                PageResult::Lost(reset) => {
+                    read.is_last = false;
+                    read.resets.push((job.clone(), reset));
+                    read.pages.push(JobPage { index, page: nothing(beginning(), false) });
+                }
+            }
+        }
+        read
+    }
+
+    /// The first job that the next pages are to be about. If all end at one level, the next bring all jobs to another, so that
+    /// cursors stay short; elsewhere that would only be read again.
+    fn next(&self) -> usize {
+        let done: Vec<&JobPage> = self.pages.iter().take_while(|part| part.page.is_last).collect();
+        let ends: Vec<Level> = done.iter().map(|part| part.page.end.level()).collect();
+        let is_level = self.from == 0 && ends.windows(2).all(|pair| pair[0] == pair[1]);
+        if is_level { 0 } else { self.from + done.len() }
+    }
+
+    fn into_encoded(self) -> Encoded {
+        let Self { resets, statuses, over, is_last, .. } = self;
+        let end = Position { token: Cursor::trusted(""), levels: Arc::default() };
+        Encoded { segments: Vec::new(), end, is_last, next: 0, statuses, over, resets }
+    }
+}
+
+fn nothing(end: Cursor, is_last: bool) -> Page {
+    Page { events: Vec::new(), end, is_last, status: None, is_complete: false }
+}

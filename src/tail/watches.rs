@@ -1,0 +1,103 @@
+//! The topics that the tail serves, and the jobs that it watches for them: each job once, however many topics have it.
+
+use crate::cursor::Level;
+use crate::event::JobId;
+use crate::hub::Standpoint;
+use crate::source::Tail;
+use crate::topic::Topic;
+use std::collections::{HashMap, HashSet};
+
+/// Invariant: a job is in `by_job` exactly while the source's tail watches it, with the topics that it is watched for.
+#[derive(Default)]
+pub struct Watches {
+    topics: HashMap<Topic, Watched>,
+    by_job: HashMap<JobId, Vec<Topic>>,
+}
+
+/// A live topic, as far as the tail has published to it.
+pub struct Watched {
+    /// The position of a set in each of its jobs, after everything that was published to it. Empty for one job alone.
+    pub positions: Vec<Level>,
+    /// The jobs of which nothing more is published.
+    over: HashSet<JobId>,
+    /// Events that were not wanted since the last token was published.
+    pub skipped: usize,
+    /// Some of its jobs were watched before, and stand further than it does: nothing is published to it until a read has
+    /// caught it up.
+    pub is_behind: bool,
+}
+
+impl Watched {
+    pub fn is_over(&self, job: &JobId) -> bool {
+        self.over.contains(job)
+    }
+}
+
+impl Watches {
+    /// Begins to serve a topic from this position on. True if it is behind, so that a read must catch it up.
+    pub fn begin(&mut self, topic: &Topic, after: &Standpoint, tail: &mut dyn Tail) -> bool {
+        let mut over = HashSet::new();
+        let mut is_behind = false;
+        for (job, cursor) in topic.jobs().iter().zip(after.position.cursors(topic)) {
+            if after.is_over(job) {
+                over.insert(job.clone());
+                continue;
+            }
+            match self.by_job.get_mut(job) {
+                Some(topics) => {
+                    topics.push(topic.clone());
+                    is_behind = true;
+                }
+                None => {
+                    tail.watch(job.clone(), cursor);
+                    self.by_job.insert(job.clone(), vec![topic.clone()]);
+                }
+            }
+        }
+        let watched = Watched { positions: after.position.levels.to_vec(), over, skipped: 0, is_behind };
+        self.topics.insert(topic.clone(), watched);
+        is_behind
+    }
+
+    /// Stops serving a topic. Returns the jobs that are not watched any more.
+    pub fn end(&mut self, topic: &Topic, tail: &mut dyn Tail) -> Vec<JobId> {
+        let Some(watched) = self.topics.remove(topic) else { return Vec::new() };
+        let mut unwatched = Vec::new();
+        for job in topic.jobs().iter().filter(|job| !watched.is_over(job)) {
+            let Some(topics) = self.by_job.get_mut(job) else { continue };
+            topics.retain(|other| other != topic);
+            if topics.is_empty() {
+                self.by_job.remove(job);
+                tail.unwatch(job);
+                unwatched.push(job.clone());
+            }
+        }
+        unwatched
+    }
+
+    /// Notes that the source has stopped the watch of a job. Nothing more of it is published to any topic.
+    pub fn job_ended(&mut self, job: &JobId) {
+        for topic in self.by_job.remove(job).unwrap_or_default() {
+            if let Some(watched) = self.topics.get_mut(&topic) {
+                watched.over.insert(job.clone());
+            }
+        }
+    }
+
+    pub fn is_watched(&self, job: &JobId) -> bool {
+        self.by_job.contains_key(job)
+    }
+
+    /// Returns the topics that a job is watched for.
+    pub fn topics_of(&self, job: &JobId) -> &[Topic] {
+        self.by_job.get(job).map_or(&[], Vec::as_slice)
+    }
+
+    pub fn get(&self, topic: &Topic) -> Option<&Watched> {
+        self.topics.get(topic)
+    }
+
+    pub fn get_mut(&mut self, topic: &Topic) -> Option<&mut Watched> {
+        self.topics.get_mut(topic)
+    }
+}
