@@ -107,7 +107,9 @@ impl FromRequest for WatchedSet {
                 return Err(refused.swap_remove(first).1);
             }
             // Of a set the log names the first.
-            allowed.first().map_or((), |(job, _)| access::note_job(job));
+            if let Some((job, _)) = allowed.first() {
+                access::note_job(job);
+            }
             Ok(Self { query, allowed, refused })
         })
     }
