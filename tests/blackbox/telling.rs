@@ -67,8 +67,6 @@ async fn lag_grows_while_the_source_is_away_or_hangs_and_the_log_says_how_long_i
 
     server.down("immediate");
     grows().await;
-    eventually("nobody to listen to", async || (daemon.metric("jobcast_source_listening").await == 0.0).then_some(()))
-        .await;
     let stood = daemon.metric("jobcast_source_last_read_timestamp_seconds").await;
     assert_eq!(stood, daemon.metric("jobcast_source_last_read_timestamp_seconds").await);
     server.up().await;
@@ -192,7 +190,7 @@ async fn every_line_of_a_request_has_its_id_its_job_and_its_caller_in_one_schema
     assert!(answered["seconds"].is_f64() && ended["seconds"].is_f64());
 
     // What is refused is in it, with the code of its problem, and with an id where the proxy gave none that is one.
-    request(daemon.http, "GET", "/runner-jobs/nobody/events", &[("X-Request-Id", "a \u{7f} b")], b"").await;
+    request(daemon.http, "GET", "/runner-jobs/nobody/events", &[("X-Request-Id", "no id")], b"").await;
     let refused = line(&daemon, "request", |line| line["job"] == "nobody").await;
     assert_eq!((&refused["status"], &refused["code"]), (&404.into(), &"job.not_found".into()), "{refused}");
     assert_eq!(refused["request"].as_str().map(str::len), Some(32), "{refused}");
