@@ -35,6 +35,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "topic",
             "error",
             "sse",
+            "telemetry",
             "config",
             "supervise",
             "single_flight",
@@ -54,6 +55,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "sse",
             "config",
             "telemetry",
+            "logging",
             "shutdown",
             "supervise",
             "hub",
@@ -71,6 +73,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "sse",
             "config",
             "telemetry",
+            "logging",
             "shutdown",
             "supervise",
             "source",
@@ -213,6 +216,32 @@ fn no_file_has_more_than_500_lines_but_data() {
         }
     }
     assert!(long.is_empty(), "longer than {MOST_LINES} lines without their tests:\n{}", long.join("\n"));
+}
+
+// ---- tests that depend on no luck
+
+/// Tells if a line of a test asserts that the log has something by now. A thread of its own writes the log, so that a test
+/// has to wait: `Daemon::logs` and `Daemon::logs_times` do.
+fn expects_the_log_at_once(line: &str) -> bool {
+    let asserts_it_has = |rest: &str| !rest.starts_with('!') && rest.contains(".log().contains(");
+    line.contains(".log().matches(") || line.trim_start().strip_prefix("assert!(").is_some_and(asserts_it_has)
+}
+
+#[test]
+fn no_test_expects_a_line_of_the_log_before_it_is_written() {
+    assert!(expects_the_log_at_once("    assert!(daemon.log().contains(\"x\"), \"{}\", daemon.log());"));
+    assert!(expects_the_log_at_once("let times = daemon.log().matches(\"x\").count();"));
+    assert!(!expects_the_log_at_once("assert!(!daemon.log().contains(\"x\"), \"{}\", daemon.log());"));
+
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/blackbox");
+    let mut wrong = Vec::new();
+    for file in files(&tests) {
+        let text = fs::read_to_string(&file).expect("a file");
+        for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| expects_the_log_at_once(line)) {
+            wrong.push(format!("{}:{number}: {}", file.display(), line.trim()));
+        }
+    }
+    assert!(wrong.is_empty(), "these do not wait for the line:\n{}", wrong.join("\n"));
 }
 
 // ---- the map

@@ -9,31 +9,58 @@ use std::collections::VecDeque;
 /// The size of a page that is read only to count its events.
 const COUNTED: Limit = Limit { events: 1000, bytes: 1 << 20 };
 
+/// Pages of several jobs, gathered in their order until the limit of all of them is reached. See [`Source::pages`].
+///
+/// Invariant: only the last page is cut short; there is room for at least one.
+pub struct PagesBuilder {
+    limit: Limit,
+    results: Vec<PageResult>,
+    events: usize,
+    bytes: usize,
+    is_cut: bool,
+}
+
+impl PagesBuilder {
+    pub fn new(limit: Limit) -> Self {
+        Self { limit, results: Vec::new(), events: 0, bytes: 0, is_cut: false }
+    }
+
+    /// The limit of the next page. `None` where no more is to be read.
+    pub fn rest(&self) -> Option<Limit> {
+        let is_full = self.is_cut || self.limit.is_reached_by(self.events, self.bytes);
+        let rest = Limit {
+            events: self.limit.events.saturating_sub(self.events),
+            bytes: self.limit.bytes.saturating_sub(self.bytes),
+        };
+        (self.results.is_empty() || !is_full).then_some(rest)
+    }
+
+    pub fn push(&mut self, result: PageResult) {
+        if let PageResult::Page(page) = &result {
+            self.events += page.events.len();
+            self.bytes += page.events.iter().map(|(event, _)| event.payload.as_json().len()).sum::<usize>();
+            self.is_cut = !page.is_last;
+        }
+        self.results.push(result);
+    }
+
+    pub fn into_results(self) -> Vec<PageResult> {
+        self.results
+    }
+}
+
 /// Reads each job's page by itself. See [`Source::pages`].
 pub async fn pages_one_by_one(
     source: &dyn Source,
     wanted: &[(JobId, Cursor)],
     limit: Limit,
 ) -> Result<Vec<PageResult>, SourceError> {
-    let (mut pages, mut events, mut bytes) = (Vec::with_capacity(wanted.len()), 0, 0);
+    let mut pages = PagesBuilder::new(limit);
     for (job, after) in wanted {
-        if limit.is_reached_by(events, bytes) {
-            break;
-        }
-        let rest = Limit { events: limit.events - events, bytes: limit.bytes - bytes };
-        let result = source.page(job, after, rest).await?;
-        let mut is_cut = false;
-        if let PageResult::Page(page) = &result {
-            events += page.events.len();
-            bytes += page.events.iter().map(|(event, _)| event.payload.as_json().len()).sum::<usize>();
-            is_cut = !page.is_last;
-        }
-        pages.push(result);
-        if is_cut {
-            break;
-        }
+        let Some(rest) = pages.rest() else { break };
+        pages.push(source.page(job, after, rest).await?);
     }
-    Ok(pages)
+    Ok(pages.into_results())
 }
 
 /// Reads a job's whole history to find the place of its last events. See [`Source::before_last`].

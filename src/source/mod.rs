@@ -67,7 +67,7 @@ pub use ends::{Age, Ending, Endings, Ends, Evidence, Seen};
 pub use finding::{Finding, Grade};
 pub use forgiving::Forgiving;
 pub use job_lists::{MAX_JOBS, SharedLists};
-pub use many::{before_last_by_paging, pages_one_by_one};
+pub use many::{PagesBuilder, before_last_by_paging, pages_one_by_one};
 pub use news::TailBatch;
 pub use page::PageBuilder;
 pub use registry::{DRIVERS, Driver, driver, open};

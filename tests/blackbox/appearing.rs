@@ -35,7 +35,7 @@ async fn so_many_may_wait_and_one_more_is_told_to_come_back_until_somebody_leave
     let polled = daemon.get(POLL).await;
     assert_eq!((polled.status, polled.code().as_str()), (503, "server.too_many_waiting"));
     assert!(polled.header("Retry-After").is_some());
-    assert_eq!(daemon.log().matches("http.max_waiting").count(), 1, "{}", daemon.log());
+    daemon.logs_times("http.max_waiting", 1).await;
     for count in [1, 0] {
         drop(held.pop());
         daemon.has_waiting(count).await;

@@ -43,14 +43,14 @@ async fn gone_subscribers_are_forgotten_and_their_jobs_after_the_linger() {
     }
     let mut streams = join_all((0..50).map(|number| daemon.stream(["a", "b"][number % 2]))).await;
     daemon.has_subscribers(50).await;
-    assert_eq!(daemon.metric("jobcast_channels").await, 2.0);
+    daemon.metric_is("jobcast_channels", 2.0).await;
     streams.truncate(10);
     daemon.has_subscribers(10).await;
     drop(streams);
     daemon.has_subscribers(0).await;
-    eventually("the channels to go", async || (daemon.metric("jobcast_channels").await == 0.0).then_some(())).await;
-    assert_eq!(daemon.metric("jobcast_ring_events").await, 0.0);
-    assert_eq!(daemon.metric("jobcast_ring_bytes").await, 0.0);
+    for name in ["jobcast_channels", "jobcast_ring_events", "jobcast_ring_bytes"] {
+        daemon.metric_is(name, 0.0).await;
+    }
     assert_eq!(daemon.ask_admin("/debug/channels").await.json()["channels"], json!([]));
 }
 
@@ -65,8 +65,7 @@ async fn a_socket_that_takes_nothing_is_closed_and_costs_the_others_nothing() {
     let ((), seen) = tokio::join!(write_big(&daemon, "job", 1..1500), reader.take(1500));
     assert_eq!(numbers(&seen), Vec::from_iter(0..1500));
     daemon.has_subscribers(1).await;
-    let metrics = daemon.ask_admin("/metrics").await.text();
-    assert!(metrics.contains("jobcast_disconnects_total{reason=\"slow\"} 1"), "{metrics}");
+    daemon.metric_is("jobcast_disconnects_total{reason=\"slow\"}", 1.0).await;
 }
 
 #[tokio::test]
@@ -89,7 +88,7 @@ async fn memory_is_bounded_whatever_writers_do_and_however_subscribers_stall() {
     let bytes = daemon.metric("jobcast_ring_bytes").await;
     // each ring keeps its newest segment, whatever its size
     assert!(bytes <= 20.0 * 72.0 * 1024.0, "{bytes}");
-    assert!(daemon.metric("jobcast_ring_evictions_total").await > 1000.0);
+    daemon.metric_reaches("jobcast_ring_evictions_total", 1001.0).await;
     let resident = daemon.metric("process_resident_memory_bytes").await;
     assert!(resident < 100e6, "{resident} bytes resident after 24 MB of events");
     let mut reader = daemon.stream("job-7").await;
@@ -193,8 +192,7 @@ async fn a_peer_that_vanished_is_noticed_within_the_write_timeout() {
 #[tokio::test]
 async fn two_hundred_files_are_enough_for_fewer_streams_and_readiness_never_lacks_one() {
     let daemon = Daemon::after("ulimit -n 200", &[("http.workers", "2"), ("stream.heartbeat", "100ms")]).await;
-    let log = daemon.log();
-    let lowered = log.lines().find(|line| line.contains("fewer open files")).expect("a word at the start");
+    let lowered = daemon.logs(&["fewer open files"]).await;
     let streams: usize =
         lowered.split(' ').find_map(|word| word.strip_prefix("streams=")?.parse().ok()).expect("the number of streams");
     assert!((20..200).contains(&streams), "{lowered}");
@@ -249,13 +247,12 @@ async fn metrics_say_the_true_numbers() {
         ("jobcast_build_info", 1.0),
     ];
     for (name, value) in expected {
-        // the delivery thread counts a moment after it has written
-        eventually(&format!("{name} {value}"), async || (daemon.metric(name).await == value).then_some(())).await;
+        daemon.metric_is(name, value).await;
     }
     drop(streams);
     daemon.has_subscribers(0).await;
-    assert_eq!(daemon.metric("jobcast_disconnects_total").await, 7.0);
-    assert_eq!(daemon.metric("jobcast_stream_duration_seconds_count").await, 7.0);
+    daemon.metric_is("jobcast_disconnects_total", 7.0).await;
+    daemon.metric_is("jobcast_stream_duration_seconds_count", 7.0).await;
 }
 
 /// Runs Prometheus' own parser, in Python.

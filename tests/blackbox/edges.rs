@@ -50,8 +50,8 @@ async fn a_page_that_rebinds_its_name_to_loopback_gets_nothing_from_either_liste
     );
     assert_eq!(raw(daemon.http, b"GET /runner-jobs HTTP/1.0\r\n\r\n").await[..12], *b"HTTP/1.0 200");
     // counted, and said once
-    assert_eq!(daemon.metric("jobcast_refused_requests_total{reason=\"host\"}").await, 29.0);
-    assert_eq!(daemon.log().matches("http.hosts").count(), 1, "{}", daemon.log());
+    daemon.metric_is("jobcast_refused_requests_total{reason=\"host\"}", 29.0).await;
+    daemon.logs_times("http.hosts", 1).await;
 }
 
 #[tokio::test]
@@ -249,13 +249,10 @@ async fn every_wait_for_a_peer_has_an_end() {
     let answer = left_waiting(daemon.http, b"", slow.as_bytes()).await;
     let text = String::from_utf8_lossy(&answer);
     assert!(text.starts_with("HTTP/1.1 408") && text.contains("request.timeout"), "{text}");
-    let refused =
-        async |reason: &str| daemon.metric(&format!("jobcast_refused_requests_total{{reason=\"{reason}\"}}")).await;
-    assert_eq!((refused("head_timeout").await, refused("body_timeout").await), (3.0, 1.0));
-    crate::support::eventually("no connection to be left", async || {
-        (daemon.metric("jobcast_open_connections").await == 0.0).then_some(())
-    })
-    .await;
+    for (reason, times) in [("head_timeout", 3.0), ("body_timeout", 1.0)] {
+        daemon.metric_is(&format!("jobcast_refused_requests_total{{reason=\"{reason}\"}}"), times).await;
+    }
+    daemon.metric_is("jobcast_open_connections", 0.0).await;
 }
 
 #[tokio::test]
@@ -284,7 +281,8 @@ async fn outsiders_are_told_codes_and_the_log_has_the_rest() {
         }
     }
     assert!(told[0].contains("source.schema"), "{told:?}");
-    assert!(daemon.log().contains(&path) && daemon.log().contains("job_events"), "{}", daemon.log());
+    daemon.logs(&[&path]).await;
+    daemon.logs(&["job_events"]).await;
 }
 
 #[tokio::test]
@@ -293,8 +291,7 @@ async fn no_job_forges_a_line_of_the_log_or_drives_the_terminal_of_its_reader() 
     let odd = "a%E2%80%AEb%C2%A0%E2%80%A8c";
     daemon.write(odd, 0..1).await;
     daemon.stream(odd).await.event().await;
-    crate::support::eventually("the log to name the job", async || daemon.log().contains("u{202e}b").then_some(()))
-        .await;
+    daemon.logs(&["u{202e}b"]).await;
     let log = daemon.log();
     let is_odd = |c: char| c != '\n' && (c.is_control() || matches!(c, '\u{202e}' | '\u{2028}'));
     assert!(!log.chars().any(is_odd), "{log:?}");

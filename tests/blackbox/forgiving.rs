@@ -16,7 +16,7 @@ async fn is_told(daemon: &Daemon, stream: &mut Stream, code: &str) {
     })
     .await;
     let counted = format!("jobcast_source_errors_total{{code=\"{code}\",retryable=\"false\"}}");
-    assert!(daemon.metric(&counted).await > 0.0);
+    daemon.metric_reaches(&counted, 1.0).await;
     let mut other = Stream::open(daemon.http, &stream_path("job"), &[]).await;
     assert_eq!(other.head.status, 200, "no browser gives up");
     loop {
@@ -160,7 +160,7 @@ async fn a_statement_that_takes_too_long_is_stopped_at_the_server_and_tried_agai
     assert_eq!((polled.status, polled.code().as_str()), (503, "source.timed_out"));
     let error = stream.event().await;
     assert_eq!((&error.json()["code"], &error.json()["retryable"]), (&"source.timed_out".into(), &true.into()));
-    assert!(server.log().contains("canceling statement due to statement timeout"), "{}", server.log());
+    server.logs_times("canceling statement due to statement timeout", 1).await;
     sqlx::raw_sql("ROLLBACK").execute(&mut owner).await.expect("no lock");
     server.append("job", 1..2).await;
     assert_eq!(stream.event().await.number(), 1);

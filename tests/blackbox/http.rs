@@ -2,7 +2,7 @@
 
 use crate::support::daemon::stream_path;
 use crate::support::http::{encode, exchange, raw, request};
-use crate::support::{Answer, Daemon, Stream, eventually, numbers};
+use crate::support::{Answer, Daemon, Stream, numbers};
 use rand::{RngExt, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -40,7 +40,7 @@ async fn a_stream_begins_with_just_this_head_and_its_events_are_just_these_lines
     // the same answer to a HEAD, at once and without a stream
     let head = request(daemon.http, "HEAD", &stream_path("job"), &[], b"").await;
     assert_eq!((head.status, head.header("Content-Type")), (200, Some("text/event-stream; charset=utf-8")));
-    assert_eq!(daemon.metric("jobcast_subscribers").await, 1.0);
+    daemon.has_subscribers(1).await;
 }
 
 #[tokio::test]
@@ -237,7 +237,7 @@ async fn an_error_never_breaks_the_connection_of_the_next_request() {
     let answer = exchange(daemon.http, &[&bad[..], &last].concat()).await;
     assert_eq!(answer.status, 400);
     assert!(answer.text().contains("HTTP/1.1 200 OK"), "{}", answer.text());
-    eventually("nobody to be left", async || (daemon.metric("jobcast_subscribers").await == 0.0).then_some(())).await;
+    daemon.has_subscribers(0).await;
 }
 
 #[tokio::test]

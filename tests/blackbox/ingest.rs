@@ -136,6 +136,6 @@ async fn requests_that_send_something_in_are_counted_by_their_outcome() {
     }
     for (outcome, count) in [("appended", 1.0), ("repeated", 1.0), ("status", 1.0), ("refused", 3.0)] {
         let name = format!("jobcast_ingest_total{{outcome=\"{outcome}\"}}");
-        assert_eq!(daemon.metric(&name).await, count, "{outcome}");
+        daemon.metric_is(&name, count).await;
     }
 }

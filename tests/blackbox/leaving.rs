@@ -106,7 +106,7 @@ async fn a_long_poll_is_answered_before_the_listener_goes_though_no_stream_is_op
     let path = format!("/runner-jobs/job/events?wait=60&after={}", first["cursor"].as_str().expect("a cursor"));
     let began = Instant::now();
     let (answer, ()) = tokio::join!(daemon.get(&path), async {
-        eventually("the poll", async || (daemon.metric("jobcast_channels").await == 1.0).then_some(())).await;
+        daemon.metric_is("jobcast_channels", 1.0).await;
         daemon.signal("TERM");
     });
     assert_eq!((answer.status, &answer.json()["events"]), (200, &json!([])));

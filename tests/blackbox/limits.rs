@@ -9,10 +9,9 @@ use tokio::net::TcpStream;
 
 const EVENTS: &str = "/runner-jobs/job/events";
 
-impl Daemon {
-    async fn refused(&self, reason: &str) -> f64 {
-        self.metric(&format!("jobcast_refused_requests_total{{reason=\"{reason}\"}}")).await
-    }
+/// The name of the count of requests that were refused for this reason.
+fn refusals(reason: &str) -> String {
+    format!("jobcast_refused_requests_total{{reason=\"{reason}\"}}")
 }
 
 /// A stream that was refused: an answer that no browser gives up at, with a wait of its own.
@@ -53,7 +52,7 @@ async fn long_polls_that_are_held_count_as_streams_do() {
     // whoever is answered makes room
     drop(held);
     eventually("room", async || (daemon.get(&one_more).await.status == 200).then_some(())).await;
-    assert_eq!(daemon.log().matches("http.max_connections").count(), 1, "{}", daemon.log());
+    daemon.logs_times("http.max_connections", 1).await;
 }
 
 #[tokio::test]
@@ -78,7 +77,7 @@ async fn an_address_that_comes_too_often_is_told_to_come_back_later_and_others_a
             .await;
     is_refused(&mut stream, "server.rate").await;
     assert_eq!(poll("2001:db8:0:2::1").await.status, 200, "another /64");
-    assert!(daemon.refused("rate").await >= 2.0);
+    daemon.metric_reaches(&refusals("rate"), 2.0).await;
 }
 
 #[tokio::test]
@@ -89,7 +88,7 @@ async fn streams_of_more_jobs_than_may_be_live_come_back_later_and_idle_jobs_mak
     }
     let (mut a, mut b) = (daemon.stream("a").await, daemon.stream("b").await);
     assert_eq!((a.event().await.number(), b.event().await.number()), (0, 0));
-    eventually("both to be live", async || (daemon.metric("jobcast_channels").await == 2.0).then_some(())).await;
+    daemon.metric_is("jobcast_channels", 2.0).await;
     is_refused(&mut daemon.stream("c").await, "server.too_many_jobs").await;
     let poll = daemon.get("/runner-jobs/c/events").await;
     assert_eq!((poll.status, poll.code().as_str()), (503, "server.too_many_jobs"));
@@ -164,17 +163,18 @@ async fn everything_that_is_parsed_is_bounded_and_what_is_beyond_is_said() {
         let answer = request(daemon.http, "GET", path, headers, b"").await;
         assert_eq!((answer.status, answer.code().as_str()), (status, code));
     }
-    assert_eq!(daemon.refused("head").await, 4.0);
+    daemon.metric_is(&refusals("head"), 4.0).await;
     let endless = [&b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "[..], &vec![b'x'; 200 * 1024]].concat();
     let mut answer = raw(daemon.http, &endless).await;
     assert!(answer.is_empty() || Answer::head(&mut answer).is_some_and(|head| head.status == 431));
-    assert_eq!(daemon.refused("head").await, 5.0);
+    daemon.metric_is(&refusals("head"), 5.0).await;
 }
 
 #[tokio::test]
 async fn connections_that_carry_no_stream_are_counted_and_bounded_for_an_address() {
     let daemon = Daemon::with(&[("http.max_connections_per_ip", "1")]).await;
     daemon.write("job", 0..1).await;
+    daemon.metric_is("jobcast_open_connections", 0.0).await;
     let kept = async || {
         let mut socket = begun(&daemon, "/openapi.json").await;
         let mut byte = [0];
@@ -184,9 +184,9 @@ async fn connections_that_carry_no_stream_are_counted_and_bounded_for_an_address
     for _ in 0..17 {
         open.push(kept().await.expect("an answer"));
     }
-    assert_eq!(daemon.metric("jobcast_open_connections").await, 17.0);
+    daemon.metric_is("jobcast_open_connections", 17.0).await;
     assert!(kept().await.is_none(), "one too many is closed");
-    assert_eq!(daemon.refused("address_connections").await, 1.0);
+    daemon.metric_is(&refusals("address_connections"), 1.0).await;
     open.pop();
     eventually("room", async || kept().await).await;
 }
@@ -204,6 +204,6 @@ async fn a_client_that_goes_on_sending_behind_a_poll_or_a_stream_is_closed() {
         tokio::time::timeout(crate::support::PATIENCE, send).await.expect("an end");
     }
     // The stream may have left actix by then; whoever delivers it has a bound of his own.
-    assert!(daemon.refused("pipelined").await >= 1.0);
+    daemon.metric_reaches(&refusals("pipelined"), 1.0).await;
     assert_eq!(daemon.get(EVENTS).await.status, 200);
 }

@@ -1,7 +1,7 @@
 //! SIGHUP and changed files: the settings that are taken at once, and those that wait for a restart.
 
+use crate::support::Daemon;
 use crate::support::http::request;
-use crate::support::{Daemon, eventually};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -16,14 +16,6 @@ fn file(text: &str) -> (TempDir, PathBuf) {
 
 async fn daemon_with(path: &Path) -> Daemon {
     Daemon::with(&[("config", &path.display().to_string())]).await
-}
-
-/// Returns the line of the log with all of this, once it is there.
-async fn says(daemon: &Daemon, parts: &[&str]) -> String {
-    eventually(&format!("a line with {parts:?}"), async || {
-        daemon.log().lines().find(|line| parts.iter().all(|part| line.contains(part))).map(str::to_string)
-    })
-    .await
 }
 
 /// The origin that an answer allows, if it is asked from this one.
@@ -47,7 +39,7 @@ async fn a_reload_changes_log_cors_and_limits_without_closing_a_stream_and_names
                [stream]\nheartbeat = \"7s\"\n";
     fs::write(&path, new).expect("a file");
     daemon.signal("HUP");
-    let line = says(&daemon, &["settings reloaded", "SIGHUP"]).await;
+    let line = daemon.logs(&["settings reloaded", "SIGHUP"]).await;
     let (reloaded, waiting) = line.split_once("need_restart").expect("what needs a restart");
     for key in ["http.max_connections", "http.cors.origins", "log.level"] {
         assert!(reloaded.contains(key) && !waiting.contains(key), "{line}");
@@ -55,13 +47,13 @@ async fn a_reload_changes_log_cors_and_limits_without_closing_a_stream_and_names
     assert!(waiting.contains("stream.heartbeat") && !reloaded.contains("stream.heartbeat"), "{line}");
     assert_eq!(daemon.stream("job").await.event().await.number(), 0);
     assert_eq!(allowed_origin(&daemon, page).await.as_deref(), Some(page));
-    says(&daemon, &["DEBUG", "stream begins"]).await;
+    daemon.logs(&["INFO", "stream begins"]).await;
     daemon.write("job", 1..2).await;
     assert_eq!(open.event().await.number(), 1);
 
     // Without a signal: the file is looked at.
     fs::write(&path, new.replace("cors.origins", "cors.credentials = false\n#")).expect("a file");
-    says(&daemon, &["settings reloaded", "a changed file", "http.cors.origins"]).await;
+    daemon.logs(&["settings reloaded", "a changed file", "http.cors.origins"]).await;
     assert_eq!(allowed_origin(&daemon, page).await, None);
 }
 
@@ -71,12 +63,12 @@ async fn a_file_that_cannot_be_used_changes_nothing_and_the_next_one_counts() {
     let daemon = daemon_with(&path).await;
     fs::write(&path, "[http]\nmax_connections = 0\n[http.cors]\norigins = [\"https://b.example\"]\n").expect("a file");
     daemon.signal("HUP");
-    says(&daemon, &["ERROR", "not reloaded", "http.max_connections", "at least 1"]).await;
+    daemon.logs(&["ERROR", "not reloaded", "http.max_connections", "at least 1"]).await;
     assert_eq!(allowed_origin(&daemon, "https://a.example").await.as_deref(), Some("https://a.example"));
     assert_eq!(allowed_origin(&daemon, "https://b.example").await, None);
     fs::write(&path, "[http.cors]\norigins = [\"https://b.example\"]\n").expect("a file");
     daemon.signal("HUP");
-    says(&daemon, &["settings reloaded", "http.cors.origins"]).await;
+    daemon.logs(&["settings reloaded", "http.cors.origins"]).await;
     assert_eq!(allowed_origin(&daemon, "https://b.example").await.as_deref(), Some("https://b.example"));
 }
 
@@ -87,6 +79,6 @@ async fn a_secret_in_a_file_is_read_again_and_never_told() {
     fs::write(&path, "first-token").expect("a file");
     let daemon = Daemon::with(&[("ingest.token_file", &path.display().to_string())]).await;
     fs::write(&path, "second-token-of-another-length").expect("a file");
-    says(&daemon, &["a changed file", "need_restart", "ingest.token"]).await;
+    daemon.logs(&["a changed file", "need_restart", "ingest.token"]).await;
     assert!(!daemon.log().contains("-token"), "{}", daemon.log());
 }

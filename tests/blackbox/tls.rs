@@ -163,8 +163,8 @@ async fn a_certificate_that_has_run_out_is_served_with_a_warning() {
     let cert = keep(&folder, "cert.pem", &params.self_signed(&key).expect("a certificate").pem());
     let key = keep(&folder, "key.pem", &key.serialize_pem());
     let daemon = Daemon::with(&[("http.tls.cert", &cert), ("http.tls.key", &key)]).await;
-    assert!(daemon.log().contains("has run out"), "{}", daemon.log());
-    assert_eq!(daemon.metric("jobcast_tls_certificate_expiry_timestamp_seconds").await, 1_577_836_800.0);
+    daemon.logs(&["has run out"]).await;
+    daemon.metric_is("jobcast_tls_certificate_expiry_timestamp_seconds", 1_577_836_800.0).await;
 }
 
 #[tokio::test]
@@ -186,10 +186,7 @@ async fn a_new_pair_is_used_without_a_restart_and_a_bad_one_is_not() {
     assert!(!connects(&secure.authority).await);
 
     replace("cert.pem", &unrelated.certify("localhost").0.pem());
-    eventually("the refusal", async || {
-        secure.daemon.log().contains("is not the key of the first certificate").then_some(())
-    })
-    .await;
+    secure.daemon.logs(&["is not the key of the first certificate"]).await;
     assert!(connects(&next).await);
     let client = crate::support::http2::Client::connect(secure.daemon.http, &next).await;
     client.write("job", 1..2).await;

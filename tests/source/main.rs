@@ -7,6 +7,8 @@ mod forgers;
 mod fuzzed;
 mod memory;
 mod position;
+mod promises;
+mod sets;
 
 use jobcast::cli::serve::serve_source;
 use jobcast::config::Settings;

@@ -3,18 +3,18 @@
 //! A job is a list of numbered slots. A writer may reserve a slot and fill it later, as a transaction does that commits late.
 //! Everything is behind one lock, so a read of the tail sees all jobs at one moment.
 
-use super::position::Position;
+use super::position::{Place, Position};
 use async_trait::async_trait;
-use jobcast::cursor::Cursor;
+use jobcast::cursor::{Cursor, Level};
 use jobcast::error::SourceError;
 use jobcast::event::{Event, JobId, JobStatus};
 use jobcast::source::{
     Age, Appended, Change, Endings, Ends, EventKey, Evidence, JobSummary, Joiner, Limit, NewEvent, News, Page,
-    PageBuilder, PageResult, Source, Standing, Tail, TailBatch, Wakeup,
+    PageBuilder, PageResult, PagesBuilder, Source, Standing, Tail, TailBatch, Wakeup,
 };
 use jobcast::sse::{JobEnd, Reset};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -30,6 +30,8 @@ pub const END_GRACE: Duration = Duration::from_secs(1);
 
 struct Store {
     jobs: Mutex<HashMap<JobId, Job>>,
+    /// The number of events that were stored, of all jobs together. It is read and changed under the lock of `jobs`.
+    writes: AtomicU64,
     /// Notified by every write. One tail waits for it.
     changed: Notify,
     /// The number of times that a tail asked for the rows of a job that cannot be read.
@@ -42,6 +44,7 @@ impl Default for Store {
     fn default() -> Self {
         Self {
             jobs: Mutex::default(),
+            writes: AtomicU64::default(),
             changed: Notify::default(),
             asked_in_vain: AtomicUsize::default(),
             ends: Ends::new(END_GRACE),
@@ -51,8 +54,8 @@ impl Default for Store {
 
 #[derive(Default)]
 struct Job {
-    /// A slot without an event is reserved.
-    slots: Vec<Option<Event>>,
+    /// Events, each with the number of its write. A slot without one is reserved.
+    slots: Vec<Option<(Event, u64)>>,
     status: Option<JobStatus>,
     /// The job's rows cannot be read, for this reason.
     fault: Option<SourceError>,
@@ -60,7 +63,7 @@ struct Job {
 
 impl Job {
     fn events(&self) -> impl Iterator<Item = (usize, &Event)> {
-        self.slots.iter().enumerate().filter_map(|(slot, event)| Some((slot, event.as_ref()?)))
+        self.slots.iter().enumerate().filter_map(|(slot, stored)| Some((slot, &stored.as_ref()?.0)))
     }
 
     /// Returns the job's final status, once it has one and no slot is reserved.
@@ -77,6 +80,18 @@ impl Job {
     fn position_at(&self, slot: usize) -> Position {
         let mut position = Position::default();
         self.events().filter(|(other, _)| *other <= slot).for_each(|(slot, _)| position.add(slot));
+        position
+    }
+
+    /// Returns the slots that a place means in this job.
+    fn slots_of(&self, place: Place) -> Position {
+        let until = match place {
+            Place::Slots(position) => return position,
+            Place::Write(until) => until,
+        };
+        let mut position = Position::default();
+        let stored = self.slots.iter().enumerate().filter_map(|(slot, stored)| Some((slot, stored.as_ref()?.1)));
+        stored.filter(|(_, write)| *write <= until).for_each(|(slot, _)| position.add(slot));
         position
     }
 
@@ -97,6 +112,55 @@ impl Store {
         self.jobs.lock().expect("no writer has panicked")
     }
 
+    /// Returns the number of a new write.
+    fn next_write(&self) -> u64 {
+        self.writes.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Returns the place of all jobs at this moment.
+    fn level(&self) -> Level {
+        Place::level(self.writes.load(Ordering::SeqCst))
+    }
+
+    /// Reads a page of a job, the last one up to `level`.
+    fn page(
+        &self,
+        stored: Option<&Job>,
+        (job, after): (&JobId, &Cursor),
+        limit: Limit,
+        level: &Level,
+    ) -> Result<PageResult, SourceError> {
+        let Some(after) = Place::open(job, after.as_str()) else { return Ok(PageResult::Lost(Reset::Unknown)) };
+        let Some(stored) = stored else { return Ok(PageResult::NoSuchJob) };
+        if let Some(error) = &stored.fault {
+            return Err(error.clone());
+        }
+        let is_beyond = match &after {
+            Place::Slots(position) => position.is_beyond(stored.slots.len()),
+            Place::Write(write) => *write > self.writes.load(Ordering::SeqCst),
+        };
+        if is_beyond {
+            return Ok(PageResult::Lost(Reset::Rewound));
+        }
+        let mut page = PageBuilder::new(Limit { events: limit.events.min(READ.events), ..limit });
+        let mut rest = stored.events_after(job, stored.slots_of(after)).into_iter();
+        while !page.is_full()
+            && let Some((_, event, cursor)) = rest.next()
+        {
+            page.push(event, cursor);
+        }
+        let is_last = rest.next().is_none();
+        // The end of the last page is made of what is seen here, and of nothing that a reader sent.
+        let end = page.end().filter(|_| !is_last).cloned();
+        Ok(PageResult::Page(Page {
+            end: end.unwrap_or_else(|| level.cursor(job)),
+            events: page.into_events(),
+            is_last,
+            status: stored.status,
+            is_complete: is_last && stored.ending().is_some_and(|status| self.is_over(job, stored, status)),
+        }))
+    }
+
     /// Tells if the grace of a job's end is over, as far as this process remembers: nothing in the store tells the time.
     fn is_over(&self, job: &JobId, stored: &Job, status: JobStatus) -> bool {
         let state = (status, stored.events().count());
@@ -115,7 +179,9 @@ impl Memory {
 
     /// Fills a reserved slot.
     pub fn fill(&self, job: &JobId, slot: usize, event: NewEvent) {
-        self.0.jobs().get_mut(job).expect("a job").slots[slot] = Some(event.into_event(job.clone()));
+        let mut jobs = self.0.jobs();
+        jobs.get_mut(job).expect("a job").slots[slot] = Some((event.into_event(job.clone()), self.0.next_write()));
+        drop(jobs);
         self.0.changed.notify_one();
     }
 
@@ -132,7 +198,9 @@ impl Memory {
 
     /// Stores an event as it is.
     pub fn put(&self, job: &JobId, event: Event) {
-        self.0.jobs().entry(job.clone()).or_default().slots.push(Some(event));
+        let mut jobs = self.0.jobs();
+        jobs.entry(job.clone()).or_default().slots.push(Some((event, self.0.next_write())));
+        drop(jobs);
         self.0.changed.notify_one();
     }
 }
@@ -156,8 +224,8 @@ impl Source for Memory {
     }
 
     async fn resolve(&self, job: &JobId, text: &str) -> Result<Option<Cursor>, SourceError> {
-        if let Some(position) = Position::open(job, text) {
-            return Ok(Some(position.seal(job)));
+        if let Some(place) = Place::open(job, text) {
+            return Ok(Some(place.seal(job)));
         }
         let jobs = self.0.jobs();
         let Some(stored) = jobs.get(job) else { return Ok(None) };
@@ -171,40 +239,28 @@ impl Source for Memory {
     }
 
     async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError> {
-        let Some(after) = Position::open(job, after.as_str()) else { return Ok(PageResult::Lost(Reset::Unknown)) };
         let jobs = self.0.jobs();
-        let Some(stored) = jobs.get(job) else { return Ok(PageResult::NoSuchJob) };
-        if let Some(error) = &stored.fault {
-            return Err(error.clone());
-        }
-        if after.is_beyond(stored.slots.len()) {
-            return Ok(PageResult::Lost(Reset::Rewound));
-        }
-        let mut page = PageBuilder::new(Limit { events: limit.events.min(READ.events), ..limit });
-        let mut rest = stored.events_after(job, after).into_iter();
-        while !page.is_full()
-            && let Some((_, event, cursor)) = rest.next()
-        {
-            page.push(event, cursor);
-        }
-        let is_last = rest.next().is_none();
-        // The end of the last page is made of what is seen here, and of nothing that a reader sent.
-        let end = page.end().filter(|_| !is_last).cloned();
-        Ok(PageResult::Page(Page {
-            end: end.unwrap_or_else(|| stored.newest().seal(job)),
-            events: page.into_events(),
-            is_last,
-            status: stored.status,
-            is_complete: is_last && stored.ending().is_some_and(|status| self.0.is_over(job, stored, status)),
-        }))
+        self.0.page(jobs.get(job), (job, after), limit, &self.0.level())
     }
 
     async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
-        jobcast::source::pages_one_by_one(self, wanted, limit).await
+        // Under one lock, all of them are read at one moment.
+        let jobs = self.0.jobs();
+        let (level, mut pages) = (self.0.level(), PagesBuilder::new(limit));
+        for (job, after) in wanted {
+            let Some(rest) = pages.rest() else { break };
+            pages.push(self.0.page(jobs.get(job), (job, after), rest, &level)?);
+        }
+        Ok(pages.into_results())
     }
 
     async fn before_last(&self, job: &JobId, count: usize) -> Result<Option<Cursor>, SourceError> {
-        jobcast::source::before_last_by_paging(self, job, count).await
+        let jobs = self.0.jobs();
+        let Some(stored) = jobs.get(job) else { return Ok(None) };
+        let mut position = Position::default();
+        let before = stored.events().count().saturating_sub(count);
+        stored.events().take(before).for_each(|(slot, _)| position.add(slot));
+        Ok(Some(position.seal(job)))
     }
 
     fn tail(&self) -> Box<dyn Tail> {
@@ -226,9 +282,9 @@ impl Source for Memory {
             let known = stored.events().find(|(_, event)| event.id == new.id).map(|(slot, _)| slot);
             let slot = known.unwrap_or(stored.slots.len());
             if known.is_none() {
-                stored.slots.push(Some(new.into_event(job.clone())));
+                stored.slots.push(Some((new.into_event(job.clone()), self.0.next_write())));
             }
-            let event = stored.slots[slot].clone().expect("just found, or just stored");
+            let (event, _) = stored.slots[slot].clone().expect("just found, or just stored");
             appended.push(Appended { event, cursor: stored.position_at(slot).seal(job), is_new: known.is_none() });
         }
         self.0.changed.notify_one();
@@ -306,7 +362,7 @@ impl MemoryTail {
     /// Returns the published events that a joiner lacks; `None` where its job is not watched, or it is ahead of the watch.
     fn catch_up(&self, joiner: &Joiner, stored: &Job) -> Option<Vec<(Event, Cursor)>> {
         let published = self.watched.get(&joiner.job)?;
-        let mut reached = Position::open(&joiner.job, joiner.after.as_str())?;
+        let mut reached = stored.slots_of(Place::open(&joiner.job, joiner.after.as_str())?);
         if !reached.is_within(published) {
             return None;
         }
@@ -324,8 +380,9 @@ impl MemoryTail {
 impl Tail for MemoryTail {
     fn watch(&mut self, job: JobId, after: Cursor) {
         // Believed as it is: no reader made it.
-        let published = Position::open(&job, after.as_str()).expect("a position of this source");
-        self.watched.insert(job, published);
+        let place = Place::open(&job, after.as_str()).expect("a position of this source");
+        let published = self.store.jobs().get(&job).map(|stored| stored.slots_of(place));
+        self.watched.insert(job, published.unwrap_or_default());
     }
 
     fn unwatch(&mut self, job: &JobId) {
@@ -353,6 +410,7 @@ impl Tail for MemoryTail {
         let jobs = store.jobs();
         let mut batch = TailBatch::new(READ);
         let mut news = News::nothing(joining);
+        let mut is_cut = false;
         for job in self.watched.keys().cloned().collect::<Vec<_>>() {
             match jobs.get(&job) {
                 Some(Job { fault: Some(error), .. }) => {
@@ -361,10 +419,12 @@ impl Tail for MemoryTail {
                     // There may well be more to read, which must not make anybody ask at once.
                     news.more = true;
                 }
-                Some(stored) => news.more |= self.read_job(&job, stored, began, &mut batch),
+                Some(stored) => is_cut |= self.read_job(&job, stored, began, &mut batch),
                 None => {}
             }
         }
+        news.more |= is_cut;
+        news.level = (!is_cut).then(|| store.level());
         let missing = |joiner: &Joiner| {
             let stored = jobs.get(&joiner.job).filter(|stored| stored.fault.is_none())?;
             self.catch_up(joiner, stored)

@@ -76,6 +76,24 @@ impl Daemon {
         self.log.lock().expect("the log").clone()
     }
 
+    /// Waits until one line of the log has all of these parts, and returns it. A thread of the daemon's own writes the
+    /// log, and one of the tests reads it: an event can be seen before the line about it.
+    pub async fn logs(&self, parts: &[&str]) -> String {
+        eventually(&format!("a line of the log with {parts:?}"), async || {
+            self.log().lines().find(|line| parts.iter().all(|part| line.contains(part))).map(str::to_string)
+        })
+        .await
+    }
+
+    /// Waits until the log has a text this often, and checks that it has it no more often.
+    pub async fn logs_times(&self, text: &str, times: usize) {
+        let found = eventually(&format!("{text:?} in the log, {times} times"), async || {
+            Some(self.log().matches(text).count()).filter(|found| *found >= times)
+        })
+        .await;
+        assert_eq!(found, times, "{text:?} in:\n{}", self.log());
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -149,6 +167,17 @@ impl Daemon {
         let text = answer.text();
         let lines = text.lines().filter(of_it);
         lines.map(|line| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).expect("a number")).sum()
+    }
+
+    /// Waits until a metric has this value. Much is counted a moment after it can be seen.
+    pub async fn metric_is(&self, name: &str, value: f64) {
+        eventually(&format!("{name} to be {value}"), async || (self.metric(name).await == value).then_some(())).await;
+    }
+
+    /// Waits until a metric has at least this value.
+    pub async fn metric_reaches(&self, name: &str, value: f64) {
+        let reached = async || (self.metric(name).await >= value).then_some(());
+        eventually(&format!("{name} to reach {value}"), reached).await;
     }
 }
 

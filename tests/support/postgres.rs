@@ -96,7 +96,13 @@ impl Postgres {
         std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("its rights");
     }
 
-    /// Everything that the server has logged.
+    /// Waits until the server has logged a text at least this often. A daemon may give up on a statement earlier.
+    pub async fn logs_times(&self, text: &str, times: usize) {
+        let logged = async || (self.log().matches(text).count() >= times).then_some(());
+        eventually(&format!("{text:?} in PostgreSQL's log, {times} times"), logged).await;
+    }
+
+    /// Everything that the server has logged so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).expect("the server's log")
     }

@@ -226,9 +226,6 @@ impl Daemon {
 
     /// Waits until so many streams are open.
     pub async fn has_subscribers(&self, count: usize) {
-        super::eventually(&format!("{count} subscribers"), async || {
-            (self.metric("jobcast_subscribers").await == count as f64).then_some(())
-        })
-        .await;
+        self.metric_is("jobcast_subscribers", count as f64).await;
     }
 }

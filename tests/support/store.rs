@@ -14,6 +14,8 @@ use tempfile::TempDir;
 pub trait Store: Sized {
     /// False where two cursors may mean the same set of events.
     const ONE_CURSOR_PER_PLACE: bool = true;
+    /// It has one place for all jobs.
+    const HAS_LEVELS: bool;
 
     async fn start() -> Self;
 
@@ -68,6 +70,8 @@ impl Sqlite {
 }
 
 impl Store for Sqlite {
+    const HAS_LEVELS: bool = true;
+
     async fn start() -> Self {
         Self { folder: tempfile::tempdir().expect("a directory") }
     }
@@ -107,6 +111,7 @@ impl Store for Sqlite {
 impl Store for Postgres {
     /// The mark of a later snapshot is a later one.
     const ONE_CURSOR_PER_PLACE: bool = false;
+    const HAS_LEVELS: bool = false;
 
     async fn start() -> Self {
         let server = Postgres::start().await;
@@ -163,6 +168,8 @@ impl Server for Postgres {
 }
 
 impl Store for Redis {
+    const HAS_LEVELS: bool = false;
+
     async fn start() -> Self {
         Redis::start().await
     }

@@ -1,7 +1,7 @@
 //! Answers for readers: pages of history, the position of an event, the newest position, the list of jobs.
 
 use super::error::QueryError;
-use super::page::{MAX_COUNTED_XIDS, PageRows, StoredRow};
+use super::page::{MAX_COUNTED_XIDS, PageEnd, PageRows, StoredRow};
 use super::position::{EndedXids, Key, Position};
 use super::session::Session;
 use super::snapshot::Snapshot;
@@ -17,6 +17,17 @@ use std::collections::BTreeMap;
 
 /// Most lists of the open transactions that are read for one position.
 const MAX_LISTS: usize = 4;
+
+/// Answers a reader of whose position the server does not know all. `None`: it may, after a while.
+pub fn behind(job: &JobId, before: &Position, snapshot: &Snapshot, can_wait: bool) -> Option<PageResult> {
+    if !(snapshot.may_know(before) || snapshot.is_standby && can_wait) {
+        // A primary has nothing to catch up with.
+        return Some(PageResult::Lost(Reset::Rewound));
+    }
+    let behind =
+        Page { end: before.to_cursor(job), is_complete: false, status: None, events: Vec::new(), is_last: false };
+    (!can_wait).then_some(PageResult::Page(behind))
+}
 
 impl Session<'_> {
     /// Reads a page of history after `position`. `None` where a standby has not come to the position, and
@@ -40,13 +51,7 @@ impl Session<'_> {
         if may_know && self.knows_ends(&rows.snapshot, before).await? {
             return self.build_page(job, before.clone(), position, rows, limit).await.map(Some);
         }
-        if !(may_know || rows.snapshot.is_standby && can_wait) {
-            // A primary has nothing to catch up with.
-            return Ok(Some(PageResult::Lost(Reset::Rewound)));
-        }
-        let behind =
-            Page { end: before.to_cursor(job), is_complete: false, status: None, events: Vec::new(), is_last: false };
-        Ok((!can_wait).then_some(PageResult::Page(behind)))
+        Ok(behind(job, before, &rows.snapshot, can_wait))
     }
 
     async fn build_page(
@@ -57,11 +62,10 @@ impl Session<'_> {
         rows: PageRows,
         limit: Limit,
     ) -> Result<PageResult, QueryError> {
-        let (has_job, nothing_is_open) = (rows.has_job, rows.snapshot.xmin >= rows.snapshot.xmax);
-        let (status, mark) = (rows.status.clone(), rows.snapshot.mark());
+        let (answer, mark) = (rows.answer(), rows.snapshot.mark());
         let is_superseded = position.is_superseded_by(&rows.end, mark);
         let (mut events, mut is_last) = rows.deliver(job, &mut position, limit);
-        if before.is_beginning() && events.is_empty() && !has_job {
+        if before.is_beginning() && events.is_empty() && !answer.has_job {
             return Ok(PageResult::NoSuchJob);
         }
         let end = if is_last && events.is_empty() && before.is_reached_mark(mark, self.tables.best) {
@@ -77,14 +81,28 @@ impl Session<'_> {
             is_last = is_held && self.bring_level(job, &position, &own, &mut events, limit).await?;
             if is_last { own } else { position }
         };
+        self.finish_page(job, events, end.to_cursor(job), is_last, &answer).await
+    }
+
+    /// Makes a page of events, and finds out whether the job has ended.
+    pub async fn finish_page(
+        &mut self,
+        job: &JobId,
+        events: Vec<(Event, Cursor)>,
+        end: Cursor,
+        is_last: bool,
+        answer: &PageEnd,
+    ) -> Result<PageResult, QueryError> {
+        let PageEnd { snapshot, status, .. } = answer;
+        let nothing_is_open = snapshot.xmin >= snapshot.xmax;
         let mut ended = self.final_status(status.as_deref(), &events);
         if is_last && ended.is_none() {
             ended = self.read_final_event(job).await?;
         }
         Ok(PageResult::Page(Page {
-            end: end.to_cursor(job),
+            end,
             is_complete: is_last && ended.is_some() && self.is_over(job, nothing_is_open).await?,
-            status: ended.or_else(|| self.store.settings.statuses.resolve(&status?)),
+            status: ended.or_else(|| self.store.settings.statuses.resolve(status.as_deref()?)),
             events,
             is_last,
         }))

@@ -9,8 +9,10 @@ mod ends;
 mod error;
 mod faults;
 mod history;
+mod level;
 mod listener;
 mod lookup;
+mod many;
 mod page;
 mod pool;
 mod position;
@@ -100,11 +102,16 @@ impl Source for Postgres {
     }
 
     async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
-        super::pages_one_by_one(self, wanted, limit).await
+        match many::read_pages(&self.store, wanted, limit).await? {
+            Some(pages) => Ok(pages),
+            None => super::pages_one_by_one(self, wanted, limit).await,
+        }
     }
 
     async fn before_last(&self, job: &JobId, count: usize) -> Result<Option<Cursor>, SourceError> {
-        super::before_last_by_paging(self, job, count).await
+        self.store
+            .with_job_session("looking up the last events", job, async |session| session.before_last(job, count).await)
+            .await
     }
 
     fn tail(&self) -> Box<dyn Tail> {

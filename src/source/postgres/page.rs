@@ -40,11 +40,11 @@ const MAX_COUNT: u64 = 1 << 40;
 /// delivered by key, in a range.
 const MAX_CHEAP_COUNT: u64 = 10_000;
 /// Most bytes of a position that is nothing but a mark and a list of open transactions.
-const MAX_LIST_BYTES: usize = 30;
+pub const MAX_LIST_BYTES: usize = 30;
 /// Most bytes of a position that also counts.
 const MAX_COUNTED_BYTES: usize = 42;
 /// Most bytes of a key: its kind, a time, and an id of 16 bytes with its length.
-const MAX_KEY_BYTES: usize = 28;
+pub const MAX_KEY_BYTES: usize = 28;
 
 /// An event as the database has it.
 pub struct StoredRow {
@@ -181,8 +181,17 @@ pub struct PageRows {
     best: CursorScheme,
 }
 
+/// The part of an answer of the database that is no row.
+pub struct PageEnd {
+    pub snapshot: Snapshot,
+    pub status: Option<String>,
+    pub has_job: bool,
+}
+
 /// A list of the open transactions.
 pub struct OpenList {
+    /// No transaction at or above it had begun.
+    pub xmax: u64,
     /// Everything that has ended, as far as a cursor has room for the open ones.
     pub ended: EndedXids,
     /// Transaction below which a crash undoes nothing.
@@ -323,7 +332,7 @@ impl Session<'_> {
         }
     }
 
-    async fn query_page(&mut self, query: PageQuery<'_>) -> Result<PageRows, QueryError> {
+    pub async fn query_page(&mut self, query: PageQuery<'_>) -> Result<PageRows, QueryError> {
         let sql = sql::page(&self.tables, self.durable_xid(), &query);
         let rows = self.connection.query(sql).await?;
         let first = rows.first().ok_or(QueryError::NoRow)?;
@@ -371,12 +380,23 @@ impl Session<'_> {
             return Ok(None);
         }
         let ended = position.cut_list(EndedXids { mark: snapshot.xmax, open }, ends_range);
-        let list = OpenList { ended, durable_xid: snapshot.durable_xid };
+        let list = OpenList { xmax: snapshot.xmax, ended, durable_xid: snapshot.durable_xid };
         Ok(Some(list).filter(|list| list.ended.mark >= position.settled().mark))
     }
 }
 
 impl PageRows {
+    /// The end of a page, before its rows are known.
+    pub fn new(answer: PageEnd, end: EndedXids, best: CursorScheme) -> Self {
+        let PageEnd { snapshot, status, has_job } = answer;
+        Self { snapshot, status, has_job, rows: Vec::new(), end, listed: None, has_more: false, best }
+    }
+
+    /// All but the rows.
+    pub fn answer(&self) -> PageEnd {
+        PageEnd { snapshot: self.snapshot.clone(), status: self.status.clone(), has_job: self.has_job }
+    }
+
     /// Transactions that a position counts when all of this is delivered.
     fn counted_xids(&self, position: &Position) -> BTreeSet<u64> {
         let counted = position.counted().keys().copied();

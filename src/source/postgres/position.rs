@@ -62,6 +62,7 @@
 //!   reader can keep a channel in a scheme that is dearer to read by.
 
 mod codec;
+mod level;
 #[cfg(test)]
 mod tests;
 
@@ -120,6 +121,11 @@ impl EndedXids {
 
     pub fn contains(&self, xid: u64) -> bool {
         xid < self.mark && !self.open.contains(&xid)
+    }
+
+    /// Returns true if everything that had ended at `earlier` has ended here.
+    fn covers(&self, earlier: &Self) -> bool {
+        self.mark >= earlier.mark && self.open.range(..earlier.mark).all(|xid| earlier.open.contains(xid))
     }
 
     /// Adds what has ended since, as `later` knows it, but only below `xid`.

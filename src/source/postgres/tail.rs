@@ -7,12 +7,14 @@
 //! they are exact. A look that misses a row makes it late, not lost.
 
 mod endings;
+mod levels;
 
 use super::draft::{Draft, READ_LIMIT};
 use super::ends::Reached;
 use super::error::QueryError;
 use super::faults::Faults;
 use super::listener::listen;
+use super::many::FirstRows;
 use super::page::raw_bytes;
 use super::position::Position;
 use super::session::Session;
@@ -72,6 +74,8 @@ struct SeenSnapshot {
     snapshot: Snapshot,
     /// The database has notified since, so it is not asked again whether anything has changed.
     is_outdated: bool,
+    /// The level of the look, where it has one.
+    level: Option<Position>,
 }
 
 /// The next time at which all watched jobs are read, where looks go by timestamp.
@@ -86,6 +90,9 @@ struct Changes {
     snapshot: Snapshot,
     /// `None` if nothing has changed since the last look.
     found: Option<Found>,
+    /// The level that jobs are read up to: the look has found all jobs with rows of it that were not published. `None`
+    /// where each is read as far as there is something to read.
+    level: Option<Position>,
 }
 
 #[derive(Default)]
@@ -104,6 +111,8 @@ struct Selection {
     jobs: Vec<JobId>,
     /// Jobs whose end is published if this read reads them to their end.
     completable: BTreeSet<JobId>,
+    /// The level of the look.
+    level: Option<Position>,
 }
 
 impl PostgresTail {
@@ -220,7 +229,7 @@ impl PostgresTail {
         Ok(News {
             jobs,
             caught_up_joiners,
-            level: None,
+            level: self.level(),
             more: !self.pending.is_empty(),
             outage: None,
             faults,
@@ -243,12 +252,12 @@ impl PostgresTail {
             let is_current = !seen.is_outdated && !seen.snapshot.is_standby;
             let may_be_unchanged = is_current && self.unchecked.is_empty() && !self.awaited.has_new();
             if may_be_unchanged && session.is_unchanged(&seen.snapshot).await? {
-                return Ok(Changes { snapshot: seen.snapshot.clone(), found: None });
+                return Ok(Changes { snapshot: seen.snapshot.clone(), found: None, level: seen.level.clone() });
             }
         }
         let sql = self.changes_sql(session);
         match session.connection.query(sql).await {
-            Ok(rows) => self.parse_changes(session, &rows),
+            Ok(rows) => self.with_level(session, self.parse_changes(session, &rows)?).await,
             Err(error) if error.is_of_rows() => self.changes_without_look(session).await,
             Err(error) => Err(error),
         }
@@ -340,7 +349,7 @@ impl PostgresTail {
                 Some(status) => found.statuses.extend(jobs.map(|job| (job, status.clone()))),
             }
         }
-        Ok(Changes { snapshot: snapshot.ok_or(QueryError::NoRow)?, found: Some(found) })
+        Ok(Changes { snapshot: snapshot.ok_or(QueryError::NoRow)?, found: Some(found), level: None })
     }
 
     /// Returns news if the database knows less than was published. A standby that lags may come to it. After
@@ -386,7 +395,7 @@ impl PostgresTail {
         let mut jobs = changes.found.as_ref().map(|found| found.jobs.clone()).unwrap_or_default();
         jobs.extend(completable.iter().chain(&self.pending).chain(self.faults.due()).cloned());
         jobs.retain(|job| !self.faults.is_waiting(job));
-        Selection { jobs, completable }
+        Selection { jobs, completable, level: changes.level.clone() }
     }
 
     /// Reads the jobs that somebody joins, then the selected ones, as far as there is room.
@@ -396,12 +405,15 @@ impl PostgresTail {
         joining: &[Joiner],
         selection: &Selection,
     ) -> Result<Draft, QueryError> {
-        let mut draft = Draft::new();
+        let (mut draft, mut first_rows) = (Draft::new(), FirstRows::default());
         let joined: BTreeSet<&JobId> = joining.iter().map(|joiner| &joiner.job).collect();
         for job in joined.into_iter().chain(&selection.jobs) {
             let is_over = draft.done.contains(job) || draft.failed.contains_key(job) || self.faults.is_waiting(job);
             if !draft.is_full() && !is_over {
-                let read = self.read_job(session, job, &mut draft).await;
+                let read = match self.read_up_to_level(session, job, selection, &mut first_rows, &mut draft).await {
+                    Ok(false) => self.read_job(session, job, &mut draft).await,
+                    read => read.map(drop),
+                };
                 draft.narrow(job, read)?;
             }
         }
@@ -470,12 +482,15 @@ impl PostgresTail {
             // The index found all new rows. So every other job has nothing undelivered below the mark.
             for (job, position) in &mut self.positions {
                 if !self.pending.contains(job) && !done.contains(job) && !self.faults.contains(job) {
-                    position.finish(&position.next_end(changes.snapshot.mark()));
+                    match changes.level.as_ref().filter(|level| position.is_below(level)) {
+                        Some(level) => *position = level.clone(),
+                        None => position.finish(&position.next_end(changes.snapshot.mark())),
+                    }
                     position.adopt(session.tables.best);
                 }
             }
         }
-        self.seen = Some(SeenSnapshot { snapshot: changes.snapshot, is_outdated: false });
+        self.seen = Some(SeenSnapshot { snapshot: changes.snapshot, is_outdated: false, level: changes.level });
         self.tell_statuses(session, changes.found, &mut batch);
         self.end_due(session, began, |job| selection.completable.contains(job) && done.contains(job), &mut batch);
         batch.into_jobs()

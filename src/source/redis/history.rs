@@ -3,7 +3,7 @@
 use super::entry::{Entry, EntryId, StreamInfo, mean_size, parse_entries};
 use super::error::is_wrong_type;
 use super::mapping::Mapping;
-use super::position::{Position, StreamSlice};
+use super::position::{Position, StreamSlice, ordinal_from_end};
 use super::reply::number;
 use super::topology::NodeError;
 use super::{JobKey, MAX_ENTRIES_PER_REQUEST, Store};
@@ -112,14 +112,39 @@ impl PageReader {
     }
 }
 
+/// The beginning of a page, which was asked for together with those of other jobs.
+pub struct PageHead {
+    pub key: JobKey,
+    /// The first entries after the position.
+    pub slice: Result<StreamSlice, NodeError>,
+}
+
 impl Store {
     pub(super) async fn page(&self, job: &JobId, after: Position, limit: Limit) -> Result<PageResult, NodeError> {
         // The status comes before the events: where it is final by then, all events come before the end.
         let key = self.job_state(job).await?;
+        let count = PageReader::new(after, limit).count();
+        let slice = self.parse_stream(self.send(self.stream_request(job, &after, count)).await, &after, count);
+        self.page_from(job, after, limit, PageHead { key, slice }).await
+    }
+
+    /// Reads a page that begins with this.
+    pub(super) async fn page_from(
+        &self,
+        job: &JobId,
+        after: Position,
+        limit: Limit,
+        PageHead { key, slice }: PageHead,
+    ) -> Result<PageResult, NodeError> {
         let mut reader = PageReader::new(after, limit);
+        let mut first = Some(slice);
         let (info, stream_end) = loop {
             let (count, at) = (reader.count(), reader.read);
-            let slice = match self.parse_stream(self.send(self.stream_request(job, &at, count)).await, &at, count) {
+            let slice = match first.take() {
+                Some(slice) => slice,
+                None => self.parse_stream(self.send(self.stream_request(job, &at, count)).await, &at, count),
+            };
+            let slice = match slice {
                 Err(error) if is_wrong_type(&error.error) => return Ok(PageResult::NoSuchJob),
                 slice => slice?,
             };
@@ -156,6 +181,37 @@ impl Store {
             is_complete: is_last && final_status.is_some_and(|status| self.is_over(job, status, last_id)),
             status: self.resolve_status(final_status, key.state()),
         }))
+    }
+
+    /// Returns the position before the last `count` events of a job. `None` where there is no such job.
+    pub(super) async fn before_last(&self, job: &JobId, count: usize) -> Result<Option<Cursor>, NodeError> {
+        let info = match self.readable_info(job).await? {
+            Readable::Stream(Some(info)) => info,
+            Readable::Stream(None) => {
+                let is_there = self.has_key(job, &self.job_state(job).await?).await?;
+                return Ok(is_there.then(|| Position::BEGINNING.seal(job)));
+            }
+            Readable::OtherType => return Ok(None),
+        };
+        if count == 0 {
+            return Ok(Some(Position::newest(Some(&info)).seal(job)));
+        }
+        let mut size = info.last_entry.as_ref().map_or(1, Entry::size).max(1);
+        let (mut from, mut newer) = (info.last_id.to_string(), 0);
+        loop {
+            let asked = (count + 1 - newer).min(MAX_SEARCH_BYTES / size).clamp(1, MAX_ENTRIES_PER_REQUEST);
+            let request = self.events_request(job, |key| vec![older_entries_command(key, &from, asked)]);
+            let entries = self.parse_range(self.send(request).await?.pop())?;
+            if let Some(entry) = entries.get(count - newer) {
+                return Ok(Some(Position::begin_after(entry, count as u64, &info).seal(job)));
+            }
+            let Some(oldest) = entries.last().filter(|_| entries.len() == asked) else {
+                return Ok(Some(Position::BEGINNING.seal(job)));
+            };
+            from = format!("({}", oldest.id);
+            newer += entries.len();
+            size = mean_size(&entries).unwrap_or(size);
+        }
     }
 
     /// Returns the end of a job whose stream is gone, for a reader who has read all of it. `None` where that is a loss.
@@ -295,12 +351,6 @@ impl Store {
     pub(super) fn parse_range(&self, reply: Option<Value>) -> Result<Vec<Entry>, NodeError> {
         self.checked(parse_entries(reply.unwrap_or(Value::Nil)))
     }
-}
-
-/// Returns the ordinal of an entry with `newer` entries after it, where none of those was deleted.
-pub fn ordinal_from_end(info: &StreamInfo, entry: &Entry, newer: u64) -> Option<u64> {
-    info.max_deleted_id.filter(|deleted| *deleted < entry.id)?;
-    info.entries_added?.checked_sub(newer)
 }
 
 /// Makes the command that reads entries from `newest` backwards.

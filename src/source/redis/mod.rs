@@ -4,7 +4,7 @@
 //! - [`topology`] knows the servers, and [`connections`] sends each request to the server that has its key;
 //! - [`position`] notices entries that were lost;
 //! - [`shared`] reads one stream of many jobs;
-//! - [`history`] reads pages, [`tail`] reads what is new, and [`invalidation`] wakes the tail up;
+//! - [`history`] reads pages, [`many`] those of many jobs, [`tail`] reads what is new, and [`invalidation`] wakes the tail up;
 //! - [`mapping`] makes events of entries, and [`status`] reads how a job is;
 //! - [`writer`] appends, [`jobs`] lists.
 
@@ -21,6 +21,7 @@ mod invalidation;
 mod jobs;
 mod keys;
 mod known_ids;
+mod many;
 mod mapping;
 mod position;
 mod reply;
@@ -378,11 +379,24 @@ impl Source for Redis {
     }
 
     async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
-        super::pages_one_by_one(self, wanted, limit).await
+        let wanted: Vec<many::Wanted> =
+            wanted.iter().map(|(job, after)| (job, Position::open(job, after.as_str()))).collect();
+        let pages = match &self.0.shared {
+            Some(shared) => self.0.shared_pages(shared, &wanted, limit).await,
+            None => self.0.pages(&wanted, limit).await,
+        };
+        match pages {
+            Ok(pages) => Ok(pages),
+            Err((job, error)) => Err(self.0.failed_for(job, "reading history", error).await),
+        }
     }
 
     async fn before_last(&self, job: &JobId, count: usize) -> Result<Option<Cursor>, SourceError> {
-        super::before_last_by_paging(self, job, count).await
+        let found = match &self.0.shared {
+            Some(shared) => self.0.shared_before_last(shared, job, count).await,
+            None => self.0.before_last(job, count).await,
+        };
+        self.explained(job, "looking for a job's last events", found).await
     }
 
     fn tail(&self) -> Box<dyn Tail> {

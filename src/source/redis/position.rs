@@ -14,7 +14,7 @@
 //! for a loss; an entry that was gone before the first event of a reader is not noticed.
 
 use super::entry::{Entry, EntryId, Fingerprint, StreamInfo};
-use crate::cursor::{CHECK_BYTES, Cursor, varint};
+use crate::cursor::{CHECK_BYTES, Cursor, Level, varint};
 use crate::event::JobId;
 use crate::sse::Reset;
 use std::cmp::Ordering;
@@ -67,6 +67,16 @@ impl Position {
     /// Returns the position after an entry.
     pub fn after(entry: &Entry, ordinal: Option<u64>) -> Self {
         Self { id: entry.id, ordinal, fingerprint: Some(entry.fingerprint()), ignore_deleted_up_to: EntryId::ZERO }
+    }
+
+    /// Returns the position after an entry with so many `newer` ones after it, for a reader that begins there: what is gone
+    /// by now is not lost to it.
+    pub fn begin_after(entry: &Entry, newer: u64, info: &StreamInfo) -> Self {
+        let ordinal = ordinal_from_end(info, entry, newer);
+        let deleted = info.max_deleted_id.unwrap_or_default();
+        let is_counted = ordinal.is_some() || deleted <= entry.id;
+        let ignore_deleted_up_to = if is_counted { EntryId::ZERO } else { deleted };
+        Self { ignore_deleted_up_to, ..Self::after(entry, ordinal) }
     }
 
     /// Returns the position after everything that was ever added.
@@ -190,6 +200,11 @@ impl Position {
         Cursor::seal(Self::VERSION, job, &self.encode())
     }
 
+    /// The same for every job of one stream.
+    pub fn level(&self) -> Level {
+        Level { version: Self::VERSION, inside: self.encode().into() }
+    }
+
     /// Returns the position that a cursor of this job holds. `None` for any other text.
     pub fn open(job: &JobId, text: &str) -> Option<Self> {
         let inside = Cursor::open(Self::VERSION, job, text)?;
@@ -234,6 +249,12 @@ impl Position {
         let is_plausible = ordinal.is_none_or(|ordinal| ordinal < 1 << 60);
         is_plausible.then_some(Self { id, ordinal, fingerprint, ignore_deleted_up_to })
     }
+}
+
+/// Returns the ordinal of an entry with `newer` entries after it, where none of those was deleted.
+pub fn ordinal_from_end(info: &StreamInfo, entry: &Entry, newer: u64) -> Option<u64> {
+    info.max_deleted_id.filter(|deleted| *deleted < entry.id)?;
+    info.entries_added?.checked_sub(newer)
 }
 
 fn write_id(to: &mut Vec<u8>, id: EntryId) {

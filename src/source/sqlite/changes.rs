@@ -1,6 +1,5 @@
 //! The first and cheapest query of a read of the tail.
 
-use super::catalogue::RowNumbers;
 use super::error::SqliteError;
 use super::ids::Id;
 use super::position::Position;
@@ -8,6 +7,7 @@ use super::rows::{bytes_of, job_of, number_of};
 use super::sql::FIND_IN_OWN;
 use super::tables::{Numbering, Tables};
 use super::values::Stored;
+use crate::cursor::Level;
 use crate::event::{JobId, JobStatus};
 use crate::source::{Ends, Seen};
 use futures_util::TryStreamExt;
@@ -35,8 +35,8 @@ impl Reached {
 pub struct Changes {
     /// The place that events go up to.
     pub newest: Mark,
-    /// The identity of the row at the mark that was asked for; `None` where there is none.
-    at_mark: Option<Vec<u8>>,
+    /// The row that has the number of the mark's row now; `None` where none has it.
+    at_mark: Option<Position>,
     /// The highest number of a change of status.
     pub status_mark: i64,
     /// Statuses that changed since the last read, and those of jobs that are catching up. In tables that do not number
@@ -48,13 +48,14 @@ pub struct Changes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub seq: i64,
-    /// The row that has this number; `None` where it was deleted, or no row had it.
+    /// The position of all jobs after the row with the highest number up to this one; `None` where there is no row.
     row: Option<Position>,
 }
 
 impl Mark {
-    pub fn new(seq: i64, identity: Option<&[u8]>) -> Self {
-        Self { seq, row: identity.map(|identity| Position::after(seq, identity)) }
+    /// The position at which a job stands that was read up to here.
+    pub fn level(self) -> Level {
+        self.row.unwrap_or(Position::BEGINNING).level()
     }
 }
 
@@ -68,13 +69,9 @@ impl Changes {
     /// Tells whether numbers up to `mark` were given out anew since it was read: by a backup that was put in place, or,
     /// where SQLite does that, after the newest rows were deleted.
     pub fn is_rewound(&self, mark: Mark, numbering: Numbering) -> bool {
-        let comes_back = match numbering {
-            Numbering::Table(RowNumbers::Reused | RowNumbers::Renumbered) => true,
-            Numbering::Table(RowNumbers::Autoincrement) | Numbering::Job => false,
-        };
-        let is_other = match (mark.row, &self.at_mark) {
-            (Some(row), Some(found)) => !row.is_held_by(Some(found)),
-            (Some(_), None) => comes_back,
+        let is_other = match (mark.row, self.at_mark) {
+            (Some(row), Some(found)) => row != found,
+            (Some(_), None) => numbering.gives_again(),
             (None, _) => false,
         };
         self.newest.seq < mark.seq || is_other
@@ -90,18 +87,25 @@ pub async fn read_changes(
     (mark, status_mark): (Option<Mark>, i64),
     catching_up: &[&JobId],
 ) -> Result<Changes, SqliteError> {
+    let marked = mark.and_then(|mark| mark.row).map(|row| row.seq);
     let mut rows = sqlx::query(AssertSqlSafe(tables.look()))
         .bind(status_mark)
-        .bind(mark.map(|mark| mark.seq))
+        .bind(marked)
         .bind(serde_json::to_string(catching_up)?)
         .fetch(connection);
-    let mut changes = Changes { newest: Mark::new(i64::MIN, None), at_mark: None, status_mark, statuses: Vec::new() };
+    let newest = Mark { seq: i64::MIN, row: None };
+    let mut changes = Changes { newest, at_mark: None, status_mark, statuses: Vec::new() };
     let mut statuses = HashMap::new();
     while let Some(row) = rows.try_next().await? {
         let number = number_of(&row, 3)?.unwrap_or(i64::MIN);
         if number_of(&row, 0)? == Some(0) {
-            changes.at_mark = bytes_of(&row, 1)?;
-            changes.newest = Mark::new(number, bytes_of(&row, 2)?.as_deref());
+            let read = |seq: Option<i64>, identity: usize, job: usize| {
+                let Some((seq, identity)) = seq.zip(bytes_of(&row, identity)?) else { return Ok(None) };
+                let job = bytes_of(&row, job)?.unwrap_or_default();
+                Ok::<_, sqlx::Error>(Some(Position::after_any(seq, &job, &identity)))
+            };
+            changes.at_mark = read(marked, 1, 4)?;
+            changes.newest = Mark { seq: number, row: read(number_of(&row, 6)?, 2, 5)? };
             continue;
         }
         changes.status_mark = changes.status_mark.max(number);

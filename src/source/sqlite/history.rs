@@ -1,20 +1,21 @@
 //! Answers for readers: pages of history, the position of an event, the newest position, the list of jobs.
 
 use super::Sqlite;
-use super::changes::Reached;
+use super::changes::{Reached, find_jobs};
 use super::error::SqliteError;
 use super::ids::Id;
-use super::position::Position;
+use super::position::{Of, Position};
+use super::reads::read_level;
 use super::rows::{bytes_of, job_of, number_of};
 use super::sql::texts_of;
-use super::tables::Tables;
+use super::tables::{Numbering, Tables};
 use crate::cursor::Cursor;
 use crate::event::{Event, JobId, JobStatus, Rfc3339};
-use crate::source::{Age, Evidence, JobSummary, Limit, Page, PageBuilder, PageResult, Standing};
+use crate::source::{Age, Evidence, JobSummary, Limit, Page, PageBuilder, PageResult, PagesBuilder, Standing};
 use crate::sse::Reset;
 use futures_util::TryStreamExt;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, SqliteExecutor};
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::{AssertSqlSafe, Connection, SqliteExecutor};
 
 /// The newest event of a job.
 struct Newest {
@@ -81,7 +82,6 @@ impl Sqlite {
         Ok(self.ends.is_over(job, Evidence { state, age, newest_at }))
     }
 
-    /// Reads by one statement, so that status, mark and events are of one snapshot.
     pub(super) async fn read_page(
         &self,
         job: &JobId,
@@ -89,46 +89,57 @@ impl Sqlite {
         limit: Limit,
     ) -> Result<PageResult, SqliteError> {
         let (mut reader, tables) = self.database.reader().await?;
-        let key = Id::from(job);
-        let query = key.bind(sqlx::query(AssertSqlSafe(tables.page(&key))));
-        let mut rows = query.bind(after.seq).bind(limit.events as i64 + 2).fetch(&mut *reader);
-        let mut page = PageBuilder::new(limit);
-        let (mut is_last, mut status, mut mark, mut last) = (true, None, None, after.seq);
-        while let Some(row) = rows.try_next().await? {
-            if number_of(&row, 0)?.is_none() {
-                mark = bytes_of(&row, 1)?;
-                status = bytes_of(&row, 3)?;
-                if !after.is_held_by(mark.as_deref()) {
-                    // The number belongs to another event, or was never given out; else the event was deleted.
-                    let is_rewound = mark.is_some() || number_of(&row, 2)?.is_none_or(|newest| after.seq > newest);
-                    return Ok(PageResult::Lost(if is_rewound { Reset::Rewound } else { Reset::Trimmed }));
-                }
-                continue;
-            }
-            if page.is_full() {
-                is_last = false;
-                break;
-            }
-            let (event, position) = tables.read_event(&row, job)?;
-            last = position.seq;
-            page.push(event, position.seal(job));
-        }
-        drop(rows);
-        if status.is_none() && page.is_empty() && after == Position::BEGINNING {
-            return Ok(PageResult::NoSuchJob);
-        }
-        // Without an event after it, the event at the position is the newest; this read has seen it.
-        let newest = || mark.map_or(Position::BEGINNING, |id| Position::after(after.seq, id)).seal(job);
-        let end = page.end().cloned().unwrap_or_else(newest);
-        let events = page.into_events();
-        let status = match tables.status(status.as_deref()) {
-            None if is_last => read_final_type(&mut *reader, &tables, job, last).await?,
-            status => status,
-        };
+        let result = read_page_on(&mut reader, &tables, (job, after), limit, None).await?;
         // The end is asked for on another connection.
         drop(reader);
-        let is_complete = is_last && status.is_some_and(JobStatus::is_final) && self.is_over(job).await?;
-        Ok(PageResult::Page(Page { end, events, is_last, status, is_complete }))
+        self.with_end(job, result).await
+    }
+
+    /// Reads pages of several jobs as of one moment, job after job until the limit is reached. Where the table numbers the
+    /// rows of all jobs, all last pages end at one place. A job with `None` has a cursor that means nothing.
+    pub(super) async fn read_pages(
+        &self,
+        wanted: &[(&JobId, Option<Position>)],
+        limit: Limit,
+    ) -> Result<Vec<PageResult>, SqliteError> {
+        let (mut reader, tables) = self.database.reader().await?;
+        let mut snapshot = reader.begin().await?;
+        let level = read_level(&mut snapshot, &tables).await?;
+        let mut pages = PagesBuilder::new(limit);
+        for (job, after) in wanted {
+            let Some(rest) = pages.rest() else { break };
+            pages.push(match after {
+                Some(after) => read_page_on(&mut snapshot, &tables, (job, *after), rest, level).await?,
+                None => PageResult::Lost(Reset::Unknown),
+            });
+        }
+        snapshot.rollback().await?;
+        drop(reader);
+        let mut results = Vec::with_capacity(wanted.len());
+        for ((job, _), result) in wanted.iter().zip(pages.into_results()) {
+            results.push(self.with_end(job, result).await?);
+        }
+        Ok(results)
+    }
+
+    /// Says of a last page if the job has ended, and this was all of it.
+    async fn with_end(&self, job: &JobId, result: PageResult) -> Result<PageResult, SqliteError> {
+        let PageResult::Page(mut page) = result else { return Ok(result) };
+        page.is_complete = page.is_last && page.status.is_some_and(JobStatus::is_final) && self.is_over(job).await?;
+        Ok(PageResult::Page(page))
+    }
+
+    /// Returns the position before the last `count` events of a job. `None` where there is no such job.
+    pub(super) async fn read_before_last(&self, job: &JobId, count: usize) -> Result<Option<Cursor>, SqliteError> {
+        let (mut reader, tables) = self.database.reader().await?;
+        let key = Id::from(job);
+        let query = key.bind(sqlx::query(AssertSqlSafe(tables.events.before_last(&key)))).bind(count as i64);
+        if let Some(row) = query.fetch_optional(&mut *reader).await? {
+            let (seq, identity) = (number_of(&row, 0)?.unwrap_or_default(), bytes_of(&row, 1)?.unwrap_or_default());
+            return Ok(Some(Position::after(seq, identity).seal(job)));
+        }
+        let is_there = !find_jobs(&mut reader, &tables, &[job]).await?.is_empty();
+        Ok(is_there.then(|| Position::BEGINNING.seal(job)))
     }
 
     pub(super) async fn list_jobs(
@@ -142,6 +153,78 @@ impl Sqlite {
         let rows = query.fetch_all(&mut *reader).await?;
         Ok(rows.iter().filter_map(|row| summary(row, &tables)).collect())
     }
+}
+
+/// Reads a page of a job, by one statement, so that status, place and events are of one snapshot. The last one ends at
+/// `level`, if that is given and the job has events. The result does not say yet if it is complete.
+async fn read_page_on(
+    connection: &mut SqliteConnection,
+    tables: &Tables,
+    (job, after): (&JobId, Position),
+    limit: Limit,
+    level: Option<Position>,
+) -> Result<PageResult, SqliteError> {
+    let key = Id::from(job);
+    let query = key.bind(sqlx::query(AssertSqlSafe(tables.page(&key, after.of))));
+    let mut rows = query.bind(after.seq).bind(limit.events as i64 + 2).fetch(&mut *connection);
+    let mut page = PageBuilder::new(limit);
+    let (mut is_last, mut status, mut reached, mut last) = (true, None, Position::BEGINNING, after.seq);
+    while let Some(row) = rows.try_next().await? {
+        if number_of(&row, 0)?.is_none() {
+            status = bytes_of(&row, 3)?;
+            reached = match judge(tables, after, &row)? {
+                Ok(reached) => reached,
+                Err(reset) => return Ok(PageResult::Lost(reset)),
+            };
+            continue;
+        }
+        if page.is_full() {
+            is_last = false;
+            break;
+        }
+        let (event, position) = tables.read_event(&row, job)?;
+        last = position.seq;
+        page.push(event, position.seal(job));
+    }
+    drop(rows);
+    if status.is_none() && page.is_empty() && after == Position::BEGINNING {
+        return Ok(PageResult::NoSuchJob);
+    }
+    let has_events = !page.is_empty() || reached != Position::BEGINNING;
+    let level = level.filter(|_| is_last && has_events).map(|level| level.seal(job));
+    let end = level.or_else(|| page.end().cloned()).unwrap_or_else(|| reached.seal(job));
+    let status = match tables.status(status.as_deref()) {
+        None if is_last => read_final_type(connection, tables, job, last).await?,
+        status => status,
+    };
+    Ok(PageResult::Page(Page { end, events: page.into_events(), is_last, status, is_complete: false }))
+}
+
+/// Reads the first row of a page: returns the position after the newest event of the job that a reader at `after` has, made of
+/// what the row says, or the reset that is due.
+fn judge(tables: &Tables, after: Position, row: &SqliteRow) -> Result<Result<Position, Reset>, SqliteError> {
+    if after == Position::BEGINNING {
+        return Ok(Ok(after));
+    }
+    let held = bytes_of(row, 1)?;
+    let is_beyond = number_of(row, 2)?.is_none_or(|newest| after.seq > newest);
+    let numbering = tables.events.numbering;
+    Ok(match (after.of, held) {
+        // Where the event itself is gone, those after it may be, too.
+        (Of::Job, None) => Err(if is_beyond { Reset::Rewound } else { Reset::Trimmed }),
+        (Of::Job, Some(id)) if after.is_held_by(Some(&id)) => Ok(Position::after(after.seq, id)),
+        (Of::Job, Some(_)) => Err(Reset::Rewound),
+        (Of::Any, _) if numbering == Numbering::Job => Err(Reset::Unknown),
+        (Of::Any, None) if is_beyond || numbering.gives_again() => Err(Reset::Rewound),
+        (Of::Any, Some(id)) if Position::after_any(after.seq, &bytes_of(row, 4)?.unwrap_or_default(), &id) != after => {
+            Err(Reset::Rewound)
+        }
+        // The row may be of another job, which was deleted since. The job's own rows tell if any after them are gone.
+        (Of::Any, _) => match number_of(row, 5)?.zip(bytes_of(row, 6)?) {
+            Some((seq, id)) => Ok(Position::after(seq, id)),
+            None => Err(Reset::Trimmed),
+        },
+    })
 }
 
 /// Reads a job of the list. `None` for a row that no job can have.

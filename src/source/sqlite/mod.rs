@@ -123,11 +123,13 @@ impl Source for Sqlite {
     }
 
     async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
-        super::pages_one_by_one(self, wanted, limit).await
+        let wanted: Vec<(&JobId, Option<Position>)> =
+            wanted.iter().map(|(job, after)| (job, Position::open(job, after.as_str()))).collect();
+        self.read_pages(&wanted, limit).await.map_err(|error| self.failed("reading history", error))
     }
 
     async fn before_last(&self, job: &JobId, count: usize) -> Result<Option<Cursor>, SourceError> {
-        super::before_last_by_paging(self, job, count).await
+        self.read_before_last(job, count).await.map_err(|error| self.failed("looking for a job's last events", error))
     }
 
     fn tail(&self) -> Box<dyn Tail> {

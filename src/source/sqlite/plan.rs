@@ -48,6 +48,7 @@ mod tests {
     use crate::config;
     use crate::source::sqlite::SCHEMA;
     use crate::source::sqlite::database::{Owner, read_tables};
+    use crate::source::sqlite::position::Of;
     use crate::source::sqlite::sql::MAKE_WATCHED;
     use sqlx::ConnectOptions;
     use sqlx::sqlite::SqliteConnectOptions;
@@ -97,7 +98,11 @@ mod tests {
                 tables.look(),
                 events.range_of_watched(),
                 events.range_of_job(&job),
-                tables.page(&job),
+                tables.page(&job, Of::Job),
+                tables.page(&job, Of::Any),
+                events.before_last(&job),
+                events.row_at_number(),
+                events.highest_row(),
                 tables.newest(&job),
             ] {
                 let steps = steps(&mut connection, &sql).await.expect("a plan");

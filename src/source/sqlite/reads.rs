@@ -4,7 +4,7 @@ use super::changes::Mark;
 use super::database::{Connected, Database};
 use super::error::SqliteError;
 use super::ids::Id;
-use super::position::Position;
+use super::position::{Of, Position};
 use super::rows::{bytes_of, job_of, number_of};
 use super::sql::{self, MAKE_WATCHED};
 use super::tables::{Numbering, Tables};
@@ -15,7 +15,7 @@ use crate::telemetry;
 use futures_util::TryStreamExt;
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use std::collections::{HashMap, HashSet};
 
 /// The bounds of one query of a read.
@@ -139,16 +139,12 @@ pub async fn read_new_rows(
         match job_of(bytes_of(&row, 2)?) {
             Some(job) if live.contains(&job) => {
                 let (event, position) = tables.read_event(&row, &job)?;
-                last = position.into();
                 batch.push(&job, event, position.seal(&job));
             }
-            other => {
-                last = tables.position_of(&row)?.into();
-                if other.is_none() {
-                    telemetry::SKIPPED.counter(&[]).increment(1);
-                }
-            }
+            Some(_) => {}
+            None => telemetry::SKIPPED.counter(&[]).increment(1),
         }
+        last = tables.place_of(&row)?.into();
         if batch.is_full() {
             break;
         }
@@ -210,6 +206,9 @@ async fn is_contradicted(
     if position == Position::BEGINNING {
         return Ok(false);
     }
+    if position.of == Of::Any {
+        return is_contradicted_level(connection, tables, position).await;
+    }
     let key = Id::from(job);
     let query = key.bind(sqlx::query(AssertSqlSafe(tables.events.at_number(&key))));
     let row = query.bind(position.seq).fetch_optional(&mut *connection).await?;
@@ -222,6 +221,39 @@ async fn is_contradicted(
     let query = key.bind(sqlx::query(AssertSqlSafe(tables.events.highest_of_job(&key))));
     let highest = number_of(&query.fetch_one(connection).await?, 0)?;
     Ok(highest.is_none_or(|highest| highest < position.seq))
+}
+
+/// Tells the same of a position after the row of any job.
+async fn is_contradicted_level(
+    connection: &mut SqliteConnection,
+    tables: &Tables,
+    position: Position,
+) -> Result<bool, SqliteError> {
+    let numbering = tables.events.numbering;
+    if numbering == Numbering::Job {
+        return Ok(true);
+    }
+    let query = sqlx::query(AssertSqlSafe(tables.events.row_at_number())).bind(position.seq);
+    match query.fetch_optional(connection).await? {
+        Some(row) => Ok(read_place(&row)? != position),
+        None => Ok(numbering.gives_again()),
+    }
+}
+
+/// Reads the position of all jobs after a row of [`super::tables::EventTable::row_at_number`].
+fn read_place(row: &SqliteRow) -> Result<Position, sqlx::Error> {
+    let (identity, job) = (bytes_of(row, 1)?.unwrap_or_default(), bytes_of(row, 2)?.unwrap_or_default());
+    Ok(Position::after_any(number_of(row, 0)?.unwrap_or_default(), &job, &identity))
+}
+
+/// Reads the position of all jobs after all rows of the table; `None` where jobs have numbers of their own, and no such
+/// position.
+pub async fn read_level(connection: &mut SqliteConnection, tables: &Tables) -> Result<Option<Position>, SqliteError> {
+    if tables.events.numbering == Numbering::Job {
+        return Ok(None);
+    }
+    let row = sqlx::query(AssertSqlSafe(tables.events.highest_row())).fetch_optional(connection).await?;
+    Ok(Some(row.map_or(Ok(Position::BEGINNING), |row| read_place(&row))?))
 }
 
 /// Reads what each joiner lacks of what was read up to the number beside it; it has none where its job is not live.

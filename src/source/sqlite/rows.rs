@@ -49,10 +49,19 @@ impl Tables {
         Ok((event, position))
     }
 
-    /// Reads the position after a row that begins with [`super::tables::EventTable::list`].
-    pub fn position_of(&self, row: &SqliteRow) -> Result<Position, sqlx::Error> {
-        let identity = bytes_of(row, if self.events.identity.is_some() { 8 } else { 1 })?;
-        Ok(Position::after(number_of(row, 0)?.unwrap_or_default(), identity.unwrap_or_default()))
+    /// Reads the position of one job after a row that begins with [`super::tables::EventTable::list`].
+    fn position_of(&self, row: &SqliteRow) -> Result<Position, sqlx::Error> {
+        Ok(Position::after(number_of(row, 0)?.unwrap_or_default(), self.identity_of(row)?))
+    }
+
+    /// Reads the position of all jobs after such a row.
+    pub fn place_of(&self, row: &SqliteRow) -> Result<Position, sqlx::Error> {
+        let job = bytes_of(row, 2)?.unwrap_or_default();
+        Ok(Position::after_any(number_of(row, 0)?.unwrap_or_default(), &job, &self.identity_of(row)?))
+    }
+
+    fn identity_of(&self, row: &SqliteRow) -> Result<Vec<u8>, sqlx::Error> {
+        Ok(bytes_of(row, if self.events.identity.is_some() { 8 } else { 1 })?.unwrap_or_default())
     }
 
     /// Reads a status. `None` where it is none that the settings or Jobcast know.

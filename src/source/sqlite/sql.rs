@@ -3,6 +3,7 @@
 
 use super::catalogue::RowNumbers;
 use super::ids::Id;
+use super::position::Of;
 use super::tables::{EventTable, JobTable, Numbering, Tables};
 use crate::config::FinalStatuses;
 use crate::event::JobStatus;
@@ -57,10 +58,14 @@ impl EventTable {
         format!("coalesce({})", parts.collect::<Vec<_>>().join(", "))
     }
 
+    /// Expression: the highest number of a row, null where there is none.
+    fn highest(&self) -> String {
+        format!("(SELECT max({}) FROM {} e)", self.number, self.name)
+    }
+
     /// Expression: the highest number that was given out for the table, or below every number.
     fn newest(&self) -> String {
-        let (name, number) = (&self.name, &self.number);
-        let highest = format!("(SELECT max({number}) FROM {name} e)");
+        let highest = self.highest();
         match self.numbering {
             Numbering::Table(RowNumbers::Autoincrement) => {
                 let given = format!("(SELECT seq FROM sqlite_sequence WHERE name = {})", self.name_text);
@@ -117,6 +122,46 @@ impl EventTable {
         }
     }
 
+    /// Number, identity and job of the row with number `?1`.
+    pub fn row_at_number(&self) -> String {
+        self.row_at("?1")
+    }
+
+    /// Number, identity and job of the row with the highest number.
+    pub fn highest_row(&self) -> String {
+        self.row_at(&self.highest())
+    }
+
+    fn row_at(&self, place: &str) -> String {
+        let (name, number, identity, job) = (&self.name, &self.number, self.identity(), self.job.sql());
+        format!("SELECT {number}, {identity}, {job} FROM {name} e WHERE {number} = {place}")
+    }
+
+    /// Number and identity of the event before a job's last `?5` events.
+    pub fn before_last(&self, job: &Id) -> String {
+        let rows = self.of_job(&format!("{}, {}", self.number, self.identity()), job, "");
+        format!("{rows} ORDER BY 1 DESC LIMIT 1 OFFSET ?5")
+    }
+
+    /// Expressions for the first row of a page after number `?5`: the identity of the row with that number, of the job or of
+    /// any; and, where it is of any, that row's job, and number and identity of the job's newest row up to there.
+    fn held(&self, job: &Id, of: Of) -> (String, String) {
+        let (name, number, identity) = (&self.name, &self.number, self.identity());
+        match of {
+            Of::Job => {
+                let held = self.value_of_job(&identity, job, &format!(" AND {number} = ?5"));
+                (held, "NULL, NULL, NULL".into())
+            }
+            Of::Any => {
+                let at = |what: &str| format!("(SELECT {what} FROM {name} e WHERE {number} = ?5)");
+                let select = format!("{number} AS number, {identity} AS identity");
+                let rows = self.of_job(&select, job, &format!(" AND {number} <= ?5"));
+                let own = |what: &str| format!("(SELECT {what} FROM ({rows} ORDER BY 1 DESC LIMIT 1))");
+                (at(&identity), format!("{}, {}, {}", at(self.job.sql()), own("number"), own("identity")))
+            }
+        }
+    }
+
     /// The highest number of a job's events.
     pub fn highest_of_job(&self, job: &Id) -> String {
         format!("SELECT {}", self.newest_of(job))
@@ -158,7 +203,9 @@ impl JobTable {
     /// Ids and statuses of watched jobs.
     fn watched(&self) -> String {
         let (name, id, status) = (&self.name, self.id.sql(), &self.status);
-        format!("SELECT 1, {id}, {status}, 0 FROM {name} j WHERE {id} IN (SELECT job_id FROM temp.watched)")
+        format!(
+            "SELECT 1, {id}, {status}, 0, NULL, NULL, NULL FROM {name} j WHERE {id} IN (SELECT job_id FROM temp.watched)"
+        )
     }
 }
 
@@ -188,17 +235,15 @@ impl Tables {
     }
 
     /// Events of a job after number `?5`, at most `?6` rows. The first row has no number; it holds the identity at that
-    /// number, the highest number, and the status of the job.
-    pub fn page(&self, job: &Id) -> String {
+    /// number, the highest number, the status of the job, and more of the row at that number ([`EventTable::held`]).
+    pub fn page(&self, job: &Id, after: Of) -> String {
         let events = &self.events;
         let number = &events.number;
-        let held = events.value_of_job(&events.identity(), job, &format!(" AND {number} = ?5"));
+        let (held, holder) = events.held(job, after);
         let (newest, status) = (events.newest_of(job), self.status_of(job));
         let more = if events.identity.is_some() { ", NULL" } else { "" };
         let rows = events.of_job(&events.list(), job, &format!(" AND {number} > ?5"));
-        format!(
-            "SELECT NULL, {held}, {newest}, {status}, NULL, NULL, NULL, NULL{more} UNION ALL {rows} ORDER BY 1 LIMIT ?6"
-        )
+        format!("SELECT NULL, {held}, {newest}, {status}, {holder}, NULL{more} UNION ALL {rows} ORDER BY 1 LIMIT ?6")
     }
 
     /// One row: the newest event of a job, its status, and, of Jobcast's own tables, the number of its newest change, all
@@ -214,19 +259,21 @@ impl Tables {
         if self.events.identity.is_some() { 9 } else { 8 }
     }
 
-    /// The look of the tail. The first row holds the identity at number `?2`, the identity at the highest number, and
-    /// that number; the others are jobs with their statuses and the number of its change. Those of Jobcast's own tables
-    /// are all that changed after `?1`, and those in the list `?3`.
+    /// The look of the tail. The first row holds the identity at number `?2`, that of the highest row, the highest number
+    /// that was given out, the jobs of the two rows, and the number of the second; the others are jobs with their statuses
+    /// and the number of its change. Those of Jobcast's own tables are all that changed after `?1`, and those in the list
+    /// `?3`.
     pub fn look(&self) -> String {
         let events = &self.events;
-        let (name, number, identity) = (&events.name, &events.number, events.identity());
+        let (name, number, identity, job) = (&events.name, &events.number, events.identity(), events.job.sql());
         let first = match events.numbering {
             Numbering::Table(_) => {
-                let newest = events.newest();
-                let at = |place: &str| format!("(SELECT {identity} FROM {name} e WHERE {number} = {place})");
-                format!("SELECT 0, {}, {}, {newest}", at("?2"), at(&newest))
+                let (newest, highest) = (events.newest(), events.highest());
+                let at = |what: &str, place: &str| format!("(SELECT {what} FROM {name} e WHERE {number} = {place})");
+                let (marked, last) = (at(&identity, "?2"), at(&identity, &highest));
+                format!("SELECT 0, {marked}, {last}, {newest}, {}, {}, {highest}", at(job, "?2"), at(job, &highest))
             }
-            Numbering::Job => format!("SELECT 0, NULL, NULL, {}", i64::MAX),
+            Numbering::Job => format!("SELECT 0, NULL, NULL, {}, NULL, NULL, NULL", i64::MAX),
         };
         match &self.jobs {
             None => first,
@@ -267,11 +314,12 @@ impl Tables {
     }
 }
 
-const OWN_STATUSES: &str = "SELECT 1, j.id, j.status, j.changed FROM runner_jobs j
+const OWN_STATUSES: &str = "SELECT 1, j.id, j.status, j.changed, NULL, NULL, NULL FROM runner_jobs j
        WHERE j.changed > ?1 AND (typeof(j.id) = 'text'
          OR NOT EXISTS (SELECT 1 FROM runner_jobs t WHERE t.id = CAST(j.id AS TEXT)))
      UNION ALL SELECT 1, w.value, coalesce((SELECT status FROM runner_jobs WHERE id = w.value),
-         (SELECT status FROM runner_jobs WHERE id = CAST(w.value AS BLOB))), ?1
+         (SELECT status FROM runner_jobs WHERE id = CAST(w.value AS BLOB))), ?1,
+         NULL, NULL, NULL
        FROM json_each(?3) w";
 
 /// Those of the jobs in the list `?1` that one of Jobcast's own tables has.

@@ -54,6 +54,16 @@ pub enum Numbering {
     Job,
 }
 
+impl Numbering {
+    /// Tells whether SQLite may give a number again that a deleted row had.
+    pub fn gives_again(self) -> bool {
+        match self {
+            Self::Table(RowNumbers::Reused | RowNumbers::Renumbered) => true,
+            Self::Table(RowNumbers::Autoincrement) | Self::Job => false,
+        }
+    }
+}
+
 /// The job table. In statements its row is `j`.
 #[derive(Clone, Debug)]
 pub struct JobTable {

@@ -258,6 +258,10 @@ impl SqliteTail {
         self.awaited.were_looked_for();
         self.unwatched.clear();
         let more = read_to.seq < changes.newest.seq || !watches.behind.is_empty();
+        let level = match tables.events.numbering {
+            Numbering::Table(_) if watches.behind.is_empty() => Some(read_to.level()),
+            Numbering::Table(_) | Numbering::Job => None,
+        };
         self.read_from = Some(file);
         self.version = version.filter(|_| !more);
         self.mark = Some(read_to);
@@ -278,15 +282,7 @@ impl SqliteTail {
                 self.ends.end(&job);
             }
         }
-        News {
-            jobs: batch.into_jobs(),
-            caught_up_joiners,
-            level: None,
-            more,
-            outage: None,
-            faults: Vec::new(),
-            appeared,
-        }
+        News { jobs: batch.into_jobs(), caught_up_joiners, level, more, outage: None, faults: Vec::new(), appeared }
     }
 
     fn take_watches(

@@ -3,7 +3,7 @@
 use super::{SECRET, ask_with, refusal, with_tokens};
 use crate::support::daemon::stream_path;
 use crate::support::token::{bearer, claims, claims_with, seconds_from_now};
-use crate::support::{Daemon, Signer, Stream, eventually};
+use crate::support::{Daemon, Signer, Stream};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -35,10 +35,7 @@ async fn a_stream_ends_with_its_token_and_says_when_to_come_back() {
     daemon.write("job", 1..2).await;
     assert_eq!(other.event().await.number(), 1);
     drop(stream);
-    eventually("the end to be counted", async || {
-        (daemon.metric("jobcast_disconnects_total{reason=\"expired\"}").await == 1.0).then_some(())
-    })
-    .await;
+    daemon.metric_is("jobcast_disconnects_total{reason=\"expired\"}", 1.0).await;
 }
 
 #[tokio::test]

@@ -10,10 +10,7 @@ use std::time::{Duration, Instant};
 impl Daemon {
     /// Waits until so many requests wait for jobs.
     pub async fn has_waiting(&self, count: usize) {
-        eventually(&format!("{count} requests that wait"), async || {
-            (self.metric("jobcast_waiting_requests").await == count as f64).then_some(())
-        })
-        .await;
+        self.metric_is("jobcast_waiting_requests", count as f64).await;
     }
 }
 

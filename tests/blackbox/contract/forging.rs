@@ -121,6 +121,6 @@ pub async fn honest_readers_beside_50_that_forge_lose_and_repeat_nothing_and_are
         seen.sort_unstable();
         assert_eq!(seen, Vec::from_iter(0..EVENTS), "honest reader {number}");
     }
-    assert_eq!(daemon.metric("jobcast_source_up").await, 1.0);
+    daemon.metric_is("jobcast_source_up", 1.0).await;
     assert_eq!(daemon.ask_admin("/readyz").await.json()["status"], "ready");
 }

@@ -6,6 +6,7 @@ pub mod cursors;
 mod ending;
 mod forging;
 mod ingest;
+pub mod many;
 mod outage;
 pub mod reading;
 mod resume;
@@ -62,6 +63,7 @@ macro_rules! of_every_store {
             ending::a_poll_is_complete_when_the_grace_is_over_and_not_before
             ending::the_status_comes_first_and_whenever_it_changes_on_both_ways_of_delivery
             ending::a_job_whose_status_is_taken_back_within_the_grace_has_not_ended
+            many::positions_of_any_kind_lose_and_repeat_nothing_on_many_jobs
             cursors::junk_cursors_get_a_reset_or_a_400_and_never_a_wrong_answer
             cursors::a_cursor_has_at_most_128_bytes_that_no_browser_asks_leave_for
             forging::honest_readers_beside_50_that_forge_lose_and_repeat_nothing_and_are_never_reset

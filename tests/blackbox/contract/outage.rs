@@ -65,10 +65,11 @@ pub async fn an_outage_is_one_warning_however_many_ask<S: Server>() {
         (daemon.ask_admin("/readyz").await.status == 503).then_some(())
     })
     .await;
+    daemon.logs(&["WARN"]).await;
     let warnings = daemon.log().lines().filter(|line| line.contains("WARN")).count();
     // Another code, such as that of a server which is just leaving, is another incident.
     assert!((1..=3).contains(&warnings), "{warnings} warnings: {}", daemon.log());
-    assert!(daemon.metric("jobcast_source_errors_total").await >= 50.0);
+    daemon.metric_reaches("jobcast_source_errors_total", 50.0).await;
     store.come_back().await;
     eventually("to be ready", async || (daemon.ask_admin("/readyz").await.status == 200).then_some(())).await;
 }
@@ -80,7 +81,7 @@ pub async fn a_long_poll_that_waits_when_the_server_dies_is_told_of_it<S: Server
     let page = daemon.get("/runner-jobs/job/events").await.json();
     let poll = format!("/runner-jobs/job/events?after={}&wait=60", page["cursor"].as_str().expect("a cursor"));
     let dies = async {
-        eventually("the poll to wait", async || (daemon.metric("jobcast_channels").await >= 1.0).then_some(())).await;
+        daemon.metric_reaches("jobcast_channels", 1.0).await;
         store.crash().await;
     };
     let (answer, ()) = tokio::join!(daemon.get(&poll), dies);

@@ -133,7 +133,7 @@ async fn check_names_rows_of_another_life_and_its_mend_makes_the_column_good_aga
     let check = run(&["check", "--quiet"], &settings).await;
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
     let daemon = daemon_on(&new, &QUICK).await;
-    assert!(daemon.log().contains("age=Column"), "{}", daemon.log());
+    daemon.logs(&["age=Column"]).await;
     assert_eq!(numbers(&daemon.stream("job").await.take(300).await), Vec::from_iter(0..300));
 }
 

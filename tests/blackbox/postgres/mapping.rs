@@ -1,7 +1,7 @@
 //! Tables that others have made, each mapped by settings alone, and read by a role that may only SELECT.
 
 use crate::support::daemon::run;
-use crate::support::{Daemon, Postgres, Stream, eventually, numbers};
+use crate::support::{Daemon, Postgres, Stream, numbers};
 use serde_json::{Value, json};
 
 /// A set of tables in a schema of its own, and what comes out of them.
@@ -387,7 +387,7 @@ async fn a_key_of_any_case_is_watched_live_in_whichever_case_it_is_asked_for() {
         .await;
     let daemon = Daemon::on("postgres", &server.url("reader"), &[("source.poll_interval", "50ms")]).await;
     let mut streams = vec![daemon.stream("job-a").await, daemon.stream("JOB-A").await];
-    eventually("both streams", async || (daemon.metric("jobcast_channels").await >= 2.0).then_some(())).await;
+    daemon.metric_reaches("jobcast_channels", 2.0).await;
     server.execute("INSERT INTO job_events VALUES ('1', 'jOB-a', 'x', now(), '{\"n\":1}')").await;
     get_one_event_and_the_end(&server, &mut streams).await;
 }

@@ -74,7 +74,7 @@ async fn names_and_types_are_the_operators_own() {
         let path = format!("/runner-jobs/{}/events", nobody.replace(' ', "%20").replace('\'', "%27"));
         assert_eq!(daemon.get(&path).await.status, 404, "{nobody}");
     }
-    assert!(daemon.log().contains("age=System order=Number"), "{}", daemon.log());
+    daemon.logs(&["age=System order=Number"]).await;
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 use super::file_of;
 use crate::support::daemon::run;
-use crate::support::{Daemon, ForeignFile, Message, eventually};
+use crate::support::{Daemon, ForeignFile, Message};
 use serde_json::{Value, json};
 
 const TABLES: &str = "
@@ -53,7 +53,7 @@ async fn the_lines_of_each_step_are_streamed_as_woodpecker_writes_them_to_the_en
         let (mut clone, mut build) = (daemon.stream("1").await, daemon.stream("2").await);
         assert_eq!(shown(&clone.take(2).await), [line("stdout", 0, "+ git init"), line("stderr", 1, "42")]);
         assert_eq!(shown(&build.take(1).await), [line("stdout", 0, "+ make")]);
-        eventually("both steps", async || (daemon.metric("jobcast_channels").await >= 2.0).then_some(())).await;
+        daemon.metric_reaches("jobcast_channels", 2.0).await;
 
         file.execute(&lines(2, 1, &[("{\"a\": 1}", 3), ("50 %", 4)])).await;
         file.execute(&lines(1, 2, &[("0", 2)])).await;

@@ -59,11 +59,8 @@ async fn every_trouble_is_told_by_its_code_once_and_is_over_when_it_is_mended() 
             let mut other = Stream::open(daemon.http, &stream_path("another"), &[]).await;
             assert_eq!(other.head.status, 200);
             assert!(other.event().await.is("stream.error"));
-            eventually("the error to be counted", async || {
-                let name = format!("jobcast_source_errors_total{{code=\"{code}\",retryable=\"true\"}}");
-                (daemon.metric(&name).await > 0.0).then_some(())
-            })
-            .await;
+            let name = format!("jobcast_source_errors_total{{code=\"{code}\",retryable=\"true\"}}");
+            daemon.metric_reaches(&name, 1.0).await;
         } else {
             assert_eq!(error.json()["code"], code, "{brings:?}");
             eventually("new streams to be refused", async || {

@@ -29,7 +29,7 @@ async fn an_entry_without_a_type_is_an_event_with_all_that_is_in_it() {
     assert_eq!(odd["unreadable"], json!(["payload", "timestamp"]));
     append(&mut rows, "job", [1]).await;
     assert_eq!(stream.event().await.number(), 1);
-    assert!(daemon.metric("jobcast_untyped_events_total").await >= 1.0);
+    daemon.metric_reaches("jobcast_untyped_events_total", 1.0).await;
     assert_eq!(daemon.metric("jobcast_skipped_entries_total").await, 0.0);
 }
 

@@ -182,8 +182,7 @@ async fn lost_history_is_said_once_with_its_reason_and_only_where_there_is_some(
         drop(live);
         ask::<()>(&mut rows, &["DEL", &stream_key("job"), "runner-jobs:job"]).await;
         for daemon in [&daemon, &other] {
-            eventually("nobody to watch", async || (daemon.metric("jobcast_channels").await == 0.0).then_some(()))
-                .await;
+            daemon.metric_is("jobcast_channels", 0.0).await;
         }
     }
 }
@@ -326,7 +325,7 @@ async fn a_server_that_is_no_primary_any_more_is_not_believed_whatever_sentinel_
     })
     .await;
     ask::<()>(&mut old, &["REPLICAOF", "NO", "ONE"]).await;
-    eventually("the source to be back", async || (daemon.metric("jobcast_source_up").await == 1.0).then_some(())).await;
+    daemon.metric_is("jobcast_source_up", 1.0).await;
     let mut stream = daemon.stream_after("job", newest.cursor()).await;
     append(&mut old, "job", [11]).await;
     assert_eq!(stream.event().await.number(), 11);

@@ -98,7 +98,7 @@ async fn entries_of_random_bytes_are_all_delivered_and_ten_other_jobs_lose_nothi
 
 async fn has_no_outage(daemon: &Daemon) {
     assert_eq!(daemon.ask_admin("/readyz").await.status, 200);
-    assert_eq!(daemon.metric("jobcast_source_up").await, 1.0, "{}", daemon.log());
+    daemon.metric_is("jobcast_source_up", 1.0).await;
     assert!(!daemon.log().contains("source went away"), "{}", daemon.log());
 }
 

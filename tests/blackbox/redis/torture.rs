@@ -218,7 +218,7 @@ async fn flapping_subscribers_on_two_daemons_see_each_entry_once_in_order() {
     let daemons = withstand(&server.url(), Writer::new(vec![server.port]), async {}).await;
     for daemon in &daemons {
         assert_eq!(daemon.metric("jobcast_source_errors_total").await, 0.0);
-        assert!(daemon.metric("jobcast_source_wakeups_total{by=\"notify\"}").await > 0.0);
+        daemon.metric_reaches("jobcast_source_wakeups_total{by=\"notify\"}", 1.0).await;
     }
 }
 
@@ -395,11 +395,7 @@ async fn a_watch_that_was_over_before_it_began_is_forgotten() {
     append(&mut rows, "job", 0..3).await;
     append(&mut rows, "other", [0]).await;
     server.kill();
-    let source_is = async |up: f64| {
-        eventually("the source to come or go", async || (daemon.metric("jobcast_source_up").await == up).then_some(()))
-            .await;
-    };
-    source_is(0.0).await;
+    daemon.metric_is("jobcast_source_up", 0.0).await;
     server.restart().await;
     // the tail sleeps; somebody comes and goes meanwhile
     let mut early = eventually("a reader to be served", async || {
@@ -411,7 +407,7 @@ async fn a_watch_that_was_over_before_it_began_is_forgotten() {
     assert_eq!(numbers(&early.take(2).await), [1, 2]);
     drop(early);
     daemon.has_subscribers(0).await;
-    source_is(1.0).await;
+    daemon.metric_is("jobcast_source_up", 1.0).await;
     let mut other = daemon.stream("other").await;
     assert_eq!(other.event().await.number(), 0);
     let read = daemon.metric("jobcast_events_total").await;

@@ -48,7 +48,7 @@ async fn a_removed_file_is_said_and_nothing_is_taken_in_until_it_is_back() {
     let refused = daemon.send("POST", PATH, &numbered(3)).await;
     assert_eq!((refused.status, refused.code().as_str()), (503, "source.unavailable"));
     assert!(!daemon.database().exists(), "no new one is made");
-    assert!(daemon.log().contains("the database file is gone"), "{}", daemon.log());
+    daemon.logs(&["the database file is gone"]).await;
     std::fs::rename(&backup, daemon.database()).expect("it is back");
     eventually("to be ready", async || (daemon.ask_admin("/readyz").await.status == 200).then_some(())).await;
     daemon.write("job", 3..4).await;
@@ -87,7 +87,7 @@ async fn a_file_that_takes_the_place_of_the_database_is_said_and_gets_all_that_i
     }
     assert_eq!((told.event.as_deref(), &told.json()["reason"]), (Some("stream.reset"), &json!("rewound")));
     assert_eq!(stream.event().await.json()["id"], "other-e-0");
-    assert!(daemon.log().contains("the database file was replaced"), "{}", daemon.log());
+    daemon.logs(&["the database file was replaced"]).await;
 }
 
 /// Makes a writer wait for the disk after it has written, as a slow disk does: its commit can be seen only after that.

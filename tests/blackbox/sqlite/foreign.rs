@@ -77,7 +77,7 @@ async fn serving_a_file_that_nobody_writes_to_changes_no_byte_of_it() {
 async fn a_file_that_its_program_has_not_made_yet_is_waited_for() {
     let file = ForeignFile::not_yet();
     let daemon = file.serve(MAPPED).await;
-    assert!(daemon.log().contains("not there yet"), "{}", daemon.log());
+    daemon.logs(&["not there yet"]).await;
     assert_eq!(daemon.get("/runner-jobs/job/events").await.status, 503);
     assert!(!file.path().exists());
     file.execute(&format!("{LOG} {}", insert(0..3))).await;
@@ -91,7 +91,8 @@ async fn a_file_that_its_program_has_not_made_yet_is_waited_for() {
     assert_eq!(lines(&stream.take(1).await), ["line 3"]);
     let never = ForeignFile::not_yet();
     let daemon = never.serve(&[("create", "never")]).await;
-    assert!(daemon.log().contains("not there yet") && !never.path().exists(), "{}", daemon.log());
+    daemon.logs(&["not there yet"]).await;
+    assert!(!never.path().exists());
 }
 
 #[tokio::test]
@@ -100,7 +101,7 @@ async fn numbers_that_come_back_are_noticed_by_who_watches_and_by_who_resumes() 
     let daemon = file.serve(MAPPED).await;
     let mut stream = daemon.stream("job").await;
     let seen = stream.take(10).await;
-    eventually("a watch", async || (daemon.metric("jobcast_channels").await >= 1.0).then_some(())).await;
+    daemon.metric_reaches("jobcast_channels", 1.0).await;
     // the highest number is the same as before
     file.execute(&format!("BEGIN; DELETE FROM log WHERE n > 5; {} COMMIT;", insert(20..25))).await;
     let reset = stream.event().await;
@@ -119,7 +120,7 @@ async fn rows_that_vacuum_numbers_anew_are_noticed_by_who_watches_and_by_who_res
     let daemon = file.serve(MAPPED).await;
     let mut stream = daemon.stream("job").await;
     let seen = stream.take(10).await;
-    eventually("a watch", async || (daemon.metric("jobcast_channels").await >= 1.0).then_some(())).await;
+    daemon.metric_reaches("jobcast_channels", 1.0).await;
     file.execute(&format!("DELETE FROM log WHERE rowid <= 5; VACUUM; {}", insert(20..25))).await;
     assert_eq!(stream.event().await.json()["reason"], "rewound");
     let shown = lines(&stream.take(10).await);
@@ -224,7 +225,7 @@ async fn a_user_who_may_only_read_the_file_and_its_folder_serves_it_or_waits_for
 
     let file = ForeignFile::make(&format!("PRAGMA journal_mode = WAL; {LOG} {}", insert(0..2))).await;
     let daemon = serve_as_nobody(&file).await;
-    assert!(daemon.log().contains("keep a connection of a writer open"), "{}", daemon.log());
+    daemon.logs(&["keep a connection of a writer open"]).await;
     assert_eq!(daemon.get("/runner-jobs/job/events").await.status, 503);
     let mut writer = file.connect().await;
     sqlx::raw_sql(sqlx::AssertSqlSafe(insert(2..3))).execute(&mut writer).await.expect("a row");

@@ -1,7 +1,7 @@
 //! Tables that others have made, each mapped by settings alone, in a file that stays as it is.
 
+use crate::support::ForeignFile;
 use crate::support::daemon::run;
-use crate::support::{ForeignFile, eventually};
 use serde_json::{Value, json};
 
 /// The tables of a program, and what comes out of them.
@@ -167,7 +167,7 @@ async fn tables_that_others_have_made_are_mapped_by_settings_alone_and_stay_as_t
         let daemon = file.serve(case.settings).await;
         let mut stream = daemon.stream(case.job).await;
         let mut seen = stream.take(1).await;
-        eventually("a watch", async || (daemon.metric("jobcast_channels").await >= 1.0).then_some(())).await;
+        daemon.metric_reaches("jobcast_channels", 1.0).await;
         file.execute(case.rows[1]).await;
         seen.extend(stream.take(1).await);
         let history = daemon.stream(case.job).await.take(2).await;

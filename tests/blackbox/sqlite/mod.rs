@@ -4,6 +4,7 @@ mod file;
 mod foreign;
 mod foreign_torture;
 mod lost;
+mod many;
 mod mapping;
 mod odd_rows;
 mod outage;

@@ -52,16 +52,27 @@ impl IdColumn {
     /// Condition: the column has one of these values.
     pub fn equals_any<'a>(&self, ids: impl IntoIterator<Item = &'a str>) -> String {
         let list: Vec<String> = ids.into_iter().filter_map(|id| self.canonical(id)).map(|id| literal(&id)).collect();
-        let (column, kind) = match &*self.kind {
-            "uuid" | "bigint" | "integer" | "smallint" | "numeric" | "text" | "character varying" | "bpchar"
-            | "citext" => (self.column.clone(), &*self.kind),
-            // Any other type is compared as text.
-            _ => (format!("{}::text", self.column), "text"),
-        };
+        let (column, kind) = self.compared();
         match &list[..] {
             [] => "false".into(),
             [one] => format!("{column} = {one}::{kind}"),
             many => format!("{column} = ANY (ARRAY[{}]::{kind}[])", many.join(",")),
+        }
+    }
+
+    /// Condition: the column has the value of a text expression, which is spelled as [`IdColumn::canonical`] does.
+    pub fn equals_expression(&self, text: &str) -> String {
+        let (column, kind) = self.compared();
+        format!("{column} = {text}::{kind}")
+    }
+
+    /// The column as it is compared, and in which type.
+    fn compared(&self) -> (String, &str) {
+        match &*self.kind {
+            "uuid" | "bigint" | "integer" | "smallint" | "numeric" | "text" | "character varying" | "bpchar"
+            | "citext" => (self.column.clone(), &*self.kind),
+            // Any other type is compared as text.
+            _ => (format!("{}::text", self.column), "text"),
         }
     }
 

@@ -217,6 +217,25 @@ impl<'a> EventRows<'a> {
         }
     }
 
+    /// The columns that a key is made of: `number, time_key, id`, and `time_order, id_order` to sort by.
+    pub fn key_list(&self) -> String {
+        let EventColumns { id, order, id_key, .. } = self.columns();
+        format!(
+            "{number} AS number, {time_key} AS time_key, {id} AS id, {time_order} AS time_order, {id_key} AS id_order",
+            number = self.key_number(),
+            time_key = order.key_number(),
+            time_order = order.key(),
+        )
+    }
+
+    /// Expression: the number in a row's key, or null.
+    fn key_number(&self) -> String {
+        match self.scheme.order {
+            RowOrder::Number => format!("e.{}::bigint", self.columns().seq),
+            RowOrder::Time => "NULL::bigint".into(),
+        }
+    }
+
     /// The columns that an event is made of: `ordinal, xid, number, time_key, at, has_time, id, step_id, type, actor,
     /// payload`.
     ///
@@ -224,11 +243,8 @@ impl<'a> EventRows<'a> {
     /// the key otherwise, `at` is the time in microseconds since 1970. The payload is a text as
     /// [`PayloadColumn`](super::super::columns::PayloadColumn) has it.
     pub fn select_list(&self) -> String {
-        let EventColumns { id, step_id, kind, time, order, actor, payload, seq, .. } = self.columns();
-        let number = match self.scheme.order {
-            RowOrder::Number => format!("e.{seq}::bigint"),
-            RowOrder::Time => "NULL::bigint".into(),
-        };
+        let EventColumns { id, step_id, kind, time, order, actor, payload, .. } = self.columns();
+        let number = self.key_number();
         format!(
             "row_number() OVER (ORDER BY {order}) AS ordinal, {xid} AS xid, {number} AS number,
              {time_key} AS time_key, {at} AS at, {has_time} AS has_time,

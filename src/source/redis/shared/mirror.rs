@@ -6,7 +6,7 @@
 use super::super::MAX_ENTRIES_PER_REQUEST;
 use super::super::connections::Nodes;
 use super::super::entry::{Entry, EntryId, StreamInfo, mean_size};
-use super::super::history::{older_entries_command, ordinal_from_end};
+use super::super::history::older_entries_command;
 use super::super::position::{Position, StreamSlice};
 use super::super::topology::NodeError;
 use super::super::{Store, info_command};
@@ -132,8 +132,7 @@ impl Mirror {
             bytes += size * entries.len();
             count = (REQUEST_BYTES / size).clamp(1, MAX_ENTRIES_PER_REQUEST);
             for entry in entries {
-                let ordinal = ordinal_from_end(info, &entry, loaded.len() as u64);
-                let position = Position::after(&entry, ordinal);
+                let position = Position::begin_after(&entry, loaded.len() as u64, info);
                 loaded.push((entry, position));
             }
         }

@@ -40,6 +40,17 @@ impl Store {
         let key = self.job_state(job).await?;
         let mut mirror = shared.lock().await;
         mirror.refresh(self, &self.nodes).await?;
+        self.page_of(&mirror, (job, &key), after, limit).await
+    }
+
+    /// Returns a page of what the mirror holds of a job, beside the key that says how the job is.
+    pub(super) async fn page_of(
+        &self,
+        mirror: &Mirror,
+        (job, key): (&JobId, &JobKey),
+        after: Position,
+        limit: Limit,
+    ) -> Result<PageResult, NodeError> {
         if let Err(reset) = mirror.judge(job, &after) {
             let end = key.state().and_then(|state| state.end).filter(|_| reset == Reset::Expired);
             let Some(status) = end.filter(|status| self.has_ended_without_stream(job, *status, &after)) else {
@@ -48,7 +59,7 @@ impl Store {
             let (events, end) = (Vec::new(), mirror.end().seal(job));
             return Ok(PageResult::Page(Page { events, end, is_last: true, is_complete: true, status: Some(status) }));
         }
-        if !mirror.holds(job) && !self.has_key(job, &key).await? {
+        if !mirror.holds(job) && !self.has_key(job, key).await? {
             return Ok(PageResult::NoSuchJob);
         }
         let mut page = PageBuilder::new(limit);
@@ -77,6 +88,24 @@ impl Store {
             is_complete: is_last && final_status.is_some_and(|status| self.is_over(job, status, last_id)),
             status: self.resolve_status(final_status, key.state()),
         }))
+    }
+
+    /// Returns the position before the last `count` events of a job that the mirror holds.
+    pub(super) async fn shared_before_last(
+        &self,
+        shared: &Shared,
+        job: &JobId,
+        count: usize,
+    ) -> Result<Option<Cursor>, NodeError> {
+        let key = self.job_state(job).await?;
+        let mut mirror = shared.lock().await;
+        mirror.refresh(self, &self.nodes).await?;
+        if !mirror.holds(job) && !self.has_key(job, &key).await? {
+            return Ok(None);
+        }
+        let before = mirror.all_of(job).rev().nth(count).map(|kept| kept.position);
+        let position = if count == 0 { Some(mirror.end()) } else { before };
+        Ok(Some(position.unwrap_or(Position::BEGINNING).seal(job)))
     }
 
     /// Returns the position after the newest entry, for a job that is there.

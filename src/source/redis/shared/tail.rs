@@ -338,7 +338,8 @@ impl Tail for SharedTail {
             self.end_jobs(began, &mut batch);
         }
         Ok(News {
-            level: None,
+            // Each job has what the mirror has of it.
+            level: (!more).then(|| mirror.end().level()),
             jobs: batch.into_jobs(),
             caught_up_joiners,
             more,

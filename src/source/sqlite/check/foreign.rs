@@ -4,6 +4,7 @@ use super::super::catalogue::{RowNumbers, names, quote};
 use super::super::database::{Owner, read_tables};
 use super::super::error::SqliteError;
 use super::super::ids::Id;
+use super::super::position::Of;
 use super::super::sql::MAKE_WATCHED;
 use super::super::tables::{Numbering, Tables};
 use crate::config;
@@ -159,7 +160,7 @@ async fn check_plans(connection: &mut SqliteConnection, tables: &Tables) -> Resu
 async fn try_reading(connection: &mut SqliteConnection, tables: &Tables) -> Finding {
     let job = Id::new("jobcast-check");
     let events = &tables.events;
-    let mut statements = vec![MAKE_WATCHED.to_string(), tables.look(), tables.page(&job), tables.newest(&job)];
+    let mut statements = vec![MAKE_WATCHED.to_string(), tables.look(), tables.page(&job, Of::Job), tables.newest(&job)];
     if matches!(events.numbering, Numbering::Table(_)) {
         statements.push(events.range_of_watched());
     }

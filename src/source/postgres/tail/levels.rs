@@ -1,0 +1,105 @@
+//! Reads of watched jobs up to the level of a look, so that all of them stand at one position afterwards: see
+//! `position/level.rs`.
+
+use super::{Changes, Draft, PostgresTail, QueryError, READ_LIMIT, SeenSnapshot, Selection, Session};
+use crate::cursor::Level;
+use crate::event::JobId;
+use crate::source::Limit;
+use crate::source::postgres::many::{FirstRows, ROWS_EACH};
+use crate::source::postgres::position::Position;
+use crate::source::postgres::tables::XidSource;
+
+/// Most transactions of which a standby is asked at each look with news whether they are open.
+const MAX_ASKED: u64 = 2_000;
+
+impl PostgresTail {
+    /// Adds the level of a look that has found all new rows.
+    pub(super) async fn with_level(&self, session: &mut Session<'_>, changes: Changes) -> Result<Changes, QueryError> {
+        if changes.snapshot.is_standby {
+            return self.with_level_of_standby(session, changes).await;
+        }
+        // The source made these positions, so what they claim is durable.
+        let known = self.positions.values().map(Position::ceiling).max().unwrap_or(0);
+        Ok(Changes { level: changes.snapshot.level(&session.tables, known), ..changes })
+    }
+
+    /// The same on a standby, which has to be asked which transactions are open. The look comes after that once more, and
+    /// so finds all that is up to there.
+    async fn with_level_of_standby(&self, session: &mut Session<'_>, changes: Changes) -> Result<Changes, QueryError> {
+        let has_news = changes.found.as_ref().is_some_and(|found| !found.jobs.is_empty());
+        if !(has_news || self.seen.is_none()) && self.pending.is_empty() {
+            let level = self.seen.as_ref().and_then(|seen| seen.level.clone());
+            return Ok(Changes { level, ..changes });
+        }
+        let is_far = changes.snapshot.xmax - changes.snapshot.xmin > MAX_ASKED;
+        if is_far || session.tables.best.xids == XidSource::System {
+            return Ok(changes);
+        }
+        let level = session.fix_level(std::iter::empty()).await?;
+        let sql = self.changes_sql(session);
+        let rows = session.connection.query(sql).await?;
+        Ok(Changes { level, ..self.parse_changes(session, &rows)? })
+    }
+
+    /// Reads one job up to the level, as far as there is room. False where it cannot go on to there.
+    pub(super) async fn read_up_to_level(
+        &self,
+        session: &mut Session<'_>,
+        job: &JobId,
+        selection: &Selection,
+        first_rows: &mut FirstRows,
+        draft: &mut Draft,
+    ) -> Result<bool, QueryError> {
+        let (Some(level), Some(mut position)) = (&selection.level, self.position(session, job, draft)) else {
+            return Ok(false);
+        };
+        if !(position.is_below(level) && position.has_room_up_to(level)) {
+            return Ok(false);
+        }
+        let is_beside = |other: &&JobId| {
+            let is_over = draft.done.contains(*other) || draft.failed.contains_key(*other);
+            !is_over && self.positions.get(*other) == Some(&position) && !self.faults.is_waiting(other)
+        };
+        let beside = selection.jobs.iter().filter(is_beside);
+        let mut first = first_rows.of(session, job, &position, level, beside, READ_LIMIT.events).await?;
+        loop {
+            let room = draft.batch.room();
+            let (page, events) = match first.take() {
+                Some(page) => (page, room.min(ROWS_EACH)),
+                None => {
+                    draft.jobs_read += 1;
+                    (session.rows_up_to(job, &position, level, room).await?, room)
+                }
+            };
+            let reaches_level = page.end == *level.settled();
+            let (events, has_all) = page.deliver(job, &mut position, Limit { events, ..READ_LIMIT });
+            draft.batch.extend(job, events);
+            if has_all && reaches_level {
+                draft.done.insert(job.clone());
+                position = level.clone();
+            }
+            if draft.done.contains(job) || draft.is_full() {
+                draft.positions.insert(job.clone(), position);
+                return Ok(true);
+            }
+        }
+    }
+
+    /// The position of a watched job, as this session means it.
+    fn position(&self, session: &Session<'_>, job: &JobId, draft: &Draft) -> Option<Position> {
+        let mut position = draft.positions.get(job).or_else(|| self.positions.get(job)).cloned()?;
+        if position.is_beginning() {
+            position.adopt(session.tables.best);
+        }
+        position.settle_in(session.tables.life);
+        Some(position)
+    }
+
+    /// The level of the last look, if every watched job stands at it that can be read.
+    pub(super) fn level(&self) -> Option<Level> {
+        let SeenSnapshot { level, .. } = self.seen.as_ref().filter(|_| self.pending.is_empty())?;
+        let level = level.as_ref()?;
+        let is_there = |(job, position): (&JobId, &Position)| position == level || self.faults.contains(job);
+        self.positions.iter().all(is_there).then(|| level.to_level())
+    }
+}
