@@ -189,7 +189,11 @@ describe.each(["18", "19"])("React %s", (wanted) => {
     expect(gateway.seen.filter(({ url }) => url.pathname.endsWith("/stream"))).toHaveLength(1);
     await showAll(ids.slice(1));
     await untilRows(ids.slice(1).map((id) => `${id}: 0,1,2`));
-    await eventually("there is one connection", () => gateway.openStreams === 1);
+    const named = () => gateway.seen.at(-1)?.url.searchParams.getAll("job").sort();
+    await eventually("the one connection is for these jobs", () => `${named()}` === `${ids.slice(1)}`);
+    await eventually("there is no other", () => gateway.openStreams === 1);
+    const caughtUp = page.locator('p[data-state="open, caught up"]');
+    await eventually("all are caught up", async () => (await caughtUp.count()) === 3);
     await page.evaluate(() => {
       window.rowRenders = [];
     });
