@@ -39,6 +39,8 @@ struct TailLoop {
     /// The source's name in metrics and logs.
     kind: &'static str,
     tail: Box<dyn Tail>,
+    /// The beginning of any job.
+    beginning: Option<Level>,
     hub: Hub,
     pace: config::Pace,
     shape: Shape,
@@ -64,6 +66,7 @@ impl TailLoop {
         Self {
             kind: source.kind(),
             tail: source.tail(),
+            beginning: "job".parse().ok().map(|job| source.beginning(&job).level()),
             hub,
             shape,
             shutdown,
@@ -156,7 +159,7 @@ impl TailLoop {
         // its last event and after its last reader has joined.
         let level = news.level.filter(|_| is_whole).map(|level| {
             let excepted: HashSet<JobId> = news.faults.iter().map(|(job, _)| job.clone()).collect();
-            RoundLevel { level, excepted }
+            RoundLevel { level, excepted, beginning: self.beginning.clone() }
         });
         self.count(&news.jobs);
         let ends = self.publish(&news.jobs, level.as_ref());
@@ -300,7 +303,8 @@ impl TailLoop {
     ) -> Option<Ended> {
         news.sort_by_key(|news| topic.index(&news.job));
         let watched = self.watches.get_mut(topic)?;
-        let excepted = level.map(|level| (&level.level, level.excepted_of(topic, |job| watched.is_over(job))));
+        let excepted =
+            level.map(|level| (&level.level, level.excepted_of(topic, &watched.positions, |job| watched.is_over(job))));
         let complete = |news: &JobNews| match news.end {
             Some(JobEnd::Complete(status)) => Some(status),
             _ => None,
@@ -358,7 +362,9 @@ impl TailLoop {
                 vec![Published { events, ..Published::nothing(job.clone()) }]
             }
             Topic::Set(_) => {
-                let excepted = level.map(|level| (&level.level, level.excepted_of(topic, |job| watched.is_over(job))));
+                let excepted = level.map(|level| {
+                    (&level.level, level.excepted_of(topic, &watched.positions, |job| watched.is_over(job)))
+                });
                 let positions = &mut watched.positions;
                 let round = Round { topic, shape: self.shape, positions, level: excepted };
                 round.publish(&turns(&caught_up.missing), &mut Rests::default(), &mut watched.skipped)
@@ -377,7 +383,8 @@ impl TailLoop {
             Topic::Job(_) => missing.iter().flat_map(|(_, events)| encode(events, self.shape)).collect(),
             Topic::Set(_) => {
                 let mut positions = after.position.levels.to_vec();
-                let level = level.map(|level| (&level.level, level.excepted_of(&topic, |job| after.is_over(job))));
+                let level =
+                    level.map(|level| (&level.level, level.excepted_of(&topic, &positions, |job| after.is_over(job))));
                 let round = Round { topic: &topic, shape: self.shape, positions: &mut positions, level };
                 let published = round.publish(&turns(&missing), &mut Rests::default(), &mut 0);
                 published.into_iter().flat_map(|published| published.events).collect()
@@ -394,12 +401,19 @@ struct RoundLevel {
     level: Level,
     /// The jobs that could not be read.
     excepted: HashSet<JobId>,
+    /// The beginning of any job. Who has had nothing of a job stays there: a level does not tell a job that had no event yet
+    /// from one whose events were trimmed.
+    beginning: Option<Level>,
 }
 
 impl RoundLevel {
     /// Tells for each job of a topic if the level does not hold for it.
-    fn excepted_of(&self, topic: &Topic, is_over: impl Fn(&JobId) -> bool) -> Vec<bool> {
-        topic.jobs().iter().map(|job| self.excepted.contains(job) || is_over(job)).collect()
+    fn excepted_of(&self, topic: &Topic, positions: &[Level], is_over: impl Fn(&JobId) -> bool) -> Vec<bool> {
+        let jobs = topic.jobs().iter().zip(positions);
+        let is_excepted = |(job, position): (&JobId, &Level)| {
+            self.excepted.contains(job) || is_over(job) || self.beginning.as_ref() == Some(position)
+        };
+        jobs.map(is_excepted).collect()
     }
 }
 
