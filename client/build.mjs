@@ -20,7 +20,8 @@ const INTERNAL = `
   lastCodeCount flow suspectStreams isTokenAsked isAsked probes probeAtMs leaderView isFollower canPoll canStream hasEvents
   hasHeartbeat isEmpty isCut sleptMs waitMs isShared isBlocked isTokenOver giveUpAfter onAnswer onEvents onBytes
   onOffline onCursor forgetToken send broadcastEvents broadcastReset broadcastAlive broadcastView takeOver applyHeldBack
-  hasSeen lastId dispatch deliver
+  seenIds options lastId dispatch deliver handlers members shared uniquePart emit wake urls carry wrap query jobIds resumeAt
+  resumeAfter sameToken scope phase isGuest inner carrier hasOwn snapshot publish untilMs openOrClose
 `.match(/\w+/g);
 
 const common = {
@@ -37,10 +38,10 @@ const common = {
 rmSync(new URL("dist", import.meta.url), { recursive: true, force: true });
 await build({
   ...common,
-  // The last four are loaded when they are needed.
+  // The last five are loaded when they are needed.
   entryPoints: [
     ...["index", "react", "vue", "svelte", "solid", "element"],
-    ...["share", "poll", "diagnose", "loop"],
+    ...["share", "together", "poll", "diagnose", "loop"],
   ].map((name) => `src/${name}.ts`),
   outdir: "dist",
   splitting: true,

@@ -66,6 +66,27 @@ pub enum SourceCode {
 }
 
 impl SourceCode {
+    /// Every kind of failure.
+    pub const ALL: [Self; 17] = [
+        Self::Busy,
+        Self::DiskFull,
+        Self::Io,
+        Self::CannotOpen,
+        Self::ReadOnly,
+        Self::Corrupt,
+        Self::Schema,
+        Self::TimedOut,
+        Self::Unreachable,
+        Self::Unavailable,
+        Self::Exhausted,
+        Self::Credentials,
+        Self::Tls,
+        Self::Rights,
+        Self::Refused,
+        Self::Conflict,
+        Self::Other,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Busy => "source.busy",

@@ -6,7 +6,9 @@
 
 use crate::telemetry;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::borrow::Cow;
 use std::fmt::{self, Display, Write as _};
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
@@ -18,6 +20,9 @@ use tracing::field::Field;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::{EnvFilter, reload};
+
+/// Target of the access log's lines, which are logged at info where `log.access` or a lower level asks for them.
+pub const ACCESS: &str = "jobcast::access";
 
 /// Lines that wait for standard error to take them; those beyond are lost.
 const MAX_WAITING_LINES: usize = 4096;
@@ -40,6 +45,9 @@ enum Message {
     /// Everything before this is to be written; then this is answered.
     Flush(SyncSender<()>),
 }
+
+/// The form of the lines, once there is a log.
+static FORM: OnceLock<LogFormat> = OnceLock::new();
 
 /// The queue of the thread that writes, once there is one.
 static QUEUE: OnceLock<SyncSender<Message>> = OnceLock::new();
@@ -67,14 +75,15 @@ impl Drop for LogGuard {
 
 /// Sends logs to standard error, because standard output belongs to the command. Panics are logged as well, since the usual
 /// hook would wait for a reader of standard error.
-pub fn to_stderr(level: &str, format: LogFormat) -> LogGuard {
+pub fn to_stderr(level: &str, access: bool, format: LogFormat) -> LogGuard {
     let (queue, messages) = mpsc::sync_channel(MAX_WAITING_LINES);
     let writer = thread::Builder::new().name("log".into()).spawn(move || write_all(&messages, &mut io::stderr()));
     // Without the thread every line is lost, and counted.
     drop(writer);
     let _ = QUEUE.set(queue);
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter(level)).with_target(false).log_internal_errors(false);
+    let _ = FORM.set(format);
+    let filter = filter(level, access);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).log_internal_errors(false);
     let is_installed = match format {
         LogFormat::Pretty => {
             let builder = builder
@@ -86,8 +95,8 @@ pub fn to_stderr(level: &str, format: LogFormat) -> LogGuard {
             builder.try_init()
         }
         LogFormat::Json => {
-            let builder =
-                builder.with_writer(|| Lines(LogFormat::Json)).json().flatten_event(true).with_filter_reloading();
+            let builder = builder.with_writer(|| Lines(LogFormat::Json)).json().flatten_event(true);
+            let builder = builder.with_current_span(false).with_filter_reloading();
             keep_handle(builder.reload_handle());
             builder.try_init()
         }
@@ -103,26 +112,32 @@ fn keep_handle<S: 'static>(handle: reload::Handle<EnvFilter, S>) {
     let _ = SET_FILTER.set(Box::new(move |filter| handle.reload(filter)));
 }
 
-/// Changes the level from which lines are logged.
-pub fn set_level(level: &str) {
+/// Changes the level from which lines are logged, and whether the access log is.
+pub fn set_level(level: &str, access: bool) {
     let Some(set) = SET_FILTER.get() else { return };
-    if let Err(error) = set(filter(level)) {
+    if let Err(error) = set(filter(level, access)) {
         tracing::error!(%error, level, "the level of the log cannot be changed");
     }
 }
 
 /// The server library's words on its workers, and on peers that do not talk HTTP, are of no use to operators. A level
 /// below info is for Jobcast's own lines: a library that logs each change of a file would log each line of the log.
-fn filter(level: &str) -> EnvFilter {
-    let own = match level {
-        "debug" | "trace" => format!("info,jobcast={level}"),
-        other => other.to_string(),
+fn filter(level: &str, access: bool) -> EnvFilter {
+    let (own, is_detailed) = match level {
+        "debug" | "trace" => (format!("info,jobcast={level}"), true),
+        other => (other.to_string(), false),
     };
-    EnvFilter::try_new(format!("{own},actix_server=warn,actix_http=off")).unwrap_or_else(|_| "info".into())
+    let access = if access || is_detailed { "info" } else { "off" };
+    EnvFilter::try_new(format!("{own},{ACCESS}={access},actix_server=warn,actix_http=off"))
+        .unwrap_or_else(|_| "info".into())
 }
 
-/// Writes a line for the person who started a command to standard error, if it can be written. It may be several lines.
+/// Writes a line for the person who started a command to standard error, if it can be written. It may be several lines. Where
+/// programs read the log, it is one of its lines.
 pub fn say(line: impl Display) {
+    if FORM.get() == Some(&LogFormat::Json) {
+        return tracing::error!("{line}");
+    }
     let lines: Vec<String> = line.to_string().split('\n').map(|line| Escaped(line).to_string()).collect();
     write_or_count(format!("jobcast: {}\n", lines.join("\n")).into_bytes());
 }
@@ -157,6 +172,23 @@ fn write_field(to: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fm
 pub fn escape_json(lines: &str) -> String {
     let escape = |c: char| if c != '\n' && misleads(c) { format!("\\u{:04x}", c as u32) } else { c.to_string() };
     lines.chars().map(escape).collect()
+}
+
+/// Puts the fields of a line's spans beside its own, so that every field stands in one place, whoever gave it. The line's own
+/// count more than those of a span, and an inner span's more than an outer one's.
+fn flat(line: &str) -> Cow<'_, str> {
+    if !line.contains("\"spans\":[") {
+        return line.into();
+    }
+    let Ok(mut fields) = serde_json::from_str::<Map<String, Value>>(line) else { return line.into() };
+    let Some(Value::Array(spans)) = fields.remove("spans") else { return line.into() };
+    for span in spans.into_iter().rev() {
+        let Value::Object(of_span) = span else { continue };
+        for (name, value) in of_span.into_iter().filter(|(name, _)| name != "name") {
+            fields.entry(name).or_insert(value);
+        }
+    }
+    format!("{}\n", Value::Object(fields)).into()
 }
 
 /// Hands lines to the thread that writes, or writes them where there is none.
@@ -199,7 +231,7 @@ impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         write_or_count(match self.0 {
             LogFormat::Pretty => line.to_vec(),
-            LogFormat::Json => escape_json(&String::from_utf8_lossy(line)).into_bytes(),
+            LogFormat::Json => escape_json(&flat(&String::from_utf8_lossy(line))).into_bytes(),
         });
         Ok(line.len())
     }
@@ -254,6 +286,13 @@ mod tests {
         let escaped = escape_json(&format!("{line}\n"));
         assert!(!escaped.trim_end().chars().any(misleads), "{escaped}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&escaped).expect("JSON")["error"], text);
+    }
+
+    #[test]
+    fn the_fields_of_spans_stand_beside_those_of_their_line() {
+        let line = r#"{"level":"INFO","job":"own","spans":[{"name":"request","job":"outer","request":"7"},{"name":"read","request":"8"}]}"#;
+        let flat: Value = serde_json::from_str(&flat(line)).expect("JSON");
+        assert_eq!(flat, serde_json::json!({ "level": "INFO", "job": "own", "request": "8" }));
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Shutdown {
             failure = &mut failed => Some(failure),
             Some(first) = signals.0.recv() => {
                 let Leaving { grace, drain } = settings;
-                tracing::info!(signal = first, ?grace, ?drain, "leaving: saying not ready, still serving");
+                tracing::info!(signal = first, grace_s = grace.as_secs_f64(), drain_s = drain.as_secs_f64(), "leaving: saying not ready, still serving");
                 self.enter(Phase::Unready);
                 None
             }

@@ -327,6 +327,18 @@ pub enum Reset {
     Rewound,
 }
 
+impl Reset {
+    /// The reason as the wire and the metric name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Trimmed => "trimmed",
+            Self::Expired => "expired",
+            Self::Rewound => "rewound",
+        }
+    }
+}
+
 /// The end of a job's watch: the source reports no further events of the job to its channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobEnd {

@@ -2,13 +2,16 @@
 //! reads to every topic that has the job.
 
 mod joins;
+mod progress;
 mod sets;
 mod watches;
+
+pub use progress::Progress;
 
 use crate::backoff::Backoff;
 use crate::config;
 use crate::cursor::{Cursor, Level};
-use crate::error::{Incidents, Scope, SourceError};
+use crate::error::{Incidents, Retry, Scope, SourceCode, SourceError};
 use crate::event::{Event, JobId};
 use crate::hub::{Ended, Hub, Outage, Published, TailRequest};
 use crate::shutdown::{Phase, ShutdownWatch};
@@ -18,7 +21,6 @@ use crate::telemetry;
 use crate::topic::Topic;
 use jiff::Timestamp;
 use joins::{CaughtUp, JoinQueue};
-use metrics::Gauge;
 pub use sets::{MAX_SKIPPED, Rests, Round, Turn};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -30,17 +32,23 @@ static UNREADABLE_JOBS: Incidents<JobId> = Incidents::new();
 
 /// Runs until the process stops. It goes on also after an error that trying again cannot help, since an operator may mend
 /// the cause meanwhile.
-pub async fn run(source: Arc<dyn Source>, hub: Hub, pace: config::Pace, shape: Shape, shutdown: ShutdownWatch) {
-    TailLoop::new(source, hub, pace, shape, shutdown).run().await;
+pub async fn run(
+    source: Arc<dyn Source>,
+    hub: Hub,
+    pace: config::Pace,
+    shape: Shape,
+    shutdown: ShutdownWatch,
+    progress: Progress,
+) {
+    TailLoop::new(source, hub, pace, shape, shutdown, progress).run().await;
 }
 
 /// The loop's state between two reads.
 struct TailLoop {
     /// The source's name in metrics and logs.
     kind: &'static str,
+    source: Arc<dyn Source>,
     tail: Box<dyn Tail>,
-    /// The beginning of any job.
-    beginning: Option<Level>,
     hub: Hub,
     pace: config::Pace,
     shape: Shape,
@@ -55,18 +63,28 @@ struct TailLoop {
     backoff: Backoff,
     /// There is work that the last read did not get to: read again at once.
     has_more: bool,
-    /// The beginning of the first read that left work over, since the last that did not.
-    behind_since: Option<Instant>,
-    lag: Gauge,
+    progress: Progress,
 }
 
 impl TailLoop {
-    fn new(source: Arc<dyn Source>, hub: Hub, pace: config::Pace, shape: Shape, shutdown: ShutdownWatch) -> Self {
+    fn new(
+        source: Arc<dyn Source>,
+        hub: Hub,
+        pace: config::Pace,
+        shape: Shape,
+        shutdown: ShutdownWatch,
+        progress: Progress,
+    ) -> Self {
         telemetry::SOURCE_UP.gauge(&[]).set(1.0);
+        telemetry::EVENTS.increment(&[("source", source.kind())], 0);
+        for code in SourceCode::ALL {
+            let retryable = if code.retry() == Retry::Yes { "true" } else { "false" };
+            telemetry::SOURCE_ERRORS.increment(&[("code", code.as_str()), ("retryable", retryable)], 0);
+        }
         Self {
             kind: source.kind(),
             tail: source.tail(),
-            beginning: "job".parse().ok().map(|job| source.beginning(&job).level()),
+            source,
             hub,
             shape,
             shutdown,
@@ -76,8 +94,7 @@ impl TailLoop {
             backoff: Backoff::new(pace.retry_initial, pace.retry_max),
             pace,
             has_more: false,
-            behind_since: None,
-            lag: telemetry::SOURCE_LAG.gauge(&[]),
+            progress,
         }
     }
 
@@ -87,6 +104,7 @@ impl TailLoop {
             self.apply_requests();
             let joiners = self.joins.begin_read(|topic| self.hub.is_live(topic), |job| self.watches.is_watched(job));
             let began = Instant::now();
+            self.progress.begin(began);
             match self.tail.read(&joiners).await {
                 Ok(news) => self.on_news(news, began),
                 Err(error) => self.on_error(error).await,
@@ -139,27 +157,20 @@ impl TailLoop {
         let has_moved = news.jobs.iter().any(|job| !job.events.is_empty() || job.end.is_some());
         let is_stuck = !has_moved && !news.faults.is_empty();
         self.has_more = (news.more && !is_stuck) || self.joins.has_waiting();
-        self.behind_since = self.has_more.then(|| self.behind_since.unwrap_or(began));
-        self.lag.set(self.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64()));
         self.backoff = Backoff::new(self.pace.retry_initial, self.pace.retry_max);
+        self.note_progress(news.outage.is_none());
         // Clear the outage before publishing, so that a subscriber woken by these events does not see a stale outage.
         let is_whole = news.outage.is_none();
         match news.outage {
             Some(error) => self.announce_outage(error, self.pace.poll_interval),
-            None if self.hub.outage().is_some() => {
-                tracing::info!(source = self.kind, "source is back");
-                telemetry::SOURCE_UP.gauge(&[]).set(1.0);
-                SourceError::incidents_end(&Scope::Source);
-                self.hub.set_outage(None);
-            }
-            None => {}
+            None => self.end_outage(),
         }
         self.hub.announce_jobs(&news.appeared);
         // The order matters: a reader that is caught up stands after the events just published, and a channel ends after
         // its last event and after its last reader has joined.
         let level = news.level.filter(|_| is_whole).map(|level| {
             let excepted: HashSet<JobId> = news.faults.iter().map(|(job, _)| job.clone()).collect();
-            RoundLevel { level, excepted, beginning: self.beginning.clone() }
+            RoundLevel { level, excepted }
         });
         self.count(&news.jobs);
         let ends = self.publish(&news.jobs, level.as_ref());
@@ -172,6 +183,26 @@ impl TailLoop {
             self.hub.finish(&topic, end);
             self.stop_serving(&topic);
         }
+    }
+
+    /// Notes, for the metrics, how far a read came. `is_whole` says that it has read all parts of the source.
+    fn note_progress(&self, is_whole: bool) {
+        if !is_whole {
+            return;
+        }
+        telemetry::SOURCE_LAST_READ.gauge(&[]).set(Timestamp::now().as_millisecond() as f64 / 1000.0);
+        if !self.has_more {
+            self.progress.finish();
+        }
+    }
+
+    /// Says that the source is back, if it was away.
+    fn end_outage(&self) {
+        let Some(outage) = self.hub.outage() else { return };
+        tracing::info!(source = self.kind, outage_s = outage.since.elapsed().as_secs_f64(), "source is back");
+        telemetry::SOURCE_UP.gauge(&[]).set(1.0);
+        SourceError::incidents_end(&Scope::Source);
+        self.hub.set_outage(None);
     }
 
     /// Announces the failure of a read, and waits until the next attempt.
@@ -199,11 +230,11 @@ impl TailLoop {
         if is_told && is_known {
             return;
         }
-        let (source, code) = (self.kind, error.code.as_str());
+        let (source, code, retry_in_s) = (self.kind, error.code.as_str(), retry_in.as_secs_f64());
         match is_news {
-            true => tracing::warn!(source, code, %error, ?retry_in, "source went away"),
+            true => tracing::warn!(source, code, %error, retry_in_s, "source went away"),
             // A request has met it first, and said it.
-            false => tracing::info!(source, code, %error, ?retry_in, "source went away"),
+            false => tracing::info!(source, code, %error, retry_in_s, "source went away"),
         }
         let since = known.map_or_else(Instant::now, |known| known.since);
         let outage = Outage { error, since, retry_in };
@@ -220,13 +251,14 @@ impl TailLoop {
             let retry_in = self.pace.poll_interval;
             if error.begins_incident() {
                 let (source, code) = (self.kind, error.code.as_str());
-                tracing::warn!(source, code, job = ?job.as_str(), %error, ?retry_in, "a job's rows cannot be read");
+                let retry_in_s = retry_in.as_secs_f64();
+                tracing::warn!(source, code, job = job.as_str(), %error, retry_in_s, "a job's rows cannot be read");
             }
             self.hub.set_fault(&job, Some(&Outage { error, since: Instant::now(), retry_in }));
             self.faulty.insert(job);
         }
         for job in recovered {
-            tracing::info!(source = self.kind, job = ?job.as_str(), "the job's rows can be read again");
+            tracing::info!(source = self.kind, job = job.as_str(), "the job's rows can be read again");
             self.hub.set_fault(&job, None);
             SourceError::incidents_end(&Scope::Job(job));
         }
@@ -303,8 +335,9 @@ impl TailLoop {
     ) -> Option<Ended> {
         news.sort_by_key(|news| topic.index(&news.job));
         let watched = self.watches.get_mut(topic)?;
-        let excepted =
-            level.map(|level| (&level.level, level.excepted_of(topic, &watched.positions, |job| watched.is_over(job))));
+        let excepted = level.map(|level| {
+            (&level.level, level.excepted_of(&*self.source, topic, &watched.positions, |job| watched.is_over(job)))
+        });
         let complete = |news: &JobNews| match news.end {
             Some(JobEnd::Complete(status)) => Some(status),
             _ => None,
@@ -363,7 +396,10 @@ impl TailLoop {
             }
             Topic::Set(_) => {
                 let excepted = level.map(|level| {
-                    (&level.level, level.excepted_of(topic, &watched.positions, |job| watched.is_over(job)))
+                    (
+                        &level.level,
+                        level.excepted_of(&*self.source, topic, &watched.positions, |job| watched.is_over(job)),
+                    )
                 });
                 let positions = &mut watched.positions;
                 let round = Round { topic, shape: self.shape, positions, level: excepted };
@@ -383,8 +419,9 @@ impl TailLoop {
             Topic::Job(_) => missing.iter().flat_map(|(_, events)| encode(events, self.shape)).collect(),
             Topic::Set(_) => {
                 let mut positions = after.position.levels.to_vec();
-                let level =
-                    level.map(|level| (&level.level, level.excepted_of(&topic, &positions, |job| after.is_over(job))));
+                let level = level.map(|level| {
+                    (&level.level, level.excepted_of(&*self.source, &topic, &positions, |job| after.is_over(job)))
+                });
                 let round = Round { topic: &topic, shape: self.shape, positions: &mut positions, level };
                 let published = round.publish(&turns(&missing), &mut Rests::default(), &mut 0);
                 published.into_iter().flat_map(|published| published.events).collect()
@@ -401,19 +438,22 @@ struct RoundLevel {
     level: Level,
     /// The jobs that could not be read.
     excepted: HashSet<JobId>,
-    /// The beginning of any job. Who has had nothing of a job stays there: a level does not tell a job that had no event yet
-    /// from one whose events were trimmed.
-    beginning: Option<Level>,
 }
 
 impl RoundLevel {
-    /// Tells for each job of a topic if the level does not hold for it.
-    fn excepted_of(&self, topic: &Topic, positions: &[Level], is_over: impl Fn(&JobId) -> bool) -> Vec<bool> {
+    /// Tells for each job of a topic if it does not stand at the level: because it could not be read, because it is over, or
+    /// because nothing was ever given of it. A level says nothing of one job, and so the source could not tell that one of which
+    /// there was nothing yet from one whose events are gone.
+    fn excepted_of(
+        &self,
+        source: &dyn Source,
+        topic: &Topic,
+        positions: &[Level],
+        is_over: impl Fn(&JobId) -> bool,
+    ) -> Vec<bool> {
         let jobs = topic.jobs().iter().zip(positions);
-        let is_excepted = |(job, position): (&JobId, &Level)| {
-            self.excepted.contains(job) || is_over(job) || self.beginning.as_ref() == Some(position)
-        };
-        jobs.map(is_excepted).collect()
+        let is_new = |job: &JobId, at: &Level| source.beginning(job).level() == *at;
+        jobs.map(|(job, at)| self.excepted.contains(job) || is_over(job) || is_new(job, at)).collect()
     }
 }
 
@@ -444,7 +484,7 @@ pub fn count_unreadable<'a>(events: impl IntoIterator<Item = &'a (Event, Cursor)
         count += 1;
         if UNREADABLE_JOBS.begins(event.job_id.clone()) {
             let (job, parts) = (event.job_id.as_str(), &event.unreadable);
-            tracing::warn!(?job, event = ?event.id, unreadable = ?parts, "an event has a part that cannot be read");
+            tracing::warn!(job, event = event.id, unreadable = ?parts, "an event has a part that cannot be read");
         }
     }
     if count > 0 {

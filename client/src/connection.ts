@@ -2,9 +2,12 @@
 // nothing; the decisions are made in state.ts.
 
 import { createParser, type EventSourceMessage } from "eventsource-parser";
-import { clientFailure, type Failure, failureFromAnswer, failureFromControlEvent, mediaType } from "./error.js";
+import { clientFailure, type Failure, failureFromAnswer, failureFromControlEvent } from "./error.js";
 import { asRecord, asString, type JobEvent, parseJson, type Reset, toJobEvent, type UnknownRecord } from "./event.js";
 import type { Action } from "./state.js";
+
+/** A reset of one job, or of all jobs of the connection. */
+export type ToldReset = Omit<Reset, "jobId"> & { readonly jobId: string | null };
 
 /** The handlers of everything that arrives on a connection, called in the order of arrival. */
 export interface StreamHandlers {
@@ -12,7 +15,7 @@ export interface StreamHandlers {
   onAnswer(uniquePart: unknown): void;
   /** The stream now stands at `cursor`; the empty cursor is the beginning. */
   onCursor(cursor: string): void;
-  onReset(reset: Reset): void;
+  onReset(reset: ToldReset): void;
   /** All events of one chunk. Returns the number of those that are no repeats. */
   onEvents(events: JobEvent[]): number;
   /** A chunk has arrived and was handled. */
@@ -32,6 +35,7 @@ export interface ConnectionRequest {
   readonly signal: AbortSignal;
 }
 
+const EVENT_STREAM = /^\s*text\/event-stream\s*(;|$)/i;
 /** The comments after which a stream is live, and by which a silent one shows that it lives. */
 const LIVE = "live";
 const HEARTBEAT = "heartbeat";
@@ -47,7 +51,8 @@ export async function readStream(
   const response = await fetch(url, "text/event-stream");
   if ("error" in response) return response;
   if (response.status === 204) return "noContent";
-  if (!response.ok || mediaType(response) !== "text/event-stream") return failureFromAnswer(response);
+  if (!response.ok || !EVENT_STREAM.test(response.headers.get("Content-Type") ?? ""))
+    return failureFromAnswer(response);
   const reader = response.body?.getReader?.();
   if (!reader) return clientFailure("client.content_type", "fetch cannot stream", { isBlocked: true });
   handlers.onAnswer(response.headers.get("X-Jobcast-Unique"));
@@ -60,7 +65,7 @@ export async function readStream(
     if (signal.aborted) break;
     if (bye) return bye;
   }
-  return clientFailure("client.ended", "the stream ended early");
+  return clientFailure("client.ended", "it ended early");
 }
 
 /**
@@ -127,15 +132,16 @@ function streamParser(
 
 /** Handles an event of Jobcast itself, after all events that came before it. Unknown ones are ignored. */
 function onControlEvent(type: string, data: UnknownRecord, { dispatch, onReset }: StreamHandlers): void {
-  const jobStatus = asString(data.status);
-  if (type === "stream.complete") dispatch({ type: "complete", jobStatus });
-  else if (type === "stream.status") dispatch({ type: "status", jobStatus });
+  const told = { jobStatus: asString(data.status), jobId: asString(data.jobId) };
+  if (type === "stream.complete") dispatch({ type: "complete", ...told });
+  else if (type === "stream.status") dispatch({ type: "status", ...told });
   else if (type === "stream.reset") onReset(toReset(data));
-  else if (type === "stream.error") dispatch({ type: "warned", ...failureFromControlEvent(type, data) });
+  else if (type === "stream.error") dispatch({ type: "warned", ...told, ...failureFromControlEvent(type, data) });
 }
 
 /** Reads the data of a reset. */
-export const toReset = ({ reason, cursor }: UnknownRecord): Reset => ({
+export const toReset = ({ reason, cursor, jobId }: UnknownRecord): ToldReset => ({
   reason: asString(reason) ?? "unknown",
   cursor: asString(cursor),
+  jobId: asString(jobId),
 });

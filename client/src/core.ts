@@ -2,14 +2,15 @@
 // The shell around the state (state.ts). It runs the task that the state asks for, has the one timer, keeps the cursor
 // and the ids of delivered events, and calls the listeners.
 
-import { type ConnectionRequest, readStream, type StreamHandlers } from "./connection.js";
-import { type Failure, failureFromSilence, JobStreamError, offline } from "./error.js";
+import { type ConnectionRequest, readStream, type StreamHandlers, type ToldReset } from "./connection.js";
+import { type Failure, failureFromSilence, offline } from "./error.js";
 import type { AnyEvents, EventOf, JobEvent, Reset, UniquePart } from "./event.js";
+import { type InnerStream, isOfSet, type Join, type Place, type Shared, streams } from "./inner.js";
+import type { Backlog } from "./loop.js";
 import { type JobStreamOptions, type JobUrls, jobUrls, rulesFrom } from "./options.js";
-import { loadCursor, saveCursor } from "./persist.js";
+import { kept } from "./persist.js";
 import type { PollResult } from "./poll.js";
 import { type Requests, requests } from "./request.js";
-import type { Share } from "./share.js";
 import { type Action, initialState, isOver, reduce, type State, type View } from "./state.js";
 import { aheadMs, now, onWake } from "./wake.js";
 
@@ -39,21 +40,31 @@ const MIN_TIMER_MS = 9;
 const MAX_TIMER_MS = 10_000;
 /** A shorter sleep ends no connection. */
 const LEAST_SLEEP_MS = 20_000;
-/** The streams of this page that wait for their next try. */
-const waitingStreams = new Set<JobStream<object>>();
-
 /**
- * Watches one job from construction on. Delivers each event once and in order, until the job ends or `close()`.
+ * Watches one job, or a list of jobs, from construction on. Delivers each event once, and those of a job in their order,
+ * until the jobs end or `close()`.
  *
  * `Events` names the types of the job's events and their payloads: `new JobStream<{ "step.output": { line: string } }>`.
  * It is a promise of the writer's, and is not checked.
  */
 export class JobStream<Events extends object = AnyEvents> {
+  /** The job; of a list the jobs, with commas between them. */
   readonly jobId: string;
-  readonly #options: JobStreamOptions;
-  readonly #urls: JobUrls;
+  /** The state of each job of a list. Empty for one job. */
+  readonly jobs: ReadonlyMap<string, JobStreamState> = new Map();
+  /** @internal */
+  readonly options: JobStreamOptions;
+  /** @internal */
+  readonly urls: JobUrls;
+  /** @internal */
+  readonly handlers: StreamHandlers;
+  /** @internal */
+  readonly seenIds = new Set<string>();
+  /** @internal */
+  readonly members: JobStream[] | null;
+  /** @internal */
+  shared: Shared | null = null;
   readonly #listeners = new Map<string, Set<Listener<never>>>();
-  readonly #seenIds = new Set<string>();
   #state: State;
   #cursor: string | null;
   /** The id of the newest event. Other tabs compare it with theirs. */
@@ -65,21 +76,28 @@ export class JobStream<Events extends object = AnyEvents> {
   #connection = new AbortController();
   readonly #requests: Requests;
   /** Events since construction, for the first loop. */
-  #backlog: JobEvent[] | "begun" | "overflown" = [];
+  #backlog: Backlog = [];
   #aheadMs = aheadMs();
-  #share: Share | null = null;
   #stopWaking: (() => void) | null = null;
 
   /** Throws a `JobStreamError` with the code `client.address` if the options make no address. */
-  constructor(jobId: string, options: JobStreamOptions = {}) {
-    const { from = "start", persist, resumeAt } = options;
-    this.jobId = jobId;
-    this.#options = options;
-    this.#urls = jobUrls(jobId, options);
+  constructor(jobs: string | readonly string[], options: JobStreamOptions = {}) {
+    const { from = "start", persist, resumeAt, resumeAfter, carry } = options;
+    this.jobId = `${jobs}`;
+    this.options = options;
+    this.urls = jobUrls(this.jobId, options);
     this.#state = initialState(rulesFrom(options));
     this.#requests = requests(options, (isAsked) => this.#dispatch({ type: "token", isAsked }));
     const given = from === "start" || from === "now" ? null : from;
-    this.#cursor = resumeAt ?? ((persist === "session" && loadCursor(this.#key)) || given);
+    const reached = resumeAt ?? ((persist === "session" && kept(this.#key)) || null);
+    this.#cursor = reached ?? given;
+    // The event after which the stream goes on, where it is known.
+    const lastId = reached ? resumeAfter : given;
+    if (lastId) this.#remember(lastId);
+    const handlers = this.#ownHandlers();
+    this.handlers = carry?.wrap(handlers) ?? handlers;
+    this.members = typeof jobs === "string" ? null : [];
+    if (this.members) for (const id of jobs) (this.jobs as Map<string, JobStreamState>).set(id, this.state);
     this.#start();
   }
 
@@ -123,7 +141,8 @@ export class JobStream<Events extends object = AnyEvents> {
 
   /** Connects anew at once, also after `failed` or `close()`, and goes on where the stream was. */
   reconnect(): void {
-    if (this.#share) this.#share.reconnect();
+    const { shared } = this;
+    if (shared) shared.reconnect();
     else this.#start();
   }
 
@@ -135,59 +154,62 @@ export class JobStream<Events extends object = AnyEvents> {
     try {
       const { loop } = await import("./loop.js");
       const listen = (name: OwnName, listener: Listener<never>) => this.#listen(name, listener);
-      yield* loop(this.#takeBacklog() as EventOf<Events>[], () => this.#state.view, listen);
+      const backlog = this.#backlog as Backlog<EventOf<Events>>;
+      this.#backlog = "begun";
+      yield* loop(backlog, () => this.#state.view, listen);
     } finally {
       this.close();
     }
   }
 
-  #takeBacklog(): JobEvent[] {
-    const backlog = this.#backlog;
-    this.#backlog = "begun";
-    if (typeof backlog === "object") return backlog;
-    if (backlog === "begun") return [];
-    throw new JobStreamError("client.overflow", "more events than maxBuffered came before the loop", false);
-  }
-
   #keepForLoop(event: JobEvent): void {
     if (typeof this.#backlog !== "object") return;
-    const { maxBuffered = MAX_BUFFERED } = this.#options;
+    const { maxBuffered = MAX_BUFFERED } = this.options;
     if (this.#backlog.push(event) > maxBuffered) this.#backlog = "overflown";
   }
 
   /** The name of this job's cursor in the session, and of its lock and channel among the tabs. */
   get #key(): string {
-    return `jobcast:${this.#urls.stream}`;
+    return `jobcast:${this.urls.stream}`;
   }
 
   readonly #onAbort = (): void => this.close();
 
   #start(): void {
-    const { share, signal } = this.#options;
+    const { signal } = this.options;
     if (signal?.aborted) return this.close();
     signal?.addEventListener("abort", this.#onAbort);
-    if (share) void this.#startShared();
-    else this.#dispatch({ type: "start" });
+    streams.add(this as unknown as InnerStream);
+    void this.#join();
   }
 
-  /** Starts with the connection shared among tabs, or with one of its own where sharing is impossible. */
-  async #startShared(): Promise<void> {
+  /** Starts as one of those that share a connection, or with a connection of its own. */
+  async #join(): Promise<void> {
     const { taskId } = this.#state;
-    const share = await import("./share.js").then(
-      ({ Share }) => Share,
+    // Streams that begin in one turn are gathered.
+    await null;
+    const join = await this.#loadJoin()?.then(
+      ({ join }) => join,
       () => null,
     );
     // Meanwhile the stream may have been closed, or started by another call.
-    if (this.#share || this.#state.taskId !== taskId) return;
-    if (!share?.isPossible()) return this.#dispatch({ type: "start" });
-    this.#share = new share(this.#key, {
-      state: () => this.#state,
-      lastId: () => this.#lastId,
-      hasSeen: (id) => this.#seenIds.has(id),
-      dispatch: (action) => this.#dispatch(action),
-      deliver: (events) => this.#deliver(events, true),
-      reset: (reset) => this.#reset(reset),
-    });
+    if (this.shared || this.#state.taskId !== taskId) return;
+    this.shared = join?.(this as unknown as InnerStream) ?? null;
+    if (!this.shared) this.#dispatch({ type: "start" });
+  }
+
+  /** Loads the way in which this stream shares, if it does. */
+  #loadJoin(): Promise<{ join: Join }> | null {
+    const { share } = this.options;
+    const isOne = !this.members;
+    if (isOne && share) return import("./share.js");
+    const isAlone = isOne && (share === false || (streams.size < 2 && !isOfSet(this.#cursor)));
+    return isAlone ? null : import("./together.js");
+  }
+
+  /** @internal */
+  now(): Place {
+    return { state: this.#state, cursor: this.#cursor, lastId: this.#lastId, uniquePart: this.#uniquePart };
   }
 
   // ---- the state, and what follows from it
@@ -196,7 +218,7 @@ export class JobStream<Events extends object = AnyEvents> {
     const before = this.#state;
     const after = reduce(before, action, now());
     this.#state = after;
-    const { debug } = this.#options;
+    const { debug } = this.options;
     if (debug) (debug === true ? console.debug : debug)("jobcast", this.jobId, action.type, after.view);
     if (after.taskId !== before.taskId) {
       this.#connection.abort();
@@ -204,9 +226,10 @@ export class JobStream<Events extends object = AnyEvents> {
       if (after.task !== "none") void this.#runTask(after, this.#connection.signal);
     }
     if (after.timerAtMs !== before.timerAtMs) this.#setTimer();
-    // The server is back: the other streams of this page that wait for it try at once.
+    // The server is back: streams of this page that wait for it try at once.
     if (before.failures > 0 && after.failures === 0 && after.view.retryInMs === null && after.hasAnswered)
-      for (const stream of [...waitingStreams]) if (stream.#urls.origin === this.#urls.origin) stream.#onWake(false);
+      for (const stream of [...streams] as unknown as JobStream[])
+        if (stream.#retryAt && stream.urls.origin === this.urls.origin) stream.#onWake(false);
     // Object identity means "changed": the reducer keeps the `view` object as long as nothing in it changes.
     if (after.view === before.view) return;
     this.#onViewChanged(after.view);
@@ -215,8 +238,7 @@ export class JobStream<Events extends object = AnyEvents> {
   #onViewChanged(view: View): void {
     const { retryInMs } = view;
     this.#retryAt = retryInMs === null ? null : Date.now() + retryInMs;
-    waitingStreams[retryInMs === null ? "delete" : "add"](this as unknown as JobStream<object>);
-    this.#share?.broadcastView();
+    this.shared?.broadcastView();
     // A failed stream keeps its lock: the next tab would only fail, too.
     if (view.status === "failed") this.#stopListening();
     else if (isOver(view)) this.#release();
@@ -258,9 +280,10 @@ export class JobStream<Events extends object = AnyEvents> {
 
   #release(): void {
     this.#stopListening();
-    this.#options.signal?.removeEventListener("abort", this.#onAbort);
-    this.#share?.close();
-    this.#share = null;
+    this.options.signal?.removeEventListener("abort", this.#onAbort);
+    streams.delete(this as unknown as InnerStream);
+    this.shared?.close();
+    this.shared = null;
   }
 
   // ---- connections
@@ -274,16 +297,16 @@ export class JobStream<Events extends object = AnyEvents> {
         case "catchUp":
           return await this.#runPoll(state, signal);
         case "takeOver":
-          return this.#share?.takeOver();
+          return this.shared?.takeOver?.();
       }
     } catch (error) {
-      const failure = await failureFromSilence(error, this.#urls.origin, this.#state.hasAnswered);
+      const failure = await failureFromSilence(error, this.urls.origin, this.#state.hasAnswered);
       if (!signal.aborted) this.#onLost(failure);
     }
   }
 
   async #runStream(canPoll: boolean, signal: AbortSignal): Promise<void> {
-    const end = await readStream(this.#request(this.#urls.stream, "lastEventId", {}, signal), this.#handlers);
+    const end = await readStream(this.#request("stream", "lastEventId", {}, signal), this.handlers);
     if (signal.aborted) return;
     if (end !== "noContent") return this.#onLost(end);
     // The job has ended and nothing is new. Only the JSON address says how it ended, which completes the stream.
@@ -299,19 +322,29 @@ export class JobStream<Events extends object = AnyEvents> {
     if (signal.aborted) return;
     if ("error" in result) return this.#onLost(result);
     this.#dispatch({ type: "polled", ...result });
-    if (result.isEmpty) this.#share?.broadcastAlive();
-    if (task === "catchUp") this.#share?.applyHeldBack();
+    if (result.isEmpty) this.shared?.broadcastAlive?.();
+    if (task === "catchUp") this.shared?.applyHeldBack?.();
   }
 
   async #poll(waitS: number, signal: AbortSignal): Promise<Failure | PollResult> {
     const { poll } = await import("./poll.js");
-    return poll((query) => this.#request(this.#urls.events, "after", query, signal), waitS, this.#handlers);
+    return poll((query) => this.#request("events", "after", query, signal), waitS, this.handlers);
   }
 
   /** Makes a request from where the stream stands. The cursor is no header: that would cost preflights. */
-  #request(address: string, cursorName: string, query: Record<string, string>, signal: AbortSignal): ConnectionRequest {
+  #request(
+    kind: "stream" | "events",
+    cursorName: string,
+    query: Record<string, string>,
+    signal: AbortSignal,
+  ): ConnectionRequest {
+    const { from, last, types, carry } = this.options;
+    const address = (carry?.urls() ?? this.urls)[kind];
+    if (types) query.types = `${types}`;
+    if (last! >= 0) query.last = `${last}`;
     if (this.#cursor) query[cursorName] = this.#cursor;
-    else if (this.#options.from === "now") query.from = "now";
+    else if (from === "now") query.from = from;
+    Object.assign(query, carry?.query());
     // No cache has an answer for this address, whatever it makes of `no-store`.
     query._ = `${Math.random()}`;
     return {
@@ -327,22 +360,27 @@ export class JobStream<Events extends object = AnyEvents> {
     this.#dispatch({ type: "lost", random: Math.random(), ...failure });
   }
 
-  readonly #handlers: StreamHandlers = {
-    onAnswer: (part) => {
-      this.#uniquePart = part === "cursor" ? part : "id";
-    },
-    onCursor: (cursor) => this.#setCursor(cursor),
-    onReset: (reset) => this.#reset(reset),
-    onEvents: (events) => {
-      this.#dispatch({ type: "bytes", hasEvents: events.some((event) => !this.#seenIds.has(event[this.#uniquePart])) });
-      return this.#deliver(events);
-    },
-    onBytes: (hasHeartbeat) => {
-      this.#dispatch({ type: "bytes", hasEvents: false, hasHeartbeat });
-      this.#share?.broadcastAlive();
-    },
-    dispatch: (action) => this.#dispatch(action),
-  };
+  #ownHandlers(): StreamHandlers {
+    return {
+      onAnswer: (part) => {
+        this.#uniquePart = part === "cursor" ? part : "id";
+      },
+      onCursor: (cursor) => this.#setCursor(cursor),
+      onReset: (reset) => this.#reset(reset),
+      onEvents: (events) => {
+        this.#dispatch({
+          type: "bytes",
+          hasEvents: events.some((event) => !this.seenIds.has(event[this.#uniquePart])),
+        });
+        return this.deliver(events, false);
+      },
+      onBytes: (hasHeartbeat) => {
+        this.#dispatch({ type: "bytes", hasEvents: false, hasHeartbeat });
+        this.shared?.broadcastAlive?.();
+      },
+      dispatch: (action) => this.#dispatch(action),
+    };
+  }
 
   // ---- events
 
@@ -351,46 +389,53 @@ export class JobStream<Events extends object = AnyEvents> {
    *
    * `areFromLeader`: a repeat among them may lie before events that this tab has read itself, so it must not move the
    * cursor back.
+   *
+   * @internal
    */
-  #deliver(events: readonly JobEvent[], areFromLeader = false): number {
+  deliver(events: readonly JobEvent[], areFromLeader = true): number {
     const previousId = this.#lastId;
     const fresh: JobEvent[] = [];
     for (const event of events) {
       const key = event[this.#uniquePart];
-      const isRepeat = this.#seenIds.has(key);
+      const isRepeat = this.seenIds.has(key);
       if (event.cursor && !(isRepeat && areFromLeader)) this.#cursor = event.cursor;
       if (isRepeat) continue;
       if (key) this.#remember(key);
       fresh.push(event);
-      this.#keepForLoop(event);
-      this.#emit("event", event);
-      this.#emit(TYPE + event.type, event);
+      this.emit(event);
       // A listener has closed the stream. The rest is read again if it goes on from here.
       if (isOver(this.#state.view)) break;
     }
     if (this.#cursor) this.#setCursor(this.#cursor);
-    if (fresh.length > 0) this.#share?.broadcastEvents(previousId, fresh);
+    if (fresh.length > 0) this.shared?.broadcastEvents(previousId, fresh);
     return fresh.length;
+  }
+
+  /** @internal */
+  emit(event: JobEvent): void {
+    this.#keepForLoop(event);
+    this.#emit("event", event);
+    this.#emit(TYPE + event.type, event);
   }
 
   #remember(id: string): void {
     this.#lastId = id;
-    this.#seenIds.add(id);
-    if (this.#seenIds.size > MAX_SEEN_IDS) for (const oldest of this.#seenIds) return void this.#seenIds.delete(oldest);
+    this.seenIds.add(id);
+    if (this.seenIds.size > MAX_SEEN_IDS) for (const oldest of this.seenIds) return void this.seenIds.delete(oldest);
   }
 
   #setCursor(cursor: string): void {
     this.#cursor = cursor || null;
-    if (this.#options.persist === "session") saveCursor(this.#key, cursor);
+    if (this.options.persist === "session") kept(this.#key, cursor);
   }
 
-  #reset(reset: Reset): void {
-    this.#seenIds.clear();
+  #reset(reset: ToldReset): void {
+    this.seenIds.clear();
     this.#lastId = null;
     this.#cursor = reset.cursor;
-    this.#share?.broadcastReset(reset);
+    this.shared?.broadcastReset?.(reset);
     this.#dispatch({ type: "caughtUp", isCaughtUp: false });
-    this.#emit("reset", reset);
+    this.#emit("reset", { ...reset, jobId: reset.jobId ?? this.jobId });
   }
 
   /** Calls the listeners. An error that one throws is reported as uncaught, and does not stop the others. */

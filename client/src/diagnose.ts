@@ -1,7 +1,7 @@
 // Answers that are not what was asked for, and silence: whose they are, and what a developer is to know of them. This is
 // loaded when it is needed.
 
-import { type Failure, JobStreamError, mediaType, OWN_TRIES } from "./error.js";
+import { type Failure, JobStreamError, OWN_TRIES } from "./error.js";
 import { asRecord, asString, parseJson } from "./event.js";
 
 /** Tries before a strange answer is final, where no Jobcast has ever answered. */
@@ -67,3 +67,7 @@ function waitFrom(headers: Headers): Pick<Failure, "waitMs" | "isShared"> {
   const ms = /^\d+$/.test(header) ? Number(header) * 1000 : Date.parse(header) - Date.now();
   return ms > 0 ? { waitMs: ms, isShared: true } : {};
 }
+
+/** Returns the content type of an answer without its parameters. */
+const mediaType = ({ headers }: Response): string =>
+  (headers.get("Content-Type") ?? "").replace(/;.*/, "").trim().toLowerCase();

@@ -58,7 +58,7 @@ interface Line {
 const Base = globalThis.HTMLElement ?? (class {} as typeof HTMLElement);
 
 export class JobcastLog extends Base {
-  static readonly observedAttributes = ["job", "base-url", "from"];
+  static readonly observedAttributes = ["job", "base-url", "from", "last", "types"];
 
   /** The token that is sent as `Authorization: Bearer`, or a function that fetches one. It is no attribute: markup is no place for secrets. */
   token: JobStreamOptions["token"];
@@ -146,13 +146,15 @@ export class JobcastLog extends Base {
     const job = this.getAttribute("job");
     this.#log.setAttribute("aria-label", this.getAttribute("aria-label") ?? `Output of job ${job ?? ""}`);
     if (!job) return this.#show("", true);
-    const [baseUrl, from] = [this.getAttribute("base-url"), this.getAttribute("from")];
+    const [baseUrl, from, last, types] = ["base-url", "from", "last", "types"].map((name) => this.getAttribute(name));
     const { token } = this;
     try {
       this.#stream = new JobStream(job, {
         maxBuffered: 0,
         ...(baseUrl && { baseUrl }),
         ...(from && { from }),
+        ...(last && { last: Number(last) }),
+        ...(types && { types: types.split(",").map((type) => type.trim()) }),
         ...(token !== undefined && { token }),
       });
     } catch (error) {

@@ -84,20 +84,16 @@ export async function failureFromSilence(error: unknown, origin: string, hasAnsw
   return clientFailure("client.network", message + reasons);
 }
 
-export const offline = (): Failure => clientFailure("client.offline", "the device is offline");
+export const offline = (): Failure => clientFailure("client.offline", "no network");
 
 /** Makes a failure from the data of `stream.error` or `stream.bye`. */
 export function failureFromControlEvent(type: string, data: UnknownRecord): Failure {
   const isBye = type === "stream.bye";
   const error = new JobStreamError(
     asString(data.code) ?? type,
-    asString(data.message) ?? (isBye ? `Jobcast closes the stream: ${asString(data.reason)}` : "the stream has failed"),
+    asString(data.message) ?? `Jobcast says ${data.reason ?? type}`,
     isBye || data.retryable !== false,
   );
   const isTokenOver = data.reason === "expired";
   return { error, from: "jobcast", isTokenOver, ...(typeof data.retryInMs === "number" && { waitMs: data.retryInMs }) };
 }
-
-/** Returns the content type of an answer without its parameters. */
-export const mediaType = ({ headers }: Response): string =>
-  (headers.get("Content-Type") ?? "").replace(/;.*/, "").trim().toLowerCase();

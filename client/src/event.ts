@@ -33,6 +33,7 @@ export interface Reset {
   /** `unknown`, `trimmed`, `expired` or `rewound`. */
   readonly reason: string;
   readonly cursor: string | null;
+  readonly jobId: string;
 }
 
 /** The part of an event that no other event of its job has, as the source of the job promises it. */

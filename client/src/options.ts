@@ -1,6 +1,7 @@
 // Options of a stream and their defaults.
 
 import { JobStreamError } from "./error.js";
+import type { Carry } from "./inner.js";
 import type { Rules } from "./state.js";
 
 export interface RetryOptions {
@@ -40,7 +41,10 @@ export interface JobStreamOptions {
   fallbackAfterMs?: number | undefined;
   /** `"session"`: after a reload of the page the stream goes on where it was. Default `"none"`. */
   persist?: "session" | "none" | undefined;
-  /** One connection for all tabs of this origin that watch the same job. Default false. */
+  /**
+   * By default the streams of a page that have the same options share one connection. `true`: one connection for all tabs of
+   * this origin that watch the same job. `false`: a connection of its own; for a list one of its own for all its jobs.
+   */
   share?: boolean | undefined;
   /** The number of events that are kept from construction on for a `for await` that begins later. Default 10000. */
   maxBuffered?: number | undefined;
@@ -48,8 +52,19 @@ export interface JobStreamOptions {
   signal?: AbortSignal | undefined;
   /** Logs what the stream does: to the console, or to a function. Default false. */
   debug?: boolean | ((...data: unknown[]) => void) | undefined;
-  /** @internal The cursor to begin at, whatever `from` and the session say. */
+  /** The types of events to hear, such as `step.output` or `job.*`; 50 at most. Default: all. */
+  types?: readonly string[] | undefined;
+  /** The number of newest events to begin with, 1000 at most, of each job. Default: all, as `from` says. */
+  last?: number | undefined;
+  /** @internal The cursor to begin at, whatever `from` and the session say, and the id of the event before it. */
   resumeAt?: string;
+  resumeAfter?: string | undefined;
+  /** @internal Streams share a connection only if they have the same token and scope. */
+  sameToken?: unknown;
+  /** @internal */
+  scope?: object | undefined;
+  /** @internal The set of jobs that this stream reads for others. */
+  carry?: Carry;
   /** The `http.stream_path` of Jobcast, if it was changed. */
   streamPath?: string | undefined;
   /** The `http.events_path` of Jobcast, if it was changed. */
@@ -57,8 +72,8 @@ export interface JobStreamOptions {
 }
 
 // Jobcast replaces these two strings with its own settings when it serves /jobcast.js.
-const STREAM_PATH = "/runner-jobs/{job_id}/events/stream";
-const EVENTS_PATH = "/runner-jobs/{job_id}/events";
+export const STREAM_PATH = "/runner-jobs/{job_id}/events/stream";
+export const EVENTS_PATH = "/runner-jobs/{job_id}/events";
 
 /** The addresses of a job, and the origin that they belong to. */
 export interface JobUrls {
@@ -79,8 +94,7 @@ export function jobUrls(jobId: string, options: JobStreamOptions): JobUrls {
       const url = new URL(text, globalThis.location?.href);
       if (/^https?:$/.test(url.protocol)) return url;
     } catch {}
-    const help = base ? "it begins with http" : "give baseUrl";
-    throw new JobStreamError("client.address", `"${base}" is no address of Jobcast: ${help}`, false);
+    throw new JobStreamError("client.address", `"${base}" is no address of Jobcast: give baseUrl, with http`, false);
   };
   const { href, origin } = toUrl(options.streamPath ?? STREAM_PATH);
   return { stream: href, events: toUrl(options.eventsPath ?? EVENTS_PATH).href, origin };

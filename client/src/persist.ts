@@ -1,18 +1,12 @@
-// The cursor of a page across reloads, in sessionStorage. A browser may refuse that storage; then the stream starts
-// from the beginning after a reload.
+// The cursor of a page across reloads, in sessionStorage. A browser may refuse that storage, or it may be full; then the
+// stream starts from the beginning after a reload.
 
-export function loadCursor(key: string): string | null {
+/** Keeps `cursor`, if it is given, and returns what is kept. */
+export function kept(key: string, cursor?: string): string | null {
   try {
+    if (cursor !== undefined) sessionStorage.setItem(key, cursor);
     return sessionStorage.getItem(key);
   } catch {
     return null;
-  }
-}
-
-export function saveCursor(key: string, cursor: string): void {
-  try {
-    sessionStorage.setItem(key, cursor);
-  } catch {
-    // The storage is full or forbidden.
   }
 }

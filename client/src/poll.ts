@@ -1,8 +1,8 @@
 // One answer of the JSON address, for where streams do not get through. This is loaded when it is needed.
 
 import { type ConnectionRequest, type StreamHandlers, toReset } from "./connection.js";
-import { type Failure, failureFromAnswer } from "./error.js";
-import { asRecord, asString, type JobStatus, parseJson, toJobEvent } from "./event.js";
+import { type Failure, failureFromAnswer, failureFromControlEvent } from "./error.js";
+import { asRecord, asString, type JobStatus, parseJson, toJobEvent, type UnknownRecord } from "./event.js";
 
 export interface PollResult {
   /** The answer brought nothing new. */
@@ -34,7 +34,7 @@ export async function poll(
   const text = await response.text();
   const answer = asRecord(parseJson(text));
   if (!Array.isArray(answer.events) || typeof answer.cursor !== "string") return failureFromAnswer(response, text);
-  const { cursor, retryMs, reset, complete } = answer;
+  const { cursor, retryMs, reset, resets, complete } = answer;
   const jobStatus = asString(answer.status);
   const events = answer.events.map((data: unknown) =>
     toJobEvent(jobId, "message", data, asString(asRecord(data).cursor) ?? cursor),
@@ -43,15 +43,25 @@ export async function poll(
   if (!signal.aborted) {
     handlers.onAnswer(answer.unique);
     if (typeof retryMs === "number") handlers.dispatch({ type: "retry", ms: retryMs });
-    if (reset) handlers.onReset(toReset(asRecord(reset)));
+    for (const one of Array.isArray(resets) ? resets : [reset]) if (one) handlers.onReset(toReset(asRecord(one)));
     if (events.length > 0) news = handlers.onEvents(events);
     handlers.onCursor(cursor);
+    for (const [jobId, job] of Object.entries(asRecord(answer.jobs))) tellJob(jobId, asRecord(job), handlers);
     if (complete === true) handlers.dispatch({ type: "complete", jobStatus });
   }
   return {
     // After a reset all events are new; an answer that always has one must not be asked for again and again.
-    isEmpty: news === 0 || !!reset,
+    isEmpty: news === 0 || !!reset || !!resets,
     isCaughtUp: events.length < MAX_EVENTS_PER_POLL,
     jobStatus,
   };
+}
+
+/** Tells how one job of a set stands, after its events. */
+function tellJob(jobId: string, { status, complete, error }: UnknownRecord, { dispatch }: StreamHandlers): void {
+  const jobStatus = asString(status);
+  if (error) {
+    const failure = failureFromControlEvent("stream.error", { retryable: false, ...asRecord(error) });
+    dispatch({ type: "warned", jobId, ...failure });
+  } else dispatch({ type: complete === true ? "complete" : "status", jobStatus, jobId });
 }

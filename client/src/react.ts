@@ -1,9 +1,9 @@
 "use client";
 
-// The React hook. Each job has a store outside of React, which opens its stream with the first subscriber and closes it
-// with the last.
+// The React hooks. Each job has a store outside of React, which opens its stream with the first subscriber and closes it
+// with the last. The streams of a page share one connection.
 
-import { useEffect, useMemo, useSyncExternalStore } from "react";
+import { useEffect, useMemo, useRef, useSyncExternalStore } from "react";
 import {
   type AnyEvents,
   type EventOf,
@@ -47,9 +47,9 @@ export interface UseJobStreamOptions<Events extends object = AnyEvents, Reduced 
   /** History was lost: the events that follow are all there are. */
   onReset?: ((reset: Reset) => void) | undefined;
   /** The job has ended, and all of its events were delivered. */
-  onComplete?: ((jobStatus: JobStatus | null) => void) | undefined;
+  onComplete?: ((jobStatus: JobStatus | null, jobId: string) => void) | undefined;
   /** Called with each new error; its `retryable` tells if the stream goes on by itself. */
-  onError?: ((error: JobStreamError) => void) | undefined;
+  onError?: ((error: JobStreamError, jobId: string) => void) | undefined;
 }
 
 /** The part of the result that comes from events. */
@@ -77,30 +77,36 @@ export interface UseJobStream<Events extends object = AnyEvents, Reduced = undef
   readonly reconnect: () => void;
 }
 
-// Inside, events have any type; the caller's types are those of the hook alone.
+// Inside, events have any type; the caller's types are those of the hooks alone.
 type Options = UseJobStreamOptions<AnyEvents, unknown>;
-type Snapshot = Data<AnyEvents, unknown>;
+type Snapshot = UseJobStream<AnyEvents, unknown>;
 
 /** The least time between two renders, so that 1,000 events a second do not freeze a page. */
 const RENDER_INTERVAL_MS = 64;
 const KEEP_MS = 300_000;
 /** The jobs whose events are kept after unmounting, at most. */
-const MAX_KEPT = 20;
-const CONNECTING = {
-  status: "connecting",
-  attempt: 0,
-  retryInMs: null,
-  retryAt: null,
-  error: null,
-  jobStatus: null,
-  isCaughtUp: false,
-  cursor: null,
-} satisfies JobStreamState;
-const NOTHING: Omit<Snapshot, "reduced"> = { events: [], dropped: 0, lastEvent: null, resets: 0, state: CONNECTING };
-const subscribeToNothing = () => () => {};
+const MAX_KEPT = 200;
+const IDLE = { attempt: 0, retryInMs: null, retryAt: null, error: null };
+const CONNECTING: JobStreamState = { ...IDLE, status: "connecting", jobStatus: null, isCaughtUp: false, cursor: null };
+const CLOSED: JobStreamState = { ...CONNECTING, ...IDLE, status: "closed" };
+const NOTHING = { events: [], dropped: 0, lastEvent: null, resets: 0 };
 
 /** Snapshots of unmounted jobs by their keys, the oldest first, and the time until which each is kept. */
-const kept = new Map<string, { snapshot: Snapshot; untilMs: number }>();
+const kept = new Map<string, Snapshot & { untilMs: number }>();
+
+/** The stores with something new. All of them render at once. */
+const changed = new Set<Store>();
+let publishedMs = 0;
+/** The number of times that something new was rendered. */
+let version = 0;
+const getVersion = () => version;
+
+function publish(): void {
+  publishedMs = performance.now();
+  const stores = [...changed];
+  changed.clear();
+  for (const store of stores) store.publish();
+}
 
 /** Lets go of `snapshot`'s events but for the newest `count`. */
 function trim(snapshot: Snapshot, count = 1000): Snapshot {
@@ -110,17 +116,24 @@ function trim(snapshot: Snapshot, count = 1000): Snapshot {
     : snapshot;
 }
 
+/** Adds the state to what comes from events, as a whole and by its parts. */
+const withState = (data: Omit<Snapshot, "state" | keyof JobStreamState>, state: JobStreamState): Snapshot => ({
+  ...data,
+  ...state,
+  state,
+});
+
+const isWatched = ({ jobId, options }: Store): boolean => jobId !== "" && options.enabled !== false;
+
 /** The store of one job: a stream and the snapshot of it that is rendered. */
 class Store {
   /** The options of the newest render. */
   options: Options;
-  #snapshot: Snapshot;
+  snapshot: Snapshot;
   /** What is rendered next. Its events lack the new ones, which are added once for each render. */
   #next: Snapshot;
   #newEvents: EventOf[] = [];
   #stream: JobStream | null = null;
-  #timer: ReturnType<typeof setTimeout> | undefined;
-  #publishedMs = 0;
   readonly #subscribers = new Set<() => void>();
 
   constructor(
@@ -129,108 +142,119 @@ class Store {
     options: Options,
   ) {
     this.options = options;
-    this.#snapshot = this.#next = this.#restore() ?? { ...NOTHING, reduced: options.initial };
+    this.snapshot = this.#next = this.#restore() ?? this.#begin(0);
   }
 
-  readonly getSnapshot = (): Snapshot => this.#snapshot;
+  readonly #reconnect = (): void => this.#stream?.reconnect();
 
-  readonly reconnect = (): void => this.#stream?.reconnect();
+  /** The state while there is no stream. */
+  get #idle(): JobStreamState {
+    return isWatched(this) ? CONNECTING : CLOSED;
+  }
 
-  readonly subscribe = (onChange: () => void): (() => void) => {
+  /** Begins with nothing, after so many resets. */
+  #begin(resets: number): Snapshot {
+    return withState({ ...NOTHING, reduced: this.options.initial, resets, reconnect: this.#reconnect }, this.#idle);
+  }
+
+  subscribe(onChange: () => void): () => void {
     this.#subscribers.add(onChange);
-    // StrictMode subscribes, unsubscribes and subscribes again. The stream is opened after that, once.
-    queueMicrotask(() => this.#open());
+    // StrictMode subscribes, unsubscribes and subscribes again, as hooks do whose list has changed. Only what comes of it
+    // counts.
+    queueMicrotask(this.openOrClose);
     return () => {
       this.#subscribers.delete(onChange);
-      if (this.#subscribers.size > 0) return;
-      clearTimeout(this.#timer);
-      this.#timer = undefined;
-      this.#take();
-      this.#stream?.close();
-      this.#stream = null;
-      this.#keep();
+      queueMicrotask(this.openOrClose);
     };
-  };
+  }
 
   /** Finds what an unmounted component has left. A value can be made of it again only if no event was dropped. */
   #restore(): Snapshot | null {
     const { reduce, initial } = this.options;
-    const { snapshot, untilMs } = kept.get(this.key) ?? {};
-    if (!snapshot || untilMs! < performance.now() || (reduce && snapshot.dropped > 0)) return null;
+    const snapshot = kept.get(this.key);
+    if (!snapshot || snapshot.untilMs < performance.now() || (reduce && snapshot.dropped > 0)) return null;
     const reduced = reduce ? snapshot.events.reduce(reduce, initial) : initial;
-    return {
-      ...snapshot,
-      reduced,
-      state: { ...CONNECTING, cursor: snapshot.state.cursor, jobStatus: snapshot.state.jobStatus },
-    };
+    const { cursor, jobStatus } = snapshot.state;
+    return withState({ ...snapshot, reduced, reconnect: this.#reconnect }, { ...this.#idle, cursor, jobStatus });
   }
 
   #keep(): void {
     const { keepMs = this.options.onEvent ? 0 : KEEP_MS } = this.options;
-    const untilMs = performance.now() + keepMs;
+    const nowMs = performance.now();
     kept.delete(this.key);
-    if (keepMs > 0 && this.#snapshot.state.cursor) kept.set(this.key, { snapshot: this.#snapshot, untilMs });
-    for (const [key, { untilMs }] of kept) if (kept.size > MAX_KEPT || untilMs < performance.now()) kept.delete(key);
+    if (keepMs > 0 && this.snapshot.state.cursor) kept.set(this.key, { ...this.snapshot, untilMs: nowMs + keepMs });
+    for (const [key, { untilMs }] of kept) if (kept.size > MAX_KEPT || untilMs < nowMs) kept.delete(key);
   }
 
-  #open(): void {
+  /** Opens or closes the stream, as its subscribers and options now want it. */
+  readonly openOrClose = (): void => {
+    if (this.#subscribers.size > 0 && isWatched(this)) this.#stream ??= this.#open();
+    else if (this.#stream) {
+      this.#stream.close();
+      this.publish();
+      this.#stream = null;
+      this.#keep();
+    }
+  };
+
+  #open(): JobStream | null {
     const { cursor, status } = this.#next.state;
-    if (this.#stream || this.#subscribers.size === 0 || status === "failed") return;
-    const { options } = this;
+    if (status === "failed") return null;
+    const { options, jobId } = this;
     const { token } = options;
     let stream: JobStream;
     try {
-      stream = new JobStream(this.jobId, {
+      stream = new JobStream(jobId, {
         ...options,
         maxBuffered: 0,
         // A store that had a stream before goes on where that one was.
-        ...(cursor && { resumeAt: cursor }),
+        ...(cursor && { resumeAt: cursor, resumeAfter: this.#next.lastEvent?.id }),
         // A render may bring a new token function; the newest one is called.
         ...(token !== undefined && {
+          sameToken: token,
           token: () => (typeof this.options.token === "function" ? this.options.token() : (this.options.token ?? "")),
         }),
       });
     } catch (error) {
       // The options make no address: other options make another store.
       if (!(error instanceof JobStreamError)) throw error;
-      this.#next = { ...this.#next, state: { ...CONNECTING, status: "failed", error } };
-      this.options.onError?.(error);
-      return this.#publish();
+      this.#next = withState(this.#next, { ...CONNECTING, retryInMs: null, status: "failed", error });
+      this.options.onError?.(error, jobId);
+      this.#changed();
+      return null;
     }
-    this.#stream = stream;
     let lastError: JobStreamError | null = null;
-    stream.on("state", (state) => {
-      this.#schedule(stream);
-      if (state.error && state.error !== lastError) this.options.onError?.(state.error);
-      lastError = state.error;
-      if (state.status === "complete") this.options.onComplete?.(state.jobStatus);
+    stream.on("state", ({ status, error, jobStatus }) => {
+      this.#changed();
+      if (error && error !== lastError) this.options.onError?.(error, jobId);
+      lastError = error;
+      if (status === "complete") this.options.onComplete?.(jobStatus, jobId);
     });
     stream.on("event", (event) => {
       const { reduce, onEvent } = this.options;
       if (reduce) this.#next = { ...this.#next, reduced: reduce(this.#next.reduced, event) };
       this.#newEvents.push(event);
-      this.#schedule(stream);
+      this.#changed();
       onEvent?.(event);
     });
     stream.on("reset", (reset) => {
       this.#newEvents = [];
-      this.#next = { ...NOTHING, reduced: this.options.initial, resets: this.#next.resets + 1 };
-      this.#schedule(stream);
+      this.#next = this.#begin(this.#next.resets + 1);
+      this.#changed();
       this.options.onReset?.(reset);
     });
-    this.#schedule(stream);
+    this.#changed();
+    return stream;
   }
 
-  #schedule(stream: JobStream): void {
-    if (this.#stream !== stream) return;
-    const waitMs = Math.max(0, this.#publishedMs + RENDER_INTERVAL_MS - performance.now());
-    this.#timer ??= setTimeout(() => this.#publish(), waitMs);
+  #changed(): void {
+    if (changed.size === 0) setTimeout(publish, Math.max(0, publishedMs + RENDER_INTERVAL_MS - performance.now()));
+    changed.add(this);
   }
 
   /** Makes a new snapshot and lets React render it. */
-  #publish(): void {
-    this.#timer = undefined;
-    this.#publishedMs = performance.now();
+  publish(): void {
+    version += 1;
     this.#take();
     for (const onChange of this.#subscribers) onChange();
   }
@@ -242,7 +266,7 @@ class Store {
     if (newEvents.length > 0) events = [...events, ...newEvents];
     lastEvent = newEvents.at(-1) ?? lastEvent;
     state = this.#stream?.state ?? state;
-    this.#snapshot = this.#next = trim({ ...this.#next, events, lastEvent, state }, this.options.maxEvents);
+    this.snapshot = this.#next = withState(trim({ ...this.#next, events, lastEvent }, this.options.maxEvents), state);
   }
 }
 
@@ -255,34 +279,49 @@ export function useJobStream<Events extends object = AnyEvents, Reduced = undefi
   jobId: string | null | undefined,
   options?: UseJobStreamOptions<Events, Reduced>,
 ): UseJobStream<Events, Reduced | undefined>;
-export function useJobStream(
-  jobId: string | null | undefined,
-  options: Options = {},
-): UseJobStream<AnyEvents, unknown> {
-  const { maxEvents, enabled = true, keepMs, initial, token, signal, ...rest } = options;
+export function useJobStream(jobId: string | null | undefined, options: Options = {}): Snapshot {
+  return useJobStreams([jobId ?? ""], options).get(jobId ?? "") as Snapshot;
+}
+
+/**
+ * Watches several jobs from mounting to unmounting, and returns what `useJobStream` would of each, by the job. What has not
+ * changed is the same object as before. The list may change: jobs that stay in it go on.
+ */
+export function useJobStreams<Events extends object = AnyEvents, Reduced = undefined>(
+  jobIds: readonly string[],
+  options: UseJobStreamOptions<Events, Reduced> & { initial: Reduced },
+): ReadonlyMap<string, UseJobStream<Events, Reduced>>;
+export function useJobStreams<Events extends object = AnyEvents, Reduced = undefined>(
+  jobIds: readonly string[],
+  options?: UseJobStreamOptions<Events, Reduced>,
+): ReadonlyMap<string, UseJobStream<Events, Reduced | undefined>>;
+export function useJobStreams(jobIds: readonly string[], options: Options = {}): ReadonlyMap<string, Snapshot> {
+  const { maxEvents, enabled, keepMs, initial, token, signal, ...rest } = options;
+  const stores = useRef<Store[]>([]);
   // Functions and limits may be new with every render. Any other change means another stream.
-  const key = JSON.stringify([jobId, rest]);
-  const store = useMemo(() => new Store(jobId ?? "", key, options), [jobId, key]);
-  useEffect(() => {
-    store.options = options;
-  });
-  const isEnabled = enabled && !!jobId;
-  const subscribe = isEnabled ? store.subscribe : subscribeToNothing;
-  const snapshot = useSyncExternalStore(subscribe, store.getSnapshot, store.getSnapshot);
-  // A smaller maxEvents takes effect at once, before the next snapshot.
-  return useMemo(() => {
-    const shown = trim(snapshot, maxEvents);
-    const { jobStatus, cursor, isCaughtUp } = shown.state;
-    const closed = { ...CONNECTING, status: "closed" as const, jobStatus, cursor, isCaughtUp };
-    const state = isEnabled ? shown.state : closed;
-    return {
-      ...shown,
-      state,
-      error: state.error,
-      jobStatus,
-      isCaughtUp,
-      retryAt: state.retryAt,
-      reconnect: store.reconnect,
+  const keys = jobIds.map((jobId) => JSON.stringify([jobId, rest]));
+  const { list, subscribe } = useMemo(() => {
+    const storeOf = (key: string, index: number) =>
+      stores.current.find((store) => store.key === key) ?? new Store(jobIds[index]!, key, options);
+    const list = (stores.current = keys.map(storeOf));
+    const subscribe = (onChange: () => void) => {
+      const stops = list.map((store) => store.subscribe(onChange));
+      return () => {
+        for (const stop of stops) stop();
+      };
     };
-  }, [snapshot, maxEvents, isEnabled, store]);
+    return { list, subscribe };
+  }, [keys.join()]);
+  useEffect(() => {
+    for (const store of list) {
+      store.options = options;
+      store.openOrClose();
+    }
+  });
+  const version = useSyncExternalStore(subscribe, getVersion, getVersion);
+  // A smaller maxEvents takes effect at once, before the next snapshot.
+  return useMemo(
+    () => new Map(list.map(({ jobId, snapshot }) => [jobId, trim(snapshot, maxEvents)])),
+    [list, version, maxEvents],
+  );
 }

@@ -1,9 +1,11 @@
 // One connection for all tabs. The tab that holds the lock leads and tells the others. Each message names the event
 // before it, so that a follower that missed one notices, and reads the missing events itself.
 
+import type { ToldReset } from "./connection.js";
 import { JobStreamError } from "./error.js";
-import type { JobEvent, Reset } from "./event.js";
-import { type Action, isCatchingUp, type State, type View } from "./state.js";
+import type { JobEvent } from "./event.js";
+import type { InnerStream, Join, Shared } from "./inner.js";
+import { isCatchingUp, type View } from "./state.js";
 
 /**
  * A message from one tab to the others. `after` is the id of the event before it. Tabs may run different versions of
@@ -12,23 +14,14 @@ import { type Action, isCatchingUp, type State, type View } from "./state.js";
 type Message =
   | { readonly kind: "events"; readonly after: string | null; readonly events: readonly JobEvent[] }
   | { readonly kind: "view"; readonly after: string | null; readonly view: View }
-  | { readonly kind: "reset"; readonly reset: Reset }
+  | { readonly kind: "reset"; readonly reset: ToldReset }
   | { readonly kind: "beat" | "hello" | "reconnect" };
 
-/** The part of this tab's stream that sharing needs. */
-export interface SharedStream {
-  state(): State;
-  /** Returns the id of the newest event. */
-  lastId(): string | null;
-  hasSeen(id: string): boolean;
-  dispatch(action: Action): void;
-  deliver(events: readonly JobEvent[]): void;
-  reset(reset: Reset): void;
-}
+/** Shares with the tabs that watch the same job, where the browser can. */
+export const join: Join = (stream) => (Share.isPossible() ? new Share(stream) : null);
 
-export class Share {
-  readonly #key: string;
-  readonly #stream: SharedStream;
+class Share implements Shared {
+  readonly #stream: InnerStream;
   readonly #channel: BroadcastChannel;
   /** Aborts the wait for the lock. Once it is aborted, this share is closed. */
   readonly #closing = new AbortController();
@@ -41,11 +34,10 @@ export class Share {
     return !!globalThis.BroadcastChannel && !!globalThis.navigator?.locks;
   }
 
-  constructor(key: string, stream: SharedStream) {
-    this.#key = key;
+  constructor(stream: InnerStream) {
     this.#stream = stream;
     // The channel is opened before the lock is requested, so that no message of a leader is missed.
-    this.#channel = new BroadcastChannel(key);
+    this.#channel = new BroadcastChannel(this.#key);
     this.#channel.onmessage = ({ data }: MessageEvent<Message>) => {
       if (!this.#closing.signal.aborted) this.#onMessage(data);
     };
@@ -58,7 +50,7 @@ export class Share {
     this.#sendAsLeader({ kind: "events", after, events });
   }
 
-  broadcastReset(reset: Reset): void {
+  broadcastReset(reset: ToldReset): void {
     this.#sendAsLeader({ kind: "reset", reset });
   }
 
@@ -68,19 +60,24 @@ export class Share {
   }
 
   broadcastView(): void {
-    const { view } = this.#stream.state();
+    const { view } = this.#stream.now().state;
     // A channel clones what is sent, and an error would lose its own fields.
     const plain = { ...view, error: view.error && { ...view.error, message: view.error.message } } as View;
-    this.#sendAsLeader({ kind: "view", after: this.#stream.lastId(), view: plain });
+    this.#sendAsLeader({ kind: "view", after: this.#stream.now().lastId, view: plain });
   }
 
   reconnect(): void {
     if (this.#isFollower) this.#send({ kind: "reconnect" });
-    else this.#stream.dispatch({ type: "start" });
+    else this.#stream.handlers.dispatch({ type: "start" });
+  }
+
+  /** The name of the lock and of the channel. */
+  get #key(): string {
+    return `jobcast:${this.#stream.urls.stream}`;
   }
 
   get #isFollower(): boolean {
-    return this.#stream.state().isFollower;
+    return this.#stream.now().state.isFollower;
   }
 
   #sendAsLeader(message: Message): void {
@@ -96,18 +93,18 @@ export class Share {
   #onMessage(message: Message): void {
     if (!this.#isFollower) {
       if (message.kind === "hello") this.broadcastView();
-      if (message.kind === "reconnect") this.#stream.dispatch({ type: "start" });
-    } else if (isCatchingUp(this.#stream.state())) this.#heldBack.push(message);
+      if (message.kind === "reconnect") this.#stream.handlers.dispatch({ type: "start" });
+    } else if (isCatchingUp(this.#stream.now().state)) this.#heldBack.push(message);
     else if (!("after" in message) || this.#hasReached(message.after)) this.#apply(message);
     else {
       // An event before this message is missing here.
       this.#heldBack.push(message);
-      this.#stream.dispatch({ type: "catchUp" });
+      this.#stream.handlers.dispatch({ type: "again" });
     }
   }
 
   #hasReached(id: string | null): boolean {
-    return id === null ? this.#stream.lastId() === null : this.#stream.hasSeen(id);
+    return id === null ? this.#stream.now().lastId === null : this.#stream.seenIds.has(id);
   }
 
   #apply(message: Message): void {
@@ -118,23 +115,23 @@ export class Share {
         this.#stream.deliver(message.events);
         break;
       case "reset":
-        this.#stream.reset(message.reset);
+        this.#stream.handlers.onReset(message.reset);
         break;
     }
-    this.#stream.dispatch({ type: "leaderAlive" });
+    this.#stream.handlers.dispatch({ type: "leaderAlive" });
   }
 
   #applyView({ error: plain, ...rest }: View): void {
     const error = plain && new JobStreamError(plain.code, plain.message, plain.retryable, plain.status);
     const view = { ...rest, error } as View;
-    this.#stream.dispatch(
+    this.#stream.handlers.dispatch(
       view.status === "complete" ? { type: "complete", jobStatus: view.jobStatus } : { type: "leader", view },
     );
   }
 
   /** Applies the messages that were held back while this tab was catching up. By now each is a repeat, or new. */
   applyHeldBack(): void {
-    if (isCatchingUp(this.#stream.state())) return;
+    if (isCatchingUp(this.#stream.now().state)) return;
     const messages = this.#heldBack;
     this.#heldBack = [];
     for (const message of messages) this.#apply(message);
@@ -164,7 +161,7 @@ export class Share {
   async #follow(): Promise<void> {
     if (this.#closing.signal.aborted) return;
     this.#release = null;
-    this.#stream.dispatch({ type: "follow" });
+    this.#stream.handlers.dispatch({ type: "follow" });
     this.#send({ kind: "hello" });
     this.#requestLock({ signal: this.#closing.signal }, () => this.#lead());
   }
@@ -176,7 +173,7 @@ export class Share {
     const held = new Promise<void>((release) => {
       this.#release = release;
     });
-    this.#stream.dispatch({ type: "start" });
+    this.#stream.handlers.dispatch({ type: "start" });
     this.broadcastView();
     return held;
   }

@@ -1,10 +1,10 @@
-// The primitive for Solid.
+// The primitives for Solid.
 
 import { type Accessor, createEffect, createMemo, createSignal, onCleanup } from "solid-js";
-import { before, type Snapshot, type Watch, type WatchOptions, watch } from "./watch.js";
+import { before, type Snapshot, type Snapshots, type Watch, type WatchOptions, watch, watchAll } from "./watch.js";
 
 export type { JobEvent, JobStatus, JobStreamState } from "./index.js";
-export type { Snapshot, WatchOptions } from "./watch.js";
+export type { Snapshot, Snapshots, WatchOptions } from "./watch.js";
 
 export interface CreateJobStream {
   /** The events, the state, and what else is shown of the job; changes at most 16 times a second. */
@@ -34,4 +34,22 @@ export function createJobStream(
     });
   });
   return { job, reconnect: () => current?.reconnect() };
+}
+
+export interface CreateJobStreams {
+  /** The snapshot of each job, by the job; changes at most 16 times a second. */
+  readonly jobs: Accessor<Snapshots>;
+  reconnect(): void;
+}
+
+/**
+ * Watches several jobs on one connection until its owner is disposed of. The list may change; jobs that stay in it go on. On
+ * the server nothing is watched.
+ */
+export function createJobStreams(jobIds: Accessor<readonly string[]>, options: WatchOptions = {}): CreateJobStreams {
+  const [jobs, setJobs] = createSignal<Snapshots>(new Map());
+  const all = watchAll(options, (snapshots) => setJobs(snapshots));
+  createEffect(() => all.update(jobIds()));
+  onCleanup(all.close);
+  return { jobs, reconnect: all.reconnect };
 }

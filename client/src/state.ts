@@ -101,8 +101,17 @@ export interface State {
   readonly isFollower: boolean;
 }
 
+/** The job that an action is of, on a connection of several. */
+interface OfJob {
+  readonly jobId?: string | null;
+}
+
 export type Action =
-  | { readonly type: "start" | "follow" | "catchUp" | "close" }
+  | { readonly type: "start" | "follow" | "close" }
+  /** The connection is to be made anew, for what is missing or for other jobs. */
+  | { readonly type: "again" }
+  /** Another stream of this page has the connection, and this view of it. */
+  | { readonly type: "carried"; readonly view: View }
   /** All events that there were when the connection was made have arrived, or the stream begins anew. */
   | { readonly type: "caughtUp"; readonly isCaughtUp: boolean }
   /** The time `timerAtMs` has come. */
@@ -111,7 +120,7 @@ export type Action =
   | { readonly type: "token"; readonly isAsked: boolean }
   /** Bytes have arrived, and perhaps new events or a heartbeat in them. */
   | { readonly type: "bytes"; readonly hasEvents: boolean; readonly hasHeartbeat?: boolean }
-  | { readonly type: "status"; readonly jobStatus: JobStatus | null }
+  | ({ readonly type: "status"; readonly jobStatus: JobStatus | null } & OfJob)
   | {
       readonly type: "polled";
       readonly isEmpty: boolean;
@@ -119,9 +128,9 @@ export type Action =
       readonly jobStatus: JobStatus | null;
     }
   | { readonly type: "retry"; readonly ms: number }
-  | ({ readonly type: "warned" } & Failure)
+  | ({ readonly type: "warned" } & Failure & OfJob)
   | ({ readonly type: "lost"; readonly random: number } & Failure)
-  | { readonly type: "complete"; readonly jobStatus: JobStatus | null }
+  | ({ readonly type: "complete"; readonly jobStatus: JobStatus | null } & OfJob)
   /** The browser woke the page, or the machine has slept. With `isCut` no open connection can be trusted. */
   | { readonly type: "wake"; readonly isCut: boolean; readonly sleptMs?: number }
   /** The leading tab has a new view. */
@@ -190,7 +199,8 @@ export function backoffMs(rules: Rules, retryMs: number | null, attempt: number,
 type Draft = { -readonly [Field in keyof State]: State[Field] };
 
 function isHeardAfterEnd({ view }: State, { type }: Action): boolean {
-  return type === "start" || type === "follow" || type === "close" || (type === "leader" && view.status === "failed");
+  const isStart = type === "start" || type === "follow" || type === "carried";
+  return isStart || type === "close" || (type === "leader" && view.status === "failed");
 }
 
 function apply(d: Draft, action: Action, nowMs: number): void {
@@ -199,8 +209,14 @@ function apply(d: Draft, action: Action, nowMs: number): void {
       return start(d, false, nowMs);
     case "follow":
       return start(d, true, nowMs);
-    case "catchUp":
-      return connect(d, nowMs);
+    case "again":
+      return connect(d, nowMs, !d.isFollower && d.view.status === "polling" ? "poll" : defaultTask(d));
+    case "carried": {
+      const { jobStatus, isCaughtUp } = d.view;
+      d.isFollower = true;
+      d.view = { ...action.view, jobStatus, isCaughtUp };
+      return endTask(d, Infinity);
+    }
     case "close":
       // The state that a stream has ended with stays.
       return isOver(d.view) ? endTask(d, Infinity) : end(d, "closed");
@@ -450,7 +466,7 @@ function onTimer(d: Draft, random: number, nowMs: number): void {
   const { view, task } = d;
   if (nowMs >= d.deadlineMs && task !== "takeOver") {
     const isBlocked = task === "stream" && view.status !== "open";
-    const silence = clientFailure("client.timeout", "nothing came for long", { isBlocked });
+    const silence = clientFailure("client.timeout", "nothing came", { isBlocked });
     return onLost(d, d.isTokenAsked ? tokenFailure("no answer") : silence, random, nowMs);
   }
   if (nowMs < d.timerAtMs) return;

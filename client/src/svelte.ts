@@ -1,9 +1,9 @@
-// The store for Svelte. It is a store by its contract alone, so it works with every version since 3.
+// The stores for Svelte. They are stores by their contract alone, so they work with every version since 3.
 
-import { before, type Snapshot, type Watch, type WatchOptions, watch } from "./watch.js";
+import { before, type Snapshot, type Snapshots, type Watch, type WatchOptions, watch, watchAll } from "./watch.js";
 
 export type { JobEvent, JobStatus, JobStreamState } from "./index.js";
-export type { Snapshot, WatchOptions } from "./watch.js";
+export type { Snapshot, Snapshots, WatchOptions } from "./watch.js";
 
 export interface JobStreamStore {
   /** Calls `run` at once, and with each change, at most 16 times a second. Returns how to stop. */
@@ -11,25 +11,56 @@ export interface JobStreamStore {
   reconnect(): void;
 }
 
+export interface JobStreamsStore {
+  /** Calls `run` at once, and with each change, at most 16 times a second. Returns how to stop. */
+  subscribe(run: (snapshots: Snapshots) => void): () => void;
+  /** Watches these jobs and no others. Those that are watched already go on. */
+  update(jobIds: readonly string[]): void;
+  reconnect(): void;
+}
+
 /** Watches a job from the first subscriber to the last. `null` watches nothing. */
 export function jobStream(jobId: string | null | undefined, options: WatchOptions = {}): JobStreamStore {
-  let snapshot = before(jobId ? "connecting" : "closed");
+  return storeOf(before(jobId ? "connecting" : "closed"), (show) => (jobId ? watch(jobId, options, show) : null));
+}
+
+/** Watches several jobs on one connection from the first subscriber to the last. Its value is what is shown by the job. */
+export function jobStreams(jobIds: readonly string[], options: WatchOptions = {}): JobStreamsStore {
+  let current: readonly string[] = jobIds;
+  let all: ReturnType<typeof watchAll> | null = null;
+  const store = storeOf<Snapshots>(new Map(), (show) => {
+    all = watchAll(options, show);
+    all.update(current);
+    return all;
+  });
+  return {
+    ...store,
+    update(jobIds) {
+      current = jobIds;
+      all?.update(jobIds);
+    },
+  };
+}
+
+/** A store that holds a watch while it has subscribers. */
+function storeOf<Shown>(first: Shown, open: (show: (shown: Shown) => void) => Watch | null) {
+  let shown = first;
   let current: Watch | null = null;
-  const subscribers = new Set<(snapshot: Snapshot) => void>();
-  const open = () => {
+  const subscribers = new Set<(shown: Shown) => void>();
+  const openOnce = () => {
     // On the server Svelte subscribes and unsubscribes at once, and nothing is opened.
-    if (!jobId || current || subscribers.size === 0) return;
-    current = watch(jobId, options, (changed) => {
-      snapshot = changed;
-      for (const run of subscribers) run(snapshot);
+    if (current || subscribers.size === 0) return;
+    current = open((changed) => {
+      shown = changed;
+      for (const run of subscribers) run(shown);
     });
   };
   return {
-    subscribe(run) {
-      const subscriber = (changed: Snapshot) => run(changed);
+    subscribe(run: (shown: Shown) => void) {
+      const subscriber = (changed: Shown) => run(changed);
       subscribers.add(subscriber);
-      run(snapshot);
-      queueMicrotask(open);
+      run(shown);
+      queueMicrotask(openOnce);
       return () => {
         subscribers.delete(subscriber);
         if (subscribers.size > 0) return;

@@ -1,4 +1,4 @@
-// The composable for Vue.
+// The composables for Vue.
 
 import {
   type MaybeRefOrGetter,
@@ -8,10 +8,19 @@ import {
   toValue,
   watch as watchSources,
 } from "vue";
-import { before, type Snapshot, type Watch, type WatchOptions, watch } from "./watch.js";
+import {
+  before,
+  type Snapshot,
+  type Snapshots,
+  type Watch,
+  type WatchAll,
+  type WatchOptions,
+  watch,
+  watchAll,
+} from "./watch.js";
 
 export type { JobEvent, JobStatus, JobStreamState } from "./index.js";
-export type { Snapshot, WatchOptions } from "./watch.js";
+export type { Snapshot, Snapshots, WatchOptions } from "./watch.js";
 
 export interface UseJobStream {
   /** The events, the state, and what else is shown of the job; changes at most 16 times a second. */
@@ -45,4 +54,38 @@ export function useJobStream(
   watchSources([() => toValue(jobId), () => JSON.stringify(toValue(options))], open, { immediate: true });
   onScopeDispose(close);
   return { job, reconnect: () => current?.reconnect() };
+}
+
+export interface UseJobStreams {
+  /** The snapshot of each job, by the job; changes at most 16 times a second. */
+  readonly jobs: Readonly<ShallowRef<Snapshots>>;
+  reconnect(): void;
+}
+
+/**
+ * Watches several jobs on one connection until the component unmounts. The list may change; jobs that stay in it go on.
+ * Other options make other streams. On the server nothing is watched.
+ */
+export function useJobStreams(
+  jobIds: MaybeRefOrGetter<readonly string[]>,
+  options: MaybeRefOrGetter<WatchOptions> = {},
+): UseJobStreams {
+  const jobs = shallowRef<Snapshots>(new Map());
+  let current: WatchAll | null = null;
+  const close = () => current?.close();
+  const open = () => {
+    close();
+    if (!globalThis.document) return;
+    current = watchAll(toValue(options), (snapshots) => {
+      jobs.value = snapshots;
+    });
+  };
+  watchSources(() => JSON.stringify(toValue(options)), open, { immediate: true });
+  watchSources(
+    [() => JSON.stringify(toValue(options)), () => [...toValue(jobIds)].join("\n")],
+    () => current?.update([...toValue(jobIds)]),
+    { immediate: true },
+  );
+  onScopeDispose(close);
+  return { jobs, reconnect: () => current?.reconnect() };
 }

@@ -1,4 +1,4 @@
-// What all bindings share: one stream, and a snapshot of it that changes at most 16 times a second.
+// What all bindings share: one stream or several, and snapshots of them that change at most 16 times a second.
 
 import {
   type JobEvent,
@@ -56,9 +56,7 @@ export interface Watch {
 /** Watches a job until `close()`, and hands each new snapshot to `onChange`. */
 export function watch(jobId: string, options: WatchOptions, onChange: (snapshot: Snapshot) => void): Watch {
   let { events, dropped, lastEvent } = before("connecting");
-  let timer: ReturnType<typeof setTimeout> | undefined;
   let newEvents: JobEvent[] = [];
-  let publishedMs = 0;
   let stream: JobStream;
   try {
     stream = new JobStream(jobId, { ...options, maxBuffered: 0 });
@@ -68,9 +66,7 @@ export function watch(jobId: string, options: WatchOptions, onChange: (snapshot:
     onChange({ ...before("connecting"), state: { ...IDLE, status: "failed", error } });
     return { reconnect() {}, close() {} };
   }
-  const publish = () => {
-    timer = undefined;
-    publishedMs = performance.now();
+  const { schedule, stop } = throttled(() => {
     lastEvent = newEvents.at(-1) ?? lastEvent;
     if (newEvents.length > 0) events = [...events, ...newEvents];
     newEvents = [];
@@ -78,10 +74,7 @@ export function watch(jobId: string, options: WatchOptions, onChange: (snapshot:
     if (extra > 0) events = events.slice(extra);
     dropped += extra;
     onChange({ events, dropped, lastEvent, state: stream.state });
-  };
-  const schedule = () => {
-    timer ??= setTimeout(publish, Math.max(0, publishedMs + INTERVAL_MS - performance.now()));
-  };
+  });
   const unsubscribes = [
     stream.on("state", schedule),
     stream.on("event", (event) => {
@@ -100,9 +93,72 @@ export function watch(jobId: string, options: WatchOptions, onChange: (snapshot:
   return {
     reconnect: () => stream.reconnect(),
     close() {
-      clearTimeout(timer);
+      stop();
       for (const unsubscribe of unsubscribes) unsubscribe();
       stream.close();
     },
+  };
+}
+
+/** The snapshots of several jobs, by the job. Each change makes a new map. */
+export type Snapshots = ReadonlyMap<string, Snapshot>;
+
+export interface WatchAll extends Watch {
+  /** Watches these jobs and no others. Those that are watched already go on. */
+  update(jobIds: readonly string[]): void;
+}
+
+/** Watches several jobs until `close()`, on one connection, and hands new snapshots to `onChange`. */
+export function watchAll(options: WatchOptions, onChange: (snapshots: Snapshots) => void): WatchAll {
+  const watches = new Map<string, Watch>();
+  const snapshots = new Map<string, Snapshot>();
+  const { schedule, stop } = throttled(() => onChange(new Map(snapshots)));
+  let isClosed = false;
+  const update = (jobIds: readonly string[]) => {
+    if (isClosed) return;
+    for (const [jobId, one] of watches) {
+      if (jobIds.includes(jobId)) continue;
+      one.close();
+      watches.delete(jobId);
+      snapshots.delete(jobId);
+    }
+    for (const jobId of jobIds) {
+      if (watches.has(jobId)) continue;
+      snapshots.set(jobId, before("connecting"));
+      const show = (snapshot: Snapshot) => {
+        snapshots.set(jobId, snapshot);
+        schedule();
+      };
+      watches.set(jobId, watch(jobId, options, show));
+    }
+    onChange(new Map(snapshots));
+  };
+  return {
+    update,
+    reconnect() {
+      for (const one of watches.values()) one.reconnect();
+    },
+    close() {
+      stop();
+      isClosed = true;
+      for (const one of watches.values()) one.close();
+    },
+  };
+}
+
+/** Calls `publish` soon after `schedule`, and not more often than the interval allows. */
+function throttled(publish: () => void) {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  let publishedMs = 0;
+  const run = () => {
+    timer = undefined;
+    publishedMs = performance.now();
+    publish();
+  };
+  return {
+    schedule: () => {
+      timer ??= setTimeout(run, Math.max(0, publishedMs + INTERVAL_MS - performance.now()));
+    },
+    stop: () => clearTimeout(timer),
   };
 }

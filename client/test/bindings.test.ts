@@ -87,6 +87,25 @@ describe.each(["vue", "svelte", "solid"])("%s", (name) => {
     await eventually("no connection is left", () => gateway.openStreams === 0);
   });
 
+  it("shows many jobs on one connection, and a list that changes keeps what stays in it", async () => {
+    const jobs = [5, 6, 7, 8].map((number) => `${name}-${number}`);
+    for (const job of jobs) await daemon.number(job, 0, 3);
+    const showAll = (ids: string[]) => page.evaluate((ids) => window.binding.showAll(ids), ids);
+    const all = () =>
+      page.locator("p").evaluateAll((rows) => rows.map(({ id, textContent }) => `${id}: ${textContent}`));
+    const shown = (expected: string[]) =>
+      eventually(`${expected} is shown`, async () => `${await all()}` === `${expected}`);
+    await showAll(jobs.slice(0, 3));
+    await shown(jobs.slice(0, 3).map((job) => `${job}: 0,1,2`));
+    await showAll(jobs.slice(1));
+    for (const job of jobs) await daemon.number(job, 3, 1);
+    await shown(jobs.slice(1).map((job) => `${job}: 0,1,2,3`));
+    await eventually("there is one connection", () => gateway.openStreams === 1);
+    await showAll([]);
+    await shown([]);
+    await eventually("no connection is left", () => gateway.openStreams === 0);
+  });
+
   it("connects anew after it was refused", async () => {
     const job = `${name}-4`;
     await daemon.number(job, 0, 1);

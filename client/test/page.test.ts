@@ -8,6 +8,7 @@ import { closeAll, launch, newPage } from "./support/client.ts";
 import { Daemon } from "./support/daemon.ts";
 import { eventually } from "./support/eventually.ts";
 import { Gateway } from "./support/gateway.ts";
+import { longestTaskMs } from "./support/longest-task.mjs";
 
 let daemon: Daemon;
 let gateway: Gateway;
@@ -171,6 +172,70 @@ it("counts down to the next try, and tries at once when it is told to", async ()
   gateway.plan = () => null;
   await page.getByRole("button", { name: "Try now" }).click();
   await state("live");
+});
+
+it("its list is live: the state, the progress and the last line of each job, on the one connection of the page", async () => {
+  const jobs = ["live-1", "live-2", "live-3"];
+  for (const job of jobs) await daemon.write(job, [{ type: "job.started", payload: { name: `Job ${job}` } }]);
+  await open("live-1");
+  await state("live");
+  const last = (job: string) => page.locator(`#jobs a[href="#job=${job}"] .last`).textContent();
+  const lastIs = (job: string, expected: string) =>
+    eventually(`the last line of ${job} is ${expected}`, async () => (await last(job)) === expected);
+  for (const job of jobs) await daemon.write(job, [output(`\u001b[31mred\u001b[0m of ${job}`)]);
+  for (const job of jobs) await lastIs(job, `red of ${job}`);
+  await shown(["job started · Job live-1", "red of live-1"]);
+  await daemon.write("live-2", [{ type: "step.progress", stepId: "s", payload: { percent: 42 } }]);
+  const link = page.locator('#jobs a[href="#job=live-2"]');
+  await eventually("progress is shown", () => link.locator(".progress").isVisible());
+  expect(await link.textContent()).toContain("running 42 %");
+  await daemon.end("live-3", "FAILED");
+  await eventually("it is among the ended ones", () =>
+    page.locator('section:has(h2:text("Ended")) a[href="#job=live-3"][data-status="FAILED"]').isVisible(),
+  );
+  await eventually("there is one connection", () => gateway.openStreams === 1);
+  // Another job is opened, with all of its output, and the connection is one again.
+  await page.goto(`${gateway.origin}/#job=live-2`);
+  await eventually("its output is shown", async () => (await lines()).includes("red of live-2"));
+  await daemon.write("live-2", [output("more")]);
+  await eventually("more is shown", async () => (await lines()).at(-1) === "more");
+  await lastIs("live-2", "more");
+  await eventually("there is one connection", () => gateway.openStreams === 1);
+});
+
+it("with 200 jobs at 200 events a second it has one connection, and no task of more than 50 ms", async () => {
+  const many = await Daemon.start();
+  const between = await Gateway.before(() => many.origin);
+  const jobs = Array.from({ length: 200 }, (_, index) => `build-${index}`);
+  for (const [index, job] of jobs.entries())
+    await many.write(job, [{ type: "job.started", payload: { name: `Build ${index}` } }, output("compiling")]);
+  await page.goto(between.origin);
+  await eventually("all jobs are listed", async () => (await page.locator("#jobs section a .last").count()) === 200);
+  await eventually("all have their last line", async () => {
+    const texts = await page.locator("#jobs section a .last").allTextContents();
+    return texts.every((text) => text !== "");
+  });
+  await eventually("there is one connection", () => between.openStreams === 1);
+  await browser.startTracing(page, { categories: ["toplevel"] });
+  const began = Date.now();
+  for (let second = 0; second < 5; second += 1) {
+    for (let part = 0; part < 10; part += 1) {
+      const of = Array.from({ length: 20 }, (_, index) => jobs[(part * 20 + index) % 200]!);
+      await Promise.all(of.map((job) => many.write(job, [output(`line ${second} of ${job}`)])));
+      await page.waitForTimeout(Math.max(0, began + (second * 10 + part + 1) * 100 - Date.now()));
+    }
+  }
+  await eventually("the last lines are shown", async () => {
+    const texts = await page.locator("#jobs section a .last").allTextContents();
+    return texts.every((text) => text.startsWith("line 4 of"));
+  });
+  const taskMs = longestTaskMs(await browser.stopTracing());
+  console.log(`200 jobs at 200 events a second: no task took more than ${Math.round(taskMs)} ms`);
+  expect(taskMs).toBeLessThan(50);
+  expect(between.openStreams).toBe(1);
+  await page.close();
+  await between.stop();
+  await many.stop();
 });
 
 it("says of a login page that answers for the list what it is", async () => {

@@ -176,6 +176,33 @@ describe.each(["18", "19"])("React %s", (wanted) => {
     await untilShown("all there is", ({ payloads, last }) => payloads.join() === "7,8" && last === 8);
   });
 
+  it("a hook of many jobs uses one connection, and a list that changes keeps what stays in it", async () => {
+    const ids = [0, 1, 2, 3].map((number) => `${job}-${number}`);
+    for (const id of ids) await daemon.number(id, 0, 3);
+    const showAll = (ids: string[]) => page.evaluate((ids) => window.showAll(ids), ids);
+    const rows = () =>
+      page.locator("p").evaluateAll((all) => all.map(({ id, textContent }) => `${id}: ${textContent}`));
+    const untilRows = (expected: string[]) =>
+      eventually(`${expected} is shown`, async () => `${await rows()}` === `${expected}`);
+    await showAll(ids.slice(0, 3));
+    await untilRows(ids.slice(0, 3).map((id) => `${id}: 0,1,2`));
+    expect(gateway.seen.filter(({ url }) => url.pathname.endsWith("/stream"))).toHaveLength(1);
+    await showAll(ids.slice(1));
+    await untilRows(ids.slice(1).map((id) => `${id}: 0,1,2`));
+    await eventually("there is one connection", () => gateway.openStreams === 1);
+    await page.evaluate(() => {
+      window.rowRenders = [];
+    });
+    await daemon.number(ids[2]!, 3, 2);
+    await untilRows([`${ids[1]}: 0,1,2`, `${ids[2]}: 0,1,2,3,4`, `${ids[3]}: 0,1,2`]);
+    // Only the row of the job with news was rendered.
+    expect(new Set(await page.evaluate(() => window.rowRenders))).toEqual(new Set([ids[2]]));
+    const { told } = await page.evaluate(() => window.seen);
+    expect(told.events.sort()).toEqual([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 4]);
+    await page.evaluate(() => window.leave());
+    await eventually("no connection is left", () => gateway.openStreams === 0);
+  });
+
   it("two hooks of one job with share use one connection", async () => {
     await daemon.number(job, 0, 2);
     await page.evaluate(

@@ -9,6 +9,7 @@ mod doctor;
 mod emit;
 mod files;
 mod healthcheck;
+mod meters;
 mod reload;
 mod schema;
 pub mod serve;

@@ -1,7 +1,7 @@
 //! Reloading: the settings are read again after SIGHUP, or when one of their files has changed, and the parts that can
 //! take new ones do. A part that cannot says nothing: its keys are reported as waiting for a restart.
 
-use super::ConfigFile;
+use super::{ConfigFile, meters};
 use crate::config::{ConfigErrors, Settings, Values};
 use crate::shutdown::{Phase, ReloadSignal, ShutdownWatch};
 use crate::systemd;
@@ -105,6 +105,9 @@ impl Reloader {
             self.running.changed(&values).into_iter().partition(is_taken);
         for key in &reloaded {
             self.running.take(key, &values);
+        }
+        if need_restart.is_empty() {
+            meters::show_hash(&settings);
         }
         Ok(Outcome { reloaded, need_restart })
     }

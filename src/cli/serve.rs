@@ -2,7 +2,7 @@
 
 use super::files::{OpenFiles, TooFewFiles};
 use super::reload::{Reloadable, Reloader};
-use super::{ConfigFile, failed, misused};
+use super::{ConfigFile, failed, meters, misused};
 use crate::auth::{Auth, SetupError};
 use crate::config::{self, AuthMode, Settings};
 use crate::delivery::admission::Admission;
@@ -54,7 +54,7 @@ pub(super) async fn run(config: ConfigFile) -> ExitCode {
         Ok(loaded) => loaded,
         Err(errors) => return misused(errors),
     };
-    let _log = logging::to_stderr(&settings.log.level, settings.log.format);
+    let _log = logging::to_stderr(&settings.log.level, settings.log.access, settings.log.format);
     let surroundings = Surroundings { sockets, reloader: Some(Reloader::new(config, values)) };
     match guarded("serve", open_and_serve(settings, surroundings, |_, _| {})).await {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -144,6 +144,8 @@ async fn serve_in(
     let (mut signals, reload_signal, receive_signals) = Signals::receive()?;
     let admission = Admission::new(shares.streams, settings.http.max_connections_per_ip, shares.connections);
     let delivery = Delivery::start(&settings, source.clone(), admission.clone(), &shutdown, &supervisor)?;
+    meters::show(&settings);
+    let metrics = meters::measured(metrics, delivery.progress.clone(), shutdown.watch());
     let (cors, current_cors) = watch::channel(settings.http.cors.clone());
     let in_flight = InFlight::default();
     let app = delivery.app(&settings, auth.clone(), source.clone(), current_cors, in_flight.clone());
@@ -163,7 +165,8 @@ async fn serve_in(
     let admin = http::serve_admin(admin, delivery.health(&supervisor, metrics, &settings), delivery.connections(auth))?;
     let admin = Server::start("admin", admin, &supervisor);
 
-    tracing::info!(http = %public_address, admin = %admin_address, source = source.kind(), "serving");
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(version, http = %public_address, admin = %admin_address, source = source.kind(), "serving");
     systemd::ready();
     on_serving(public_address, shutdown.watch());
     let leaving = Leaving { grace: settings.shutdown.grace, drain: settings.shutdown.drain };
@@ -237,9 +240,9 @@ fn reloadable_certificates(certificates: Arc<Certificates>) -> Reloadable {
 }
 
 fn reloadable_log() -> Reloadable {
-    Reloadable::new(&["log.level"], |settings| {
-        let level = settings.log.level.clone();
-        Ok(Box::new(move || logging::set_level(&level)))
+    Reloadable::new(&["log.level", "log.access"], |settings| {
+        let (level, access) = (settings.log.level.clone(), settings.log.access);
+        Ok(Box::new(move || logging::set_level(&level, access)))
     })
 }
 
@@ -338,6 +341,7 @@ struct Delivery {
     threads: Threads,
     thread_handles: Vec<JoinHandle<()>>,
     tail: Task<()>,
+    progress: tail::Progress,
     /// Passes outages and the drain on to the threads.
     messenger: Task<()>,
 }
@@ -364,9 +368,11 @@ impl Delivery {
         let runtime = tokio::runtime::Handle::current();
         let count = settings.http.worker_count();
         let (threads, thread_handles) = Threads::start(count, &streams, lag_bytes, &runtime, supervisor)?;
-        let tail = supervisor.task("tail", tail::run(source, hub.clone(), pace, shape, shutdown.watch()));
+        let progress = tail::Progress::default();
+        let tail = tail::run(source, hub.clone(), pace, shape, shutdown.watch(), progress.clone());
+        let tail = supervisor.task("tail", tail);
         let messenger = supervisor.task("messenger", notify_threads(threads.clone(), hub, shutdown.watch()));
-        Ok(Self { streams, threads, thread_handles, tail, messenger })
+        Ok(Self { streams, threads, thread_handles, tail, progress, messenger })
     }
 
     fn app(

@@ -331,11 +331,13 @@ pub struct Log {
     /// pretty or json.
     #[serde(deserialize_with = "one_of")]
     pub format: LogFormat,
+    /// Log each request with its answer, and the beginning and end of each stream.
+    pub access: bool,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::Pretty }
+        Self { level: "info".into(), format: LogFormat::Pretty, access: false }
     }
 }
 

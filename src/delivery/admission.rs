@@ -2,6 +2,8 @@
 //! so the limits are kept here.
 
 use crate::auth::{Grant, Withdrawal};
+use crate::event::JobId;
+use crate::logging::ACCESS;
 use crate::telemetry;
 use metrics::{Gauge, Histogram};
 use std::collections::HashMap;
@@ -88,6 +90,7 @@ impl Reason {
 impl Admission {
     /// Admits so many streams, so many of them from one address, and so many connections in all.
     pub fn new(max_streams: usize, max_per_ip: usize, max_connections: usize) -> Self {
+        show_limits(max_streams, max_per_ip, max_connections);
         Self(Arc::new(Inner {
             max_connections: AtomicUsize::new(max_connections),
             connections: AtomicUsize::new(0),
@@ -160,6 +163,7 @@ impl Admission {
         Ok(StreamPermit {
             admission: self.clone(),
             grants: Box::default(),
+            job: None,
             number: inner.next_number.fetch_add(1, Ordering::Relaxed),
             since: Instant::now(),
             delivered: 0,
@@ -180,6 +184,7 @@ impl Admission {
         self.0.max_connections.store(max_connections, Ordering::Relaxed);
         self.0.max_streams.store(max_streams, Ordering::Relaxed);
         self.0.max_per_ip.store(max_per_ip, Ordering::Relaxed);
+        show_limits(max_streams, max_per_ip, max_connections);
     }
 
     /// Returns the number of open streams.
@@ -204,6 +209,12 @@ impl Admission {
     }
 }
 
+fn show_limits(streams: usize, address_streams: usize, connections: usize) {
+    for (of, limit) in [("streams", streams), ("address_streams", address_streams), ("connections", connections)] {
+        telemetry::LIMIT.set(&[("of", of)], limit as f64);
+    }
+}
+
 /// One open connection of the public listener. A stream that leaves actix takes it over.
 pub struct CountedConnection {
     admission: Admission,
@@ -223,6 +234,8 @@ pub struct StreamPermit {
     admission: Admission,
     /// The rights to watch that it was opened with, one for each job; empty where nobody is asked for one.
     grants: Box<[Arc<Grant>]>,
+    /// The job that it is about, or the first of a set; None until the request is answered with a stream.
+    job: Option<JobId>,
     number: u64,
     since: Instant,
     /// The number of events that were written to it, as far as 32 bits can count.
@@ -287,7 +300,8 @@ impl StreamPermit {
     }
 
     /// Counts a subscriber, since the request is now answered with a stream.
-    pub fn begins(&mut self) {
+    pub fn begins(&mut self, job: &JobId) {
+        self.job = Some(job.clone());
         self.reason = Some(Reason::Gone);
         self.admission.0.subscribers.increment(1.0);
     }
@@ -313,6 +327,16 @@ impl Drop for StreamPermit {
         let open_for = self.since.elapsed();
         inner.durations.record(open_for);
         telemetry::DISCONNECTS.increment(&[("reason", reason.as_str())], 1);
-        tracing::debug!(connection = self.id(), reason = reason.as_str(), ?open_for, "stream ended");
+        tracing::info!(
+            target: ACCESS,
+            connection = self.id(),
+            job = self.job.as_ref().map(JobId::as_str),
+            address = self.ip.map(tracing::field::display),
+            subject = self.subject(),
+            reason = reason.as_str(),
+            seconds = open_for.as_secs_f64(),
+            events = self.delivered,
+            "stream ended"
+        );
     }
 }

@@ -62,6 +62,7 @@ pub fn on_replay_step(step: Step, reconnect_in: impl FnOnce() -> Duration) -> Re
         Step::Complete { job, status, cursor } => on_end(&Ended { job, end: JobEnd::Complete(status) }, cursor),
         Step::Reset(job, reason, cursor) => {
             telemetry::RESUMES.increment(&[("from", "reset")], 1);
+            telemetry::RESETS.increment(&[("reason", reason.as_str())], 1);
             Reaction::Notify(Notice::goes_on(match job {
                 Some(job) => ControlEvent::ResetOf { job, reason, cursor },
                 None => ControlEvent::Reset { reason, cursor },

@@ -15,12 +15,17 @@ const COUNTED_V6_BITS: u32 = 64;
 pub struct ClientAddress(pub Option<IpAddr>);
 
 super::extract::from_head!(ClientAddress, |request: &HttpRequest| {
-    let trusted = &App::of(request)?.settings.trusted_proxies;
-    let is_trusted = |ip| trusted.iter().any(|network| network.contains(ip));
-    Ok(ClientAddress(request.peer_addr().map(|peer| find(peer.ip(), request.headers(), is_trusted))))
+    Ok(ClientAddress::of(request, App::of(request)?))
 });
 
 impl ClientAddress {
+    /// Finds the client of a request.
+    pub fn of(request: &HttpRequest, app: &App) -> Self {
+        let trusted = &app.settings.trusted_proxies;
+        let is_trusted = |ip| trusted.iter().any(|network| network.contains(ip));
+        Self(request.peer_addr().map(|peer| find(peer.ip(), request.headers(), is_trusted)))
+    }
+
     /// The address as limits count it.
     pub fn counted(self) -> Option<IpAddr> {
         self.0.map(counted)

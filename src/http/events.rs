@@ -21,6 +21,7 @@ use crate::replay::{Position, Replay, Step};
 use crate::shutdown::Phase;
 use crate::source::EventKey;
 use crate::sse::Reset;
+use crate::telemetry;
 use crate::topic::Topic;
 use actix_web::http::{Method, header};
 use actix_web::{HttpResponse, web};
@@ -67,6 +68,7 @@ pub async fn get(
     let permit = (!patience.is_zero()).then(|| app.admit(client)).transpose().map_err(refused)?;
     let permit = permit.map(|permit| permit.with_grants(right.clone().into_grant()));
     let held = permit.map(|permit| (app.streams.registry.enter(&permit, &topic), permit));
+    let _polling = held.as_ref().map(|_| telemetry::LONG_POLLS.hold());
     let begun = Begun::find(&app, &topic, &query.start).await?;
     let mut poll = Poll::new(&app, topic, begun);
     let room = poll.wait(client, query.limit, patience, held.as_ref()).await?;

@@ -1,6 +1,7 @@
 //! The addresses, one module each, and the servers that answer them. No SQL, and no bytes of events.
 
 mod accept;
+mod access;
 mod admin;
 mod answer;
 mod appear;

@@ -1,10 +1,10 @@
 //! The beginning of a stream, found before the answer so that the answer's head can name it.
 
-use super::App;
 use super::appear::{GivenUp, Wait};
 use super::edge;
 use super::problem::Problem;
 use super::stream::{head, stalled};
+use super::{App, access};
 use crate::cursor::set::MAX_TEXT;
 use crate::cursor::{Cursor, Start};
 use crate::delivery::admission::StreamPermit;
@@ -14,6 +14,7 @@ use crate::delivery::source_error;
 use crate::error::SourceError;
 use crate::event::JobId;
 use crate::hub::Outage;
+use crate::logging::ACCESS;
 use crate::replay::{Position, Replay, Step};
 use crate::sse::{self, ControlEvent, Reset};
 use crate::telemetry;
@@ -216,9 +217,13 @@ impl Opened {
         let outage = self.outage.as_deref();
         opening.extend(outage.map(|outage| source_error(&outage.error, outage.retry_in).encode()));
         opening.extend(self.position.as_ref().map(sse::position));
-        let reset = self.reset.take().map(|(reason, cursor)| ControlEvent::Reset { reason, cursor });
+        let reset = self.reset.take().map(|(reason, cursor)| {
+            telemetry::RESETS.increment(&[("reason", reason.as_str())], 1);
+            ControlEvent::Reset { reason, cursor }
+        });
         let added = self.added.drain(..).map(|job| {
             let (reason, cursor) = (Reset::Unknown, before.clone());
+            telemetry::RESETS.increment(&[("reason", reason.as_str())], 1);
             ControlEvent::ResetOf { job, reason, cursor }
         });
         let forbidden = self.forbidden.drain(..).map(|(job, problem)| {
@@ -235,7 +240,8 @@ impl Opened {
         // After a reset, too, the events come from the source.
         let replayed = if self.from == "reset" { "source" } else { self.from };
         let id = permit.id();
-        tracing::debug!(connection = id, job = %self.replay.topic(), replay = self.from, "stream begins");
+        access::note_connection(&id);
+        tracing::info!(target: ACCESS, connection = id, replay = self.from, "stream begins");
         let before = self.replay.began_at().clone();
         let opening = self.opening(app, &before);
         let mut response = head();
@@ -248,7 +254,7 @@ impl Opened {
         if request.method() == Method::HEAD {
             return response.finish();
         }
-        permit.begins();
+        permit.begins(&self.replay.topic().jobs()[0]);
         // actix keeps the sockets of answers without chunks, which HTTP/1.0 does not know; HTTP/2 and TLS have no slot.
         let is_chunked = request.version() >= Version::HTTP_11 && !edge::wants_other_protocol(request);
         let slot = request.conn_data::<HandoffSlot>().filter(|_| is_chunked).cloned();

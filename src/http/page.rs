@@ -38,6 +38,7 @@ pub const ASSETS: &[Asset] = &[
     script!("job.js"),
     script!("jobs.js"),
     script!("lines.js"),
+    script!("live.js"),
     script!("marker.js"),
     script!("names.js"),
     script!("output.js"),

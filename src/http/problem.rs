@@ -23,6 +23,9 @@ pub struct Problem {
     allow: Option<&'static str>,
 }
 
+/// Code of the problem that an answer holds, for the access log.
+pub struct Code(pub &'static str);
+
 macro_rules! problems {
     ($($(#[$doc:meta])* $name:ident = $status:ident, $code:literal;)*) => {
         impl Problem {
@@ -167,6 +170,8 @@ impl ResponseError for Problem {
             "code": self.code,
             "detail": self.detail,
         });
-        response.body(body.to_string())
+        let mut response = response.body(body.to_string());
+        response.extensions_mut().insert(Code(self.code));
+        response
     }
 }

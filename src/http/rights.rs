@@ -1,9 +1,9 @@
 //! Extractors for what a caller may see. A handler that shows an event or a job takes its job from here and nowhere else,
 //! so that it cannot forget to ask.
 
-use super::App;
 use super::extract::{JobPath, SetQuery, is_own_parameter};
 use super::problem::Problem;
+use super::{App, access};
 use crate::auth::{Caller, Grant, Refusal, Wanted, Withdrawal};
 use crate::event::JobId;
 use actix_web::dev::Payload;
@@ -55,8 +55,10 @@ impl FromRequest for WatchedJob {
         let asked = job.and_then(|JobPath(job)| Ok((asking(request)?, job)));
         Box::pin(async move {
             let ((app, caller), job) = asked?;
+            access::note_job(&job);
             let wanted = Wanted::Job(job.clone());
             let right = Right(app.auth.ask(caller, &wanted).await?);
+            access::note_caller(right.0.as_deref());
             Ok(Self { job, right })
         })
     }
@@ -91,7 +93,10 @@ impl FromRequest for WatchedSet {
             let (mut allowed, mut refused) = (Vec::new(), Vec::new());
             for (job, answer) in query.jobs.iter().cloned().zip(answers) {
                 match answer {
-                    Ok(grant) => allowed.push((job, Right(grant))),
+                    Ok(grant) => {
+                        access::note_caller(grant.as_deref());
+                        allowed.push((job, Right(grant)));
+                    }
                     Err(refusal) => refused.push((job, Problem::from(refusal))),
                 }
             }
@@ -100,6 +105,10 @@ impl FromRequest for WatchedSet {
             if allowed.is_empty() || !refused.iter().all(is_final) {
                 let first = refused.iter().position(|one| !is_final(one)).unwrap_or_default();
                 return Err(refused.swap_remove(first).1);
+            }
+            // Of a set the log names the first.
+            if let Some((job, _)) = allowed.first() {
+                access::note_job(job);
             }
             Ok(Self { query, allowed, refused })
         })
@@ -117,7 +126,7 @@ impl FromRequest for EveryJob {
         let asked = asking(request);
         Box::pin(async move {
             let (app, caller) = asked?;
-            app.auth.ask(caller, &Wanted::AllJobs).await?;
+            access::note_caller(app.auth.ask(caller, &Wanted::AllJobs).await?.as_deref());
             Ok(Self(()))
         })
     }

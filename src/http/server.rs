@@ -3,7 +3,7 @@
 use super::accept::{Acceptor, Rules};
 use super::bounded::{Bounded, OpenConnections};
 use super::current_cors::CurrentCors;
-use super::{App, cors, edge, in_flight, routes};
+use super::{App, access, cors, edge, in_flight, routes};
 use crate::delivery::handoff::Connection;
 use crate::delivery::threads::Threads;
 use actix_http::{Extensions, HttpService, KeepAlive};
@@ -129,6 +129,7 @@ async fn worker(
         .wrap(from_fn(cors::explain))
         .wrap(from_fn(in_flight::count))
         .wrap(from_fn(edge::check))
+        .wrap(from_fn(access::log))
         .configure(move |config| routes::configure(config, &settings));
     let app = Rc::new(routes.into_factory().new_service(AppConfig::default()).await?);
     let shared = app.clone();

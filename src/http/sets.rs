@@ -18,6 +18,7 @@ use crate::replay::Position;
 use crate::source::{EventKey, Limit, PageResult};
 use crate::sse::Reset;
 use crate::tail;
+use crate::telemetry;
 use crate::topic::Topic;
 use actix_web::http::{Method, header};
 use actix_web::{HttpResponse, web};
@@ -91,6 +92,7 @@ pub async fn get(
     let grants = || allowed.iter().filter_map(|(_, right)| right.clone().into_grant());
     let permit = permit.map(|permit| permit.with_grants(grants()));
     let held = permit.map(|permit| (app.streams.registry.enter(&permit, &topic), permit));
+    let _polling = held.as_ref().map(|_| telemetry::LONG_POLLS.hold());
     let begun = Begun::find(&app, &topic, &query.start).await?;
     let mut poll = Poll::new(&app, topic, begun);
     let room = poll.wait(client, query.limit, patience, held.as_ref()).await?;
@@ -122,6 +124,10 @@ impl<'a> Poll<'a> {
         let all = topic.jobs().iter().filter(|_| begun.is_unknown);
         let resets = all.chain(&begun.added).map(|job| (job.clone(), Reset::Unknown)).collect();
         let position = begun.position;
+        let resets: Vec<(JobId, Reset)> = resets;
+        for (_, reason) in &resets {
+            telemetry::RESETS.increment(&[("reason", reason.as_str())], 1);
+        }
         Self { app, topic, position, events: Vec::new(), statuses: Vec::new(), over: Vec::new(), resets }
     }
 

@@ -1,6 +1,5 @@
 //! `GET /runner-jobs/{job_id}/events/stream`, and the same for a set of jobs: answers a request for a stream.
 
-use super::App;
 use super::appear::{CLOSED, GivenUp};
 use super::client_address::ClientAddress;
 use super::extract::{Query, TypesQuery, accepts_stream};
@@ -8,6 +7,7 @@ use super::limits::Refusal;
 use super::opening::open_once_there;
 use super::problem::Problem;
 use super::rights::{Right, WatchedJob, WatchedSet};
+use super::{App, access};
 use crate::auth::Withdrawal;
 use crate::cursor::Start;
 use crate::cursor::set::Size;
@@ -111,6 +111,7 @@ async fn serve(
 }
 
 fn outcome(outcome: &'static str) {
+    access::note_outcome(outcome);
     telemetry::CONNECTIONS.increment(&[("outcome", outcome)], 1);
 }
 

@@ -10,9 +10,11 @@ use crate::source::{Limit, Page, PageResult, Source};
 use crate::sse::{ControlEvent, Reset, Segment, Shape};
 use crate::supervise::Panicked;
 use crate::tail::{self, MAX_SKIPPED, Rests, Round, Turn};
+use crate::telemetry;
 use crate::topic::Topic;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// The size of a page. It is small, since a subscriber that reads nothing holds one of them.
@@ -107,13 +109,19 @@ impl Pages {
     /// Reads a page as its source gives it, for a caller that has no use for it encoded.
     pub async fn plain(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError> {
         let _turn = self.turns.take().await;
-        self.source.page(job, after, limit).await
+        let began = Instant::now();
+        let page = self.source.page(job, after, limit).await;
+        telemetry::HISTORY_READ.histogram().record(began.elapsed());
+        page
     }
 
     /// As [`Pages::plain`], for several jobs; see [`Source::pages`].
     pub async fn plain_of_set(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
         let _turn = self.turns.take().await;
-        self.source.pages(wanted, limit).await
+        let began = Instant::now();
+        let pages = self.source.pages(wanted, limit).await;
+        telemetry::HISTORY_READ.histogram().record(began.elapsed());
+        pages
     }
 
     /// Reads the page after `after`, or joins a read of the same page. Of a set it is about the jobs from `from` on.

@@ -175,6 +175,38 @@ async fn the_systemd_unit_is_as_hard_as_its_first_line_says() {
     succeed(analyze.args(["security", "--offline=true", "--threshold=15"]).arg(unit)).await;
 }
 
+// ---- packages
+
+#[tokio::test]
+async fn the_sbom_names_every_crate_that_is_linked_with_its_licence_and_hash_and_none_that_is_not() {
+    let bom = succeed(Command::new("python3").arg(root().join("deploy/package/sbom"))).await;
+    let bom: Value = serde_json::from_str(&bom).expect("JSON");
+    assert_eq!((&bom["bomFormat"], &bom["specVersion"]), (&"CycloneDX".into(), &"1.5".into()));
+    let of_jobcast = &bom["metadata"]["component"];
+    assert_eq!((&of_jobcast["name"], &of_jobcast["version"]), (&"jobcast".into(), &env!("CARGO_PKG_VERSION").into()));
+    let components = bom["components"].as_array().expect("a list");
+    let names: BTreeSet<&str> = components.iter().filter_map(|one| one["name"].as_str()).collect();
+    let manifest: toml::Table = read("Cargo.toml").parse().expect("TOML");
+    let of = |section: &str| manifest[section].as_table().expect("a table").keys().map(String::as_str);
+    let linked: BTreeSet<&str> = of("dependencies").collect();
+    assert!(linked.is_subset(&names), "{:?}", linked.difference(&names));
+    // Those of other platforms, and those of tests alone.
+    let others = ["windows-sys", "wasm-bindgen", "cc"].into_iter().chain(of("dev-dependencies"));
+    let unlinked: Vec<&str> = others.filter(|name| !linked.contains(name) && names.contains(name)).collect();
+    assert_eq!(unlinked, [""; 0]);
+    for one in components {
+        assert!(one["licenses"][0]["expression"].is_string(), "{one}");
+        assert_eq!(one["hashes"][0]["content"].as_str().map(str::len), Some(64), "{one}");
+    }
+    let known: BTreeSet<&str> =
+        components.iter().chain([of_jobcast]).filter_map(|one| one["bom-ref"].as_str()).collect();
+    let edges = bom["dependencies"].as_array().expect("a list");
+    assert_eq!(edges.len(), known.len());
+    for other in edges.iter().flat_map(|edge| edge["dependsOn"].as_array().expect("a list")) {
+        assert!(other.as_str().is_some_and(|other| known.contains(other)), "{other}");
+    }
+}
+
 // ---- the composition
 
 #[tokio::test]

@@ -31,4 +31,5 @@ mod reloading;
 mod service_manager;
 mod settings;
 mod sqlite;
+mod telling;
 mod tls;

@@ -1,9 +1,15 @@
 // A page with the hook, which the tests steer and look into.
 import "./leftovers.js";
-import { Component, type ReactNode, StrictMode, version } from "react";
+import { Component, memo, type ReactNode, StrictMode, version } from "react";
 import { createRoot, hydrateRoot, type Root } from "react-dom/client";
 import { renderToString } from "react-dom/server.browser";
-import { type AnyEvents, type UseJobStream, type UseJobStreamOptions, useJobStream } from "../../src/react.js";
+import {
+  type AnyEvents,
+  type UseJobStream,
+  type UseJobStreamOptions,
+  useJobStream,
+  useJobStreams,
+} from "../../src/react.js";
 
 interface Shown {
   jobId: string | null;
@@ -29,6 +35,9 @@ declare global {
     };
     reactVersion: string;
     show(jobs: Shown[], isStrict?: boolean): void;
+    /** Shows several jobs by one hook. Their rows are told to `rowRenders` when they render. */
+    showAll(jobIds: string[], options?: UseJobStreamOptions): void;
+    rowRenders: string[];
     hydrate(shown: Shown): string;
     leave(): void;
   }
@@ -68,6 +77,23 @@ function Job({ jobId, options: { tokens, counts, ...options } = {} }: Shown) {
   );
 }
 
+window.rowRenders = [];
+const Row = memo(({ jobId, job }: { jobId: string; job: UseJobStream }) => {
+  window.rowRenders.push(jobId);
+  return (
+    <p id={jobId} data-status={job.state.status}>
+      {job.events.map(({ payload }) => (payload as { n: number }).n).join()}
+    </p>
+  );
+});
+function Rows({ jobIds, options }: { jobIds: string[]; options: UseJobStreamOptions }) {
+  const jobs = useJobStreams(jobIds, {
+    ...options,
+    onEvent: ({ payload }) => told.events.push((payload as { n: number }).n),
+  });
+  return [...jobs].map(([jobId, job]) => <Row key={jobId} jobId={jobId} job={job} />);
+}
+
 class Whole extends Component<{ children: ReactNode }> {
   override render() {
     return <main>{this.props.children}</main>;
@@ -80,6 +106,14 @@ window.show = (jobs, isStrict = true) => {
   root ??= createRoot(place);
   const list = jobs.map((job, index) => <Job key={String(index)} {...job} />);
   root.render(isStrict ? <StrictMode>{list}</StrictMode> : <Whole>{list}</Whole>);
+};
+window.showAll = (jobIds, options = {}) => {
+  root ??= createRoot(place);
+  root.render(
+    <StrictMode>
+      <Rows jobIds={jobIds} options={options} />
+    </StrictMode>,
+  );
 };
 window.hydrate = (shown) => {
   const html = renderToString(<Job {...shown} />);

@@ -3,4 +3,4 @@ import { mount, unmount } from "svelte";
 import Job from "./Job.svelte";
 
 const component = mount(Job, { target: document.getElementById("root") });
-window.binding = { show: component.show, leave: () => unmount(component) };
+window.binding = { show: component.show, showAll: component.showAll, leave: () => unmount(component) };

@@ -2,7 +2,7 @@
 //! others go on, and comes back once its backlog is written. The memory of all backlogs is bounded.
 
 use super::Worker;
-use super::subscriber::{Backlog, FlushOutcome, NextPage, State};
+use super::subscriber::{Backlog, Blocked, FlushOutcome, NextPage, State};
 use super::write::WriteOutcome;
 use crate::cursor::Cursor;
 use crate::delivery::admission::Reason;
@@ -49,8 +49,8 @@ impl Worker {
             }
         }
         let subscriber = &mut self.subscribers[key];
-        let Some(backlog @ Backlog { blocked_since: None, .. }) = subscriber.state.backlog_mut() else { return };
-        backlog.blocked_since = Some(self.clock.now());
+        let Some(backlog @ Backlog { blocked: None, .. }) = subscriber.state.backlog_mut() else { return };
+        backlog.blocked = Some(Blocked::since(self.clock.now()));
         let both = Interest::READABLE | Interest::WRITABLE;
         if self.poll.registry().reregister(&mut subscriber.socket, Token(key), both).is_err() {
             self.remove(key);
@@ -83,7 +83,7 @@ impl Worker {
     pub(super) fn on_writable(&mut self, key: usize) {
         let Some(subscriber) = self.subscribers.get_mut(key) else { return };
         let Some(backlog) = subscriber.state.backlog_mut() else { return };
-        if backlog.blocked_since.take().is_none() {
+        if backlog.blocked.take().is_none() {
             return;
         }
         if self.poll.registry().reregister(&mut subscriber.socket, Token(key), Interest::READABLE).is_err() {
@@ -95,7 +95,7 @@ impl Worker {
     /// Writes a subscriber's backlog, unless its socket is being waited for, and then goes on with what comes next.
     pub(super) fn flush(&mut self, key: usize) {
         let subscriber = &mut self.subscribers[key];
-        let Some(backlog @ Backlog { blocked_since: None, .. }) = subscriber.state.backlog_mut() else { return };
+        let Some(backlog @ Backlog { blocked: None, .. }) = subscriber.state.backlog_mut() else { return };
         let (written, outcome) = backlog.write_to(&mut subscriber.socket);
         self.backlog_bytes -= written;
         if written > 0 {

@@ -27,7 +27,7 @@ use crate::sse::Bye;
 use crate::telemetry;
 use bytes::Bytes;
 use group::Group;
-use metrics::{Counter, Histogram};
+use metrics::{Counter, Gauge, Histogram};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
@@ -81,6 +81,9 @@ struct Meters {
     bytes: Counter,
     fanout: Histogram,
     overtaken: Counter,
+    backlog: Gauge,
+    /// The bytes that `backlog` was told of.
+    backlog_told: usize,
 }
 
 impl Worker {
@@ -112,6 +115,8 @@ impl Worker {
                 bytes: telemetry::DELIVERED_BYTES.counter(&[]),
                 fanout: telemetry::FANOUT.histogram(),
                 overtaken: telemetry::OVERTAKEN.counter(&[]),
+                backlog: telemetry::BACKLOG_BYTES.gauge(&[]),
+                backlog_told: 0,
             },
         };
         Ok((worker, inbox))
@@ -168,9 +173,18 @@ impl Worker {
             {
                 self.deliver_to_group(group, &mut budget);
             }
-            let Delivered { events, bytes } = std::mem::take(&mut self.delivered);
-            self.meters.deliveries.increment(events);
-            self.meters.bytes.increment(bytes);
+            self.count_round();
+        }
+    }
+
+    /// Tells the metrics of what this round has changed.
+    fn count_round(&mut self) {
+        let Delivered { events, bytes } = std::mem::take(&mut self.delivered);
+        self.meters.deliveries.increment(events);
+        self.meters.bytes.increment(bytes);
+        let told = std::mem::replace(&mut self.meters.backlog_told, self.backlog_bytes);
+        if told != self.backlog_bytes {
+            self.meters.backlog.increment(self.backlog_bytes as f64 - told as f64);
         }
     }
 

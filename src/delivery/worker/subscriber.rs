@@ -13,6 +13,7 @@ use crate::cursor::Cursor;
 use crate::delivery::admission::StreamPermit;
 use crate::delivery::context::Deadline;
 use crate::hub::{Place, Subscription};
+use crate::telemetry::{self, Held};
 use crate::topic::Topic;
 use bytes::Bytes;
 use mio::net::TcpStream;
@@ -85,8 +86,20 @@ pub enum NextPage {
 #[derive(Default)]
 pub struct Backlog {
     parts: VecDeque<Bytes>,
-    /// When the socket last stopped taking bytes. It is waited for until it is writable again.
-    pub blocked_since: Option<Tick>,
+    /// Set while the socket takes nothing. It is waited for until it is writable again.
+    pub blocked: Option<Blocked>,
+}
+
+/// A socket that takes nothing, counted as one for as long as this lives.
+pub struct Blocked {
+    pub since: Tick,
+    _counted: Held,
+}
+
+impl Blocked {
+    pub fn since(now: Tick) -> Self {
+        Self { since: now, _counted: telemetry::BLOCKED.hold() }
+    }
 }
 
 /// The end of an attempt to write a backlog.

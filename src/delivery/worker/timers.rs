@@ -78,7 +78,8 @@ impl Timers {
         if let State::Closed { since } = subscriber.state {
             return (self.tick - since >= self.peer_close).then_some(Due::PeerClose);
         }
-        let blocked_since = subscriber.state.backlog().and_then(|backlog| backlog.blocked_since);
+        let blocked_since =
+            subscriber.state.backlog().and_then(|backlog| backlog.blocked.as_ref()).map(|blocked| blocked.since);
         if blocked_since.is_some_and(|since| self.tick - since >= self.write_timeout) {
             return Some(Due::Slow);
         }

@@ -5,6 +5,7 @@
 import { currentFilter, linkTo, replaceFilter } from "./address.js";
 import { byId, make, setText } from "./dom.js";
 import { glyphOf, isEnded, statusWord } from "./job.js";
+import { Live } from "./live.js";
 import { Names } from "./names.js";
 import { ago, serverClock } from "./time.js";
 import { authorization } from "./token.js";
@@ -21,10 +22,14 @@ import { authorization } from "./token.js";
  * @property {HTMLElement} title the job's name, where it has one
  * @property {HTMLElement} word
  * @property {HTMLElement} when
+ * @property {HTMLElement} last its last line
+ * @property {HTMLElement} progress
  */
 
 const REFRESH_MS = 2000;
-const LIMIT = 50;
+/** Drawing what has changed waits so long, so that many events are drawn together. */
+const DRAW_MS = 100;
+const LIMIT = 200;
 /** With a text to look for, the list is as long as Jobcast gives it. */
 const FILTERED_LIMIT = 500;
 /** The end of an id that stays in sight where its middle does not. */
@@ -56,6 +61,9 @@ export class Jobs {
    */
   #order = new Map();
   #names = new Names((jobId, name) => this.#showName(jobId, name));
+  #live = new Live((jobId) => this.#drawSoon(jobId));
+  /** The jobs that have changed since the list was drawn. */
+  #changed = new Set();
   #nav;
   #note;
   #direct = make("a", "direct");
@@ -148,7 +156,7 @@ export class Jobs {
    * @param {string | null} except
    */
   newestRunning(except) {
-    return this.#jobs.find((job) => job.status === "RUNNING" && job.jobId !== except) ?? null;
+    return this.#jobs.find((job) => this.#statusOf(job) === "RUNNING" && job.jobId !== except) ?? null;
   }
 
   async refresh() {
@@ -164,6 +172,7 @@ export class Jobs {
       serverClock.adjust(response.headers.get("Date"));
       this.#jobs = answer.jobs;
       this.#draw();
+      this.#live.watch(this.#shown(this.#jobs).map(({ jobId }) => jobId));
       this.#onList(this.#jobs);
     } catch {
       this.#setNote("Jobcast does not answer; trying again.");
@@ -181,7 +190,7 @@ export class Jobs {
       if (!this.#order.has(jobId)) this.#order.set(jobId, this.#order.size);
     }
     const find = this.#find.value.trim();
-    const shown = this.#jobs.filter((job) => this.#isFound(job, find.toLowerCase()));
+    const shown = this.#shown(this.#jobs).map((job) => ({ ...job, status: this.#statusOf(job) }));
     for (const { holds, section, list } of this.#groups) {
       const held = shown.filter(holds);
       const orderOf = (/** @type {ListedJob} */ job) => this.#order.get(job.jobId) ?? 0;
@@ -204,12 +213,57 @@ export class Jobs {
   }
 
   /**
-   * @param {ListedJob} job
-   * @param {string} find in lower case
+   * Returns those of the jobs that the reader looks for.
+   *
+   * @param {ListedJob[]} jobs
    */
-  #isFound({ jobId }, find) {
-    const name = this.#names.of(jobId);
-    return find === "" || jobId.toLowerCase().includes(find) || (name?.toLowerCase().includes(find) ?? false);
+  #shown(jobs) {
+    const find = this.#find.value.trim().toLowerCase();
+    if (find === "") return jobs;
+    return jobs.filter(({ jobId }) => {
+      const name = this.#names.of(jobId);
+      return jobId.toLowerCase().includes(find) || (name?.toLowerCase().includes(find) ?? false);
+    });
+  }
+
+  /**
+   * Returns the status that a job's stream tells. One that the list calls ended has ended, whatever came before.
+   *
+   * @param {ListedJob} job
+   */
+  #statusOf({ jobId, status }) {
+    return isEnded(status) ? status : (this.#live.of(jobId)?.status ?? status);
+  }
+
+  /** @param {string} jobId */
+  #drawSoon(jobId) {
+    if (this.#changed.size === 0) setTimeout(() => requestAnimationFrame(() => this.#drawChanged()), DRAW_MS);
+    this.#changed.add(jobId);
+  }
+
+  /** Draws the jobs that have changed, and all of them where one has come into another group. */
+  #drawChanged() {
+    const changed = this.#jobs.filter(({ jobId }) => this.#changed.has(jobId));
+    this.#changed.clear();
+    const isMoved = changed.some((job) => {
+      const entry = this.#entries.get(job.jobId);
+      return entry && entry.link.dataset.status !== this.#statusOf(job);
+    });
+    if (isMoved) return this.#draw();
+    for (const { jobId } of changed) this.#drawNow(jobId);
+  }
+
+  /** @param {string} jobId */
+  #drawNow(jobId) {
+    const entry = this.#entries.get(jobId);
+    const now = this.#live.of(jobId);
+    if (!entry || !now) return;
+    setText(entry.last, now.line);
+    entry.last.hidden = now.line === "";
+    entry.progress.hidden = now.percent === null;
+    if (now.percent !== null) entry.progress.style.setProperty("--percent", `${Math.round(now.percent)}`);
+    const percent = now.percent === null ? "" : ` ${Math.round(now.percent)} %`;
+    setText(entry.word, `, ${statusWord(entry.link.dataset.status)}${percent}`);
   }
 
   /** @param {Set<string>} listed */
@@ -228,10 +282,12 @@ export class Jobs {
     let entry = this.#entries.get(jobId);
     if (!entry) this.#entries.set(jobId, (entry = this.#makeEntry(jobId)));
     const word = statusWord(status);
+    const isNew = entry.link.dataset.status !== status;
     const ageMs = serverClock.now() - Date.parse(lastEventAt ?? "");
-    entry.link.dataset.status = status;
+    if (isNew) entry.link.dataset.status = status;
     setText(entry.glyph, glyphOf(word));
-    setText(entry.word, `, ${word}`);
+    if (isNew) setText(entry.word, `, ${word}`);
+    this.#drawNow(jobId);
     setText(entry.when, Number.isFinite(ageMs) ? ago(ageMs) : "");
     this.#names.want(jobId, entry.item, status);
     return entry;
@@ -249,18 +305,23 @@ export class Jobs {
       title: make("span", "title", this.#names.of(jobId) ?? ""),
       word: make("span", "visually-hidden"),
       when: make("span", "when"),
+      last: make("span", "last"),
+      progress: make("span", "progress"),
     };
     const id = make("span", "id");
     const middle = jobId.length > 2 * TAIL_LENGTH ? jobId.length - TAIL_LENGTH : jobId.length;
     id.append(make("span", "", jobId.slice(0, middle)), make("span", "", jobId.slice(middle)));
     const name = make("span", "name");
-    name.append(entry.title, id);
+    name.append(entry.title, id, entry.last);
+    entry.last.hidden = entry.progress.hidden = true;
+    // A link whose name changes with each line could not be found again by its name.
+    entry.last.setAttribute("aria-hidden", "true");
     entry.title.hidden = entry.title.textContent === "";
     entry.glyph.setAttribute("aria-hidden", "true");
     entry.link.href = linkTo({ job: jobId });
     entry.link.title = jobId;
     entry.link.tabIndex = -1;
-    entry.link.append(entry.glyph, name, entry.word, entry.when);
+    entry.link.append(entry.glyph, name, entry.word, entry.when, entry.progress);
     entry.item.append(entry.link);
     markSelected(entry.link, jobId === this.#selected);
     return entry;

@@ -48,6 +48,9 @@ const LOOK_UP_AFTER_MS = 1500;
 /** A job that is not there is asked for again after so long. */
 const MISSING_RETRY_MS = 5000;
 const DENIED = new Set([401, 403]);
+/** The places of streams that share a connection, which only such streams can go on from. */
+const OF_SET = /^m[\w-]{16,}$/;
+const MAX_PLACE_LENGTH = 40;
 
 /** One job on the page, from its choice until another is chosen. */
 export class WatchedJob {
@@ -185,7 +188,7 @@ export class WatchedJob {
 
   /** @param {string | null} cursor */
   #onConnected(cursor) {
-    if (this.connections > 1 && cursor) this.#view.onResumed(cursor);
+    if (this.connections > 1 && cursor) this.#view.onResumed(cursor.slice(0, MAX_PLACE_LENGTH));
     const gap = this.#gap;
     if (!gap) return this.#view.announce(this.#loss, "warn");
     gap.toMs = serverClock.now();
@@ -240,7 +243,8 @@ export class WatchedJob {
   /** @param {JobEvent} event */
   #onEvent({ id, cursor, type, stepId, timestamp, payload, unreadable }) {
     // The client delivers no repeat. The page counts them to prove it. Where ids are not unique, cursors are.
-    const key = `${id} ${cursor}`;
+    const place = OF_SET.test(cursor) ? id : cursor;
+    const key = `${id} ${place}`;
     if (this.#seen.has(key)) {
       this.repeats += 1;
       return;
@@ -254,7 +258,7 @@ export class WatchedJob {
     if (this.#gap && fillsGap) this.#gap.filled += 1;
     this.#view.timeline.add(timeMs, fillsGap);
     this.job.apply({ type, stepId, timeMs, payload });
-    this.#view.show({ id, cursor, type, stepId, timeMs, payload, ...(unreadable && { unreadable }) });
+    this.#view.show({ id, cursor: place, type, stepId, timeMs, payload, ...(unreadable && { unreadable }) });
   }
 
   /** @param {string} key */
@@ -287,7 +291,7 @@ export class WatchedJob {
 function connectionOf({ status, attempt, error }, before, connections) {
   if (status === "open") return error ? "waiting" : "live";
   if (status === "failed" && error?.code === "job.not_found") return "missing";
-  if (status === "failed" && DENIED.has(error?.status ?? 0)) return "denied";
+  if (status === "failed" && (DENIED.has(error?.status ?? 0) || error?.code.startsWith("auth."))) return "denied";
   // A job that was not there is asked for again without a word.
   if (status === "connecting" && before === "missing") return before;
   if (status === "retrying" || (status === "connecting" && (attempt > 0 || connections > 0))) return "reconnecting";

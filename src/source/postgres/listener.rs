@@ -1,6 +1,7 @@
 //! Listens for the database's notifications, on a connection of its own.
 
 use super::store::Store;
+use crate::telemetry;
 use sqlx::postgres::PgListener;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -13,9 +14,11 @@ const RETRY_DELAY: Duration = Duration::from_secs(5);
 /// Calls `notified` on every notification of `channel`. Runs until it is aborted. While the database cannot be listened
 /// to, new events wait for the poll.
 pub async fn listen(store: Arc<Store>, channel: String, notified: Arc<Notify>) {
+    let is_listening = telemetry::SOURCE_LISTENING.gauge(&[]);
     let mut is_logged = false;
     loop {
         let Err(error) = listen_until_error(&store, &channel, &notified).await;
+        is_listening.set(0.0);
         if !is_logged {
             is_logged = true;
             let error = store.error("listening for wake-ups", error.into());
@@ -29,6 +32,7 @@ async fn listen_until_error(store: &Store, channel: &str, notified: &Notify) -> 
     let mut listener = PgListener::connect_with(&store.listener_pool).await?;
     listener.listen(channel).await?;
     tracing::debug!(channel, "listening for wake-ups");
+    telemetry::SOURCE_LISTENING.gauge(&[]).set(1.0);
     // Something may have come between two connections.
     notified.notify_one();
     loop {

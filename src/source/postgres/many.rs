@@ -7,7 +7,7 @@ use super::history::behind;
 use super::page::{PageEnd, PageRows};
 use super::position::Position;
 use super::session::Session;
-use super::sql::{ManyQuery, PageQuery, XidBound};
+use super::sql::{self, ManyQuery, PageQuery, XidBound};
 use super::store::Store;
 use super::tables::Tables;
 use super::turns::Kind;
@@ -16,6 +16,7 @@ use crate::error::SourceError;
 use crate::event::{Event, JobId};
 use crate::source::{Limit, PageResult};
 use crate::sse::Reset;
+use sqlx::Row;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -177,7 +178,8 @@ impl<'a> Reading<'a> {
             return Ok(Some(PageResult::NoSuchJob));
         }
         let end = if is_last { self.level.to_cursor(job) } else { end.to_cursor(job) };
-        session.finish_page(job, events, end, is_last, &answer).await.map(Some)
+        let page = session.finish_page(job, events, end, is_last, &answer).await?;
+        session.without_hasty_end(job, page, &self.level).await.map(Some)
     }
 
     async fn read_up_to_level(
@@ -294,5 +296,22 @@ impl Session<'_> {
         let mut page = self.query_page(PageQuery { job, position, end, published_by: Some(level), limit }).await?;
         page.rows.retain(|row| page.end.contains(row.xid));
         Ok(page)
+    }
+
+    /// Takes back that a job is complete, where it got rows after the level was fixed: they are not in the page.
+    async fn without_hasty_end(
+        &mut self,
+        job: &JobId,
+        mut result: PageResult,
+        level: &Position,
+    ) -> Result<PageResult, QueryError> {
+        if let PageResult::Page(page) = &mut result
+            && page.is_complete
+        {
+            let rows = self.tables.rows(level.scheme);
+            let sql = sql::has_rows_beyond(&rows, self.durable_xid(), job, level.settled());
+            page.is_complete = !self.connection.query_one(sql).await?.try_get::<bool, _>("has_rows")?;
+        }
+        Ok(result)
     }
 }

@@ -6,6 +6,7 @@
 use super::error::QueryError;
 use super::sql;
 use super::turns::{Kind, Turn, Turns};
+use crate::telemetry::{self, Held};
 use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult, TimeoutType};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, Executor, Row};
@@ -122,6 +123,7 @@ pub struct ConnectionPool {
 impl ConnectionPool {
     pub fn new(login: Login, max_connections: u32, read_timeout: Duration) -> Self {
         let max_connections = max_connections.max(1) as usize;
+        telemetry::LIMIT.set(&[("of", "source_connections")], max_connections as f64);
         let pool = Pool::builder(Connector { login: login.clone(), read_timeout })
             .max_size(max_connections)
             .runtime(deadpool::Runtime::Tokio1)
@@ -138,11 +140,13 @@ impl ConnectionPool {
     }
 
     pub async fn get(&self) -> Result<PooledConnection, QueryError> {
+        let _waiting = telemetry::POOL_WAITING.hold();
         self.lend(None).await
     }
 
     /// Lends a connection to a reader when it is its turn.
     pub async fn get_for(&self, kind: Kind) -> Result<PooledConnection, QueryError> {
+        let _waiting = telemetry::POOL_WAITING.hold();
         let turn = timeout(CONNECT_TIMEOUT, self.turns.take(kind)).await;
         self.lend(Some(turn.ok().flatten().ok_or(QueryError::PoolExhausted)?)).await
     }
@@ -153,7 +157,8 @@ impl ConnectionPool {
             PoolError::Timeout(TimeoutType::Wait) => QueryError::PoolExhausted,
             error => QueryError::NotConnected(error.to_string()),
         })?;
-        Ok(PooledConnection { loan: Some(Loan { connection, _turn: turn }), canceller: self.canceller.clone() })
+        let loan = Loan { connection, _turn: turn, _counted: telemetry::POOL_IN_USE.hold() };
+        Ok(PooledConnection { loan: Some(loan), canceller: self.canceller.clone() })
     }
 }
 
@@ -167,6 +172,7 @@ pub struct PooledConnection {
 struct Loan {
     connection: Object<Connector>,
     _turn: Option<Turn>,
+    _counted: Held,
 }
 
 impl Deref for PooledConnection {

@@ -9,6 +9,7 @@
 
 use super::address::Address;
 use super::reply::text;
+use crate::telemetry;
 use redis::aio::MultiplexedConnection;
 use redis::{PushInfo, PushKind, RedisError, Value};
 use std::collections::HashSet;
@@ -71,6 +72,7 @@ impl Invalidations {
         } else {
             self.state().untracked_nodes.remove(node);
         }
+        telemetry::SOURCE_LISTENING.gauge(&[]).set(if self.has_untracked_nodes() { 0.0 } else { 1.0 });
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Notices writes of other processes, by watching the database's directory.
 
+use crate::telemetry;
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use std::ffi::OsStr;
 use std::path::Path;
@@ -56,6 +57,7 @@ impl FileWatch {
         if let Err(error) = &watcher {
             tracing::warn!(%error, "cannot watch the database file for changes; other processes' writes wait for the poll");
         }
+        telemetry::SOURCE_LISTENING.gauge(&[]).set(if watcher.is_ok() { 1.0 } else { 0.0 });
         Self { changed, next_check: None, _watcher: watcher.ok() }
     }
 

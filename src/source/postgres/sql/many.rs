@@ -19,6 +19,9 @@ pub struct ManyQuery<'a> {
     pub limit: usize,
 }
 
+/// Most transactions that a position may be behind, for all rows that were written since to be looked at together.
+const NEAR: u64 = 10_000;
+
 /// Reads the first rows of each job, in the order of keys, each with the job's `place` in the query, counted from 1. The
 /// job's status stands beside each of its rows, and alone in one where it has no rows.
 pub fn pages(tables: &Tables, durable_xid: u64, query: &ManyQuery) -> String {
@@ -41,13 +44,42 @@ pub fn pages(tables: &Tables, durable_xid: u64, query: &ManyQuery) -> String {
          )
          SELECT {SNAPSHOT_COLUMNS}, wanted.place, wanted.status, wanted.has_job, page.*
          FROM jobcast_snapshot CROSS JOIN jobcast_mark CROSS JOIN jobcast_wanted wanted
-         LEFT JOIN LATERAL ({page}) page ON true
+         LEFT JOIN {page}
          ORDER BY wanted.place, page.part, page.ordinal",
         ctes = snapshot_ctes(rows, durable_xid, None),
         in_events = spellings(&tables.events.job_id, ids.clone()),
         in_jobs = spellings(tables.jobs.as_ref().map_or(&tables.events.job_id, |jobs| &jobs.id), ids),
-        page = first_rows(rows, query),
+        page = if is_near(query) { newest_rows(rows, query) } else { first_rows(rows, query) },
     )
+}
+
+fn is_near(query: &ManyQuery) -> bool {
+    let mark = query.position.settled().mark;
+    mark > 0 && query.end.mark.saturating_sub(mark) <= NEAR
+}
+
+/// Joins the rows of all jobs that are few because they are new. The planner knows the ids and sees that, where it would take
+/// a job with a long history for one like all others.
+fn newest_rows(rows: &EventRows, query: &ManyQuery) -> String {
+    let job_id = &rows.tables.events.job_id;
+    format!(
+        "(SELECT 0 AS part, {job} AS job, row_number() OVER (PARTITION BY {job} ORDER BY {order}) AS nth, {columns}
+          FROM {events} e WHERE {of_jobs} AND {undelivered}) page
+         ON page.job = wanted.in_events AND page.nth <= {limit}",
+        job = job_id.text(),
+        order = rows.order(),
+        columns = rows.select_list(),
+        events = rows.table(),
+        of_jobs = job_id.equals_any(query.jobs.iter().map(|job| job.as_str())),
+        undelivered = undelivered(rows, query),
+        limit = query.limit,
+    )
+}
+
+/// Condition: the row is of a transaction between the position and the end.
+fn undelivered(rows: &EventRows, query: &ManyQuery) -> String {
+    let since = rows.written_since(&XidBound::Fixed(query.position.settled().clone()));
+    format!("{since} AND {}", rows.written_before(&XidBound::Fixed(query.end.clone())))
 }
 
 /// The ids of jobs as one column spells them, with null for what is no value of its type.
@@ -56,16 +88,12 @@ fn spellings<'a>(column: &IdColumn, jobs: impl Iterator<Item = &'a JobId>) -> St
     format!("ARRAY[{}]::text[]", spelled.collect::<Vec<_>>().join(","))
 }
 
-/// Selects the first rows of the job in `wanted.in_events`. Rows without a number and those with one come from a part
+/// Joins the first rows of each job, which are looked for job by job. Rows without a number and those with one come from a part
 /// each, so that an index can serve each.
 fn first_rows(rows: &EventRows, query: &ManyQuery) -> String {
     let limit = query.limit;
-    let condition = format!(
-        "{of_job} AND {since} AND {before_end}",
-        of_job = rows.tables.events.job_id.equals_expression("wanted.in_events"),
-        since = rows.written_since(&XidBound::Fixed(query.position.settled().clone())),
-        before_end = rows.written_before(&XidBound::Fixed(query.end.clone())),
-    );
+    let of_job = rows.tables.events.job_id.equals_expression("wanted.in_events");
+    let condition = format!("{of_job} AND {}", undelivered(rows, query));
     let part = |number: u8, rows: &EventRows, more: &str| {
         format!(
             "SELECT {number} AS part, {columns} FROM {events} e WHERE {condition}{more} ORDER BY {order} LIMIT {limit}",
@@ -74,7 +102,7 @@ fn first_rows(rows: &EventRows, query: &ManyQuery) -> String {
             order = rows.order(),
         )
     };
-    match rows.split_numbered() {
+    let first = match rows.split_numbered() {
         None => part(0, rows, ""),
         Some((unnumbered, numbered)) => {
             let is_unnumbered = rows.is_unnumbered();
@@ -82,7 +110,8 @@ fn first_rows(rows: &EventRows, query: &ManyQuery) -> String {
             let numbered = part(1, &numbered, &format!(" AND NOT {is_unnumbered}"));
             format!("({unnumbered}) UNION ALL ({numbered})")
         }
-    }
+    };
+    format!("LATERAL ({first}) page ON true")
 }
 
 /// Reads the transaction that wrote one of the jobs' rows last, of those at or above `mark`: `last_xid`, or null.
@@ -94,6 +123,17 @@ pub fn last_xid<'a>(rows: &EventRows, mark: u64, jobs: impl Iterator<Item = &'a 
         events = rows.table(),
         of_jobs = rows.tables.events.job_id.equals_any(jobs.map(JobId::as_str)),
         since = rows.written_since(&XidBound::below(mark)),
+    )
+}
+
+/// Asks whether the job has rows of transactions beyond a level.
+pub fn has_rows_beyond(rows: &EventRows, durable_xid: u64, job: &JobId, level: &EndedXids) -> String {
+    format!(
+        "{ctes} SELECT EXISTS (SELECT FROM {events} e WHERE {of_job} AND {since}) AS has_rows FROM jobcast_snapshot",
+        ctes = snapshot_ctes(rows, durable_xid, None),
+        events = rows.table(),
+        of_job = rows.tables.events.job_id.equals(job.as_str()),
+        since = rows.written_since(&XidBound::Fixed(level.clone())),
     )
 }
 

@@ -107,11 +107,14 @@ fn a_key_with_the_digest_of_a_long_id_is_looked_up_in_the_table() {
 fn statements_on_many_jobs_are_the_reviewed_ones_in_every_scheme() {
     let (job, other) = (&job(), &"job-2".parse().expect("a job id"));
     let end = ended(745, &[740, 743]);
-    assert_in_each_scheme("pages", |rows| {
-        let position = Position::new_settled(rows.tables.best, ended(700, &[690]), BTreeMap::new());
-        let query = ManyQuery { jobs: vec![job, other], position: &position, end: &end, limit: 33 };
-        pages(rows.tables, DURABLE_XID, &query)
-    });
+    for (name, settled) in [("pages_from_the_beginning", ended(0, &[])), ("pages_of_new_rows", ended(700, &[690]))] {
+        assert_in_each_scheme(name, |rows| {
+            let position = Position::new_settled(rows.tables.best, settled.clone(), BTreeMap::new());
+            let query = ManyQuery { jobs: vec![job, other], position: &position, end: &end, limit: 33 };
+            pages(rows.tables, DURABLE_XID, &query)
+        });
+    }
+    assert_in_each_scheme("has_rows_beyond", |rows| has_rows_beyond(rows, DURABLE_XID, job, &end));
     assert_in_each_scheme("key_from_end", |rows| key_from_end(rows, DURABLE_XID, job, Some(&end), 20));
     let (_, tables) = &schemes()[2];
     assert_statement("last_xid", &last_xid(&tables.rows(tables.best), DURABLE_XID, [job, other].into_iter()));

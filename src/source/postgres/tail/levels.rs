@@ -36,7 +36,8 @@ impl PostgresTail {
             return Ok(changes);
         }
         let level = session.fix_level(std::iter::empty()).await?;
-        let rows = session.connection.query(self.changes_sql(session)).await?;
+        let sql = self.changes_sql(session);
+        let rows = session.connection.query(sql).await?;
         Ok(Changes { level, ..self.parse_changes(session, &rows)? })
     }
 

@@ -1,0 +1,229 @@
+//! What the daemon tells those who run it: metrics, and lines of the log.
+
+use crate::support::daemon::{run, stream_path};
+use crate::support::http::{encode, request};
+use crate::support::{Daemon, Postgres, eventually, narrow, write_big};
+use serde_json::Value;
+use sqlx::Executor;
+use std::time::Duration;
+
+// ---- metrics
+
+/// Names of the metrics of the table, with their kinds.
+fn table() -> Vec<(String, String)> {
+    let source = include_str!("../../src/telemetry.rs");
+    let lines = source.lines().filter_map(|line| line.trim().split_once(" = "));
+    let metrics = lines.filter_map(|(_, of)| of.split_once("(\"jobcast_"));
+    metrics.map(|(kind, of)| (format!("jobcast_{}", of.split('"').next().expect("a name")), kind.into())).collect()
+}
+
+#[tokio::test]
+async fn every_metric_stands_in_the_guide_and_every_series_that_is_known_is_there_before_anything_has_happened() {
+    let daemon = Daemon::start().await;
+    let scraped = daemon.ask_admin("/metrics").await.text();
+    let guide = include_str!("../../docs/operate.md");
+    let table = table();
+    assert!(table.len() > 45, "{table:?}");
+    for (name, kind) in &table {
+        assert!(guide.contains(&format!("`{name}")), "{name} is not in docs/operate.md");
+        // A moment that has not been has no number, and a histogram has none of nothing.
+        let is_there = kind != "seconds" && !name.ends_with("_timestamp_seconds");
+        assert!(!is_there || scraped.contains(&format!("\n{name}")), "{name} is not exported");
+    }
+    for series in [
+        "jobcast_resets_total{reason=\"trimmed\"} 0",
+        "jobcast_disconnects_total{reason=\"slow\"} 0",
+        "jobcast_connections_total{outcome=\"full\"} 0",
+        "jobcast_refused_requests_total{reason=\"rate\"} 0",
+        "jobcast_source_errors_total{code=\"source.rights\",retryable=\"false\"} 0",
+        "jobcast_source_errors_total{code=\"source.timed_out\",retryable=\"true\"} 0",
+        "jobcast_events_total{source=\"sqlite\"} 0",
+        "jobcast_limit{of=\"streams\"} 10000",
+        "jobcast_draining 0",
+    ] {
+        assert!(scraped.contains(&format!("\n{series}")), "{series} is missing");
+    }
+    assert!(!scraped.contains("\njobcast_tls_certificate_expiry_timestamp_seconds "));
+    assert!(daemon.metric("jobcast_settings_hash").await > 0.0);
+}
+
+#[tokio::test]
+async fn lag_grows_while_the_source_is_away_or_hangs_and_the_log_says_how_long_it_was_away() {
+    let server = Postgres::start().await;
+    server.make_reader().await;
+    let settings = [("source.retry_max", "200ms"), ("source.poll_interval", "200ms")];
+    let daemon = Daemon::on("postgres", &server.url("postgres"), &settings).await;
+    let lag = "jobcast_source_lag_seconds";
+    let grows = async || {
+        let first = eventually("some lag", async || Some(daemon.metric(lag).await).filter(|lag| *lag > 0.5)).await;
+        eventually("more of it", async || (daemon.metric(lag).await > first).then_some(())).await;
+    };
+    let is_over = async || (daemon.metric(lag).await < 0.3).then_some(());
+    eventually("a listener", async || (daemon.metric("jobcast_source_listening").await == 1.0).then_some(())).await;
+    let read = daemon.metric("jobcast_source_last_read_timestamp_seconds").await;
+    assert!(read > 1.7e9, "{read}");
+
+    server.down("immediate");
+    grows().await;
+    eventually("nobody to listen to", async || (daemon.metric("jobcast_source_listening").await == 0.0).then_some(()))
+        .await;
+    let stood = daemon.metric("jobcast_source_last_read_timestamp_seconds").await;
+    assert_eq!(stood, daemon.metric("jobcast_source_last_read_timestamp_seconds").await);
+    server.up().await;
+    eventually("no lag", is_over).await;
+    let back = eventually("a line at the end", async || {
+        daemon.log().lines().find(|line| line.contains("source is back")).map(str::to_string)
+    })
+    .await;
+    let away: f64 = back.rsplit_once("outage_s=").expect("how long").1.trim().parse().expect("a number");
+    assert!(away > 0.4, "{back}");
+    eventually("a listener", async || (daemon.metric("jobcast_source_listening").await == 1.0).then_some(())).await;
+
+    // A read that waits for a lock is no outage, and holds one of the pool's connections.
+    daemon.write("job", 0..1).await;
+    daemon.stream("job").await.take(1).await;
+    let mut holder = server.connect().await;
+    holder.execute(sqlx::raw_sql("BEGIN; LOCK TABLE job_events")).await.expect("a lock");
+    grows().await;
+    assert_eq!(daemon.metric("jobcast_source_up").await, 1.0);
+    assert!(daemon.metric("jobcast_source_connections_in_use").await >= 1.0);
+    let many: Vec<_> = (0..12).map(|_| daemon.stream("job")).collect();
+    let asked = tokio::time::timeout(Duration::from_secs(60), async {
+        tokio::join!(futures_util::future::join_all(many), async {
+            let waiting = "jobcast_source_connections_waiting";
+            eventually("some who wait", async || (daemon.metric(waiting).await >= 1.0).then_some(())).await;
+            holder.execute(sqlx::raw_sql("COMMIT")).await.expect("free");
+        })
+    });
+    asked.await.expect("answers");
+    eventually("no lag", is_over).await;
+    eventually("idle connections", async || {
+        let (used, waiting) = ("jobcast_source_connections_in_use", "jobcast_source_connections_waiting");
+        (daemon.metric(used).await <= 1.0 && daemon.metric(waiting).await == 0.0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn readers_at_a_standstill_long_polls_and_resets_are_counted_where_they_stand() {
+    let daemon = Daemon::with(&[("stream.write_timeout", "10m"), ("shutdown.grace", "10s")]).await;
+    daemon.write("job", 0..1).await;
+    let stalled = narrow(daemon.http, &encode("GET", &stream_path("job"), &[], b"")).await;
+    daemon.has_subscribers(1).await;
+    write_big(&daemon, "job", 1..800).await;
+    eventually("a reader at a standstill", async || {
+        let (blocked, bytes) =
+            (daemon.metric("jobcast_blocked_subscribers").await, daemon.metric("jobcast_backlog_bytes").await);
+        (blocked == 1.0 && bytes > 0.0).then_some(())
+    })
+    .await;
+    drop(stalled);
+    eventually("none", async || {
+        let (blocked, bytes) =
+            (daemon.metric("jobcast_blocked_subscribers").await, daemon.metric("jobcast_backlog_bytes").await);
+        (blocked == 0.0 && bytes == 0.0).then_some(())
+    })
+    .await;
+
+    let reset = daemon.stream_after("job", "nonsense").await.event().await;
+    assert!(reset.is("stream.reset"), "{reset:?}");
+    let page = daemon.get("/runner-jobs/job/events?after=nonsense&limit=1").await.json();
+    assert_eq!(page["reset"]["reason"], "unknown");
+    assert_eq!(daemon.metric("jobcast_resets_total{reason=\"unknown\"}").await, 2.0);
+    assert!(daemon.metric("jobcast_history_read_seconds_count").await >= 2.0);
+
+    daemon.write("quiet", 0..1).await;
+    let cursor = daemon.get("/runner-jobs/quiet/events").await.json()["cursor"].as_str().expect("a cursor").to_string();
+    let path = format!("/runner-jobs/quiet/events?wait=60&after={cursor}");
+    tokio::join!(daemon.get(&path), async {
+        eventually("a poll", async || (daemon.metric("jobcast_long_polls").await == 1.0).then_some(())).await;
+        daemon.write("quiet", 1..2).await;
+    });
+    eventually("no poll", async || (daemon.metric("jobcast_long_polls").await == 0.0).then_some(())).await;
+    daemon.signal("TERM");
+    eventually("the drain", async || (daemon.metric("jobcast_draining").await == 1.0).then_some(())).await;
+}
+
+// ---- the log
+
+/// Lines of a log that is JSON, each of which must be.
+fn lines(log: &str) -> Vec<Value> {
+    let lines = log.lines();
+    lines.map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
+}
+
+async fn line(daemon: &Daemon, message: &str, is: impl Fn(&Value) -> bool) -> Value {
+    eventually(&format!("a line {message:?}"), async || {
+        lines(&daemon.log()).into_iter().find(|line| line["message"] == message && is(line))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn every_line_of_a_request_has_its_id_its_job_and_its_caller_in_one_schema() {
+    let settings = [("log.format", "json"), ("log.access", "true"), ("http.trusted_proxies", "127.0.0.1/32")];
+    let daemon = Daemon::with(&settings).await;
+    daemon.write("job", 0..3).await;
+    let headers = [("X-Request-Id", "from-the-proxy-7"), ("X-Forwarded-For", "192.0.2.7")];
+    let path = format!("{}?token=hunter2", stream_path("job"));
+    let mut stream = crate::support::Stream::open(daemon.http, &path, &headers).await;
+    stream.take(3).await;
+    let connection = stream.head.header("X-Jobcast-Connection").expect("an id").to_string();
+    drop(stream);
+
+    let begins = line(&daemon, "stream begins", |_| true).await;
+    let answered = line(&daemon, "request", |line| line["connection"] == connection).await;
+    let ended = line(&daemon, "stream ended", |_| true).await;
+    for line in [&begins, &answered] {
+        assert_eq!((&line["request"], &line["peer"]), (&"from-the-proxy-7".into(), &"127.0.0.1".into()), "{line}");
+    }
+    for line in [&begins, &answered, &ended] {
+        assert_eq!((&line["connection"], &line["job"]), (&connection.clone().into(), &"job".into()), "{line}");
+        assert_eq!((&line["address"], &line["level"]), (&"192.0.2.7".into(), &"INFO".into()), "{line}");
+        assert!(line["timestamp"].is_string() && line.get("spans").is_none() && line.get("span").is_none(), "{line}");
+    }
+    assert_eq!((&answered["status"], &answered["outcome"]), (&200.into(), &"accepted".into()));
+    assert_eq!((&ended["reason"], &ended["events"]), (&"gone".into(), &3.into()));
+    assert!(answered["seconds"].is_f64() && ended["seconds"].is_f64());
+
+    // What is refused is in it, with the code of its problem, and with an id where the proxy gave none that is one.
+    request(daemon.http, "GET", "/runner-jobs/nobody/events", &[("X-Request-Id", "a \u{7f} b")], b"").await;
+    let refused = line(&daemon, "request", |line| line["job"] == "nobody").await;
+    assert_eq!((&refused["status"], &refused["code"]), (&404.into(), &"job.not_found".into()), "{refused}");
+    assert_eq!(refused["request"].as_str().map(str::len), Some(32), "{refused}");
+    let bad = request(daemon.http, "GET", "/", &[("Host", "evil.example")], b"").await;
+    assert_eq!(bad.status, 421);
+    line(&daemon, "request", |line| line["code"] == "request.host").await;
+
+    // A line that another part writes for a request has its fields, too.
+    let mut rows = daemon.rows().await;
+    sqlx::raw_sql("ALTER TABLE job_events RENAME TO elsewhere").execute(&mut rows).await.expect("rename");
+    request(daemon.http, "GET", "/runner-jobs/other/events", &headers, b"").await;
+    let failed = line(&daemon, "request", |line| line["job"] == "other").await;
+    assert!(failed["status"].as_u64().is_some_and(|status| status >= 500), "{failed}");
+    let warned = lines(&daemon.log()).into_iter().find(|line| line["message"] == "a request failed at the source");
+    if let Some(warned) = warned {
+        assert_eq!(warned["request"], "from-the-proxy-7", "{warned}");
+    }
+    assert!(!daemon.log().contains("hunter2"), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn without_an_access_log_no_request_is_logged_and_the_reason_of_a_failed_start_is_json_where_lines_are() {
+    let daemon = Daemon::start().await;
+    daemon.write("job", 0..1).await;
+    daemon.stream("job").await.take(1).await;
+    daemon.has_subscribers(0).await;
+    assert!(!daemon.log().contains("stream ended") && !daemon.log().contains("method="), "{}", daemon.log());
+
+    let folder = tempfile::tempdir().expect("a directory");
+    let held = daemon.http.to_string();
+    let database = folder.path().join("jobcast.db").display().to_string();
+    let settings = [("log.format", "json"), ("http.listen", &held), ("source.sqlite.path", &database)];
+    let output = run(&["serve"], &settings).await;
+    assert_eq!(output.status.code(), Some(1));
+    let said = lines(&String::from_utf8_lossy(&output.stderr));
+    let last = said.last().expect("a line");
+    assert_eq!(last["level"], "ERROR");
+    assert!(last["message"].as_str().is_some_and(|message| message.contains("http.listen")), "{last}");
+}
