@@ -73,7 +73,7 @@ impl Sqlite {
 
 impl Store for Sqlite {
     const HAS_LEVELS: bool = true;
-    const LONGEST_SET_ID: usize = 128;
+    const LONGEST_SET_ID: usize = 800;
 
     async fn start() -> Self {
         Self { folder: tempfile::tempdir().expect("a directory") }
