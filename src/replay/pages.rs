@@ -108,8 +108,8 @@ impl Pages {
 
     /// Reads a page as its source gives it, for a caller that has no use for it encoded.
     pub async fn plain(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError> {
-        let _turn = self.turns.take().await;
         let began = Instant::now();
+        let _turn = self.turns.take().await;
         let page = self.source.page(job, after, limit).await;
         telemetry::HISTORY_READ.histogram().record(began.elapsed());
         page
@@ -117,8 +117,8 @@ impl Pages {
 
     /// As [`Pages::plain`], for several jobs; see [`Source::pages`].
     pub async fn plain_of_set(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
-        let _turn = self.turns.take().await;
         let began = Instant::now();
+        let _turn = self.turns.take().await;
         let pages = self.source.pages(wanted, limit).await;
         telemetry::HISTORY_READ.histogram().record(began.elapsed());
         pages
