@@ -202,7 +202,7 @@ impl<A: AsyncFn(&JobId, Range<u64>)> Reader<'_, A> {
             if has_all {
                 return true;
             }
-            // As the tail is run: a read when it is woken, and at each poll.
+            // The tail is read as it is run: when it is woken, and at each poll.
             let _ = timeout(POLL, tail.woken()).await;
         }
     }
