@@ -5,7 +5,7 @@ use super::edge;
 use super::problem::Problem;
 use super::stream::{head, stalled};
 use super::{App, access};
-use crate::cursor::set::MAX_TEXT;
+use crate::cursor::set::{self, MAX_TEXT, Members};
 use crate::cursor::{Cursor, Start};
 use crate::delivery::admission::StreamPermit;
 use crate::delivery::body::Body;
@@ -95,6 +95,9 @@ impl Begun {
 async fn resolve(app: &App, topic: &Topic, text: &str) -> Result<Vec<Option<Cursor>>, SourceError> {
     let jobs = topic.jobs();
     if let [job] = jobs {
+        // The cursor of a set is good for each of its jobs alone, too.
+        let in_set = set::open(&Members::new([job.clone()]), text).and_then(|known| known.into_iter().next().flatten());
+        let text = in_set.as_ref().map_or(text, Cursor::as_str);
         return Ok(vec![app.resolve(job, text).await?]);
     }
     let named = if text.len() <= MAX_TEXT { topic.open(text) } else { None };
