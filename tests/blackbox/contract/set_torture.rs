@@ -161,9 +161,7 @@ impl Subscriber {
         let json = message.json();
         let job = json["jobId"].as_str().unwrap_or_else(|| panic!("of no job: {message:?}")).to_string();
         match message.event.as_deref() {
-            Some("stream.complete") => {
-                self.complete.insert(job);
-            }
+            Some("stream.complete") => assert!(self.complete.insert(job), "{message:?} came twice"),
             Some("stream.reset") => {
                 assert!(!known.is_empty() && !known.contains(&job) && json["reason"] == "unknown", "{message:?}");
             }
