@@ -299,7 +299,7 @@ async fn torture(schema: &str, on_standby: bool) -> f64 {
 
 /// The sets of jobs that are watched over HTTP: some overlap, and one is of all jobs.
 fn set_of(watcher: usize) -> Vec<String> {
-    let jobs = (0..JOBS).filter(|job| watcher.is_multiple_of(4) || (job + watcher) % (watcher % 7 + 2) == 0);
+    let jobs = (0..JOBS).filter(|job| watcher.is_multiple_of(4) || (job + watcher).is_multiple_of(watcher % 7 + 2));
     jobs.map(|job| format!("job-{job}")).collect()
 }
 
