@@ -131,14 +131,16 @@ impl Replay {
     pub fn from_beginning(pages: Arc<Pages>, hub: Hub, topic: Topic) -> Self {
         let beginnings: Vec<Cursor> = topic.jobs().iter().map(|job| pages.source.beginning(job)).collect();
         let position = topic.position_at(&beginnings);
-        let began_at = position.token.clone();
-        let reached = Reached::Own(position);
+        Self::at(pages, hub, topic, position)
+    }
+
+    fn new(pages: Arc<Pages>, hub: Hub, topic: Topic, reached: Reached) -> Self {
         Self {
             pages,
             hub,
             topic,
+            began_at: reached.position().token.clone(),
             reached,
-            began_at,
             has_given: false,
             phase: Phase::Reading,
             from: 0,
@@ -154,14 +156,12 @@ impl Replay {
 
     /// A replay of everything after a position, which may be foreign.
     pub fn after(pages: Arc<Pages>, hub: Hub, topic: Topic, after: Position) -> Self {
-        let began_at = after.token.clone();
-        Self { reached: Reached::Sent(after), began_at, ..Self::from_beginning(pages, hub, topic) }
+        Self::new(pages, hub, topic, Reached::Sent(after))
     }
 
     /// A replay of everything after a position that the source made itself.
     pub fn at(pages: Arc<Pages>, hub: Hub, topic: Topic, after: Position) -> Self {
-        let began_at = after.token.clone();
-        Self { reached: Reached::Own(after), began_at, ..Self::from_beginning(pages, hub, topic) }
+        Self::new(pages, hub, topic, Reached::Own(after))
     }
 
     /// A replay of everything after a token of this process' own.
@@ -188,8 +188,7 @@ impl Replay {
         let may_be_over = status.is_some_and(JobStatus::is_final);
         let phase = if may_be_over { Phase::Reading } else { Phase::CaughtUp };
         let statuses = status.map(|status| (job.clone(), status)).into_iter().collect();
-        let reached = Reached::Own(Position::of_job(cursor));
-        Self { reached, phase, statuses, ..Self::from_beginning(pages, hub, Topic::Job(job)) }
+        Self { phase, statuses, ..Self::at(pages, hub, Topic::Job(job), Position::of_job(cursor)) }
     }
 
     /// Notes the statuses and the ends that the reader has been told already.

@@ -77,14 +77,10 @@ impl Begun {
         // One job alone that loses its place is told so and gets its whole history.
         let otherwise = if jobs.len() == 1 { &Start::Beginning } else { &**otherwise };
         let known = resolve(app, topic, text).await?;
-        let mut cursors = beginnings(app, jobs, otherwise).await?;
-        let mut added = Vec::new();
-        for ((job, cursor), known) in jobs.iter().zip(&mut cursors).zip(known) {
-            match known {
-                Some(known) => *cursor = known,
-                None => added.push(job.clone()),
-            }
-        }
+        let unknown = jobs.iter().zip(&known).filter(|(_, known)| known.is_none());
+        let added: Vec<JobId> = unknown.map(|(job, _)| job.clone()).collect();
+        let mut others = beginnings(app, &added, otherwise).await?.into_iter();
+        let cursors: Vec<Cursor> = known.into_iter().filter_map(|known| known.or_else(|| others.next())).collect();
         let is_unknown = added.len() == jobs.len();
         let added = if is_unknown { Vec::new() } else { added };
         Ok(Self { position: topic.position_at(&cursors), is_own: is_unknown, is_unknown, added })
