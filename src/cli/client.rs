@@ -21,6 +21,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_SHOWN_CHARS: usize = 200;
 /// `http.stream_path`, unless it was changed.
 pub const STREAM_PATH: &str = "/runner-jobs/{job_id}/events/stream";
+/// Address of the stream of several jobs.
+const SET_STREAM_PATH: &str = "/runner-jobs/events/stream";
 /// All but the unreserved characters of RFC 3986.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -151,6 +153,13 @@ impl Jobcast {
     pub fn stream_url(&self, job: &JobId, path: &str) -> String {
         let job = utf8_percent_encode(job.as_str(), SEGMENT).to_string();
         format!("{}/{}", self.base, path.trim_start_matches('/')).replace("{job_id}", &job)
+    }
+
+    /// Opens one stream of several jobs; `None` if all of them have ended and nothing more of them will come.
+    pub async fn set_stream(&self, jobs: &[JobId], start: &Start) -> Result<Option<Stream>, Failure> {
+        let named: Vec<String> =
+            jobs.iter().map(|job| format!("job={}", utf8_percent_encode(job.as_str(), SEGMENT))).collect();
+        self.stream_at(&format!("{}{SET_STREAM_PATH}?{}", self.base, named.join("&")), start).await
     }
 
     /// As [`Jobcast::stream`], from an address that may have a query of its own.

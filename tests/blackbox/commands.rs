@@ -271,3 +271,19 @@ async fn bench_counts_every_delivery_and_finds_none_lost_or_repeated() {
     assert_eq!((&report["delivered"], &report["lost"], &report["repeated"]), (&2000.into(), &0.into(), &0.into()));
     daemon.has_subscribers(0).await;
 }
+
+#[tokio::test]
+async fn bench_counts_the_events_of_each_of_the_jobs_that_a_stream_watches() {
+    let daemon = Daemon::start().await;
+    let url = format!("http://{}", daemon.http);
+    let load = ["bench", "--url", &url, "--subscribers", "20", "--jobs", "10", "--events", "10", "--rate", "200", "--json"];
+    for watched in ["5", "10"] {
+        let output = run(&[&load[..], &["--watch", watched]].concat(), &[]).await;
+        assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let expected = 20 * 10 * watched.parse::<u64>().expect("a number");
+        assert_eq!((&report["delivered"], &report["lost"]), (&expected.into(), &0.into()));
+    }
+    let refused = run(&[&load[..], &["--watch", "11"]].concat(), &[]).await;
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+}

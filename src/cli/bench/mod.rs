@@ -33,6 +33,9 @@ pub struct Args {
     /// Jobs to publish to
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     jobs: u64,
+    /// Jobs that each stream watches: with more than one, it is a stream of several jobs
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    watch: u64,
     /// Events of each job
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     events: u64,
@@ -78,6 +81,9 @@ enum BenchError {
 pub async fn run(args: Args) -> ExitCode {
     if !(args.rate.is_finite() && args.rate > 0.0) {
         return misused("--rate must be more than 0");
+    }
+    if args.watch > args.jobs {
+        return misused(format!("--watch {} is more than there are jobs: add --jobs {0} or more", args.watch));
     }
     if !is_loopback(&args.url) && !args.yes {
         return misused(format!("{} is not on this machine: add --yes if you may load it", args.url));
@@ -175,7 +181,7 @@ impl Bench {
         for number in 0..self.args.subscribers {
             let subscriber = Subscriber {
                 jobcast: self.jobcast.clone(),
-                job: self.jobs[(number % self.args.jobs) as usize].clone(),
+                jobs: self.watched_by(number),
                 number: number as usize,
                 opening: opening.clone(),
                 latency: latency.clone(),
@@ -185,6 +191,15 @@ impl Bench {
             subscribers.spawn(subscriber.run(self.args.events));
         }
         subscribers
+    }
+
+    /// Returns the jobs that a subscriber watches: as many as asked for, one after the other, beginning where the
+    /// subscriber's share of all jobs does. Where each watches all jobs, all watch the same.
+    fn watched_by(&self, subscriber: u64) -> Vec<JobId> {
+        let first = if self.args.watch == 1 { subscriber } else { subscriber * self.args.jobs / self.args.subscribers };
+        let mut numbers: Vec<u64> = (0..self.args.watch).map(|next| (first + next) % self.args.jobs).collect();
+        numbers.sort_unstable();
+        numbers.into_iter().filter_map(|number| self.jobs.get(number as usize)).cloned().collect()
     }
 
     async fn publish(&self) -> Result<(), Failure> {
@@ -214,7 +229,7 @@ impl Bench {
     }
 
     async fn deliver(&self, progress: &Progress<'_>) -> Result<(), Failure> {
-        let deliveries = self.args.subscribers * self.args.events;
+        let deliveries = self.args.subscribers * self.args.watch * self.args.events;
         let publishing = Duration::from_secs_f64(self.args.events as f64 / self.args.rate);
         progress.until("delivering", |counts| &counts.delivered, deliveries, publishing + PHASE_TIMEOUT).await;
         Ok(())

@@ -14,6 +14,8 @@ use std::time::Duration;
 pub struct Report {
     subscribers: u64,
     jobs: u64,
+    /// Jobs that each stream watches.
+    watched: u64,
     /// Events of each job.
     events: u64,
     connected_in_ms: f64,
@@ -59,6 +61,7 @@ impl Report {
         Self {
             subscribers: args.subscribers,
             jobs: args.jobs,
+            watched: args.watch,
             events: args.events,
             connected_in_ms: connected_in.as_secs_f64() * 1e3,
             delivered,
@@ -81,9 +84,10 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Percentiles { p50, p90, p99, p999, max } = self.latency_ms;
+        let each = if self.watched == 1 { String::new() } else { format!("{} at a time of ", self.watched) };
         writeln!(
             f,
-            "subscribers  {} of {} jobs, connected in {:.0} ms",
+            "subscribers  {} of {each}{} jobs, connected in {:.0} ms",
             self.subscribers, self.jobs, self.connected_in_ms
         )?;
         writeln!(f, "delivered    {} events, {:.0} a second", self.delivered, self.deliveries_per_second)?;

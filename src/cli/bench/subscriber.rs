@@ -1,12 +1,13 @@
-//! One subscriber of the measurement: it reads its stream to the end and checks that each event came once, in order.
+//! One subscriber of the measurement: it reads its stream to the end and checks that each event of each of its jobs came
+//! once, in the job's order.
 
-use super::super::client::{Failure, Jobcast};
+use super::super::client::{Failure, Jobcast, Stream};
 use super::progress::Counts;
 use crate::cursor::Start;
 use crate::event::JobId;
 use crate::sse;
 use hdrhistogram::Histogram;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -76,19 +77,22 @@ impl Tally {
 pub enum StreamError {
     #[error(transparent)]
     Connection(#[from] Failure),
-    #[error("the job has ended")]
-    JobHasEnded,
-    #[error("the stream ended before the job did")]
+    #[error("the jobs have ended")]
+    JobsHaveEnded,
+    #[error("the stream ended before its jobs did")]
     EndedEarly,
     #[error("{kind}: {data}")]
     Unexpected { kind: String, data: String },
+    #[error("there came an event of the job {0}, which is not watched")]
+    OfAnother(String),
     #[error("an event cannot be read: {0}")]
     BadEvent(#[from] serde_json::Error),
 }
 
 pub struct Subscriber {
     pub jobcast: Jobcast,
-    pub job: JobId,
+    /// Jobs that it watches, at least one.
+    pub jobs: Vec<JobId>,
     /// Place among all subscribers, from 0.
     pub number: usize,
     /// Limits the streams that are being opened at the same time.
@@ -100,12 +104,15 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// Reads the stream to its end; `events` is how many the job has.
+    /// Reads the stream to its end; `events` is how many each of its jobs has.
     pub async fn run(self, events: u64) -> Tally {
-        let mut order = Order::default();
-        let ended = self.read(&mut order).await;
+        let mut orders: HashMap<&str, Order> = self.jobs.iter().map(|job| (job.as_str(), Order::default())).collect();
+        let ended = self.read(&mut orders).await;
         self.counts.ended.fetch_add(1, Ordering::Relaxed);
-        let mut tally = order.finish(events);
+        let mut tally = Tally::default();
+        for order in orders.into_values() {
+            tally.add(order.finish(events));
+        }
         if let Err(error) = ended {
             tally.broken = 1;
             tally.first_error = Some(error);
@@ -113,22 +120,30 @@ impl Subscriber {
         tally
     }
 
-    async fn read(&self, order: &mut Order) -> Result<(), StreamError> {
-        let permit = self.opening.acquire().await;
-        let stream = self.jobcast.stream(&self.job, &Start::Beginning).await?;
-        drop(permit);
-        let mut stream = stream.ok_or(StreamError::JobHasEnded)?;
+    async fn open(&self) -> Result<Option<Stream>, Failure> {
+        let _permit = self.opening.acquire().await;
+        match self.jobs.as_slice() {
+            [job] => self.jobcast.stream(job, &Start::Beginning).await,
+            jobs => self.jobcast.set_stream(jobs, &Start::Beginning).await,
+        }
+    }
+
+    async fn read(&self, orders: &mut HashMap<&str, Order>) -> Result<(), StreamError> {
+        let mut stream = self.open().await?.ok_or(StreamError::JobsHaveEnded)?;
         self.counts.connected.fetch_add(1, Ordering::Relaxed);
+        let mut running = self.jobs.len();
         while let Some(message) = stream.next().await? {
             let Some(data) = message.data else { continue };
             match message.kind.as_str() {
-                "stream.complete" => return Ok(()),
+                "stream.complete" if running == 1 => return Ok(()),
+                "stream.complete" => running -= 1,
                 "bench.event" => {
                     let event: Event = serde_json::from_str(&data)?;
                     let late = (self.epoch.elapsed().as_nanos() as u64).saturating_sub(event.payload.at);
                     self.latency.record(self.number, late / 1000);
                     self.counts.delivered.fetch_add(1, Ordering::Relaxed);
-                    order.received(event.payload.n);
+                    let order = orders.get_mut(event.job_id.as_str());
+                    order.ok_or(StreamError::OfAnother(event.job_id))?.received(event.payload.n);
                 }
                 // These mean that something went wrong; of Jobcast's own others, the measurement needs none.
                 "stream.error" | "stream.reset" | "stream.bye" => {
@@ -176,7 +191,9 @@ impl Order {
 }
 
 #[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Event {
+    job_id: String,
     payload: Stamp,
 }
 
