@@ -1,6 +1,6 @@
 //! Gauges that say how the daemon is set up, and those that change by themselves.
 
-use crate::config::Settings;
+use crate::config::{Settings, SourceKind};
 use crate::shutdown::{Phase, ShutdownWatch};
 use crate::tail::Progress;
 use crate::telemetry::{self, MetricsExporter};
@@ -19,6 +19,8 @@ pub fn measured(metrics: MetricsExporter, progress: Progress, shutdown: Shutdown
 /// open files may lower them.
 pub fn show(settings: &Settings) {
     let bytes = settings.hub.total_bytes.as_u64() as f64;
+    let is_pooled = settings.source.kind == SourceKind::Postgres;
+    let pool = if is_pooled { f64::from(settings.source.postgres.pool) } else { 0.0 };
     for (of, limit) in [
         ("jobs", settings.hub.max_jobs as f64),
         ("ring_bytes", bytes),
@@ -26,6 +28,7 @@ pub fn show(settings: &Settings) {
         ("replays", settings.http.max_replays as f64),
         ("queued_replays", settings.http.max_queued_replays as f64),
         ("waiting", settings.http.max_waiting as f64),
+        ("source_connections", pool),
     ] {
         telemetry::LIMIT.set(&[("of", of)], limit);
     }

@@ -291,7 +291,10 @@ async fn spawn(line: &str, settings: &[(String, String)], log: &Arc<Mutex<String
         }
     });
     let address = |log: &str, name: &str| -> Option<SocketAddr> {
-        let line = log.lines().find(|line| line.contains("serving "))?;
+        let line = log.lines().find(|line| line.contains("serving ") || line.contains("\"serving\""))?;
+        if let Ok(fields) = serde_json::from_str::<Value>(line) {
+            return fields[name].as_str()?.parse().ok();
+        }
         line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
     };
     let (http, admin) = eventually("the daemon to serve", async || {

@@ -123,7 +123,6 @@ pub struct ConnectionPool {
 impl ConnectionPool {
     pub fn new(login: Login, max_connections: u32, read_timeout: Duration) -> Self {
         let max_connections = max_connections.max(1) as usize;
-        telemetry::LIMIT.set(&[("of", "source_connections")], max_connections as f64);
         let pool = Pool::builder(Connector { login: login.clone(), read_timeout })
             .max_size(max_connections)
             .runtime(deadpool::Runtime::Tokio1)
