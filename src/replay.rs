@@ -22,7 +22,7 @@ use crate::source::Standing;
 use crate::sse::{ControlEvent, Reset, Segment};
 use crate::topic::Topic;
 use pages::{Encoded, EncodedPage, PageRead};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,9 +46,10 @@ pub struct Replay {
     statuses: HashMap<JobId, JobStatus>,
     /// The statuses that the reader has been told.
     told: HashMap<JobId, JobStatus>,
-    /// The jobs that a page said to be complete. Those of a set that the reader has been told so are in `told_over`.
+    /// The jobs that a page said to be complete.
     over: HashMap<JobId, JobStatus>,
-    told_over: HashMap<JobId, JobStatus>,
+    /// The jobs of a set that the reader has been told to be complete before this replay.
+    told_over: HashSet<JobId>,
     /// The source was asked, since the ring did not reach back to the reader.
     has_read: bool,
     /// The reset of each job that the reader was told last.
@@ -130,14 +131,16 @@ impl Replay {
     pub fn from_beginning(pages: Arc<Pages>, hub: Hub, topic: Topic) -> Self {
         let beginnings: Vec<Cursor> = topic.jobs().iter().map(|job| pages.source.beginning(job)).collect();
         let position = topic.position_at(&beginnings);
-        let began_at = position.token.clone();
-        let reached = Reached::Own(position);
+        Self::at(pages, hub, topic, position)
+    }
+
+    fn new(pages: Arc<Pages>, hub: Hub, topic: Topic, reached: Reached) -> Self {
         Self {
             pages,
             hub,
             topic,
+            began_at: reached.position().token.clone(),
             reached,
-            began_at,
             has_given: false,
             phase: Phase::Reading,
             from: 0,
@@ -145,7 +148,7 @@ impl Replay {
             statuses: HashMap::new(),
             told: HashMap::new(),
             over: HashMap::new(),
-            told_over: HashMap::new(),
+            told_over: HashSet::new(),
             has_read: false,
             last_resets: HashMap::new(),
         }
@@ -153,14 +156,12 @@ impl Replay {
 
     /// A replay of everything after a position, which may be foreign.
     pub fn after(pages: Arc<Pages>, hub: Hub, topic: Topic, after: Position) -> Self {
-        let began_at = after.token.clone();
-        Self { reached: Reached::Sent(after), began_at, ..Self::from_beginning(pages, hub, topic) }
+        Self::new(pages, hub, topic, Reached::Sent(after))
     }
 
     /// A replay of everything after a position that the source made itself.
     pub fn at(pages: Arc<Pages>, hub: Hub, topic: Topic, after: Position) -> Self {
-        let began_at = after.token.clone();
-        Self { reached: Reached::Own(after), began_at, ..Self::from_beginning(pages, hub, topic) }
+        Self::new(pages, hub, topic, Reached::Own(after))
     }
 
     /// A replay of everything after a token of this process' own.
@@ -187,13 +188,13 @@ impl Replay {
         let may_be_over = status.is_some_and(JobStatus::is_final);
         let phase = if may_be_over { Phase::Reading } else { Phase::CaughtUp };
         let statuses = status.map(|status| (job.clone(), status)).into_iter().collect();
-        let reached = Reached::Own(Position::of_job(cursor));
-        Self { reached, phase, statuses, ..Self::from_beginning(pages, hub, Topic::Job(job)) }
+        Self { phase, statuses, ..Self::at(pages, hub, Topic::Job(job), Position::of_job(cursor)) }
     }
 
-    /// Notes the statuses that the reader has been told already.
-    pub fn told(self, statuses: Vec<(JobId, JobStatus)>) -> Self {
-        Self { told: statuses.into_iter().collect(), ..self }
+    /// Notes the statuses and the ends that the reader has been told already.
+    pub fn told(self, statuses: Vec<(JobId, JobStatus)>, over: Vec<(JobId, JobStatus)>) -> Self {
+        let told_over = over.into_iter().map(|(job, _)| job).collect();
+        Self { told: statuses.into_iter().collect(), told_over, ..self }
     }
 
     /// Returns the statuses that are known and that the reader has not been told. From then on it has.
@@ -324,7 +325,7 @@ impl Replay {
         self.statuses.extend(live);
         self.from = if page.is_last { 0 } else { page.next };
         let jobs = self.topic.jobs();
-        let last = jobs.iter().rfind(|job| !self.told_over.contains_key(*job)).or(jobs.last());
+        let last = jobs.iter().rfind(|job| !self.told_over.contains(*job)).or(jobs.last());
         self.phase = match last.filter(|_| page.is_last && jobs.iter().all(|job| self.over.contains_key(job))) {
             Some(last) => Phase::Complete(last.clone(), self.over[last]),
             None if page.is_last => Phase::CaughtUp,
@@ -337,27 +338,23 @@ impl Replay {
             self.seed = base.map(|base| Seed { base, segments: segments.clone() });
         }
         let at = self.cursor().clone();
-        segments.extend(self.untold_ends().iter().map(|end| Arc::new(Segment::control(end, at.clone()))));
+        let ends = self.ends_of_others();
+        segments.extend(ends.iter().map(|end| Arc::new(Segment::control(end, at.clone()))));
         (!segments.is_empty()).then_some(Step::Events(segments))
     }
 
-    /// Returns the ends of jobs that the reader has not been told, while others of the set go on.
-    fn untold_ends(&mut self) -> Vec<ControlEvent> {
-        if self.topic.jobs().len() == 1 {
-            return Vec::new();
-        }
-        let last = match &self.phase {
-            Phase::Complete(job, _) => Some(job.clone()),
-            _ => None,
-        };
-        let cursor = self.cursor().clone();
-        let mut untold = Vec::new();
-        for job in self.topic.jobs().iter().filter(|job| last.as_ref() != Some(job)) {
-            let Some(status) = self.over.get(job).filter(|_| !self.told_over.contains_key(job)) else { continue };
-            self.told_over.insert(job.clone(), *status);
-            untold.push(ControlEvent::Complete { job: job.clone(), status: *status, cursor: cursor.clone() });
-        }
-        untold
+    /// Returns the ends of all jobs but the last, where all have ended. Those of a set that goes on are told when the reader
+    /// goes live: the channel may have them yet to come.
+    fn ends_of_others(&self) -> Vec<ControlEvent> {
+        let Phase::Complete(last, _) = &self.phase else { return Vec::new() };
+        let others = self.topic.jobs().iter().filter(|job| *job != last);
+        self.ends(others.filter_map(|job| Some((job.clone(), *self.over.get(job)?))))
+    }
+
+    fn ends(&self, over: impl IntoIterator<Item = (JobId, JobStatus)>) -> Vec<ControlEvent> {
+        let untold = over.into_iter().filter(|(job, _)| !self.told_over.contains(job));
+        let cursor = self.cursor();
+        untold.map(|(job, status)| ControlEvent::Complete { job, status, cursor: cursor.clone() }).collect()
     }
 
     fn is_overrun(&self, job: &JobId, reset: Reset) -> bool {
@@ -394,11 +391,11 @@ impl Replay {
             Topic::Set(_) => Position { token: cursor, levels: self.reached.position().levels.clone() },
         };
         self.statuses.extend(channel.statuses());
-        self.over.extend(channel.over_at(place));
+        let over = channel.over_at(place);
         self.reached = Reached::Own(position);
         let cursor = self.cursor().clone();
         let mut notices = self.untold_statuses();
-        notices.extend(self.untold_ends());
+        notices.extend(self.ends(over));
         Step::Live { missing, notices, subscription, place, cursor }
     }
 }

@@ -27,7 +27,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::Instrument;
-use watches::Watches;
+use watches::{Watched, Watches};
 
 /// The jobs with events that could not be read whole, each said once.
 static UNREADABLE_JOBS: Incidents<JobId> = Incidents::new();
@@ -135,7 +135,7 @@ impl TailLoop {
         for request in self.hub.take_requests() {
             match request {
                 TailRequest::Watch { topic, after } => {
-                    if self.watches.begin(&topic, &after, &mut *self.tail) {
+                    if self.watches.begin(&topic, &after, &*self.source, &mut *self.tail) {
                         self.joins.push_channel(topic, after);
                     }
                 }
@@ -341,9 +341,7 @@ impl TailLoop {
     ) -> Option<Ended> {
         news.sort_by_key(|news| topic.index(&news.job));
         let watched = self.watches.get_mut(topic)?;
-        let excepted = level.map(|level| {
-            (&level.level, level.excepted_of(&*self.source, topic, &watched.positions, |job| watched.is_over(job)))
-        });
+        let level = level.map(|level| level.of(topic, watched, &watched.positions, |job| watched.is_over(job)));
         let complete = |news: &JobNews| match news.end {
             Some(JobEnd::Complete(status)) => Some(status),
             _ => None,
@@ -361,7 +359,7 @@ impl TailLoop {
             })
             .collect();
         let positions = &mut watched.positions;
-        let round = Round { topic, shape: self.shape, positions, level: excepted };
+        let round = Round { topic, shape: self.shape, positions, level };
         let published = round.publish(&turns, rests, &mut watched.skipped);
         self.hub.publish(topic, published, read_at);
         let end = |news: &&JobNews| Some(Ended { job: news.job.clone(), end: news.end? });
@@ -401,14 +399,9 @@ impl TailLoop {
                 vec![Published { events, ..Published::nothing(job.clone()) }]
             }
             Topic::Set(_) => {
-                let excepted = level.map(|level| {
-                    (
-                        &level.level,
-                        level.excepted_of(&*self.source, topic, &watched.positions, |job| watched.is_over(job)),
-                    )
-                });
+                let level = level.map(|level| level.of(topic, watched, &watched.positions, |job| watched.is_over(job)));
                 let positions = &mut watched.positions;
-                let round = Round { topic, shape: self.shape, positions, level: excepted };
+                let round = Round { topic, shape: self.shape, positions, level };
                 round.publish(&turns(&caught_up.missing), &mut Rests::default(), &mut watched.skipped)
             }
         };
@@ -418,16 +411,15 @@ impl TailLoop {
     /// Answers the join requests that the read has caught up.
     fn complete_joins(&mut self, caught_up: CaughtUp, level: Option<&RoundLevel>) {
         let CaughtUp { topic, after, readers, missing, .. } = caught_up;
-        if self.watches.get(&topic).is_some_and(|watched| watched.is_behind) {
+        let Some(watched) = self.watches.get(&topic) else { return };
+        if watched.is_behind {
             return self.joins.put_readers_back(readers);
         }
         let missing: Vec<Arc<Segment>> = match &topic {
             Topic::Job(_) => missing.iter().flat_map(|(_, events)| encode(events, self.shape)).collect(),
             Topic::Set(_) => {
                 let mut positions = after.position.levels.to_vec();
-                let level = level.map(|level| {
-                    (&level.level, level.excepted_of(&*self.source, &topic, &positions, |job| after.is_over(job)))
-                });
+                let level = level.map(|level| level.of(&topic, watched, &positions, |job| after.is_over(job)));
                 let round = Round { topic: &topic, shape: self.shape, positions: &mut positions, level };
                 let published = round.publish(&turns(&missing), &mut Rests::default(), &mut 0);
                 published.into_iter().flat_map(|published| published.events).collect()
@@ -447,19 +439,20 @@ struct RoundLevel {
 }
 
 impl RoundLevel {
-    /// Tells for each job of a topic if it does not stand at the level: because it could not be read, because it is over, or
-    /// because nothing was ever given of it. A level says nothing of one job, and so the source could not tell that one of which
-    /// there was nothing yet from one whose events are gone.
-    fn excepted_of(
+    /// Returns the level, with the jobs of a topic that do not stand at it: those that could not be read, those that are over,
+    /// and those of which nothing was ever given. A level says nothing of one job, and so the source could not tell one of
+    /// which there was nothing yet from one whose events are gone.
+    fn of(
         &self,
-        source: &dyn Source,
         topic: &Topic,
+        watched: &Watched,
         positions: &[Level],
         is_over: impl Fn(&JobId) -> bool,
-    ) -> Vec<bool> {
-        let jobs = topic.jobs().iter().zip(positions);
-        let is_new = |job: &JobId, at: &Level| source.beginning(job).level() == *at;
-        jobs.map(|(job, at)| self.excepted.contains(job) || is_over(job) || is_new(job, at)).collect()
+    ) -> (&Level, Vec<bool>) {
+        let jobs = topic.jobs().iter().zip(positions).zip(&watched.beginnings);
+        let excepted =
+            jobs.map(|((job, at), beginning)| self.excepted.contains(job) || is_over(job) || at == beginning);
+        (&self.level, excepted.collect())
     }
 }
 

@@ -46,6 +46,8 @@ const MAX_CHARACTERS = 6000;
 const SHRINK_AFTER_MS = 1000;
 /** Answers of a Jobcast, or a proxy, that knows no sets, or takes no such address. */
 const REFUSALS = [400, 404, 405, 414, 431];
+/** A place in a set of jobs. */
+export const OF_SET = /^m[\w-]{16,}$/;
 const CONNECTING = {
   status: "connecting",
   attempt: 0,
@@ -81,7 +83,9 @@ export class Carrier implements Carry {
     this.#page = page;
     this.#options = inner.options;
     this.#resumeAt = inner.now().cursor;
-    this.#known = this.#resumeAt === null ? new Set() : null;
+    // The place of a stream that was alone is one of its job alone.
+    const isOfOne = this.#resumeAt !== null && !OF_SET.test(this.#resumeAt);
+    this.#known = isOfOne ? new Set([inner.jobId]) : this.#resumeAt === null ? new Set() : null;
     this.beginning = beginningOf(inner.options);
   }
 
@@ -114,8 +118,10 @@ export class Carrier implements Carry {
     const phase = inner.now().cursor === null ? "added" : "replaying";
     const job = this.jobs.get(inner.jobId) ?? this.#addJob(inner.jobId, { phase, lastId: inner.now().lastId });
     if (!this.#asked.has(inner.jobId)) job.phase = phase;
-    const { status } = this.#view;
-    this.#follow(member, job, status === "retrying" || status === "polling" ? this.#view : CONNECTING);
+    // One that was open so far does not show that it has another connection now.
+    const { view } = inner.now().state;
+    const isShown = this.#view.status === "retrying" || this.#view.status === "polling";
+    this.#follow(member, job, isShown ? this.#view : view.status === "open" ? view : CONNECTING);
   }
 
   #addJob(jobId: string, more: Partial<Carried>): Carried {
@@ -257,7 +263,9 @@ export class Carrier implements Carry {
     const added = [...this.#asked].map((id) => this.jobs.get(id)).filter((job) => job?.phase === "added");
     const areGuests = added.length > 0 && added.every((job) => job?.isGuest);
     if (areGuests) return { ids: "full", last: "1" };
-    return { ids: "full", ...(from === "now" && { from }), ...(last !== undefined && { last: `${last}` }) };
+    // The newest events, but none of them, are new ones only.
+    if (from === "now" || last === 0) return { ids: "full", from: "now" };
+    return { ids: "full", ...(last !== undefined && { last: `${last}` }) };
   }
 
   // ---- what arrives

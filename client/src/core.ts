@@ -5,7 +5,7 @@
 import { type ConnectionRequest, readStream, type StreamHandlers, type ToldReset } from "./connection.js";
 import { type Failure, failureFromSilence, offline } from "./error.js";
 import type { AnyEvents, EventOf, JobEvent, Reset, UniquePart } from "./event.js";
-import { type InnerStream, isOfSet, type Join, type Place, type Shared, streams } from "./inner.js";
+import { type InnerStream, type Join, type Place, type Shared, streams } from "./inner.js";
 import type { Backlog } from "./loop.js";
 import { type JobStreamOptions, type JobUrls, jobUrls, rulesFrom } from "./options.js";
 import { kept } from "./persist.js";
@@ -203,7 +203,7 @@ export class JobStream<Events extends object = AnyEvents> {
     const { share } = this.options;
     const isOne = !this.members;
     if (isOne && share) return import("./share.js");
-    const isAlone = isOne && (share === false || (streams.size < 2 && !isOfSet(this.#cursor)));
+    const isAlone = isOne && (share === false || streams.size < 2);
     return isAlone ? null : import("./together.js");
   }
 

@@ -65,6 +65,3 @@ export interface Carry {
 
 /** The streams of this page that are under way. */
 export const streams = new Set<InnerStream>();
-
-/** Tells if a cursor is of a set of jobs. Only an address of sets takes it. */
-export const isOfSet = (cursor: string | null): boolean => /^m[\w-]{16,}$/.test(cursor ?? "");

@@ -2,8 +2,8 @@
 // elsewhere comes as soon as it has seen all that the connection has brought of its job. This is loaded when a page has
 // more than one stream, or a list.
 
-import { Carrier, type Connections } from "./carrier.js";
-import { type InnerStream, isOfSet, type Join, type Shared, streams } from "./inner.js";
+import { Carrier, type Connections, OF_SET } from "./carrier.js";
+import { type InnerStream, type Join, type Shared, streams } from "./inner.js";
 import { List } from "./list.js";
 import type { JobStreamOptions } from "./options.js";
 import { isOver } from "./state.js";
@@ -16,7 +16,7 @@ export const join: Join = (stream) => {
   if (stream.members) return new List(stream, stream.members);
   const others = [...streams].filter((other) => other !== stream && isAlone(other) && areAlike(other, stream));
   let page = [...pages].find(({ like }) => areAlike(like, stream));
-  if (!page && others.length === 0 && !isOfSet(stream.now().cursor)) return null;
+  if (!page && others.length === 0) return null;
   if (!page) pages.add((page = new Page(stream)));
   for (const other of others) page.adopt(other);
   return page.add(stream);
@@ -24,6 +24,15 @@ export const join: Join = (stream) => {
 
 const isAlone = ({ shared, options, members }: InnerStream): boolean =>
   !shared && !members && !options.carry && options.share === undefined;
+
+/**
+ * Tells if a set of jobs can begin where a stream stands: at its beginning, or at a place that Jobcast has told. Other text
+ * that a caller begins at may be the id of an event.
+ */
+function isPortable(stream: InnerStream): boolean {
+  const { cursor, lastId } = stream.now();
+  return cursor === null ? lastId === null : cursor !== stream.options.from || OF_SET.test(cursor);
+}
 
 /** The options in which streams must be alike. */
 const ALIKE = [
@@ -69,11 +78,12 @@ export class Member implements Shared {
   }
 
   broadcastView(): void {
+    const { view } = this.inner.now().state;
+    if (!isOver(view)) this.page.merge(this);
     // One that has failed begins anew as any other.
-    if (this.inner.now().state.view.status === "failed") {
-      this.inner.shared = null;
-      this.page.remove(this);
-    } else this.page.merge(this);
+    if (view.status !== "failed") return;
+    this.inner.shared = null;
+    this.page.remove(this);
   }
 }
 
@@ -100,17 +110,18 @@ export class Page implements Connections {
     return member;
   }
 
-  /** Takes a stream in that was alone so far. If it has brought nothing yet its connection is given up. */
+  /** Takes a stream in that was alone so far. */
   adopt(inner: InnerStream): void {
     const member = this.add(inner);
     inner.shared = member;
     const { taskId, view } = inner.now().state;
     const isRunning = taskId > 0 && !isOver(view);
-    member.hasOwn = isRunning && (inner.now().cursor !== null || inner.now().lastId !== null);
+    member.hasOwn = isRunning && (this.#isRefused || !isPortable(inner));
   }
 
   remove(member: Member): void {
     this.#members.delete(member);
+    this.#others = this.#others.filter((other) => other !== member);
     member.carrier?.leave(member);
     if (this.#members.size === 0) this.#close();
     else this.#updateSoon();
@@ -118,7 +129,7 @@ export class Page implements Connections {
 
   #close(): void {
     for (const carrier of this.#carriers) carrier.close();
-    if (!this.#isRefused) pages.delete(this);
+    pages.delete(this);
   }
 
   /** Finds a connection for each stream that has none, and lets the connections ask for other jobs, once in a turn. */
@@ -143,8 +154,7 @@ export class Page implements Connections {
 
   #place(member: Member): void {
     const { inner } = member;
-    const isBegun = inner.now().cursor !== null && !isOfSet(inner.now().cursor);
-    if (isBegun || this.#isRefused) return member.connectAlone();
+    if (this.#isRefused || !isPortable(inner)) return member.connectAlone();
     let carrier = this.#carriers.find((carrier) => carrier.takes(member));
     if (!carrier) this.#carriers.push((carrier = new Carrier(this, member)));
     carrier.add(member);

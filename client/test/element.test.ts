@@ -46,6 +46,18 @@ const line = (text: string, more: object = {}) => ({ stepId: "s", payload: { lin
 const shown = (count: number) =>
   eventually(`${count} lines are shown`, async () => (await page.locator("[part~=line]").count()) === count);
 
+it("begins with the newest events, and shows events of some types only, where its attributes say so", async () => {
+  await daemon.write("some", [line("1"), line("2"), { type: "of.mine", payload: {} }, line("3")]);
+  await page.evaluate(() => {
+    const log = document.createElement("jobcast-log");
+    for (const [name, value] of Object.entries({ job: "some", last: "3", types: "step.output, job.*" }))
+      log.setAttribute(name, value);
+    document.getElementById("root")!.append(log);
+  });
+  await shown(2);
+  expect(await page.locator("[part~=line]").allTextContents()).toEqual(["2", "3"]);
+});
+
 it("shows output in its colours, overwritten progress, addresses and any other event, and never markup", async () => {
   await daemon.write("looks", [
     line("\u001b[31mred \u001b[38;2;250;200;100mexact\u001b[0m plain"),

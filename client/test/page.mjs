@@ -452,11 +452,14 @@ async function watchOwnJob(page, origin) {
   );
   await page.evaluate(() => (location.hash = "#job=browser-1"));
   await counted(4);
-  const lines = await page.$$eval("#pane .text", (texts) => texts.map((text) => text.textContent));
-  assert.ok(lines.includes("red <b>bold</b>"), `output is not shown as plain text: ${lines.join(" | ")}`);
+  await until(page, "output is shown as plain text", () =>
+    [...document.querySelectorAll("#pane .text")].some((text) => text.textContent === "red <b>bold</b>"),
+  );
   const colour = await page.$eval("#pane .text span", (span) => getComputedStyle(span).color);
   assert.equal(colour, "rgb(255, 143, 134)", "red is not red");
-  assert.ok(lines.includes('of.nobody {"weight":7}'), `an unknown type is not shown: ${lines.join(" | ")}`);
+  await until(page, "an unknown type is shown", () =>
+    [...document.querySelectorAll("#pane .text")].some((text) => text.textContent === 'of.nobody {"weight":7}'),
+  );
 
   await until(page, "the stream is live", () => !document.getElementById("drop").disabled);
   await page.click("#drop");

@@ -104,6 +104,28 @@ describe("streams of one page", () => {
     expect([first, ...others].flatMap(({ resets }) => resets)).toEqual([]);
   });
 
+  it("the last one that is left goes on where it stands, and so does one that comes back to its job alone", async () => {
+    const jobs = await makeJobs(2, 10);
+    const all = jobs.map((job) => watch(job));
+    for (const one of all) await has(one, 10);
+    await eventually("they have a place", () => all.every(({ stream }) => stream.state.cursor !== null));
+    const requests = gateway.seen.length;
+    all[1]!.stream.close();
+    await eventually("the connection is for one job", () => gateway.seen.length > requests);
+    await daemon.number(jobs[0]!, 10, 2);
+    await has(all[0]!, 12);
+    const { cursor } = all[0]!.stream.state;
+    all[0]!.stream.close();
+    for (const job of jobs) await daemon.number(job, job === jobs[0] ? 12 : 10, 1);
+    const again = [
+      watch(jobs[0]!, { from: cursor!, share: false }),
+      watch(jobs[1]!, { from: all[1]!.stream.state.cursor!, share: false }),
+    ];
+    await eventually("they have more", () => again.every(({ seen }) => seen.size === 1));
+    expect(again.map(({ seen, jobs }) => seen.get(jobs[0]!))).toEqual([[12], [10]]);
+    expect([...all, ...again].flatMap(({ resets }) => resets)).toEqual([]);
+  });
+
   it("a second stream of a job that is under way gets its whole history, too", async () => {
     const jobs = await makeJobs(2, 30);
     const all = jobs.map((job) => watch(job));
@@ -264,7 +286,8 @@ describe("a stream of a list", () => {
   it("goes on from its cursor in another stream, and a new job in it begins with its history", async () => {
     const jobs = await makeJobs(3, 5);
     const before = watch(jobs.slice(0, 2));
-    await eventually("it has all", () => before.stream.state.isCaughtUp && before.seen.size === 2);
+    await has(before, 5);
+    await eventually("it has a place", () => before.stream.state.cursor !== null);
     const { cursor } = before.stream.state;
     before.stream.close();
     for (const job of jobs) await daemon.number(job, 5, 1);

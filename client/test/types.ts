@@ -1,6 +1,6 @@
 // Types of one's own events: what must compile does, and what must not is an error that is expected.
 import { type JobEvent, JobStream } from "../src/index.js";
-import { useJobStream } from "../src/react.js";
+import { useJobStream, useJobStreams } from "../src/react.js";
 
 interface MyEvents {
   "step.output": { line: string };
@@ -47,6 +47,9 @@ export function hook(): void {
   inferred.reduced.map((type) => type.toUpperCase());
   const late = useJobStream("job", { reduce: (count: number | undefined, _) => (count ?? 0) + 1 });
   late.reduced?.toFixed();
+  const many = useJobStreams<MyEvents, number>(["a", "b"], { initial: 0, reduce: (count) => count + 1 });
+  for (const [jobId, { events, reduced }] of many)
+    for (const event of events) if (event.type === "step.output") event.payload.line.concat(jobId, reduced.toFixed());
   const plain = useJobStream("job", { baseUrl: undefined, maxEvents: undefined, token: undefined });
   plain.events.map(({ payload }) => payload satisfies unknown);
   // @ts-expect-error: there is no such option

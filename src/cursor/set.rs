@@ -27,6 +27,8 @@ pub const LETTER: char = 'm';
 pub const MAX_TEXT: usize = 32 * 1024;
 /// The most bytes of a body whose token has [`Cursor::MAX_BYTES`].
 const SHORT_BODY: usize = (Cursor::MAX_BYTES - 1) * 3 / 4 - CHECK_BYTES;
+/// The fewest sums of a sketch: one job that goes and one that comes.
+const MIN_SUMS: usize = 3;
 /// The most sums of a sketch: differences of 12 jobs.
 const MAX_SUMS: usize = 13;
 /// The most jobs that a foreign cursor may name.
@@ -137,7 +139,7 @@ fn short_body(members: &Members, places: &[u8]) -> Vec<u8> {
     let room = SHORT_BODY.saturating_sub(head.len() + 1 + places.len()) / sketch::SUM_BYTES;
     // A list of so few hashes is no longer than the sketch that finds them.
     let sums = room.min(MAX_SUMS);
-    if count <= sums || sums < 2 {
+    if count <= sums || sums < MIN_SUMS {
         return full_body(members, places);
     }
     head.push(sums as u8);
@@ -214,7 +216,7 @@ fn read_members(rest: &mut Reader<'_>, members: &Members) -> Option<Vec<u32>> {
         return known.is_sorted().then_some(known);
     }
     let sums = usize::from(rest.take(1)?[0]);
-    if form != 1 || !(2..=MAX_SUMS).contains(&sums) || members.has_twins() {
+    if form != 1 || !(MIN_SUMS..=MAX_SUMS).contains(&sums) || members.has_twins() {
         return None;
     }
     let theirs = rest.take(sketch::SUM_BYTES * sums)?.chunks_exact(sketch::SUM_BYTES).map(word);

@@ -186,11 +186,14 @@ impl Body {
                 self.go_live(subscription, place, cursor);
             }
             Reaction::Replay(cursor) => {
-                let told = match &self.state {
-                    State::Live(live) => live.listening.channel().statuses_at(live.place),
-                    State::Replaying { .. } | State::Over | State::Left => Vec::new(),
+                let (told, over) = match &self.state {
+                    State::Live(live) => {
+                        let channel = live.listening.channel();
+                        (channel.statuses_at(live.place), channel.over_at(live.place))
+                    }
+                    State::Replaying { .. } | State::Over | State::Left => (Vec::new(), Vec::new()),
                 };
-                let replay = self.streams.replay_after(self.topic.clone(), cursor).told(told);
+                let replay = self.streams.replay_after(self.topic.clone(), cursor).told(told, over);
                 self.state = State::Replaying { replay: Box::new(replay), ready: None };
             }
             Reaction::Notify(notice) => self.notify(notice),

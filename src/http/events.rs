@@ -6,7 +6,6 @@ use super::appear::{CLOSED, GivenUp};
 use super::client_address::ClientAddress;
 use super::extract::{PollQuery, Query};
 use super::limits::Refusal;
-use super::opening::Begun;
 use super::problem::Problem;
 use super::rights::WatchedJob;
 use super::sets::{Poll, Sent};
@@ -21,12 +20,10 @@ use crate::replay::{Position, Replay, Step};
 use crate::shutdown::Phase;
 use crate::source::EventKey;
 use crate::sse::Reset;
-use crate::telemetry;
 use crate::topic::Topic;
 use actix_web::http::{Method, header};
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
-use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 #[derive(Serialize)]
@@ -60,18 +57,8 @@ pub async fn get(
     method: Method,
     app: web::Data<App>,
 ) -> Result<HttpResponse, Problem> {
-    let refused = |refusal: Refusal| refusal.problem().retry_after(app.retry_later().as_secs());
-    let topic = Topic::new([job.clone()], query.types, Size::Short);
-    app.let_in(client, &topic).map_err(refused)?;
-    // A poll that may be held counts as a stream does, and operators see it as one.
-    let patience = if method == Method::HEAD { Duration::ZERO } else { query.wait };
-    let permit = (!patience.is_zero()).then(|| app.admit(client)).transpose().map_err(refused)?;
-    let permit = permit.map(|permit| permit.with_grants(right.clone().into_grant()));
-    let held = permit.map(|permit| (app.streams.registry.enter(&permit, &topic), permit));
-    let _polling = held.as_ref().map(|_| telemetry::LONG_POLLS.hold());
-    let begun = Begun::find(&app, &topic, &query.start).await?;
-    let mut poll = Poll::new(&app, topic, begun);
-    let room = poll.wait(client, query.limit, patience, held.as_ref()).await?;
+    let topic = Topic::new([job], query.types.clone(), Size::Short);
+    let (poll, room) = Poll::read(&app, topic, &query, right.clone().into_grant(), client, &method).await?;
     right.check()?;
     answer(&app, room, poll)
 }

@@ -5,7 +5,7 @@ use super::edge;
 use super::problem::Problem;
 use super::stream::{head, stalled};
 use super::{App, access};
-use crate::cursor::set::MAX_TEXT;
+use crate::cursor::set::{self, MAX_TEXT, Members};
 use crate::cursor::{Cursor, Start};
 use crate::delivery::admission::StreamPermit;
 use crate::delivery::body::Body;
@@ -77,14 +77,10 @@ impl Begun {
         // One job alone that loses its place is told so and gets its whole history.
         let otherwise = if jobs.len() == 1 { &Start::Beginning } else { &**otherwise };
         let known = resolve(app, topic, text).await?;
-        let mut cursors = beginnings(app, jobs, otherwise).await?;
-        let mut added = Vec::new();
-        for ((job, cursor), known) in jobs.iter().zip(&mut cursors).zip(known) {
-            match known {
-                Some(known) => *cursor = known,
-                None => added.push(job.clone()),
-            }
-        }
+        let unknown = jobs.iter().zip(&known).filter(|(_, known)| known.is_none());
+        let added: Vec<JobId> = unknown.map(|(job, _)| job.clone()).collect();
+        let mut others = beginnings(app, &added, otherwise).await?.into_iter();
+        let cursors: Vec<Cursor> = known.into_iter().filter_map(|known| known.or_else(|| others.next())).collect();
         let is_unknown = added.len() == jobs.len();
         let added = if is_unknown { Vec::new() } else { added };
         Ok(Self { position: topic.position_at(&cursors), is_own: is_unknown, is_unknown, added })
@@ -95,6 +91,9 @@ impl Begun {
 async fn resolve(app: &App, topic: &Topic, text: &str) -> Result<Vec<Option<Cursor>>, SourceError> {
     let jobs = topic.jobs();
     if let [job] = jobs {
+        // The cursor of a set is good for each of its jobs alone, too.
+        let in_set = set::open(&Members::new([job.clone()]), text).and_then(|known| known.into_iter().next().flatten());
+        let text = in_set.as_ref().map_or(text, Cursor::as_str);
         return Ok(vec![app.resolve(job, text).await?]);
     }
     let named = if text.len() <= MAX_TEXT { topic.open(text) } else { None };

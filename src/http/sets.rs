@@ -3,7 +3,7 @@
 
 use super::App;
 use super::answer::Room;
-use super::appear::Wait;
+use super::appear::{GivenUp, Wait};
 use super::client_address::ClientAddress;
 use super::events::{Held, gave_up, retry_of, something_new};
 use super::extract::{PollQuery, Query};
@@ -11,6 +11,7 @@ use super::limits::Refusal;
 use super::opening::Begun;
 use super::problem::Problem;
 use super::rights::WatchedSet;
+use crate::auth::Grant;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
@@ -24,6 +25,7 @@ use actix_web::http::{Method, header};
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -82,20 +84,9 @@ pub async fn get(
     method: Method,
     app: web::Data<App>,
 ) -> Result<HttpResponse, Problem> {
-    let refused = |refusal: Refusal| refusal.problem().retry_after(app.retry_later().as_secs());
-    let jobs = allowed.iter().map(|(job, _)| job.clone());
-    // A set of one job is a set here, too: its answer has the same form.
-    let topic = Topic::new(jobs, wanted.types, wanted.ids);
-    app.let_in(client, &topic).map_err(refused)?;
-    let patience = if method == Method::HEAD { Duration::ZERO } else { query.wait };
-    let permit = (!patience.is_zero()).then(|| app.admit(client)).transpose().map_err(refused)?;
-    let grants = || allowed.iter().filter_map(|(_, right)| right.clone().into_grant());
-    let permit = permit.map(|permit| permit.with_grants(grants()));
-    let held = permit.map(|permit| (app.streams.registry.enter(&permit, &topic), permit));
-    let _polling = held.as_ref().map(|_| telemetry::LONG_POLLS.hold());
-    let begun = Begun::find(&app, &topic, &query.start).await?;
-    let mut poll = Poll::new(&app, topic, begun);
-    let room = poll.wait(client, query.limit, patience, held.as_ref()).await?;
+    let topic = Topic::new(allowed.iter().map(|(job, _)| job.clone()), wanted.types, wanted.ids);
+    let grants = allowed.iter().filter_map(|(_, right)| right.clone().into_grant());
+    let (poll, room) = Poll::read(&app, topic, &query, grants, client, &method).await?;
     allowed.iter().try_for_each(|(_, right)| right.check())?;
     poll.answer(room, &forbidden)
 }
@@ -120,11 +111,32 @@ enum Look {
 }
 
 impl<'a> Poll<'a> {
-    pub fn new(app: &'a App, topic: Topic, begun: Begun) -> Self {
+    /// Reads what an answer has to say. A poll that may be held counts as a stream does, and operators see it as one.
+    pub async fn read(
+        app: &'a App,
+        topic: Topic,
+        query: &PollQuery,
+        grants: impl IntoIterator<Item = Arc<Grant>>,
+        client: ClientAddress,
+        method: &Method,
+    ) -> Result<(Self, Room), Problem> {
+        let refused = |refusal: Refusal| refusal.problem().retry_after(app.retry_later().as_secs());
+        app.let_in(client, &topic).map_err(refused)?;
+        let patience = if *method == Method::HEAD { Duration::ZERO } else { query.wait };
+        let permit = (!patience.is_zero()).then(|| app.admit(client)).transpose().map_err(refused)?;
+        let permit = permit.map(|permit| permit.with_grants(grants));
+        let held = permit.map(|permit| (app.streams.registry.enter(&permit, &topic), permit));
+        let _polling = held.as_ref().map(|_| telemetry::LONG_POLLS.hold());
+        let begun = Begun::find(app, &topic, &query.start).await?;
+        let mut poll = Self::new(app, topic, begun);
+        let room = poll.wait(client, query.limit, patience, held.as_ref()).await?;
+        Ok((poll, room))
+    }
+
+    fn new(app: &'a App, topic: Topic, begun: Begun) -> Self {
         let all = topic.jobs().iter().filter(|_| begun.is_unknown);
-        let resets = all.chain(&begun.added).map(|job| (job.clone(), Reset::Unknown)).collect();
+        let resets: Vec<_> = all.chain(&begun.added).map(|job| (job.clone(), Reset::Unknown)).collect();
         let position = begun.position;
-        let resets: Vec<(JobId, Reset)> = resets;
         for (_, reason) in &resets {
             telemetry::RESETS.increment(&[("reason", reason.as_str())], 1);
         }
@@ -132,7 +144,7 @@ impl<'a> Poll<'a> {
     }
 
     /// Reads until there is something to say, or the time is up.
-    pub async fn wait(
+    async fn wait(
         &mut self,
         client: ClientAddress,
         limit: usize,
@@ -153,7 +165,7 @@ impl<'a> Poll<'a> {
                 Look::NoSuchJob => {
                     let waited = match held {
                         Some((registration, permit)) => wait.next(registration, permit).await,
-                        None => Err(super::appear::GivenUp::NoSuchJob),
+                        None => Err(GivenUp::NoSuchJob),
                     };
                     waited.map_err(|given_up| gave_up(app, &self.topic, client, given_up))?;
                 }
@@ -172,7 +184,7 @@ impl<'a> Poll<'a> {
     }
 
     pub fn is_complete(&self) -> bool {
-        self.topic.jobs().iter().all(|job| self.over.contains(job))
+        self.over.len() == self.topic.jobs().len()
     }
 
     /// Reads once for all jobs.
@@ -199,10 +211,17 @@ impl<'a> Poll<'a> {
                     self.statuses.extend(page.status.map(|status| (job.clone(), status)));
                     self.over.extend(page.is_complete.then(|| job.clone()));
                     for (event, cursor) in page.events {
-                        if self.topic.has_type(&event.kind) {
-                            levels[index] = cursor.level();
-                            self.events.push(Sent { event, cursor: self.topic.token(&levels) });
+                        if !self.topic.has_type(&event.kind) {
+                            continue;
                         }
+                        let cursor = match &jobs[..] {
+                            [_] => cursor,
+                            _ => {
+                                levels[index] = cursor.level();
+                                self.topic.token(&levels)
+                            }
+                        };
+                        self.events.push(Sent { event, cursor });
                     }
                     levels[index] = page.end.level();
                 }

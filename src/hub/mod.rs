@@ -137,8 +137,6 @@ pub enum TailRequest {
 pub struct JoinRequest {
     pub topic: Topic,
     pub after: Standpoint,
-    /// The number of reads so far that could not catch it up.
-    pub attempts: u8,
     answer: oneshot::Sender<CaughtUp>,
 }
 
@@ -255,7 +253,7 @@ impl Hub {
             }
             let (answer, wait) = oneshot::channel();
             let (topic, after) = (topic.clone(), after.clone());
-            self.request(TailRequest::Join(JoinRequest { topic, after, attempts: 0, answer }));
+            self.request(TailRequest::Join(JoinRequest { topic, after, answer }));
             return Join::Wait(wait);
         }
         let seed = seed.unwrap_or(Seed { base: after.token().clone(), segments: Vec::new() });

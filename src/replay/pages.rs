@@ -200,8 +200,9 @@ impl Pages {
             let reset = ControlEvent::ResetOf { job: job.clone(), reason: *reason, cursor: end.token.clone() };
             segments.push(Arc::new(Segment::control(&reset, end.token.clone())));
         }
-        let (is_last, next) = (read.is_last, read.next());
-        EncodedPage::Page(Encoded { segments, end, is_last, next, ..read.into_encoded() })
+        let next = read.next();
+        let ReadSet { resets, statuses, over, is_last, .. } = read;
+        EncodedPage::Page(Encoded { segments, end, is_last, next, statuses, over, resets })
     }
 }
 
@@ -272,12 +273,6 @@ impl ReadSet {
         let ends: Vec<Level> = done.iter().map(|part| part.page.end.level()).collect();
         let is_level = self.from == 0 && ends.windows(2).all(|pair| pair[0] == pair[1]);
         if is_level { 0 } else { self.from + done.len() }
-    }
-
-    fn into_encoded(self) -> Encoded {
-        let Self { resets, statuses, over, is_last, .. } = self;
-        let end = Position { token: Cursor::trusted(""), levels: Arc::default() };
-        Encoded { segments: Vec::new(), end, is_last, next: 0, statuses, over, resets }
     }
 }
 

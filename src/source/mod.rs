@@ -97,7 +97,7 @@ pub trait Source: Send + Sync {
     /// renewed. Fails where they lead to another store. A source without credentials has nothing to change.
     fn prepare(&self, settings: &config::Source) -> Result<Change, SourceError>;
 
-    /// Returns the position before the job's first event.
+    /// Returns the position before the job's first event, which has one [`Level`] for all jobs.
     fn beginning(&self, job: &JobId) -> Cursor;
 
     /// Returns the position that foreign text means for this job: a cursor, or an event's id. `None` where it means
@@ -236,7 +236,8 @@ pub struct News {
     /// The position at which every watched job stands after this read, where that is one and the same: each has got
     /// everything up to there, whether it has news or not. It holds for all jobs that are watched when the read ends, without
     /// those in `faults` and those of a part that is out. `None` where a source does not know, or where the read was cut short
-    /// so that jobs stand at different places.
+    /// so that jobs stand at different places. It is no position of a job of which nothing was ever given: that one stays at
+    /// its beginning.
     pub level: Option<Level>,
     /// The read was cut short: there is more to read at once.
     pub more: bool,

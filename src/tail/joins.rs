@@ -53,18 +53,10 @@ pub struct CaughtUp {
     pub missing: Vec<(usize, Vec<(Event, Cursor)>)>,
 }
 
-/// The use of a request.
-enum Use {
-    /// Nobody needs its answer any more.
-    None,
-    /// These of its jobs are to be asked for.
-    Ask(Vec<usize>),
-}
-
 impl JoinQueue {
     pub fn push(&mut self, request: JoinRequest) {
-        let (topic, after, attempts) = (request.topic.clone(), request.after.clone(), request.attempts);
-        self.waiting.push(Ask { topic, after, attempts, reader: Some(request) });
+        let (topic, after) = (request.topic.clone(), request.after.clone());
+        self.waiting.push(Ask { topic, after, attempts: 0, reader: Some(request) });
     }
 
     pub fn push_channel(&mut self, topic: Topic, after: Standpoint) {
@@ -85,7 +77,7 @@ impl JoinQueue {
         let asked_before = std::mem::take(&mut self.asked).into_iter().flat_map(|asked| asked.asks);
         let all: Vec<Ask> = asked_before.chain(std::mem::take(&mut self.waiting)).collect();
         for ask in all {
-            let Use::Ask(jobs) = use_of(&ask, &is_live, &is_watched) else { continue };
+            let Some(jobs) = jobs_to_ask(&ask, &is_live, &is_watched) else { continue };
             let key = (ask.topic.clone(), ask.after.token().clone());
             if let Some(place) = places.get(&key) {
                 self.asked[*place].asks.push(ask);
@@ -143,24 +135,20 @@ impl JoinQueue {
 
     /// Lets readers wait whose channel is still behind.
     pub fn put_readers_back(&mut self, readers: Vec<JoinRequest>) {
-        let asks = readers.into_iter().map(|request| {
-            let (topic, after, attempts) = (request.topic.clone(), request.after.clone(), request.attempts);
-            Ask { topic, after, attempts, reader: Some(request) }
-        });
-        self.waiting.extend(asks);
+        readers.into_iter().for_each(|request| self.push(request));
     }
 }
 
-fn use_of(ask: &Ask, is_live: &impl Fn(&Topic) -> bool, is_watched: &impl Fn(&JobId) -> bool) -> Use {
-    if !is_live(&ask.topic) {
-        return Use::None;
-    }
+/// The jobs to ask for; `None` where nobody needs the answer any more, or no read has it.
+fn jobs_to_ask(
+    ask: &Ask,
+    is_live: &impl Fn(&Topic) -> bool,
+    is_watched: &impl Fn(&JobId) -> bool,
+) -> Option<Vec<usize>> {
     let jobs = ask.topic.jobs();
     let can_know = |job: &JobId| is_watched(job) || ask.after.is_over(job);
-    if !jobs.iter().all(can_know) {
-        return Use::None;
-    }
-    Use::Ask((0..jobs.len()).filter(|index| is_watched(&jobs[*index])).collect())
+    let is_of_use = is_live(&ask.topic) && jobs.iter().all(can_know);
+    is_of_use.then(|| (0..jobs.len()).filter(|index| is_watched(&jobs[*index])).collect())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use crate::cursor::Level;
 use crate::event::JobId;
 use crate::hub::Standpoint;
-use crate::source::Tail;
+use crate::source::{Source, Tail};
 use crate::topic::Topic;
 use std::collections::{HashMap, HashSet};
 
@@ -18,6 +18,8 @@ pub struct Watches {
 pub struct Watched {
     /// The position of a set in each of its jobs, after everything that was published to it. Empty for one job alone.
     pub positions: Vec<Level>,
+    /// The beginning of each job of a set. Empty for one job alone.
+    pub beginnings: Vec<Level>,
     /// The jobs of which nothing more is published.
     over: HashSet<JobId>,
     /// Events that were not wanted since the last token was published.
@@ -35,7 +37,7 @@ impl Watched {
 
 impl Watches {
     /// Begins to serve a topic from this position on. True if it is behind, so that a read must catch it up.
-    pub fn begin(&mut self, topic: &Topic, after: &Standpoint, tail: &mut dyn Tail) -> bool {
+    pub fn begin(&mut self, topic: &Topic, after: &Standpoint, source: &dyn Source, tail: &mut dyn Tail) -> bool {
         let mut over = HashSet::new();
         let mut is_behind = false;
         for (job, cursor) in topic.jobs().iter().zip(after.position.cursors(topic)) {
@@ -54,7 +56,10 @@ impl Watches {
                 }
             }
         }
-        let watched = Watched { positions: after.position.levels.to_vec(), over, skipped: 0, is_behind };
+        let positions = after.position.levels.to_vec();
+        let with_positions = topic.jobs().iter().zip(&positions);
+        let beginnings = with_positions.map(|(job, _)| source.beginning(job).level()).collect();
+        let watched = Watched { positions, beginnings, over, skipped: 0, is_behind };
         self.topics.insert(topic.clone(), watched);
         is_behind
     }

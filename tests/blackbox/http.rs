@@ -160,6 +160,8 @@ async fn what_is_served_is_described_and_the_page_loads_nothing_from_elsewhere()
         "/runner-jobs/{job_id}",
         "/runner-jobs/{job_id}/events",
         "/runner-jobs/{job_id}/events/stream",
+        "/runner-jobs/events",
+        "/runner-jobs/events/stream",
         "/openapi.json",
     ] {
         assert!(paths.contains_key(path), "{path} is not described");

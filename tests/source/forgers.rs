@@ -202,7 +202,8 @@ fn honest_readers_lose_and_repeat_nothing_beside_readers_whose_every_position_is
         let source = Arc::new(world.store.clone());
         runtime.block_on(async {
             world.store.append(&job(), Vec::new()).await.expect("a job");
-            let tail = tail::run(source, world.hub.clone(), pace, Shape::Payload, shutdown.watch());
+            let tail =
+                tail::run(source, world.hub.clone(), pace, Shape::Payload, shutdown.watch(), tail::Progress::default());
             let liars = (0..FORGERS).map(|number| world.clone().lie(random(number)));
             let honest = (0..HONEST).map(|number| world.clone().read_honestly(random(10 + number)));
             let done = async {
@@ -223,7 +224,14 @@ async fn a_ring_never_begins_with_a_page_that_was_read_from_a_readers_own_positi
     let (world, shutdown, wait) = (World::new(), Shutdown::default(), Duration::from_millis(1));
     let pace = config::Pace { poll_interval: wait, retry_initial: wait, retry_max: wait };
     let source = Arc::new(world.store.clone());
-    let tail = tokio::spawn(tail::run(source, world.hub.clone(), pace, Shape::Payload, shutdown.watch()));
+    let tail = tokio::spawn(tail::run(
+        source,
+        world.hub.clone(),
+        pace,
+        Shape::Payload,
+        shutdown.watch(),
+        tail::Progress::default(),
+    ));
     for slot in 0..5 {
         match slot {
             2 => assert_eq!(world.store.reserve(&job()), slot),

@@ -244,7 +244,7 @@ impl Source for Memory {
     }
 
     async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
-        // Under one lock, all of them are read at one moment.
+        // All of them are read at one moment, under one lock.
         let jobs = self.0.jobs();
         let (level, mut pages) = (self.0.level(), PagesBuilder::new(limit));
         for (job, after) in wanted {

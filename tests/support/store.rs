@@ -16,6 +16,8 @@ pub trait Store: Sized {
     const ONE_CURSOR_PER_PLACE: bool = true;
     /// It has one place for all jobs.
     const HAS_LEVELS: bool;
+    /// The longest id of a set of 50 jobs, in bytes.
+    const LONGEST_SET_ID: usize;
 
     async fn start() -> Self;
 
@@ -71,6 +73,7 @@ impl Sqlite {
 
 impl Store for Sqlite {
     const HAS_LEVELS: bool = true;
+    const LONGEST_SET_ID: usize = 800;
 
     async fn start() -> Self {
         Self { folder: tempfile::tempdir().expect("a directory") }
@@ -112,6 +115,7 @@ impl Store for Postgres {
     /// The mark of a later snapshot is a later one.
     const ONE_CURSOR_PER_PLACE: bool = false;
     const HAS_LEVELS: bool = false;
+    const LONGEST_SET_ID: usize = 1500;
 
     async fn start() -> Self {
         let server = Postgres::start().await;
@@ -169,6 +173,7 @@ impl Server for Postgres {
 
 impl Store for Redis {
     const HAS_LEVELS: bool = false;
+    const LONGEST_SET_ID: usize = 1500;
 
     async fn start() -> Self {
         Redis::start().await

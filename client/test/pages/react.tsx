@@ -81,7 +81,7 @@ window.rowRenders = [];
 const Row = memo(({ jobId, job }: { jobId: string; job: UseJobStream }) => {
   window.rowRenders.push(jobId);
   return (
-    <p id={jobId} data-status={job.state.status}>
+    <p id={jobId} data-state={job.isCaughtUp ? `${job.state.status}, caught up` : job.state.status}>
       {job.events.map(({ payload }) => (payload as { n: number }).n).join()}
     </p>
   );

@@ -25,13 +25,14 @@ impl Worker {
             return;
         };
         let channel = membership.subscription.channel();
-        let (topic, told) = (channel.topic.clone(), channel.statuses_at(membership.place));
+        let (topic, place) = (channel.topic.clone(), membership.place);
+        let (told, over) = (channel.statuses_at(place), channel.over_at(place));
         let (requests, requested) = mpsc::channel(1);
         let backlog = self.detach(key).unwrap_or_default();
         self.subscribers[key].state =
             State::Replaying { topic: topic.clone(), backlog, next_page: NextPage::Requested, requests };
         let to = SubscriberId { key, serial: self.subscribers[key].serial };
-        let replay = self.streams.replay_after(topic, cursor).told(told);
+        let replay = self.streams.replay_after(topic, cursor).told(told, over);
         let inbox = self.inbox.clone();
         self.runtime.spawn(async move {
             if guarded("replay", run_replay(replay, &inbox, to, requested)).await.is_err() {

@@ -141,16 +141,21 @@ export class WatchedJob {
 
   /** Finds out whether the stream waits for a job that is not there yet, which Jobcast does for a while. */
   async #lookUp() {
-    if (this.connection !== "connecting") return;
+    if (!this.#mayBeMissing) return;
     const response = await fetch(`runner-jobs/${encodeURIComponent(this.job.id)}`, {
       cache: "no-store",
       headers: authorization,
     }).catch(() => null);
     const answer = response?.status === 404 ? await response.json().catch(() => null) : null;
-    if (answer?.code !== "job.not_found" || this.connection !== "connecting" || this.events > 0) return;
+    if (answer?.code !== "job.not_found" || !this.#mayBeMissing) return;
     this.connection = "missing";
     this.#view.announce(this.#missingNotice());
     this.#view.onChange();
+  }
+
+  /** On the connection of the list, which is open for the jobs that are there, one that is not there has no events. */
+  get #mayBeMissing() {
+    return (this.connection === "connecting" || this.connection === "live") && this.events === 0;
   }
 
   #missingNotice() {
@@ -160,7 +165,12 @@ export class WatchedJob {
   /** @param {JobStreamState} state */
   #onState(state) {
     const before = this.connection;
-    const connection = this.#offlineTimer ? "offline" : connectionOf(state, before, this.connections);
+    const isStillMissing = before === "missing" && this.events === 0 && !state.jobStatus && state.status === "open";
+    const connection = this.#offlineTimer
+      ? "offline"
+      : isStillMissing
+        ? before
+        : connectionOf(state, before, this.connections);
     this.connection = connection;
     this.retryAtMs = state.status === "retrying" ? performance.now() + state.retryInMs : null;
     const wasOpen = before === "live" || before === "waiting";
@@ -251,6 +261,11 @@ export class WatchedJob {
     }
     this.#remember(key);
     this.events += 1;
+    if (this.connection === "missing") {
+      this.connection = "live";
+      this.#view.announce("");
+      this.#view.onChange();
+    }
     const parsedMs = unreadable?.includes("timestamp") ? NaN : Date.parse(timestamp);
     const timeMs = Number.isFinite(parsedMs) ? parsedMs : this.#lastTimeMs || serverClock.now();
     this.#lastTimeMs = timeMs;

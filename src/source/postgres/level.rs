@@ -52,6 +52,10 @@ impl Session<'_> {
         let (best, life) = (self.tables.best, self.tables.life);
         let nothing = Position::at_level(best, EndedXids::default(), life);
         let Some(list) = self.list_open(&nothing, false).await? else { return Ok(None) };
+        // A standby cannot be asked for the moment of its own snapshot: its jobs are read one by one.
+        if list.is_standby {
+            return Ok(None);
+        }
         let mut durable_xid = list.durable_xid;
         if best.xids == XidSource::System && durable_xid < list.xmax {
             // No index finds the last row, so the list's own statement did not look for it.

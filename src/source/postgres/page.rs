@@ -190,6 +190,7 @@ pub struct PageEnd {
 
 /// A list of the open transactions.
 pub struct OpenList {
+    pub is_standby: bool,
     /// No transaction at or above it had begun.
     pub xmax: u64,
     /// Everything that has ended, as far as a cursor has room for the open ones.
@@ -380,7 +381,8 @@ impl Session<'_> {
             return Ok(None);
         }
         let ended = position.cut_list(EndedXids { mark: snapshot.xmax, open }, ends_range);
-        let list = OpenList { xmax: snapshot.xmax, ended, durable_xid: snapshot.durable_xid };
+        let list =
+            OpenList { is_standby: snapshot.is_standby, xmax: snapshot.xmax, ended, durable_xid: snapshot.durable_xid };
         Ok(Some(list).filter(|list| list.ended.mark >= position.settled().mark))
     }
 }

@@ -257,7 +257,7 @@ impl PostgresTail {
         }
         let sql = self.changes_sql(session);
         match session.connection.query(sql).await {
-            Ok(rows) => self.with_level(session, self.parse_changes(session, &rows)?).await,
+            Ok(rows) => Ok(self.with_level(session, self.parse_changes(session, &rows)?)),
             Err(error) if error.is_of_rows() => self.changes_without_look(session).await,
             Err(error) => Err(error),
         }

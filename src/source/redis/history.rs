@@ -2,6 +2,7 @@
 
 use super::entry::{Entry, EntryId, StreamInfo, mean_size, parse_entries};
 use super::error::is_wrong_type;
+use super::lookups::Found;
 use super::mapping::Mapping;
 use super::position::{Position, StreamSlice, ordinal_from_end};
 use super::reply::number;
@@ -9,11 +10,9 @@ use super::topology::NodeError;
 use super::{JobKey, MAX_ENTRIES_PER_REQUEST, Store};
 use crate::cursor::Cursor;
 use crate::event::{Event, JobId, JobStatus};
-use crate::single_flight::{Joined, SingleFlight};
 use crate::source::{Limit, Page, PageBuilder, PageResult, Standing};
-use crate::supervise::Panicked;
-use redis::{ErrorKind, Value, cmd};
-use std::sync::Arc;
+use redis::{Value, cmd};
+use std::collections::HashSet;
 
 /// Entries in the first request for a stream, while the size of its entries is not known.
 const FIRST_REQUEST_ENTRIES: usize = 32;
@@ -27,9 +26,6 @@ const FIRST_SEARCH_ENTRIES: usize = 16;
 /// Bounds of the newest entries among which a final event is looked for.
 const MAX_ENDING_ENTRIES: usize = 256;
 const MAX_ENDING_BYTES: usize = 256 << 10;
-
-/// Look-ups of event ids that have not ended, by job and id.
-pub type Lookups = SingleFlight<(JobId, String), Result<Option<Cursor>, NodeError>>;
 
 /// The key of a job's stream, as a reader finds it.
 enum Readable {
@@ -295,47 +291,33 @@ impl Store {
         }
     }
 
-    /// Finds an event's id. All who ask for the same one at the same time share one look-up.
-    pub(super) async fn look_up(self: &Arc<Self>, job: &JobId, id: &str) -> Result<Option<Cursor>, NodeError> {
-        let Joined { flight, is_own } = self.lookup(job, id);
-        let found = flight.await?;
-        if is_own || found.is_some() {
-            return Ok(found);
-        }
-        // That one may have begun before the event was written; the next one cannot.
-        self.lookup(job, id).flight.await
+    /// Finds an event's id.
+    pub(super) async fn look_up(&self, job: &JobId, id: &str) -> Result<Option<Cursor>, NodeError> {
+        self.lookups.find(job, id, |ids| self.search(job, ids)).await
     }
 
-    /// Starts a look-up, or joins the one that has not ended.
-    fn lookup(self: &Arc<Self>, job: &JobId, id: &str) -> Joined<Result<Option<Cursor>, NodeError>> {
-        let (store, key) = (self.clone(), (job.clone(), id.to_string()));
-        let (of_panic, of_lookup) = (self.topology.clone(), key.clone());
-        let lookup = || async move { store.find(&of_lookup.0, &of_lookup.1).await };
-        let panicked = move |panic: Panicked| {
-            Err(of_panic.node_error((ErrorKind::Client, "looking up an event id", panic.to_string()).into()))
-        };
-        self.lookups.join("lookup", key, lookup, panicked)
-    }
-
-    /// Returns the position after the event with this id, if it is among the newest [`MAX_SEARCH_ENTRIES`] entries and
-    /// [`MAX_SEARCH_BYTES`] bytes.
-    async fn find(&self, job: &JobId, id: &str) -> Result<Option<Cursor>, NodeError> {
-        let Readable::Stream(Some(info)) = self.readable_info(job).await? else { return Ok(None) };
+    /// Returns the positions after the events with these ids, as far as they are among the newest [`MAX_SEARCH_ENTRIES`]
+    /// entries and [`MAX_SEARCH_BYTES`] bytes.
+    async fn search(&self, job: &JobId, mut wanted: HashSet<String>) -> Result<Found, NodeError> {
+        let mut found = Found::new();
+        let Readable::Stream(Some(info)) = self.readable_info(job).await? else { return Ok(found) };
         let mut bytes = MAX_SEARCH_BYTES;
         let mut count = FIRST_SEARCH_ENTRIES;
         let mut size = info.last_entry.as_ref().map_or(1, Entry::size).max(1);
         let mut from = "+".to_string();
         // It counts the entries that were added after this one and are still there.
         let mut newer = 0;
-        while newer < MAX_SEARCH_ENTRIES && bytes >= size {
+        while !wanted.is_empty() && newer < MAX_SEARCH_ENTRIES && bytes >= size {
             // There are only twice as many as before, since the older ones may be larger.
             count = count.min(bytes / size).min(MAX_ENTRIES_PER_REQUEST);
             let request = self.events_request(job, |key| vec![older_entries_command(key, &from, count)]);
+            let _turn = self.lookups.turn().await;
             let entries = self.parse_range(self.send(request).await?.pop())?;
             // An entry above `last_id` was added after the state was read, and is not counted in it.
             for entry in entries.iter().filter(|entry| entry.id <= info.last_id) {
-                if self.mapping.event_id(entry) == id {
-                    return Ok(Some(Position::after(entry, ordinal_from_end(&info, entry, newer)).seal(job)));
+                if let Some(id) = wanted.take(&self.mapping.event_id(entry)) {
+                    let position = Position::after(entry, ordinal_from_end(&info, entry, newer));
+                    found.insert(id, position.seal(job));
                 }
                 newer += 1;
             }
@@ -345,7 +327,7 @@ impl Store {
             size = mean_size(&entries).unwrap_or(size);
             count *= 2;
         }
-        Ok(None)
+        Ok(found)
     }
 
     pub(super) fn parse_range(&self, reply: Option<Value>) -> Result<Vec<Entry>, NodeError> {

@@ -4,7 +4,8 @@
 //! - [`topology`] knows the servers, and [`connections`] sends each request to the server that has its key;
 //! - [`position`] notices entries that were lost;
 //! - [`shared`] reads one stream of many jobs;
-//! - [`history`] reads pages, [`many`] those of many jobs, [`tail`] reads what is new, and [`invalidation`] wakes the tail up;
+//! - [`history`] reads pages, [`many`] those of many jobs, [`lookups`] finds event ids, [`tail`] reads what is new, and
+//!   [`invalidation`] wakes the tail up;
 //! - [`mapping`] makes events of entries, and [`status`] reads how a job is;
 //! - [`writer`] appends, [`jobs`] lists.
 
@@ -21,6 +22,7 @@ mod invalidation;
 mod jobs;
 mod keys;
 mod known_ids;
+mod lookups;
 mod many;
 mod mapping;
 mod position;
@@ -82,7 +84,7 @@ struct Store {
     /// Writes that wait.
     lines: writer::Lines,
     /// Look-ups of event ids that have not ended.
-    lookups: history::Lookups,
+    lookups: lookups::Lookups,
     /// Keeps the topology up to date for as long as the store lives.
     _refresher: AbortOnDropHandle<()>,
 }
@@ -118,7 +120,7 @@ impl Store {
             ends: ends::RedisEnds::new(end_grace),
             known_ids: known_ids::KnownIds::default(),
             lines: writer::Lines::default(),
-            lookups: history::Lookups::default(),
+            lookups: lookups::Lookups::default(),
             topology,
             settings,
             _refresher: refresher,

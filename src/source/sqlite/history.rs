@@ -210,7 +210,7 @@ fn judge(tables: &Tables, after: Position, row: &SqliteRow) -> Result<Result<Pos
     let is_beyond = number_of(row, 2)?.is_none_or(|newest| after.seq > newest);
     let numbering = tables.events.numbering;
     Ok(match (after.of, held) {
-        // Where the event itself is gone, those after it may be, too.
+        // Those after an event that is gone may be gone, too.
         (Of::Job, None) => Err(if is_beyond { Reset::Rewound } else { Reset::Trimmed }),
         (Of::Job, Some(id)) if after.is_held_by(Some(&id)) => Ok(Position::after(after.seq, id)),
         (Of::Job, Some(_)) => Err(Reset::Rewound),

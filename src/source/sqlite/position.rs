@@ -5,7 +5,7 @@
 //! bytes of fingerprint and then the number, big-endian, without leading zeros, so that 0 has no bytes and a negative one
 //! has eight; the beginning is empty.
 //!
-//! Where one number orders the rows of all jobs, the event may be of any job. Then the fingerprint is one of its job and its
+//! The event may be of any job, where one number orders the rows of all jobs. Then the fingerprint is one of its job and its
 //! id, and a zero stands before the number. Such a position is good for all jobs of the table that have a row at or before it:
 //! where one of them has none, its rows were trimmed up to there, and perhaps beyond. A job that had none yet therefore stays
 //! at its beginning.

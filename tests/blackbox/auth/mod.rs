@@ -32,7 +32,12 @@ async fn addresses(daemon: &Daemon, job: &str) -> Vec<String> {
     let described = daemon.get("/openapi.json").await.json();
     let paths = described["paths"].as_object().expect("paths").iter();
     let shown = paths.filter(|(path, methods)| methods.get("get").is_some() && !PUBLIC.contains(&path.as_str()));
-    let all: Vec<String> = shown.map(|(path, _)| path.replace("{job_id}", job)).collect();
+    let all = shown.map(|(path, _)| {
+        let is_of_set = path.contains("/events") && !path.contains("{job_id}");
+        let query = if is_of_set { format!("?job={job}") } else { String::new() };
+        path.replace("{job_id}", job) + &query
+    });
+    let all: Vec<String> = all.collect();
     assert!(all.len() >= 4, "{all:?}");
     all
 }

@@ -64,8 +64,8 @@ async fn a_full_disk_is_answered_and_nothing_that_was_answered_201_is_lost() {
     // runs beside the daemon, where the small file system can be seen
     let talk = r#"
         cd "$1"; "$2" serve 2> log & daemon=$!
-        for _ in $(seq 300); do grep -q 'serving http' log && break; sleep 0.1; done
-        to=$(sed -n 's/.*serving http=\([^ ]*\).*/\1/p' log)
+        for _ in $(seq 300); do grep -q 'serving ' log && break; sleep 0.1; done
+        to=$(sed -n 's/.*serving .*http=\([^ ]*\).*/\1/p' log)
         line=$(head -c 60000 /dev/zero | tr '\0' x)
         stored=0
         for n in $(seq 40); do

@@ -7,38 +7,16 @@ use crate::event::JobId;
 use crate::source::Limit;
 use crate::source::postgres::many::{FirstRows, ROWS_EACH};
 use crate::source::postgres::position::Position;
-use crate::source::postgres::tables::XidSource;
-
-/// Most transactions of which a standby is asked at each look with news whether they are open.
-const MAX_ASKED: u64 = 2_000;
 
 impl PostgresTail {
-    /// Adds the level of a look that has found all new rows.
-    pub(super) async fn with_level(&self, session: &mut Session<'_>, changes: Changes) -> Result<Changes, QueryError> {
+    /// Adds the level of a look that has found all new rows. A standby's snapshot does not list the open transactions.
+    pub(super) fn with_level(&self, session: &Session<'_>, changes: Changes) -> Changes {
         if changes.snapshot.is_standby {
-            return self.with_level_of_standby(session, changes).await;
+            return changes;
         }
         // The source made these positions, so what they claim is durable.
         let known = self.positions.values().map(Position::ceiling).max().unwrap_or(0);
-        Ok(Changes { level: changes.snapshot.level(&session.tables, known), ..changes })
-    }
-
-    /// The same on a standby, which has to be asked which transactions are open. The look comes after that once more, and
-    /// so finds all that is up to there.
-    async fn with_level_of_standby(&self, session: &mut Session<'_>, changes: Changes) -> Result<Changes, QueryError> {
-        let has_news = changes.found.as_ref().is_some_and(|found| !found.jobs.is_empty());
-        if !(has_news || self.seen.is_none()) && self.pending.is_empty() {
-            let level = self.seen.as_ref().and_then(|seen| seen.level.clone());
-            return Ok(Changes { level, ..changes });
-        }
-        let is_far = changes.snapshot.xmax - changes.snapshot.xmin > MAX_ASKED;
-        if is_far || session.tables.best.xids == XidSource::System {
-            return Ok(changes);
-        }
-        let level = session.fix_level(std::iter::empty()).await?;
-        let sql = self.changes_sql(session);
-        let rows = session.connection.query(sql).await?;
-        Ok(Changes { level, ..self.parse_changes(session, &rows)? })
+        Changes { level: changes.snapshot.level(&session.tables, known), ..changes }
     }
 
     /// Reads one job up to the level, as far as there is room. False where it cannot go on to there.

@@ -6,6 +6,7 @@ use super::*;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
 
 const JOBS: u8 = 4;
 const FIRST_XID: u64 = 100;
@@ -355,12 +356,13 @@ impl Model {
             reader.at = Some(at);
             let process = &mut self.processes[at];
             for job in jobs {
-                if process.positions.contains_key(&job) {
-                    reader.joining.insert(job);
-                } else {
-                    process.positions.insert(job, level.clone());
-                    process.pending.insert(job);
-                    reader.live.insert(job);
+                match process.positions.entry(job) {
+                    Entry::Occupied(_) => drop(reader.joining.insert(job)),
+                    Entry::Vacant(free) => {
+                        free.insert(level.clone());
+                        process.pending.insert(job);
+                        reader.live.insert(job);
+                    }
                 }
             }
         }
