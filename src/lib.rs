@@ -7,7 +7,7 @@
 //!   many share; [`outbound`]: HTTP to others.
 //! - [`event`], [`cursor`], [`topic`], [`error`], [`sse`]: domain types, such as jobs, events, cursors, sets of jobs and
 //!   errors. No I/O.
-//! - [`config`]: settings, checked and typed.
+//! - [`config`]: settings, checked and typed; [`traces`]: spans for an OpenTelemetry collector.
 //! - [`source`]: the stores of events, one folder for each kind.
 //! - [`hub`]: the live jobs of this process, their rings and their subscribers. No SQL.
 //! - [`tail`] reads the source once for all watched jobs; [`replay`] reads history for one subscriber.
@@ -40,3 +40,4 @@ pub mod systemd;
 pub mod tail;
 pub mod telemetry;
 pub mod topic;
+pub mod traces;

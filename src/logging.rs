@@ -19,10 +19,15 @@ use std::time::Duration;
 use tracing::field::Field;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::format::{self, Writer};
-use tracing_subscriber::{EnvFilter, reload};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt as lines, registry, reload};
 
 /// Target of the access log's lines, which are logged at info where `log.access` or a lower level asks for them.
 pub const ACCESS: &str = "jobcast::access";
+
+/// Target of the spans that are traced, which are no part of the log.
+pub const TRACES: &str = "jobcast::spans";
 
 /// Lines that wait for standard error to take them; those beyond are lost.
 const MAX_WAITING_LINES: usize = 4096;
@@ -55,6 +60,9 @@ static QUEUE: OnceLock<SyncSender<Message>> = OnceLock::new();
 /// Changes the filter of the log that is set up.
 type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
 
+/// A layer that hands spans on to somebody else than the log.
+pub type Traces = Box<dyn Layer<Registry> + Send + Sync>;
+
 /// Present once there is a log.
 static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
 
@@ -75,41 +83,32 @@ impl Drop for LogGuard {
 
 /// Sends logs to standard error, because standard output belongs to the command. Panics are logged as well, since the usual
 /// hook would wait for a reader of standard error.
-pub fn to_stderr(level: &str, access: bool, format: LogFormat) -> LogGuard {
+pub fn to_stderr(level: &str, access: bool, format: LogFormat, traces: Option<Traces>) -> LogGuard {
     let (queue, messages) = mpsc::sync_channel(MAX_WAITING_LINES);
     let writer = thread::Builder::new().name("log".into()).spawn(move || write_all(&messages, &mut io::stderr()));
     // Without the thread every line is lost, and counted.
     drop(writer);
     let _ = QUEUE.set(queue);
     let _ = FORM.set(format);
-    let filter = filter(level, access);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).log_internal_errors(false);
-    let is_installed = match format {
-        LogFormat::Pretty => {
-            let builder = builder
-                .with_writer(|| Lines(LogFormat::Pretty))
-                .with_ansi(io::stderr().is_terminal())
-                .fmt_fields(format::debug_fn(write_field).delimited(" "))
-                .with_filter_reloading();
-            keep_handle(builder.reload_handle());
-            builder.try_init()
-        }
+    let (filter, handle) = reload::Layer::new(filter(level, access));
+    let _ = SET_FILTER.set(Box::new(move |filter| handle.reload(filter)));
+    let layer = lines::layer().with_target(false).log_internal_errors(false);
+    let layer = match format {
+        LogFormat::Pretty => layer
+            .with_writer(|| Lines(LogFormat::Pretty))
+            .with_ansi(io::stderr().is_terminal())
+            .fmt_fields(format::debug_fn(write_field).delimited(" "))
+            .boxed(),
         LogFormat::Json => {
-            let builder = builder.with_writer(|| Lines(LogFormat::Json)).json().flatten_event(true);
-            let builder = builder.with_current_span(false).with_filter_reloading();
-            keep_handle(builder.reload_handle());
-            builder.try_init()
+            layer.with_writer(|| Lines(LogFormat::Json)).json().flatten_event(true).with_current_span(false).boxed()
         }
     };
+    let is_installed = registry().with(traces).with(layer.with_filter(filter)).try_init();
     if let Err(error) = is_installed {
         say(format_args!("logs cannot be set up: {error}"));
     }
     std::panic::set_hook(Box::new(log_panic));
     LogGuard(())
-}
-
-fn keep_handle<S: 'static>(handle: reload::Handle<EnvFilter, S>) {
-    let _ = SET_FILTER.set(Box::new(move |filter| handle.reload(filter)));
 }
 
 /// Changes the level from which lines are logged, and whether the access log is.
@@ -128,7 +127,7 @@ fn filter(level: &str, access: bool) -> EnvFilter {
         other => (other.to_string(), false),
     };
     let access = if access || is_detailed { "info" } else { "off" };
-    EnvFilter::try_new(format!("{own},{ACCESS}={access},actix_server=warn,actix_http=off"))
+    EnvFilter::try_new(format!("{own},{TRACES}=off,{ACCESS}={access},actix_server=warn,actix_http=off"))
         .unwrap_or_else(|_| "info".into())
 }
 

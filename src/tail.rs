@@ -19,12 +19,14 @@ use crate::source::{JobNews, News, Source, Tail, Wakeup};
 use crate::sse::{self, JobEnd, Reset, Segment, Shape};
 use crate::telemetry;
 use crate::topic::Topic;
+use crate::traces;
 use jiff::Timestamp;
 use joins::{CaughtUp, JoinQueue};
 pub use sets::{MAX_SKIPPED, Rests, Round, Turn};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tracing::Instrument;
 use watches::{Watched, Watches};
 
 /// The jobs with events that could not be read whole, each said once.
@@ -105,7 +107,11 @@ impl TailLoop {
             let joiners = self.joins.begin_read(|topic| self.hub.is_live(topic), |job| self.watches.is_watched(job));
             let began = Instant::now();
             self.progress.begin(began);
-            match self.tail.read(&joiners).await {
+            let span = traces::tail_read(self.kind, wakeup.as_str());
+            let read = self.tail.read(&joiners).instrument(span.clone()).await;
+            let count = |news: &News| news.jobs.iter().map(|job| job.events.len()).sum();
+            traces::note_read(&span, read.as_ref().map(count).map_err(|error| error.code.as_str()));
+            match read {
                 Ok(news) => self.on_news(news, began),
                 Err(error) => self.on_error(error).await,
             }

@@ -51,7 +51,7 @@ pub async fn run(args: Args) -> ExitCode {
         ));
     }
     let scheme = if http.tls.is_enabled() { "https" } else { "http" };
-    let _log = logging::to_stderr(&settings.log.level, settings.log.access, settings.log.format);
+    let _log = logging::to_stderr(&settings.log.level, settings.log.access, settings.log.format, None);
     let mut runner = None;
     let served = serve::serve(settings, |address, shutdown| {
         let page = reachable(address);

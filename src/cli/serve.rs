@@ -23,6 +23,7 @@ use crate::supervise::{PartFailure, Supervisor, guarded};
 use crate::systemd::{self, Sockets};
 use crate::tail;
 use crate::telemetry::MetricsExporter;
+use crate::traces;
 use actix_server::ServerHandle;
 use actix_web::web;
 use metrics_exporter_prometheus::BuildError;
@@ -54,9 +55,17 @@ pub(super) async fn run(config: ConfigFile) -> ExitCode {
         Ok(loaded) => loaded,
         Err(errors) => return misused(errors),
     };
-    let _log = logging::to_stderr(&settings.log.level, settings.log.access, settings.log.format);
+    let (traces, layer) = match traces::start(&settings.traces) {
+        Ok(started) => started.unzip(),
+        Err(cause) => return failed(format!("traces cannot be sent: {cause}")),
+    };
+    let _log = logging::to_stderr(&settings.log.level, settings.log.access, settings.log.format, layer);
     let surroundings = Surroundings { sockets, reloader: Some(Reloader::new(config, values)) };
-    match guarded("serve", open_and_serve(settings, surroundings, |_, _| {})).await {
+    let served = guarded("serve", open_and_serve(settings, surroundings, |_, _| {})).await;
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
+    match served {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(ServeError::Certificate(error))) => misused(error),
         Ok(Err(error)) => failed(error),

@@ -14,6 +14,7 @@ const SOURCES: &[&str] = &[
     include_str!("mod.rs"),
     include_str!("sections.rs"),
     include_str!("auth.rs"),
+    include_str!("traces.rs"),
     include_str!("source.rs"),
     include_str!("redis.rs"),
 ];

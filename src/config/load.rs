@@ -25,6 +25,7 @@ const SECRETS: &[&str] = &[
     "auth.jwt.secret",
     "auth.jwt.jwks_url",
     "auth.forward.url",
+    "traces.endpoint",
     "ingest.token",
     "source.postgres.url",
     "source.redis.url",

@@ -1,7 +1,7 @@
 //! Settings: the defaults, a TOML file over them, environment variables over both; checked and typed. Only `cli` hands in
 //! the variables; only `load` reads the file.
 //!
-//! - `sections`, `auth`, `source` and `redis`: one struct for each section, with its defaults and its `validate`.
+//! - `sections`, `auth`, `source`, `redis` and `traces`: one struct for each section, with its defaults and its `validate`.
 //! - `mapping`: the columns and fields of other people's stores, and how they are read.
 //! - `values`: types of single values, such as secrets and networks.
 //! - `load`: reads the file and the variables, and finds everything that is wrong at once.
@@ -18,6 +18,7 @@ mod mapping;
 mod redis;
 mod sections;
 mod source;
+mod traces;
 mod validate;
 mod values;
 
@@ -27,6 +28,7 @@ pub use mapping::{Create, EventOrder, Field, PayloadColumns, PayloadKind, Timest
 pub use redis::{EntryFields, Redis};
 pub use sections::{Admin, Cors, Http, Hub, Ingest, Log, Shutdown, Stream, Tls};
 pub use source::{Columns, FinalStatuses, JobColumns, Pace, Postgres, Source, SourceKind, Sqlite};
+pub use traces::Traces;
 pub use values::{AutoBool, Network, Secret, SecretUrl};
 
 use serde::{Deserialize, Serialize};
@@ -52,6 +54,8 @@ pub struct Settings {
     pub shutdown: Shutdown,
     /// Logs, which go to standard error.
     pub log: Log,
+    /// Spans of requests and reads, for OpenTelemetry.
+    pub traces: Traces,
 }
 
 impl Settings {

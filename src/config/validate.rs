@@ -38,13 +38,14 @@ impl IntoIterator for Problems {
 impl Settings {
     pub(super) fn validate(&self) -> Problems {
         // Every section is named, so that a new one cannot be forgotten.
-        let Self { http, admin, stream, hub, source, auth, ingest, shutdown: _, log } = self;
+        let Self { http, admin, stream, hub, source, auth, ingest, shutdown: _, log, traces } = self;
         let mut problems = Problems::default();
         http.validate(&mut problems);
         stream.validate(&mut problems);
         hub.validate(&mut problems);
         source.validate(&mut problems);
         auth.validate(&mut problems);
+        traces.validate(&mut problems);
         ingest.validate(&mut problems);
         log.validate(&mut problems);
         problems.require(

@@ -7,6 +7,7 @@ use super::problem::Code;
 use crate::auth::Grant;
 use crate::event::JobId;
 use crate::logging::ACCESS;
+use crate::traces::{self, TraceHeaders};
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::middleware::Next;
@@ -25,11 +26,12 @@ pub async fn log(
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let began = Instant::now();
-    let span = span(request.request());
-    let answered = next.call(request).instrument(span.clone()).await;
+    let (span, traced) = (span(request.request()), traced(request.request()));
+    let answered = next.call(request).instrument(span.clone()).instrument(traced.clone()).await;
     let _entered = span.enter();
     if let Ok(response) = &answered {
         let (request, head) = (response.request(), response.response());
+        traces::note_answer(&traced, head.status().as_u16());
         tracing::info!(
             target: ACCESS,
             method = request.method().as_str(),
@@ -41,6 +43,14 @@ pub async fn log(
         );
     }
     answered
+}
+
+/// The request as it is traced, within the trace that its caller has begun.
+fn traced(request: &HttpRequest) -> Span {
+    let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let headers = TraceHeaders { traceparent: header("traceparent"), tracestate: header("tracestate") };
+    let route = request.match_pattern();
+    traces::request(request.method().as_str(), route.as_deref(), request.path(), &headers)
 }
 
 /// The span is made at the highest level, so that lines of each level have its fields. The query is not among them: it may

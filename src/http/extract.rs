@@ -1,6 +1,7 @@
 //! Extractors: typed parts of a request, so that a handler's signature says what it takes from the request and what the
 //! caller must have for it.
 
+use super::access;
 use super::problem::Problem;
 use crate::cursor::Start;
 use crate::cursor::set::Size;
@@ -44,7 +45,9 @@ from_head!(JobPath, |request: &HttpRequest| {
         job_id: String,
     }
     let segments: Segments = request.match_info().load().map_err(|error| Problem::bad_job_id(error.to_string()))?;
-    segments.job_id.parse().map(JobPath).map_err(|error: BadJobId| Problem::bad_job_id(error.to_string()))
+    let job = segments.job_id.parse().map_err(|error: BadJobId| Problem::bad_job_id(error.to_string()))?;
+    access::note_job(&job);
+    Ok(JobPath(job))
 });
 
 /// Position at which a stream begins. `Last-Event-ID` counts more than the query: a browser sends it when it reconnects

@@ -55,7 +55,6 @@ impl FromRequest for WatchedJob {
         let asked = job.and_then(|JobPath(job)| Ok((asking(request)?, job)));
         Box::pin(async move {
             let ((app, caller), job) = asked?;
-            access::note_job(&job);
             let wanted = Wanted::Job(job.clone());
             let right = Right(app.auth.ask(caller, &wanted).await?);
             access::note_caller(right.0.as_deref());

@@ -12,10 +12,12 @@ use crate::supervise::Panicked;
 use crate::tail::{self, MAX_SKIPPED, Rests, Round, Turn};
 use crate::telemetry;
 use crate::topic::Topic;
+use crate::traces;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tracing::Instrument;
 
 /// The size of a page. It is small, since a subscriber that reads nothing holds one of them.
 const PAGE: Limit = Limit { events: 512, bytes: 64 * 1024 };
@@ -96,6 +98,14 @@ pub(super) struct Encoded {
     pub resets: Vec<(JobId, Reset)>,
 }
 
+/// The number of events of a page.
+fn events_of(page: &PageResult) -> usize {
+    match page {
+        PageResult::Page(page) => page.events.len(),
+        PageResult::NoSuchJob | PageResult::Lost(_) => 0,
+    }
+}
+
 impl Pages {
     pub fn new(source: Arc<dyn Source>, shape: Shape, pace: config::Pace, turns: Turns) -> Arc<Self> {
         Arc::new(Self { source, shape, pace, in_flight: SingleFlight::default(), turns })
@@ -108,20 +118,27 @@ impl Pages {
 
     /// Reads a page as its source gives it, for a caller that has no use for it encoded.
     pub async fn plain(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError> {
-        let began = Instant::now();
-        let _turn = self.turns.take().await;
-        let page = self.source.page(job, after, limit).await;
-        telemetry::HISTORY_READ.histogram().record(began.elapsed());
-        page
+        self.timed(self.source.page(job, after, limit), events_of).await
     }
 
     /// As [`Pages::plain`], for several jobs; see [`Source::pages`].
     pub async fn plain_of_set(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
+        self.timed(self.source.pages(wanted, limit), |pages| pages.iter().map(events_of).sum()).await
+    }
+
+    /// Reads when it is its turn, and tells the metrics and the traces of it. `count` says how many events were read.
+    async fn timed<T>(
+        &self,
+        read: impl Future<Output = Result<T, SourceError>>,
+        count: impl FnOnce(&T) -> usize,
+    ) -> Result<T, SourceError> {
         let began = Instant::now();
         let _turn = self.turns.take().await;
-        let pages = self.source.pages(wanted, limit).await;
+        let span = traces::history_read();
+        let result = read.instrument(span.clone()).await;
+        traces::note_read(&span, result.as_ref().map(count).map_err(|error| error.code.as_str()));
         telemetry::HISTORY_READ.histogram().record(began.elapsed());
-        pages
+        result
     }
 
     /// Reads the page after `after`, or joins a read of the same page. Of a set it is about the jobs from `from` on.

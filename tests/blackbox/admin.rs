@@ -98,11 +98,7 @@ async fn an_operator_ends_streams_at_once_and_they_resume_exactly() {
         assert_eq!(rest[0].retry, rest[0].json()["retryInMs"].as_u64());
     }
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-    eventually("both to be counted", async || {
-        let metrics = daemon.ask_admin("/metrics").await.text();
-        metrics.contains("jobcast_disconnects_total{reason=\"revoked\"} 2").then_some(())
-    })
-    .await;
+    daemon.metric_is("jobcast_disconnects_total{reason=\"revoked\"}", 2.0).await;
     assert_eq!(close(&daemon, "?job=a").await.json()["closed"], 0);
 
     daemon.write("b", 3..4).await;

@@ -138,13 +138,7 @@ async fn the_job_that_holds_most_memory_pays_first_and_not_who_blocks_next() {
     let honest = narrow(daemon.http, &request("honest")).await;
     daemon.has_subscribers(101).await;
     write_sized(&daemon, "greedy", 1..26, 20_000).await;
-    let closed = async || {
-        let metrics = daemon.ask_admin("/metrics").await.text();
-        let line =
-            metrics.lines().find_map(|line| line.strip_prefix("jobcast_disconnects_total{reason=\"memory\"} "))?;
-        line.parse::<f64>().ok()
-    };
-    eventually("the bound to be felt", closed).await;
+    daemon.metric_reaches("jobcast_disconnects_total{reason=\"memory\"}", 1.0).await;
     write_sized(&daemon, "honest", 1..60, 8_000).await;
     let mut honest = Stream::on(honest).await.expect("an answer");
     assert_eq!(numbers(&honest.take(60).await), Vec::from_iter(0..60));

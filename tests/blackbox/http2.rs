@@ -3,10 +3,12 @@
 use crate::support::daemon::{numbered, stream_path};
 use crate::support::http2::{Client, Secure, Stream, frame, get, header_block, kind, settings};
 use crate::support::tls::{Authority, keep};
-use crate::support::{Message, eventually, numbers};
+use crate::support::{Message, PATIENCE, eventually, numbers};
 use futures_util::future::join_all;
 use h2::Reason;
 use rand::RngExt;
+use std::future::poll_fn;
+use tokio::time::timeout;
 
 /// Numbers of the settings that games are played with (RFC 9113, section 6.5.2).
 const HEADER_TABLE_SIZE: u16 = 1;
@@ -62,6 +64,27 @@ async fn three_hundred_streams_share_one_connection_through_a_new_certificate_an
 }
 
 #[tokio::test]
+async fn a_client_that_waits_for_a_word_before_it_sends_its_content_gets_it_and_one_that_never_sends_is_answered() {
+    let secure = Secure::start(&[("http.body_timeout", "500ms")]).await;
+    let client = secure.client().await;
+    let begin = async || {
+        let head = http::Request::post("https://localhost/runner-jobs/job/events")
+            .header("content-type", "application/json")
+            .header("expect", "100-continue");
+        let (mut answer, content) = client.begin(head.body(()).expect("a head"), false).await.expect("a request");
+        let word = timeout(PATIENCE, poll_fn(|cx| answer.poll_informational(cx))).await.expect("a word in time");
+        assert_eq!(word.expect("a word before the answer").expect("a head").status(), 100);
+        (answer, content)
+    };
+    let (answer, mut content) = begin().await;
+    content.send_data(numbered(0).to_string().into(), true).expect("content");
+    assert_eq!(timeout(PATIENCE, answer).await.expect("in time").expect("an answer").status(), 201);
+    let (answer, _content) = begin().await;
+    assert_eq!(timeout(PATIENCE, answer).await.expect("in time").expect("an answer").status(), 408);
+    assert_eq!(client.stream("job").await.event().await.number(), 0, "the connection goes on");
+}
+
+#[tokio::test]
 async fn the_limit_on_streams_counts_those_of_one_connection() {
     let secure = Secure::start(&[("http.max_connections", "5")]).await;
     let client = secure.client().await;
@@ -95,8 +118,7 @@ async fn a_stream_that_nobody_reads_is_closed_as_slow_and_its_neighbours_get_eve
     let ((), seen) = tokio::join!(write, reader.take(1001));
     assert_eq!(numbers(&seen), Vec::from_iter(0..1001));
     secure.daemon.has_subscribers(1).await;
-    let metrics = secure.daemon.ask_admin("/metrics").await.text();
-    assert!(metrics.contains("jobcast_disconnects_total{reason=\"slow\"} 1"), "{metrics}");
+    secure.daemon.metric_is("jobcast_disconnects_total{reason=\"slow\"}", 1.0).await;
     let end = loop {
         match stalled.try_next().await {
             Ok(Some(_)) => {}
@@ -131,8 +153,7 @@ async fn connections_that_nobody_reads_cost_bounded_memory_and_are_closed() {
     let after = secure.daemon.metric("process_resident_memory_bytes").await;
     assert!(after - before < 40e6, "{} MB more after 10 MB for each of 200 streams", (after - before) / 1e6);
     secure.daemon.has_subscribers(0).await;
-    let metrics = secure.daemon.ask_admin("/metrics").await.text();
-    assert!(metrics.contains("jobcast_disconnects_total{reason=\"slow\"} 200"), "{metrics}");
+    secure.daemon.metric_is("jobcast_disconnects_total{reason=\"slow\"}", 200.0).await;
 }
 
 #[tokio::test]

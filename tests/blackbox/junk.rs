@@ -2,13 +2,13 @@
 
 use crate::support::daemon::stream_path;
 use crate::support::http::{Answer, encode};
+use crate::support::http2::{self, Secure, frame};
+use crate::support::sse::Link;
 use crate::support::{Daemon, PATIENCE, Stream, alone, numbers};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -182,7 +182,7 @@ impl Junk {
 }
 
 /// Sends one connection's junk, reads all that comes, and returns the number of requests.
-async fn send(to: SocketAddr, seed: u64) -> Result<usize, String> {
+async fn send(link: impl Link, seed: u64) -> Result<usize, String> {
     let mut junk = Junk::new(seed);
     let count = junk.rng.random_range(1..PIPELINED);
     let requests: Vec<_> = (0..count).map(|_| junk.request()).collect();
@@ -190,8 +190,7 @@ async fn send(to: SocketAddr, seed: u64) -> Result<usize, String> {
     bytes.extend(junk.last());
     let mut received = Vec::new();
     let talk = async {
-        let mut socket = TcpStream::connect(to).await.expect("connect");
-        let (mut from, mut into) = socket.split();
+        let (mut from, mut into) = split(link);
         // The other side may close before it has read everything.
         let _ = tokio::join!(into.write_all(&bytes), from.read_to_end(&mut received));
     };
@@ -227,48 +226,172 @@ fn memory(daemon: &Daemon) -> u64 {
     line.split_whitespace().next().and_then(|kb| kb.parse::<u64>().ok()).expect("a number") * 1024
 }
 
-/// Sends so many requests from so many connections at a time.
-async fn send_many(to: SocketAddr, seed: u64, requests: usize) {
-    let (next, sent) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let mut senders = JoinSet::new();
-    for _ in 0..AT_A_TIME {
-        let (next, sent) = (next.clone(), sent.clone());
-        senders.spawn(async move {
-            while sent.load(Ordering::Relaxed) < requests {
-                let seed = seed + next.fetch_add(1, Ordering::Relaxed) as u64;
-                match send(to, seed).await {
-                    Ok(count) => sent.fetch_add(count, Ordering::Relaxed),
-                    Err(why) => panic!("the junk of seed {seed}: {why}"),
-                };
+/// Sends one connection's junk of HTTP/2: requests, and frames of any kind on another connection. Returns the number of
+/// requests that were sent.
+async fn send_http2(secure: &Secure, seed: u64) -> Result<usize, String> {
+    let mut junk = Junk::new(seed);
+    let client = secure.client().await;
+    let mut sent = 0;
+    for _ in 0..junk.rng.random_range(1..PIPELINED) {
+        let Some((head, body)) = junk.http2_request() else { continue };
+        // A head that is too large for the server ends the connection.
+        let Ok((answer, mut content)) = client.begin(head, body.is_empty()).await else { break };
+        sent += 1;
+        if !body.is_empty() {
+            let _ = content.send_data(body.into(), true);
+        }
+        let answer = timeout(PATIENCE, answer).await.map_err(|_| format!("no answer after {PATIENCE:?}"))?;
+        let Ok(answer) = answer else { continue };
+        if answer.status().is_server_error() {
+            return Err(format!("{}", answer.status()));
+        }
+        let mut content = answer.into_body();
+        let mut received = b"HTTP/1.1 ".to_vec();
+        while let Some(Ok(piece)) = timeout(PATIENCE, content.data()).await.map_err(|_| "no end of an answer")? {
+            let _ = content.flow_control().release_capacity(piece.len());
+            received.extend_from_slice(&piece);
+        }
+        check(&received, &junk.mark)?;
+    }
+    let mut raw = secure.raw().await;
+    let frames: Vec<u8> = (0..junk.rng.random_range(1..20)).flat_map(|_| junk.frame()).collect();
+    let _ = raw.try_send(&frames).await;
+    raw.leave().await;
+    Ok(sent + 1)
+}
+
+impl Junk {
+    /// A request that is well formed for HTTP/2, and else as odd as one of HTTP/1.1. None where no part of it can be sent.
+    fn http2_request(&mut self) -> Option<(http::Request<()>, Vec<u8>)> {
+        let (method, bytes) = self.request();
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("the end of the head");
+        let (head, body) = (&bytes[..end], bytes[end + 4..].to_vec());
+        let mut lines = head.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+        let first = String::from_utf8_lossy(lines.next()?).into_owned();
+        let path = first.split(' ').nth(1)?;
+        let mut request = http::Request::builder().method(method).uri(format!("https://localhost{path}"));
+        for line in lines {
+            let (name, value) = line.split_at(line.iter().position(|byte| *byte == b':')?);
+            let name = http::HeaderName::from_bytes(name).ok()?;
+            let value = http::HeaderValue::from_bytes(value[1..].trim_ascii()).ok()?;
+            if !["host", "content-length"].contains(&name.as_str()) {
+                request = request.header(name, value);
             }
-        });
+        }
+        if self.rng.random_range(0..20) == 0 {
+            request = request.header("expect", "100-continue");
+        }
+        Some((request.body(()).ok()?, body))
+    }
+
+    /// A frame of any kind, on any stream, with anything in it.
+    fn frame(&mut self) -> Vec<u8> {
+        let content: Vec<u8> = (0..self.rng.random_range(0..300)).map(|_| self.rng.random()).collect();
+        frame(self.rng.random_range(0..12), self.rng.random(), self.rng.random_range(0..9), &content)
+    }
+}
+
+/// Sends so many requests from so many connections at a time.
+async fn send_many<F>(send: impl Fn(u64) -> F, seed: u64, requests: usize)
+where
+    F: Future<Output = Result<usize, String>> + Send + 'static,
+{
+    let (mut senders, mut next, mut sent) = (JoinSet::new(), seed, 0);
+    while sent < requests {
+        while senders.len() < AT_A_TIME {
+            let send = send(next);
+            senders.spawn(async move { (next, send.await) });
+            next += 1;
+        }
+        let (seed, outcome) = senders.join_next().await.expect("a sender").expect("no panic");
+        sent += outcome.unwrap_or_else(|why| panic!("the junk of seed {seed}: {why}"));
     }
     while let Some(sender) = senders.join_next().await {
-        sender.expect("good answers");
+        sender.expect("no panic").1.expect("good answers");
     }
+}
+
+/// Times after which requests that never end are ended.
+const SHORT: [(&str, &str); 2] = [("http.header_timeout", "500ms"), ("http.body_timeout", "500ms")];
+
+/// Sends a hundred thousand junk requests. None is answered with a 5xx, none leaves anything behind.
+async fn withstands<F>(daemon: &Daemon, send: impl Fn(u64) -> F)
+where
+    F: Future<Output = Result<usize, String>> + Send + 'static,
+{
+    // Whatever allocates once has done so after a tenth.
+    let seed = rand::random::<u32>() as u64;
+    send_many(&send, seed, REQUESTS / 10).await;
+    let before = memory(daemon);
+    send_many(&send, seed + REQUESTS as u64, REQUESTS * 9 / 10).await;
+    let grown = memory(daemon).saturating_sub(before);
+    assert!(grown < MAX_GROWTH, "{grown} bytes more, seed {seed}");
+    let unsaid = daemon.log().lines().filter(|line| line.contains("ERROR")).count();
+    assert_eq!(unsaid, 0, "{}", daemon.log());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_thousand_junk_requests_break_nothing_and_cost_nothing_that_stays() {
     let _alone = alone();
-    let daemon = Daemon::with(&[("http.header_timeout", "500ms"), ("http.body_timeout", "500ms")]).await;
+    let daemon = Daemon::with(&SHORT).await;
     daemon.write("done", 0..3).await;
     daemon.set_status("done", "COMPLETED").await;
     daemon.write("live", 0..1).await;
     let mut watched = daemon.stream("live").await;
     watched.event().await;
-    // Whatever allocates once has done so after a tenth.
-    let seed = rand::random::<u32>() as u64;
-    send_many(daemon.http, seed, REQUESTS / 10).await;
-    let before = memory(&daemon);
-    send_many(daemon.http, seed + REQUESTS as u64, REQUESTS * 9 / 10).await;
-    let grown = memory(&daemon).saturating_sub(before);
-    assert!(grown < MAX_GROWTH, "{grown} bytes more, seed {seed}");
+    let to = daemon.http;
+    withstands(&daemon, |seed| async move { send(TcpStream::connect(to).await.expect("connect"), seed).await }).await;
     daemon.write("live", 1..2).await;
     assert_eq!(watched.event().await.number(), 1, "whoever watches is not disturbed");
     assert_eq!(daemon.get("/runner-jobs/x/events").await.status, 404, "no junk was stored");
-    let unsaid = daemon.log().lines().filter(|line| line.contains("ERROR")).count();
-    assert_eq!(unsaid, 0, "{}", daemon.log());
+}
+
+/// A daemon behind TLS with the jobs that junk asks for, and a stream of one of them.
+async fn secure_and_watched() -> (Arc<Secure>, http2::Stream) {
+    let secure = Secure::start(&SHORT).await;
+    let runner = secure.client().await;
+    runner.write("done", 0..3).await;
+    let ended = runner.request("PUT", "/runner-jobs/done", b"{\"status\":\"COMPLETED\"}").await;
+    assert_eq!(ended.expect("an answer").status(), 200);
+    runner.write("live", 0..1).await;
+    let mut watched = runner.stream("live").await;
+    watched.event().await;
+    (Arc::new(secure), watched)
+}
+
+async fn is_undisturbed(secure: &Secure, mut watched: http2::Stream) {
+    let runner = secure.client().await;
+    runner.write("live", 1..2).await;
+    assert_eq!(watched.event().await.number(), 1, "whoever watches is not disturbed");
+    let stored = runner.request("GET", "/runner-jobs/x/events", b"").await;
+    assert_eq!(stored.expect("an answer").status(), 404, "no junk was stored");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_thousand_junk_requests_over_tls_break_nothing_and_cost_nothing_that_stays() {
+    let _alone = alone();
+    let (secure, watched) = secure_and_watched().await;
+    let of_junk = |seed| {
+        let secure = secure.clone();
+        async move {
+            let link = secure.authority.connect(secure.daemon.http, "http/1.1").await.expect("a handshake");
+            send(link, seed).await
+        }
+    };
+    withstands(&secure.daemon, of_junk).await;
+    is_undisturbed(&secure, watched).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_thousand_junk_requests_over_http_2_break_nothing_and_cost_nothing_that_stays() {
+    let _alone = alone();
+    let (secure, watched) = secure_and_watched().await;
+    let of_junk = |seed| {
+        let secure = secure.clone();
+        async move { send_http2(&secure, seed).await }
+    };
+    withstands(&secure.daemon, of_junk).await;
+    is_undisturbed(&secure, watched).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,6 +3,7 @@
 use crate::support::daemon::{run, stream_path};
 use crate::support::http::{encode, request};
 use crate::support::postgres::append;
+use crate::support::web::{Reply, Web};
 use crate::support::{Daemon, Postgres, eventually, narrow, write_big};
 use serde_json::Value;
 use sqlx::Executor;
@@ -231,4 +232,78 @@ async fn without_an_access_log_no_request_is_logged_and_the_reason_of_a_failed_s
     let last = said.last().expect("a line");
     assert_eq!(last["level"], "ERROR");
     assert!(last["message"].as_str().is_some_and(|message| message.contains("http.listen")), "{last}");
+}
+
+// ---- traces
+
+/// All spans that a collector was sent.
+fn spans(collector: &Web) -> Vec<Value> {
+    let bodies = collector.asked().into_iter().map(|asked| {
+        assert_eq!((asked.path.as_str(), asked.header("content-type")), ("/v1/traces", Some("application/json")));
+        serde_json::from_slice::<Value>(&asked.body).expect("JSON")
+    });
+    let list = |of: &Value, name: &str| of[name].as_array().cloned().unwrap_or_default();
+    let resources = bodies.flat_map(|body| list(&body, "resourceSpans"));
+    resources.flat_map(|of| list(&of, "scopeSpans")).flat_map(|of| list(&of, "spans")).collect()
+}
+
+fn attribute<'a>(span: &'a Value, name: &str) -> &'a Value {
+    let all = span["attributes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    all.iter().find(|one| one["key"] == name).map_or(&Value::Null, |one| &one["value"])
+}
+
+#[tokio::test]
+async fn a_collector_is_sent_requests_and_reads_within_their_callers_traces_and_nothing_of_single_events() {
+    let collector = Web::start(|_| Reply::body("{}")).await;
+    let endpoint = collector.url("/v1/traces");
+    let settings = [("traces.endpoint", endpoint.as_str()), ("source.poll_interval", "10m"), ("shutdown.grace", "0s")];
+    let mut daemon = Daemon::with(&settings).await;
+    daemon.write("job", 0..100).await;
+    let trace = |letter: &str, flags: &str| format!("00-{}-{}-{flags}", letter.repeat(32), letter.repeat(16));
+    let path = "/runner-jobs/job/events";
+    let polled = request(daemon.http, "GET", path, &[("traceparent", &trace("a", "01"))], b"").await;
+    assert_eq!(polled.status, 200);
+    // Whoever asks has decided that this one is not traced.
+    request(daemon.http, "GET", "/openapi.json", &[("traceparent", &trace("b", "00"))], b"").await;
+    request(daemon.http, "GET", "/nothing", &[("traceparent", "nonsense")], b"").await;
+    let headers = [("traceparent", trace("c", "01"))];
+    let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let mut stream = crate::support::Stream::open(daemon.http, &stream_path("job"), &headers).await;
+    stream.take(100).await;
+    daemon.write("job", 100..200).await;
+    stream.take(100).await;
+    daemon.signal("TERM");
+    assert!(daemon.exit().await.success());
+
+    let spans = spans(&collector);
+    let named = |name: &str| spans.iter().filter(|span| span["name"] == name).collect::<Vec<_>>();
+    let poll = named("GET /runner-jobs/{job_id}/events");
+    assert_eq!(poll.len(), 1, "{spans:?}");
+    assert_eq!((&poll[0]["traceId"], &poll[0]["parentSpanId"]), (&"a".repeat(32).into(), &"a".repeat(16).into()));
+    assert_eq!(attribute(poll[0], "url.path")["stringValue"], path);
+    assert_eq!(attribute(poll[0], "http.response.status_code")["intValue"], "200");
+    let page = named("history read").into_iter().find(|span| span["parentSpanId"] == poll[0]["spanId"]);
+    assert_eq!(attribute(page.expect("its page"), "jobcast.events")["intValue"], "100");
+    let streams = named("GET /runner-jobs/{job_id}/events/stream");
+    assert_eq!((streams.len(), &streams[0]["traceId"]), (1, &"c".repeat(32).into()));
+    let tail = named("tail read");
+    assert!(tail.iter().any(|span| attribute(span, "jobcast.events")["intValue"] == "100"), "{tail:?}");
+    assert!(!spans.iter().any(|span| span["traceId"] == "b".repeat(32)), "{spans:?}");
+    assert!(spans.iter().all(|span| span["traceId"] != "0".repeat(32)));
+    assert!(spans.len() < 40, "200 events made {} spans", spans.len());
+    assert!(!daemon.log().contains("otel") && !daemon.log().contains("traces.endpoint"), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn a_collector_that_takes_nothing_is_said_once_and_costs_nobody_anything() {
+    let collector = Web::start(|_| Reply::status(503)).await;
+    let endpoint = collector.url("/v1/traces").replace("http://", "http://user:hunter2@");
+    let daemon = Daemon::with(&[("traces.endpoint", &endpoint)]).await;
+    daemon.write("job", 0..3).await;
+    daemon.stream("job").await.take(3).await;
+    eventually("the log to say it", async || daemon.log().contains("does not take traces").then_some(())).await;
+    daemon.write("job", 3..4).await;
+    assert_eq!(daemon.stream("job").await.take(4).await.len(), 4);
+    assert_eq!(daemon.log().matches("does not take traces").count(), 1, "{}", daemon.log());
+    assert!(!daemon.log().contains("hunter2"), "{}", daemon.log());
 }

@@ -74,8 +74,7 @@ async fn a_reader_that_stops_under_tls_is_closed_as_slow_and_costs_the_others_no
     let ((), seen) = tokio::join!(write, reader.take(1501));
     assert_eq!(numbers(&seen), Vec::from_iter(0..1501));
     secure.daemon.has_subscribers(1).await;
-    let metrics = secure.daemon.ask_admin("/metrics").await.text();
-    assert!(metrics.contains("jobcast_disconnects_total{reason=\"slow\"} 1"), "{metrics}");
+    secure.daemon.metric_is("jobcast_disconnects_total{reason=\"slow\"}", 1.0).await;
 }
 
 #[tokio::test]
@@ -97,11 +96,7 @@ async fn handshakes_that_stop_halfway_are_ended_and_keep_nobody_out() {
         assert!(rest.len() < 100, "{rest:?}");
     }
     secure.client().await.write("job", 1..2).await;
-    eventually("300 handshakes to be counted", async || {
-        let metrics = secure.daemon.ask_admin("/metrics").await.text();
-        metrics.contains("jobcast_tls_handshakes_total{outcome=\"timed_out\"} 300").then_some(())
-    })
-    .await;
+    secure.daemon.metric_is("jobcast_tls_handshakes_total{outcome=\"timed_out\"}", 300.0).await;
 }
 
 #[tokio::test]

@@ -4,8 +4,8 @@ use super::daemon::{numbered, stream_path};
 use super::tls::{Authority, keep};
 use super::{Daemon, Message, PATIENCE};
 use bytes::Bytes;
-use h2::client::SendRequest;
-use h2::{Reason, RecvStream};
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -69,12 +69,20 @@ impl Client {
     pub async fn request(&self, method: &str, path: &str, body: &[u8]) -> Result<Response<RecvStream>, h2::Error> {
         let request = Request::builder().method(method).uri(format!("https://localhost{path}"));
         let request = request.header("content-type", "application/json").body(()).expect("a request");
-        let mut requests = self.requests.clone().ready().await?;
-        let (answer, mut content) = requests.send_request(request, body.is_empty())?;
+        let (answer, mut content) = self.begin(request, body.is_empty()).await?;
         if !body.is_empty() {
             content.send_data(Bytes::copy_from_slice(body), true)?;
         }
         timeout(PATIENCE, answer).await.expect("an answer in time")
+    }
+
+    /// Sends the head of a request.
+    pub async fn begin(
+        &self,
+        head: Request<()>,
+        is_whole: bool,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
+        self.requests.clone().ready().await?.send_request(head, is_whole)
     }
 
     /// Appends numbered events by ingest.
@@ -238,6 +246,18 @@ impl Raw {
 
     pub async fn send(&mut self, frames: &[u8]) {
         self.0.write_all(frames).await.expect("frames are taken");
+    }
+
+    /// Sends what may be refused at any moment.
+    pub async fn try_send(&mut self, frames: &[u8]) -> std::io::Result<()> {
+        self.0.write_all(frames).await?;
+        self.0.flush().await
+    }
+
+    /// Sends nothing more, and reads until the other side closes.
+    pub async fn leave(mut self) {
+        let _ = self.0.shutdown().await;
+        self.end().await;
     }
 
     /// Reads until the other side closes; the reason that it gave, if it gave any.

@@ -2,9 +2,9 @@
 //! Cluster. Each is gone with its handle.
 
 use super::address::{self, host};
-use super::eventually;
+use super::{PATIENCE, eventually};
 use redis::aio::MultiplexedConnection;
-use redis::{Client, FromRedisValue, Pipeline, RedisResult, Value};
+use redis::{AsyncConnectionConfig, Client, FromRedisValue, Pipeline, RedisResult, Value};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -102,7 +102,10 @@ impl Redis {
     async fn try_connect(&self) -> Option<MultiplexedConnection> {
         let login = self.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
         let client = Client::open(format!("redis://{login}{}", self.address())).expect("an address");
-        client.get_multiplexed_async_connection().await.ok()
+        // As long as it takes, on a machine that has much else to do.
+        let patient = AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+        let patient = patient.set_connection_timeout(Some(PATIENCE));
+        client.get_multiplexed_async_connection_with_config(&patient).await.ok()
     }
 
     pub async fn connect(&self) -> MultiplexedConnection {

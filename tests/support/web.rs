@@ -15,6 +15,8 @@ pub struct Asked {
     pub path: String,
     /// In lower case, in the order of their arrival.
     pub headers: Vec<(String, String)>,
+    /// As its Content-Length says.
+    pub body: Vec<u8>,
 }
 
 impl Asked {
@@ -117,18 +119,28 @@ async fn serve(
 ) -> std::io::Result<()> {
     let mut bytes = Vec::new();
     loop {
-        while !bytes.windows(4).any(|four| four == b"\r\n\r\n") {
+        let end = loop {
+            if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+                break end + 4;
+            }
             if socket.read_buf(&mut bytes).await? == 0 {
                 return Ok(());
             }
-        }
-        let head = String::from_utf8_lossy(&bytes).into_owned();
-        bytes.clear();
+        };
+        let mut body = bytes.split_off(end);
+        let head = String::from_utf8_lossy(&std::mem::take(&mut bytes)).into_owned();
         let mut lines = head.lines();
         let path = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap_or_default().to_string();
         let headers = lines.filter_map(|line| line.split_once(": "));
         let headers = headers.map(|(name, value)| (name.to_lowercase(), value.to_string())).collect();
-        let request = Asked { path, headers };
+        let mut request = Asked { path, headers, body: Vec::new() };
+        let length = request.header("content-length").map_or(0, |length| length.parse().expect("a length"));
+        while body.len() < length {
+            if socket.read_buf(&mut body).await? == 0 {
+                return Ok(());
+            }
+        }
+        request.body = body;
         let handler = handler.lock().expect("a handler").clone();
         let mut reply = handler(&request);
         asked.lock().expect("the requests").push(request);

@@ -67,6 +67,7 @@ impl Exchange {
         let Self { request, mut respond, frames, write_timeout } = self;
         let stalled = connection.of_stream();
         let is_head = request.method() == ::http::Method::HEAD;
+        let waits_to_send = expects_continue(&request);
         let request = match translate(request, peer) {
             Ok(request) => request,
             Err(Refusal::Malformed) => return respond.send_reset(Reason::PROTOCOL_ERROR),
@@ -75,6 +76,12 @@ impl Exchange {
                 return;
             }
         };
+        if waits_to_send {
+            let mut go_on = ::http::Response::new(());
+            *go_on.status_mut() = ::http::StatusCode::CONTINUE;
+            // A client that has gone is noticed below.
+            let _ = respond.send_informational(go_on);
+        }
         request.extensions_mut().insert(stalled.clone());
         let Some(answered) = unless_reset(&mut respond, app.call(request)).await else { return };
         let sender = Sender { frames, write_timeout, stalled, is_head };
@@ -97,6 +104,14 @@ async fn unless_reset<T>(respond: &mut SendResponse<Bytes>, answer: impl Future<
 }
 
 // ---- the request
+
+/// Tells if the client sends its content only once it is told to (RFC 9110, section 10.1.1). It is told at once, as actix
+/// tells one of HTTP/1.1.
+fn expects_continue(request: &::http::Request<RecvStream>) -> bool {
+    let expected = request.headers().get(::http::header::EXPECT);
+    expected.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        && !request.body().is_end_stream()
+}
 
 fn translate(request: ::http::Request<RecvStream>, peer: Option<SocketAddr>) -> Result<Request, Refusal> {
     let (parts, content) = request.into_parts();

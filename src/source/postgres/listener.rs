@@ -32,12 +32,18 @@ async fn listen_until_error(store: &Store, channel: &str, notified: &Notify) -> 
     let mut listener = PgListener::connect_with(&store.listener_pool).await?;
     listener.listen(channel).await?;
     tracing::debug!(channel, "listening for wake-ups");
-    telemetry::SOURCE_LISTENING.gauge(&[]).set(1.0);
+    let is_listening = telemetry::SOURCE_LISTENING.gauge(&[]);
+    is_listening.set(1.0);
     // Something may have come between two connections.
     notified.notify_one();
+    // Made anew below, since its loss is told at once only then.
+    listener.eager_reconnect(false);
     loop {
-        // None where the connection was lost: it has been made anew, and something may have come in between.
-        listener.try_recv().await?;
+        if listener.try_recv().await?.is_none() {
+            is_listening.set(0.0);
+            listener.listen_all(std::iter::empty()).await?;
+            is_listening.set(1.0);
+        }
         notified.notify_one();
     }
 }

@@ -33,10 +33,9 @@ async fn every_address_that_shows_a_job_or_an_event_asks_who_is_there_and_tells_
     }
     assert!(told.iter().all(|text| *text == told[0] && !text.contains("none")), "{told:?}");
     for (outcome, least) in [("allowed", 6.0), ("denied", 8.0), ("unauthenticated", 8.0), ("unavailable", 0.0)] {
-        let text = daemon.ask_admin("/metrics").await.text();
-        let line = format!("jobcast_auth_total{{outcome=\"{outcome}\"}} ");
-        let count = text.lines().find_map(|one| one.strip_prefix(&line)).expect("a series").parse::<f64>();
-        assert!(count.expect("a number") >= least, "{outcome}\n{text}");
+        let series = format!("jobcast_auth_total{{outcome=\"{outcome}\"}}");
+        daemon.metric_reaches(&series, least).await;
+        assert!(daemon.ask_admin("/metrics").await.text().contains(&series), "also where it is 0");
     }
 }
 
