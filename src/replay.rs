@@ -26,6 +26,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The pause after which the jobs of a set are read again while one of them cannot be read. The others' events are as late.
+const FAULT_PAUSE: Duration = Duration::from_secs(1);
+
 /// One reader on its way to being live.
 pub struct Replay {
     pages: Arc<Pages>,
@@ -54,6 +57,17 @@ pub struct Replay {
     has_read: bool,
     /// The reset of each job that the reader was told last.
     last_resets: HashMap<JobId, Reset>,
+    faults: Faults,
+}
+
+/// The jobs of a set whose rows could not be read. They stand where they stood, and the others go on by pages until they can
+/// be read again: only then does the reader stand at a position of the source's own in all of them.
+#[derive(Default)]
+struct Faults {
+    /// Those of the pages since the first job was read last.
+    met: HashSet<JobId>,
+    /// Those that the reader has been told of.
+    told: HashSet<JobId>,
 }
 
 /// The position after everything that a reader got so far, by its lineage.
@@ -90,6 +104,8 @@ enum Phase {
     Reading,
     /// The source does not answer. The next attempt comes after this wait.
     Waiting { backoff: Backoff, wait: Duration },
+    /// All was read of all jobs but of those with a fault. They are all read again after a pause.
+    Faulty,
     /// The history of this job is trimmed faster than the reader takes it, again: it goes on at the newest event, rather than
     /// be told of one loss after the other.
     Overrun(JobId),
@@ -126,6 +142,25 @@ pub enum Step {
     Outage(SourceError, Duration),
 }
 
+impl Faults {
+    /// Returns the faults of a page that the reader has not been told of. After the last page, jobs that could be read again
+    /// count as whole.
+    fn take_untold(&mut self, page: &Encoded) -> Vec<ControlEvent> {
+        let untold = page.faults.iter().filter(|(job, _)| self.told.insert(job.clone()));
+        let notices = untold.map(|(job, error)| ControlEvent::ErrorOf {
+            job: job.clone(),
+            code: error.code.as_str(),
+            message: error.told().to_string(),
+            retry_in: Some(FAULT_PAUSE),
+        });
+        let notices = notices.collect();
+        if page.is_last {
+            self.told = std::mem::take(&mut self.met);
+        }
+        notices
+    }
+}
+
 impl Replay {
     /// A replay of the whole history.
     pub fn from_beginning(pages: Arc<Pages>, hub: Hub, topic: Topic) -> Self {
@@ -151,6 +186,7 @@ impl Replay {
             told_over: HashSet::new(),
             has_read: false,
             last_resets: HashMap::new(),
+            faults: Faults::default(),
         }
     }
 
@@ -256,6 +292,7 @@ impl Replay {
                     (self.phase, self.from) = (Phase::Reading, 0);
                 }
                 Phase::Waiting { wait, .. } => tokio::time::sleep(*wait).await,
+                Phase::Faulty => tokio::time::sleep(FAULT_PAUSE).await,
                 Phase::Overrun(job) => match self.pages.source.newest(job).await {
                     Ok(Some(newest)) => {
                         let job = job.clone();
@@ -324,22 +361,25 @@ impl Replay {
         let live = self.hub.channel(&self.topic).map(|channel| channel.statuses()).unwrap_or_default();
         self.statuses.extend(live);
         self.from = if page.is_last { 0 } else { page.next };
+        self.faults.met.extend(page.faults.iter().map(|(job, _)| job.clone()));
+        let has_all = page.is_last && self.faults.met.is_empty();
         let jobs = self.topic.jobs();
         let last = jobs.iter().rfind(|job| !self.told_over.contains(*job)).or(jobs.last());
-        self.phase = match last.filter(|_| page.is_last && jobs.iter().all(|job| self.over.contains_key(job))) {
+        self.phase = match last.filter(|_| has_all && jobs.iter().all(|job| self.over.contains_key(job))) {
             Some(last) => Phase::Complete(last.clone(), self.over[last]),
-            None if page.is_last => Phase::CaughtUp,
+            None if has_all => Phase::CaughtUp,
+            None if page.is_last => Phase::Faulty,
             None => Phase::Reading,
         };
         let mut segments = page.segments.clone();
         self.has_given |= !segments.is_empty();
-        let base = self.reached.advance(page.end.clone(), page.is_last);
+        let base = self.reached.advance(page.end.clone(), has_all);
         if !segments.is_empty() {
             self.seed = base.map(|base| Seed { base, segments: segments.clone() });
         }
         let at = self.cursor().clone();
-        let ends = self.ends_of_others();
-        segments.extend(ends.iter().map(|end| Arc::new(Segment::control(end, at.clone()))));
+        let notices = self.ends_of_others().into_iter().chain(self.faults.take_untold(page));
+        segments.extend(notices.map(|notice| Arc::new(Segment::control(&notice, at.clone()))));
         (!segments.is_empty()).then_some(Step::Events(segments))
     }
 

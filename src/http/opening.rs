@@ -11,7 +11,7 @@ use crate::delivery::admission::StreamPermit;
 use crate::delivery::body::Body;
 use crate::delivery::handoff::HandoffSlot;
 use crate::delivery::source_error;
-use crate::error::SourceError;
+use crate::error::{Scope, SourceError};
 use crate::event::JobId;
 use crate::hub::Outage;
 use crate::logging::ACCESS;
@@ -99,26 +99,36 @@ async fn resolve(app: &App, topic: &Topic, text: &str) -> Result<Vec<Option<Curs
     let named = if text.len() <= MAX_TEXT { topic.open(text) } else { None };
     let named = named.unwrap_or_else(|| vec![None; jobs.len()]);
     let resolved = jobs.iter().zip(named).map(|(job, cursor)| async move {
-        match cursor {
-            Some(cursor) => app.source.resolve(job, cursor.as_str()).await,
-            None => Ok(None),
+        let Some(cursor) = cursor else { return Ok(None) };
+        match app.source.resolve(job, cursor.as_str()).await {
+            // The first page says whether it is good, once that job's rows can be read.
+            Err(error) if is_of_job(&error, job) => Ok(Some(cursor)),
+            resolved => resolved,
         }
     });
     stream::iter(resolved).buffered(QUESTIONS_AT_A_TIME).try_collect().await
 }
 
-/// Returns the place where each job begins for a reader without a cursor. For a job that there is none of it is the
-/// beginning: the first page says so.
+/// Returns the place where each job begins for a reader without a cursor. For a job that there is none of, and for one of
+/// several whose rows cannot be read, it is the beginning: the first page says so.
 async fn beginnings(app: &App, jobs: &[JobId], start: &Start) -> Result<Vec<Cursor>, SourceError> {
     let found = jobs.iter().map(|job| async move {
         let found = match start {
-            Start::Beginning | Start::After(..) => None,
-            Start::Now => app.newest(job).await?.map(|newest| newest.cursor),
-            Start::Last(count) => app.source.before_last(job, *count).await?,
+            Start::Beginning | Start::After(..) => Ok(None),
+            Start::Now => app.newest(job).await.map(|newest| newest.map(|newest| newest.cursor)),
+            Start::Last(count) => app.source.before_last(job, *count).await,
+        };
+        let found = match found {
+            Err(error) if jobs.len() > 1 && is_of_job(&error, job) => None,
+            found => found?,
         };
         Ok(found.unwrap_or_else(|| app.source.beginning(job)))
     });
     stream::iter(found).buffered(QUESTIONS_AT_A_TIME).try_collect().await
+}
+
+fn is_of_job(error: &SourceError, job: &JobId) -> bool {
+    error.scope == Scope::Job(job.clone())
 }
 
 /// Beginning of a stream.

@@ -68,6 +68,8 @@ struct Job<'a> {
 struct JobError<'a> {
     code: &'a str,
     message: &'a str,
+    /// The next request may find it mended.
+    retryable: bool,
 }
 
 #[derive(Serialize)]
@@ -100,6 +102,8 @@ pub struct Poll<'a> {
     pub statuses: Vec<(JobId, JobStatus)>,
     pub over: Vec<JobId>,
     pub resets: Vec<(JobId, Reset)>,
+    /// The jobs whose rows cannot be read just now.
+    faults: Vec<(JobId, SourceError)>,
 }
 
 /// The end of one look at the source.
@@ -140,7 +144,16 @@ impl<'a> Poll<'a> {
         for (_, reason) in &resets {
             telemetry::RESETS.increment(&[("reason", reason.as_str())], 1);
         }
-        Self { app, topic, position, events: Vec::new(), statuses: Vec::new(), over: Vec::new(), resets }
+        Self {
+            app,
+            topic,
+            position,
+            events: Vec::new(),
+            statuses: Vec::new(),
+            over: Vec::new(),
+            resets,
+            faults: Vec::new(),
+        }
     }
 
     /// Reads until there is something to say, or the time is up.
@@ -193,19 +206,19 @@ impl<'a> Poll<'a> {
         let wanted: Vec<_> = jobs.iter().cloned().zip(self.position.cursors(&self.topic)).collect();
         let pages = &self.app.streams.pages;
         let results = match &wanted[..] {
-            [(job, after)] => vec![pages.plain(job, after, limit).await?],
-            _ => pages.plain_of_set(&wanted, limit).await?,
+            [(job, after)] => vec![Ok(pages.plain(job, after, limit).await?)],
+            _ => pages.plain_of_set(&self.topic, &wanted, limit).await?,
         };
-        if results.iter().all(|result| matches!(result, PageResult::NoSuchJob)) {
+        if results.iter().all(|result| matches!(result, Ok(PageResult::NoSuchJob))) {
             return Ok(Look::NoSuchJob);
         }
         let mut is_last = results.len() == jobs.len();
         let mut levels: Vec<_> = wanted.iter().map(|(_, cursor)| cursor.level()).collect();
-        (self.statuses, self.over) = (Vec::new(), Vec::new());
+        (self.statuses, self.over, self.faults) = (Vec::new(), Vec::new(), Vec::new());
         for (index, (job, result)) in jobs.iter().zip(results).enumerate() {
             let beginning = self.app.source.beginning(job).level();
             match result {
-                PageResult::Page(page) => {
+                Ok(PageResult::Page(page)) => {
                     tail::count_unreadable(&page.events);
                     is_last &= page.is_last;
                     self.statuses.extend(page.status.map(|status| (job.clone(), status)));
@@ -225,16 +238,17 @@ impl<'a> Poll<'a> {
                     }
                     levels[index] = page.end.level();
                 }
-                PageResult::NoSuchJob if levels[index] == beginning => {}
-                PageResult::NoSuchJob => {
+                Ok(PageResult::NoSuchJob) if levels[index] == beginning => {}
+                Ok(PageResult::NoSuchJob) => {
                     self.resets.push((job.clone(), Reset::Unknown));
                     levels[index] = beginning;
                 }
-                PageResult::Lost(reset) => {
+                Ok(PageResult::Lost(reset)) => {
                     is_last = false;
                     self.resets.push((job.clone(), reset));
                     levels[index] = beginning;
                 }
+                Err(error) => self.faults.push((job.clone(), error)),
             }
         }
         self.position = match &self.topic {
@@ -254,8 +268,12 @@ impl<'a> Poll<'a> {
             jobs.entry(job.as_str()).or_default().complete = true;
         }
         for (job, problem) in forbidden {
-            let error = Some(JobError { code: problem.code(), message: problem.detail() });
+            let error = Some(JobError { code: problem.code(), message: problem.detail(), retryable: false });
             jobs.insert(job.as_str(), Job { error, ..Job::default() });
+        }
+        for (job, fault) in &self.faults {
+            let error = Some(JobError { code: fault.code.as_str(), message: fault.told(), retryable: true });
+            jobs.entry(job.as_str()).or_default().error = error;
         }
         let mut response = HttpResponse::Ok();
         response.insert_header((header::CACHE_CONTROL, "no-store"));

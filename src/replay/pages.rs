@@ -3,10 +3,10 @@
 use super::Position;
 use crate::config;
 use crate::cursor::{Cursor, Level};
-use crate::error::{SourceCode, SourceError};
+use crate::error::{Scope, SourceCode, SourceError};
 use crate::event::{JobId, JobStatus};
 use crate::single_flight::{Flight, SingleFlight};
-use crate::source::{Limit, Page, PageResult, Source};
+use crate::source::{Limit, Page, PageResult, PagesRoom, Source};
 use crate::sse::{ControlEvent, Reset, Segment, Shape};
 use crate::supervise::Panicked;
 use crate::tail::{self, MAX_SKIPPED, Rests, Round, Turn};
@@ -96,6 +96,8 @@ pub(super) struct Encoded {
     pub over: Vec<(JobId, JobStatus)>,
     /// The jobs of a set that begin again, which the segments say.
     pub resets: Vec<(JobId, Reset)>,
+    /// The jobs of a set whose rows could not be read: they stand where they stood.
+    pub faults: Vec<(JobId, SourceError)>,
 }
 
 /// The number of events of a page.
@@ -121,9 +123,31 @@ impl Pages {
         self.timed(self.source.page(job, after, limit), events_of).await
     }
 
-    /// As [`Pages::plain`], for several jobs; see [`Source::pages`].
-    pub async fn plain_of_set(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
-        self.timed(self.source.pages(wanted, limit), |pages| pages.iter().map(events_of).sum()).await
+    /// As [`Pages::plain`], for several jobs of a set, in their order, until the limit is reached: see [`Source::pages`]. A job
+    /// whose rows cannot be read stops none of the others.
+    pub async fn plain_of_set(
+        &self,
+        topic: &Topic,
+        wanted: &[(JobId, Cursor)],
+        limit: Limit,
+    ) -> Result<Vec<SetPage>, SourceError> {
+        let count = |pages: &Vec<PageResult>| pages.iter().map(events_of).sum();
+        let (mut results, mut room) = (Vec::new(), PagesRoom::new(limit));
+        while let (Some((first, _)), Some(rest)) = (wanted.get(results.len()), room.rest()) {
+            let read = self.source.pages(&wanted[results.len()..], rest);
+            match self.timed(read, count).await {
+                Ok(pages) => {
+                    pages.iter().for_each(|page| room.take(page));
+                    results.extend(pages.into_iter().map(Ok));
+                }
+                Err(error) if topic.jobs().len() > 1 && error.scope == Scope::Job(first.clone()) => {
+                    tail::count_error(&error);
+                    results.push(Err(error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(results)
     }
 
     /// Reads when it is its turn, and tells the metrics and the traces of it. `count` says how many events were read.
@@ -150,7 +174,7 @@ impl Pages {
                 Topic::Set(_) => {
                     let cursors = before.cursors(&wanted);
                     let jobs: Vec<_> = wanted.jobs().iter().cloned().zip(cursors).skip(from).collect();
-                    let results = pages.plain_of_set(&jobs, PAGE).await;
+                    let results = pages.plain_of_set(&wanted, &jobs, PAGE).await;
                     results.map(|results| pages.encode_set(&wanted, &before, from, results))
                 }
             };
@@ -176,6 +200,7 @@ impl Pages {
                     over: status.iter().filter(|_| page.is_complete).cloned().collect(),
                     statuses: status.into_iter().collect(),
                     resets: Vec::new(),
+                    faults: Vec::new(),
                 })
             }
             PageResult::NoSuchJob => EncodedPage::NoSuchJob,
@@ -184,8 +209,8 @@ impl Pages {
     }
 
     /// Joins the pages of a set's jobs, in their order. A job that there is not yet is one without events.
-    fn encode_set(&self, topic: &Topic, before: &Position, from: usize, results: Vec<PageResult>) -> EncodedPage {
-        if from == 0 && results.iter().all(|result| matches!(result, PageResult::NoSuchJob)) {
+    fn encode_set(&self, topic: &Topic, before: &Position, from: usize, results: Vec<SetPage>) -> EncodedPage {
+        if from == 0 && results.iter().all(|result| matches!(result, Ok(PageResult::NoSuchJob))) {
             return EncodedPage::NoSuchJob;
         }
         let read = ReadSet::new(self, topic, before, from, results);
@@ -201,10 +226,13 @@ impl Pages {
             segments.push(Arc::new(Segment::control(&reset, end.token.clone())));
         }
         let next = read.next();
-        let ReadSet { resets, statuses, over, is_last, .. } = read;
-        EncodedPage::Page(Encoded { segments, end, is_last, next, statuses, over, resets })
+        let ReadSet { resets, faults, statuses, over, is_last, .. } = read;
+        EncodedPage::Page(Encoded { segments, end, is_last, next, statuses, over, resets, faults })
     }
 }
+
+/// The page of one job of a set, or the reason why its rows cannot be read.
+pub type SetPage = Result<PageResult, SourceError>;
 
 /// One job's part of the pages of a set.
 struct JobPage {
@@ -221,6 +249,7 @@ fn turn(part: &JobPage) -> Turn<'_> {
 struct ReadSet {
     pages: Vec<JobPage>,
     resets: Vec<(JobId, Reset)>,
+    faults: Vec<(JobId, SourceError)>,
     statuses: Vec<(JobId, JobStatus)>,
     over: Vec<(JobId, JobStatus)>,
     is_last: bool,
@@ -228,11 +257,12 @@ struct ReadSet {
 }
 
 impl ReadSet {
-    fn new(pages: &Pages, topic: &Topic, before: &Position, from: usize, results: Vec<PageResult>) -> Self {
+    fn new(pages: &Pages, topic: &Topic, before: &Position, from: usize, results: Vec<SetPage>) -> Self {
         let jobs = topic.jobs();
         let mut read = Self {
             pages: Vec::new(),
             resets: Vec::new(),
+            faults: Vec::new(),
             statuses: Vec::new(),
             over: Vec::new(),
             is_last: from + results.len() == jobs.len(),
@@ -243,23 +273,27 @@ impl ReadSet {
             let job = &jobs[index];
             let beginning = || pages.source.beginning(job);
             match result {
-                PageResult::Page(page) => {
+                Ok(PageResult::Page(page)) => {
                     tail::count_unreadable(&page.events);
                     read.is_last &= page.is_last;
                     read.statuses.extend(page.status.map(|status| (job.clone(), status)));
                     read.over.extend(page.status.filter(|_| page.is_complete).map(|status| (job.clone(), status)));
                     read.pages.push(JobPage { index, page });
                 }
-                PageResult::NoSuchJob => {
+                Ok(PageResult::NoSuchJob) => {
                     if before.levels[index] != beginning().level() {
                         read.resets.push((job.clone(), Reset::Unknown));
                     }
                     read.pages.push(JobPage { index, page: nothing(beginning(), true) });
                 }
-                PageResult::Lost(reset) => {
+                Ok(PageResult::Lost(reset)) => {
                     read.is_last = false;
                     read.resets.push((job.clone(), reset));
                     read.pages.push(JobPage { index, page: nothing(beginning(), false) });
+                }
+                Err(error) => {
+                    read.faults.push((job.clone(), error));
+                    read.pages.push(JobPage { index, page: nothing(before.levels[index].cursor(job), true) });
                 }
             }
         }

@@ -9,20 +9,17 @@ use std::collections::VecDeque;
 /// The size of a page that is read only to count its events.
 const COUNTED: Limit = Limit { events: 1000, bytes: 1 << 20 };
 
-/// Pages of several jobs, gathered in their order until the limit of all of them is reached. See [`Source::pages`].
-///
-/// Invariant: only the last page is cut short; there is room for at least one.
-pub struct PagesBuilder {
+/// The room that a limit leaves to the pages of several jobs, after those that were read.
+pub struct PagesRoom {
     limit: Limit,
-    results: Vec<PageResult>,
     events: usize,
     bytes: usize,
     is_cut: bool,
 }
 
-impl PagesBuilder {
+impl PagesRoom {
     pub fn new(limit: Limit) -> Self {
-        Self { limit, results: Vec::new(), events: 0, bytes: 0, is_cut: false }
+        Self { limit, events: 0, bytes: 0, is_cut: false }
     }
 
     /// The limit of the next page. `None` where no more is to be read.
@@ -32,16 +29,45 @@ impl PagesBuilder {
             events: self.limit.events.saturating_sub(self.events),
             bytes: self.limit.bytes.saturating_sub(self.bytes),
         };
-        (self.results.is_empty() || !is_full).then_some(rest)
+        (!is_full).then_some(rest)
     }
 
-    pub fn push(&mut self, result: PageResult) {
-        if let PageResult::Page(page) = &result {
+    pub fn take(&mut self, result: &PageResult) {
+        if let PageResult::Page(page) = result {
             self.events += page.events.len();
             self.bytes += page.events.iter().map(|(event, _)| event.payload.as_json().len()).sum::<usize>();
             self.is_cut = !page.is_last;
         }
+    }
+}
+
+/// Pages of several jobs, gathered in their order until the limit of all of them is reached. See [`Source::pages`].
+///
+/// Invariant: only the last page is cut short; there is room for at least one.
+pub struct PagesBuilder {
+    limit: Limit,
+    results: Vec<PageResult>,
+    room: PagesRoom,
+}
+
+impl PagesBuilder {
+    pub fn new(limit: Limit) -> Self {
+        Self { limit, results: Vec::new(), room: PagesRoom::new(limit) }
+    }
+
+    /// The limit of the next page. `None` where no more is to be read.
+    pub fn rest(&self) -> Option<Limit> {
+        let rest = self.room.rest();
+        if self.results.is_empty() { rest.or(Some(self.limit)) } else { rest }
+    }
+
+    pub fn push(&mut self, result: PageResult) {
+        self.room.take(&result);
         self.results.push(result);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.results.is_empty()
     }
 
     pub fn into_results(self) -> Vec<PageResult> {
@@ -58,7 +84,12 @@ pub async fn pages_one_by_one(
     let mut pages = PagesBuilder::new(limit);
     for (job, after) in wanted {
         let Some(rest) = pages.rest() else { break };
-        pages.push(source.page(job, after, rest).await?);
+        match source.page(job, after, rest).await {
+            Ok(page) => pages.push(page),
+            // The next read begins with this job.
+            Err(_) if !pages.is_empty() => break,
+            Err(error) => return Err(error),
+        }
     }
     Ok(pages.into_results())
 }

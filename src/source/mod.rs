@@ -67,7 +67,7 @@ pub use ends::{Age, Ending, Endings, Ends, Evidence, Seen};
 pub use finding::{Finding, Grade};
 pub use forgiving::Forgiving;
 pub use job_lists::{MAX_JOBS, SharedLists};
-pub use many::{PagesBuilder, before_last_by_paging, pages_one_by_one};
+pub use many::{PagesBuilder, PagesRoom, before_last_by_paging, pages_one_by_one};
 pub use news::TailBatch;
 pub use page::PageBuilder;
 pub use registry::{DRIVERS, Driver, driver, open};
@@ -118,6 +118,9 @@ pub trait Source: Send + Sync {
     ///
     /// A source that can read all of them as of one moment makes the ends of all last pages of one call alike: cursors with
     /// one [`Level`]. Others end each page for itself ([`pages_one_by_one`]); then a cursor of many jobs is long.
+    ///
+    /// An error that is about one job's rows is about the first job: where another one's cannot be read, the pages of those
+    /// before it are returned.
     async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError>;
 
     /// Returns the position before the job's last `count` events, in the order in which pages give them: the job's beginning

@@ -276,7 +276,8 @@ async fn bench_counts_every_delivery_and_finds_none_lost_or_repeated() {
 async fn bench_counts_the_events_of_each_of_the_jobs_that_a_stream_watches() {
     let daemon = Daemon::start().await;
     let url = format!("http://{}", daemon.http);
-    let load = ["bench", "--url", &url, "--subscribers", "20", "--jobs", "10", "--events", "10", "--rate", "200", "--json"];
+    let load =
+        ["bench", "--url", &url, "--subscribers", "20", "--jobs", "10", "--events", "10", "--rate", "200", "--json"];
     for watched in ["5", "10"] {
         let output = run(&[&load[..], &["--watch", watched]].concat(), &[]).await;
         assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));

@@ -31,13 +31,17 @@ impl Store {
             }
             for ((job, after), head) in batch.iter().zip(self.page_heads(batch).await) {
                 let Some(rest) = pages.rest() else { break };
-                pages.push(match (after, head) {
-                    (Some(after), Ok(head)) => {
-                        self.page_from(job, *after, rest, head).await.map_err(|error| (*job, error))?
-                    }
-                    (Some(_), Err(error)) => return Err((*job, error)),
-                    (None, _) => PageResult::Lost(Reset::Unknown),
-                });
+                let page = match (after, head) {
+                    (Some(after), Ok(head)) => self.page_from(job, *after, rest, head).await,
+                    (Some(_), Err(error)) => Err(error),
+                    (None, _) => Ok(PageResult::Lost(Reset::Unknown)),
+                };
+                match page {
+                    Ok(page) => pages.push(page),
+                    // The next read begins with this job.
+                    Err(_) if !pages.is_empty() => return Ok(pages.into_results()),
+                    Err(error) => return Err((*job, error)),
+                }
             }
         }
         Ok(pages.into_results())
@@ -84,11 +88,17 @@ impl Store {
         mirror.refresh(self, &self.nodes).await.map_err(|error| (*first, error))?;
         for ((job, after), key) in wanted.iter().zip(keys) {
             let Some(rest) = pages.rest() else { break };
-            let key = key.map_err(|error| (*job, error))?;
-            pages.push(match after {
-                Some(after) => self.page_of(&mirror, (job, &key), *after, rest).await.map_err(|error| (*job, error))?,
-                None => PageResult::Lost(Reset::Unknown),
-            });
+            let page = match (after, key) {
+                (Some(after), Ok(key)) => self.page_of(&mirror, (job, &key), *after, rest).await,
+                (Some(_), Err(error)) => Err(error),
+                (None, _) => Ok(PageResult::Lost(Reset::Unknown)),
+            };
+            match page {
+                Ok(page) => pages.push(page),
+                // The next read begins with this job.
+                Err(_) if !pages.is_empty() => break,
+                Err(error) => return Err((*job, error)),
+            }
         }
         Ok(pages.into_results())
     }

@@ -10,6 +10,7 @@ pub mod many;
 mod outage;
 pub mod reading;
 mod resume;
+pub mod set_faults;
 mod set_torture;
 mod sets;
 

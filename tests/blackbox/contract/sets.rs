@@ -5,7 +5,7 @@ use crate::support::store::Store;
 use crate::support::{Daemon, Message, Stream};
 use std::collections::{BTreeMap, BTreeSet};
 
-fn set_path(jobs: &[&str], more: &str) -> String {
+pub fn set_path(jobs: &[&str], more: &str) -> String {
     let named: Vec<String> = jobs.iter().map(|job| format!("job={job}")).collect();
     format!("/runner-jobs/events/stream?{}{more}", named.join("&"))
 }
@@ -15,7 +15,7 @@ async fn open(daemon: &Daemon, jobs: &[&str], more: &str) -> Stream {
 }
 
 /// The next event that is a job's own.
-async fn event(stream: &mut Stream) -> Message {
+pub async fn event(stream: &mut Stream) -> Message {
     loop {
         let message = stream.next().await.expect("the stream is open");
         if message.data.is_some() && !message.event.as_deref().is_some_and(|event| event.starts_with("stream.")) {
@@ -33,7 +33,7 @@ async fn events(stream: &mut Stream, count: usize) -> Vec<Message> {
 }
 
 /// The numbers of each job's events, in the order in which they came.
-fn by_job<'a>(messages: impl IntoIterator<Item = &'a Message>) -> BTreeMap<String, Vec<u64>> {
+pub fn by_job<'a>(messages: impl IntoIterator<Item = &'a Message>) -> BTreeMap<String, Vec<u64>> {
     let mut by_job: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for message in messages {
         by_job.entry(job_of(message)).or_default().push(message.number());
@@ -45,7 +45,7 @@ fn job_of(message: &Message) -> String {
     message.json()["jobId"].as_str().expect("a job").to_string()
 }
 
-fn expect(jobs: &[(&str, std::ops::Range<u64>)]) -> BTreeMap<String, Vec<u64>> {
+pub fn expect(jobs: &[(&str, std::ops::Range<u64>)]) -> BTreeMap<String, Vec<u64>> {
     jobs.iter().map(|(job, numbers)| (job.to_string(), numbers.clone().collect())).collect()
 }
 

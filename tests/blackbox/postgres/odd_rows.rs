@@ -1,10 +1,13 @@
-//! Rows of one job that hold whatever a database without an encoding takes: the others lose nothing beside them.
+//! Rows of one job that hold whatever a database without an encoding takes, and those that a view cannot read: the others lose
+//! nothing beside them.
 
+use super::super::contract::set_faults::{self, Spoils};
 use crate::support::postgres::append;
 use crate::support::{Daemon, Postgres, numbers};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use std::ops::Range;
 
 const TABLES: &str = "
     CREATE TABLE runner_jobs (id text, status text);
@@ -91,4 +94,41 @@ async fn rows_of_random_bytes_nulls_and_times_are_all_delivered_and_ten_other_jo
     assert_eq!(daemon.get("/runner-jobs").await.status, 200);
     assert_eq!(daemon.ask_admin("/readyz").await.status, 200);
     assert_eq!(daemon.metric("jobcast_source_errors_total").await, 0.0, "{}", daemon.log());
+}
+
+/// Jobs whose status a view casts, and events that PostgreSQL reads as of one moment for many jobs.
+const CASTING: &str = "
+    CREATE TABLE raw_jobs (id text PRIMARY KEY, state text);
+    INSERT INTO raw_jobs SELECT job, '1' FROM unnest(ARRAY['a', 'bad', 'z']) job;
+    CREATE VIEW runner_jobs AS SELECT id, (state::int)::text AS status FROM raw_jobs;
+    CREATE TABLE job_events (seq bigint GENERATED ALWAYS AS IDENTITY, xid xid8 DEFAULT pg_current_xact_id(), id text,
+      job_id text, type text DEFAULT 'x', timestamp timestamptz DEFAULT now(), payload jsonb);
+    CREATE INDEX ON job_events (job_id, seq); CREATE INDEX ON job_events (xid);
+    CREATE ROLE reader LOGIN; GRANT SELECT ON job_events, runner_jobs TO reader;";
+
+impl Spoils for Postgres {
+    async fn append(&self, job: &str, numbers: Range<u64>) {
+        let (first, last) = (numbers.start, numbers.end - 1);
+        self.execute(&format!(
+            "INSERT INTO job_events (id, job_id, payload)
+             SELECT n::text, '{job}', jsonb_build_object('n', n) FROM generate_series({first}, {last}) n"
+        ))
+        .await;
+    }
+
+    async fn spoil(&self) {
+        self.execute("UPDATE raw_jobs SET state = 'none' WHERE id = 'bad'").await;
+    }
+
+    async fn mend(&self) {
+        self.execute("UPDATE raw_jobs SET state = '1'").await;
+    }
+}
+
+#[tokio::test]
+async fn the_others_of_a_set_go_on_while_a_view_cannot_read_one_job() {
+    let server = Postgres::start().await;
+    server.execute(CASTING).await;
+    let daemon = Daemon::on("postgres", &server.url("reader"), &[("source.poll_interval", "50ms")]).await;
+    set_faults::the_others_of_a_set_go_on_while_one_cannot_be_read_which_then_loses_nothing(&daemon, &server).await;
 }

@@ -1,6 +1,7 @@
 //! Faults have a scope: what cannot be read of one entry hurts that part of it, and a key that cannot be read hurts its
 //! job, for as long as it is so.
 
+use super::super::contract::set_faults::{self, Spoils};
 use super::{HEARS, READER, daemon_on};
 use crate::support::daemon::stream_path;
 use crate::support::redis::{append, ask, set_status, stream_key};
@@ -10,6 +11,7 @@ use rand::{RngExt, SeedableRng};
 use redis::Value;
 use redis::aio::MultiplexedConnection;
 use serde_json::json;
+use std::ops::Range;
 
 /// Adds an entry of a job with these fields.
 async fn add(rows: &mut MultiplexedConnection, job: &str, fields: &[(&str, &[u8])]) {
@@ -206,4 +208,29 @@ async fn a_right_that_one_key_lacks_is_that_jobs_fault() {
     has_no_outage(&daemon).await;
     ask::<()>(&mut rows, &["ACL", "SETUSER", "reader", "~runner-jobs:*"]).await;
     assert_eq!(next_number(&mut bad).await, 1);
+}
+
+impl Spoils for Redis {
+    async fn append(&self, job: &str, numbers: Range<u64>) {
+        append(&mut self.connect().await, job, numbers).await;
+    }
+
+    async fn spoil(&self) {
+        let others = ["~runner-jobs:jobcast*", "~runner-jobs:a*", "~runner-jobs:z*"];
+        self.ask::<()>(&[&["ACL", "SETUSER", "reader", "resetkeys"], &others[..]].concat()).await;
+    }
+
+    async fn mend(&self) {
+        self.ask::<()>(&["ACL", "SETUSER", "reader", "~runner-jobs:*"]).await;
+    }
+}
+
+#[tokio::test]
+async fn the_others_of_a_set_go_on_while_the_key_of_one_may_not_be_read() {
+    let server = Redis::start().await;
+    for rights in [&READER[..], &HEARS] {
+        server.ask::<()>(rights).await;
+    }
+    let daemon = daemon_on(&server.url().replace("//", "//reader:hunter2@"), &[]).await;
+    set_faults::the_others_of_a_set_go_on_while_one_cannot_be_read_which_then_loses_nothing(&daemon, &server).await;
 }
