@@ -19,6 +19,7 @@ use super::{CHECK_BYTES, Cursor, Level, fingerprint, sketch};
 use crate::event::JobId;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 /// The letter of these tokens.
@@ -35,10 +36,19 @@ const MAX_SUMS: usize = 13;
 const MAX_MEMBERS: usize = 4096;
 
 /// The jobs of a set, each once, in the order in which its cursors have them.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Members {
     jobs: Vec<JobId>,
     hashes: Vec<u32>,
+    /// The sketch of the hashes: [`MAX_SUMS`] sums, of which a cursor has the first. They are made once, not for each cursor.
+    sums: Vec<u32>,
+}
+
+/// Equal sets have equal sums, and others mostly not.
+impl Hash for Members {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.sums.hash(state);
+    }
 }
 
 /// The size of a set's cursors.
@@ -55,8 +65,9 @@ impl Members {
         let mut jobs: Vec<(u32, JobId)> = jobs.into_iter().map(|job| (hash(&job), job)).collect();
         jobs.sort_unstable();
         jobs.dedup();
-        let (hashes, jobs) = jobs.into_iter().unzip();
-        Self { jobs, hashes }
+        let (hashes, jobs): (Vec<u32>, _) = jobs.into_iter().unzip();
+        let sums = sketch::sums(hashes.iter().copied(), MAX_SUMS);
+        Self { jobs, hashes, sums }
     }
 
     pub fn jobs(&self) -> &[JobId] {
@@ -143,7 +154,7 @@ fn short_body(members: &Members, places: &[u8]) -> Vec<u8> {
         return full_body(members, places);
     }
     head.push(sums as u8);
-    for sum in sketch::sums(members.hashes.iter().copied(), sums) {
+    for sum in &members.sums[..sums] {
         head.extend_from_slice(&sum.to_be_bytes());
     }
     head.extend_from_slice(places);
@@ -220,8 +231,7 @@ fn read_members(rest: &mut Reader<'_>, members: &Members) -> Option<Vec<u32>> {
         return None;
     }
     let theirs = rest.take(sketch::SUM_BYTES * sums)?.chunks_exact(sketch::SUM_BYTES).map(word);
-    let ours = sketch::sums(members.hashes.iter().copied(), sums);
-    let both: Vec<u32> = theirs.zip(ours).map(|(their, our)| their ^ our).collect();
+    let both: Vec<u32> = theirs.zip(&members.sums).map(|(their, our)| their ^ our).collect();
     let different = sketch::difference(&both)?;
     let kept = members.hashes.iter().filter(|hash| !different.contains(hash));
     let gone = different.iter().filter(|hash| members.hashes.binary_search(hash).is_err());

@@ -6,8 +6,6 @@
 //! is found; the sum that is left over proves it, so that a larger difference is not taken for a small one by more than a
 //! chance of 1 in 2^32.
 
-/// x^32 + x^7 + x^3 + x^2 + 1, without its highest term.
-const MODULUS: u64 = 0x8d;
 /// The bytes of one sum.
 pub const SUM_BYTES: usize = 4;
 
@@ -56,12 +54,14 @@ fn multiply(left: u32, right: u32) -> u32 {
     for bit in 0..32 {
         product ^= (wide << bit) & 0_u64.wrapping_sub(u64::from(right >> bit & 1));
     }
-    for bit in (32..63).rev() {
-        if product >> bit & 1 == 1 {
-            product ^= 1 << bit ^ MODULUS << (bit - 32);
-        }
-    }
-    product as u32
+    // Twice, since the first turn leaves seven bits too many.
+    reduce(reduce(product)) as u32
+}
+
+/// Puts x^7 + x^3 + x^2 + 1 in the place of x^32, which are the same in this field.
+fn reduce(product: u64) -> u64 {
+    let high = product >> 32;
+    product & u64::from(u32::MAX) ^ high << 7 ^ high << 3 ^ high << 2 ^ high
 }
 
 /// The inverse of a number that is not zero: its power 2^32 - 2.

@@ -7,10 +7,13 @@ use crate::event::{Event, JobId};
 use crate::hub::{JoinRequest, Standpoint};
 use crate::source::Joiner;
 use crate::topic::Topic;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-/// Different readers of one job that one read catches up, at most; a reader of a set counts as many as it has jobs.
-const MAX_JOINS_PER_READ: usize = 32;
+/// Joiners of one read, at most: a reader of a set brings one for each of its jobs.
+const MAX_JOINS_PER_READ: usize = 512;
+/// Places in the source from which one read catches up, at most. Joiners of a set that stand at one place are read together, as
+/// far as the source can.
+const MAX_PLACES_PER_READ: usize = 32;
 /// Reads that may fail to catch one reader up. After the last, it must replay again.
 const MAX_JOIN_ATTEMPTS: u8 = 3;
 
@@ -73,20 +76,23 @@ impl JoinQueue {
     /// those of a read that failed are among them.
     pub fn begin_read(&mut self, is_live: impl Fn(&Topic) -> bool, is_watched: impl Fn(&JobId) -> bool) -> Vec<Joiner> {
         let mut joiners: Vec<Joiner> = Vec::new();
-        let mut places: HashMap<(Topic, Cursor), usize> = HashMap::new();
+        let (mut known, mut places): (HashMap<(Topic, Cursor), usize>, _) = (HashMap::new(), 0);
         let asked_before = std::mem::take(&mut self.asked).into_iter().flat_map(|asked| asked.asks);
         let all: Vec<Ask> = asked_before.chain(std::mem::take(&mut self.waiting)).collect();
         for ask in all {
             let Some(jobs) = jobs_to_ask(&ask, &is_live, &is_watched) else { continue };
             let key = (ask.topic.clone(), ask.after.token().clone());
-            if let Some(place) = places.get(&key) {
-                self.asked[*place].asks.push(ask);
-            } else if joiners.is_empty() || joiners.len() + jobs.len() <= MAX_JOINS_PER_READ {
+            let more = places_of(&ask, &jobs);
+            let has_room = joiners.len() + jobs.len() <= MAX_JOINS_PER_READ && places + more <= MAX_PLACES_PER_READ;
+            if let Some(index) = known.get(&key) {
+                self.asked[*index].asks.push(ask);
+            } else if joiners.is_empty() || has_room {
+                places += more;
                 let cursors = ask.after.position.cursors(&ask.topic);
                 let joiner =
                     |index: &usize| Joiner { job: ask.topic.jobs()[*index].clone(), after: cursors[*index].clone() };
                 joiners.extend(jobs.iter().map(joiner));
-                places.insert(key, self.asked.len());
+                known.insert(key, self.asked.len());
                 self.asked.push(Asked { asks: vec![ask], jobs });
             } else {
                 self.waiting.push(ask);
@@ -137,6 +143,13 @@ impl JoinQueue {
     pub fn put_readers_back(&mut self, readers: Vec<JoinRequest>) {
         readers.into_iter().for_each(|request| self.push(request));
     }
+}
+
+/// The number of places at which these jobs stand.
+fn places_of(ask: &Ask, jobs: &[usize]) -> usize {
+    let levels = &ask.after.position.levels;
+    let places: HashSet<_> = jobs.iter().filter_map(|index| levels.get(*index)).collect();
+    places.len().max(1)
 }
 
 /// The jobs to ask for; `None` where nobody needs the answer any more, or no read has it.
@@ -195,7 +208,7 @@ mod tests {
             let failed = queue.begin_read(|_| true, |_| true).len();
             let joiners = queue.begin_read(|_| true, |_| true);
             assert_eq!(joiners.len(), failed);
-            assert!(!joiners.is_empty() && joiners.len() <= MAX_JOINS_PER_READ);
+            assert!(!joiners.is_empty() && joiners.len() <= MAX_PLACES_PER_READ);
             joined += queue.end_read(vec![Some(Vec::new()); joiners.len()]).len();
         }
         assert!(queue.begin_read(|_| true, |_| true).is_empty());

@@ -25,7 +25,7 @@ use super::store::Store;
 use super::tables::{CursorScheme, Tables, XidSource};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
-use crate::event::{Event, JobId};
+use crate::event::JobId;
 use crate::source::awaited::AwaitedJobs;
 use crate::source::{Ending, Endings, JobNews, Joiner, Limit, News, Tail, Wakeup};
 use crate::sse::Reset;
@@ -217,7 +217,8 @@ impl PostgresTail {
         self.sweep_if_due(session, &changes);
         let selection = self.select_jobs(began, &changes, &endings);
         let mut draft = self.read_jobs(session, joining, &selection).await?;
-        let caught_up_joiners = self.serve_joiners(session, joining, &mut draft).await?;
+        let level = selection.level.as_ref();
+        let caught_up_joiners = self.serve_joiners(session, joining, level, &mut draft).await?;
         self.detect_endings(session, &changes.snapshot, &mut draft, &mut endings).await?;
         // Nothing fails from here on.
         self.endings = endings;
@@ -434,29 +435,6 @@ impl PostgresTail {
             draft.done.insert(job.clone());
         }
         Ok(())
-    }
-
-    /// Reads, for each joiner, the published rows that it lacks. Only for a job that was read to its end, and for a
-    /// joiner that is not too far behind.
-    async fn serve_joiners(
-        &self,
-        session: &mut Session<'_>,
-        joining: &[Joiner],
-        draft: &mut Draft,
-    ) -> Result<Vec<Option<Vec<(Event, Cursor)>>>, QueryError> {
-        let mut caught_up_joiners = Vec::with_capacity(joining.len());
-        for Joiner { job, after } in joining {
-            let published = draft.positions.get(job).filter(|_| draft.done.contains(job));
-            let position = Position::from_cursor(job, after.as_str());
-            caught_up_joiners.push(match published.zip(position) {
-                Some((published, mut position)) => {
-                    let missing = session.read_missing(job, &mut position, published, READ_LIMIT).await;
-                    draft.narrow(job, missing)?.flatten()
-                }
-                None => None,
-            });
-        }
-        Ok(caught_up_joiners)
     }
 
     /// Takes over what was read, and returns the news. Never fails.

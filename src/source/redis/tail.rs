@@ -13,9 +13,9 @@ mod queue;
 use super::Store;
 use super::address::Address;
 use super::awaited::AwaitedJobs;
-use super::connections::{Nodes, Request};
+use super::connections::{Nodes, Replies, Request};
 use super::ends::EndedBy;
-use super::entry::mean_size;
+use super::entry::{EntryId, mean_size};
 use super::error::{Extent, extent, failed, is_moved};
 use super::invalidation::Invalidations;
 use super::keys::slot;
@@ -40,8 +40,19 @@ const MIN_ENTRIES_PER_JOB: usize = 16;
 const MAX_ENTRIES_PER_JOB: usize = 512;
 /// Entries that a joiner may lack. One that lacks more reads pages first.
 const MAX_JOINER_ENTRIES: usize = 1024;
+/// Bytes of the entries asked for by all joiners of a read together, but for the fewest of each.
+const JOINED_BYTES: usize = 32 << 20;
 /// Jobs that one poll reads although no change of theirs was told.
 const JOBS_PER_POLL: usize = 256;
+
+/// A joiner whose job was read to its last entry.
+struct Join<'a> {
+    job: &'a JobId,
+    after: Position,
+    /// Entries to ask for.
+    count: usize,
+    published_up_to: EntryId,
+}
 
 pub struct RedisTail {
     store: Arc<Store>,
@@ -316,24 +327,37 @@ impl RedisTail {
         Ok(())
     }
 
-    /// Returns the published events that a joiner lacks. The job must have been read to its last entry just now.
-    async fn catch_up(&self, joiner: &Joiner, read: &ReadProgress) -> Option<Vec<(Event, Cursor)>> {
+    /// Returns, for each joiner, the published events that it lacks. Its job must have been read to its last entry just now.
+    async fn catch_up(&self, joining: &[Joiner], read: &ReadProgress) -> Vec<Option<Vec<(Event, Cursor)>>> {
+        let bytes_each = JOINED_BYTES / joining.len().max(1);
+        let mut caught_up = Vec::with_capacity(joining.len());
+        for some in joining.chunks(MAX_JOBS_PER_REQUEST) {
+            let joins: Vec<Option<Join<'_>>> = some.iter().map(|joiner| self.join(joiner, read, bytes_each)).collect();
+            let ask = |join: &Join<'_>| self.store.stream_request(join.job, &join.after, join.count);
+            let requests: Vec<Request> = joins.iter().flatten().map(ask).collect();
+            let mut replies = self.nodes.send(&requests).await.into_iter();
+            caught_up.extend(joins.into_iter().map(|join| self.missing(&join?, replies.next()?)));
+        }
+        caught_up
+    }
+
+    fn join<'a>(&self, joiner: &'a Joiner, read: &ReadProgress, bytes: usize) -> Option<Join<'a>> {
         let job = &joiner.job;
         let after = Position::open(job, joiner.after.as_str())?;
-        let watched = self.watched.get(job)?;
-        let published_up_to = watched.position.id;
-        let count = watched.count(READ.bytes, MAX_JOINER_ENTRIES).max(MIN_ENTRIES_PER_JOB);
-        if !read.fully_read.contains(job) {
-            return None;
-        }
-        let replies = self.nodes.send(&[self.store.stream_request(job, &after, count)]).await.pop()?;
-        let slice = self.store.parse_stream(replies, &after, count).ok()?;
+        let watched = self.watched.get(job).filter(|_| read.fully_read.contains(job))?;
+        let count = watched.count(bytes.min(READ.bytes), MAX_JOINER_ENTRIES).max(MIN_ENTRIES_PER_JOB);
+        Some(Join { job, after, count, published_up_to: watched.position.id })
+    }
+
+    fn missing(&self, join: &Join<'_>, replies: Replies) -> Option<Vec<(Event, Cursor)>> {
+        let Join { job, after, count, published_up_to } = join;
+        let slice = self.store.parse_stream(replies, after, *count).ok()?;
         // A loss is the joiner's own: it reads pages, which say so; the others stay.
         let positions = after.follow(&slice).ok()?;
-        if slice.is_cut && slice.entries.last().is_some_and(|last| last.id < published_up_to) {
+        if slice.is_cut && slice.entries.last().is_some_and(|last| last.id < *published_up_to) {
             return None;
         }
-        let published = slice.entries.iter().zip(positions).filter(|(entry, _)| entry.id <= published_up_to);
+        let published = slice.entries.iter().zip(positions).filter(|(entry, _)| entry.id <= *published_up_to);
         let events = published.map(|(entry, position)| (self.store.mapping.read(entry, job).event, position.seal(job)));
         Some(events.collect())
     }
@@ -399,10 +423,7 @@ impl Tail for RedisTail {
         read.error = read.error.or(found.error);
         self.judge_denied(&mut read).await;
         self.note_outage(&mut read)?;
-        let mut caught_up_joiners = Vec::with_capacity(joining.len());
-        for joiner in joining {
-            caught_up_joiners.push(self.catch_up(joiner, &read).await);
-        }
+        let caught_up_joiners = self.catch_up(joining, &read).await;
         Ok(News {
             level: None,
             jobs: read.batch.into_jobs(),
