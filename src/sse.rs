@@ -3,7 +3,7 @@
 //! Bytes are kept with their HTTP/1.1 chunk framing (RFC 9112, section 7.1) around every event, so that a run of events
 //! is one contiguous slice for a socket that was handed over; [`unframe`] gives what a streaming body needs.
 
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, fingerprint};
 use crate::event::{Event, JobId, JobStatus};
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -34,10 +34,22 @@ pub struct Segment {
     bytes: Bytes,
     /// The offset in `bytes` at which each event ends.
     ends: Box<[u32]>,
+    /// The mark of the cursor after each event.
+    marks: Box<[Mark]>,
     /// The position at which an event of Jobcast's own stands; `None` for events, each of which has its own.
     stands_at: Option<Cursor>,
     /// The job whose status this is.
     status_of: Option<JobId>,
+}
+
+/// A hash of a cursor, so that a search for it need not take events apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(u32);
+
+impl Mark {
+    pub fn of(token: &str) -> Self {
+        Self(u32::from_be_bytes(fingerprint(token.as_bytes())))
+    }
 }
 
 impl Segment {
@@ -91,7 +103,8 @@ impl Segment {
     }
 
     fn single(bytes: Bytes, at: Cursor) -> Self {
-        Self { ends: [bytes.len() as u32].into(), bytes, stands_at: Some(at), status_of: None }
+        let (ends, marks) = ([bytes.len() as u32].into(), [Mark::of(at.as_str())].into());
+        Self { ends, marks, bytes, stands_at: Some(at), status_of: None }
     }
 
     /// A comment of the same length, in place of the job's status where that is not the newest any more; `None` for all else.
@@ -103,7 +116,8 @@ impl Segment {
         let mut comment = vec![b' '; unframe(&self.bytes).len()];
         comment[0] = b':';
         comment.iter_mut().rev().take(2).for_each(|byte| *byte = b'\n');
-        Some(Self { bytes: framed(&comment), ends: self.ends.clone(), stands_at, status_of: None })
+        let (ends, marks) = (self.ends.clone(), self.marks.clone());
+        Some(Self { bytes: framed(&comment), ends, marks, stands_at, status_of: None })
     }
 
     /// The position after event `index`.
@@ -122,9 +136,10 @@ impl Segment {
         Cursor::trusted(self.cursor(self.len() - 1))
     }
 
-    /// The index of the event whose cursor is `token`, newest first.
-    pub fn find(&self, token: &str) -> Option<usize> {
-        (0..self.len()).rev().find(|index| self.cursor(*index) == token)
+    /// The index of the event whose cursor is `token`, which has this mark, newest first.
+    pub fn find(&self, token: &str, mark: Mark) -> Option<usize> {
+        let marked = self.marks.iter().enumerate().rev().filter(|(_, other)| **other == mark);
+        marked.map(|(index, _)| index).find(|index| self.cursor(*index) == token)
     }
 }
 
@@ -135,7 +150,7 @@ pub fn encode<'a>(events: impl IntoIterator<Item = (&'a Event, &'a Cursor)>, sha
         plain.clear();
         write_id(&mut plain, cursor);
         write_rest(&mut plain, event, shape);
-        segments.push(&plain);
+        segments.push(&plain, cursor);
     }
     segments.finish()
 }
@@ -154,7 +169,7 @@ pub fn encode_rests<'a>(events: impl IntoIterator<Item = (&'a Bytes, Cursor)>) -
         plain.clear();
         write_id(&mut plain, &cursor);
         plain.extend_from_slice(rest);
-        segments.push(&plain);
+        segments.push(&plain, &cursor);
     }
     segments.finish()
 }
@@ -165,11 +180,13 @@ struct Segments {
     done: Vec<Segment>,
     bytes: BytesMut,
     ends: Vec<u32>,
+    marks: Vec<Mark>,
 }
 
 impl Segments {
-    fn push(&mut self, plain: &[u8]) {
+    fn push(&mut self, plain: &[u8], cursor: &Cursor) {
         frame(&mut self.bytes, plain);
+        self.marks.push(Mark::of(cursor.as_str()));
         self.ends.push(self.bytes.len() as u32);
         if self.ends.len() >= Segment::MAX_EVENTS || self.bytes.len() >= Segment::MAX_BYTES {
             self.close();
@@ -177,8 +194,8 @@ impl Segments {
     }
 
     fn close(&mut self) {
-        let ends = std::mem::take(&mut self.ends).into();
-        self.done.push(Segment { bytes: exact(&self.bytes), ends, stands_at: None, status_of: None });
+        let (ends, marks) = (std::mem::take(&mut self.ends).into(), std::mem::take(&mut self.marks).into());
+        self.done.push(Segment { bytes: exact(&self.bytes), ends, marks, stands_at: None, status_of: None });
         self.bytes.clear();
     }
 

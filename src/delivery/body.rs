@@ -41,8 +41,16 @@ pub struct Body {
     queue: VecDeque<Bytes>,
     outages: watch::Receiver<Option<Arc<Outage>>>,
     deadline: Deadline,
-    /// The peer was told that the replay is over.
-    is_told_live: bool,
+    told: Told,
+}
+
+/// What the peer was told of being live.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    /// It is told once it got the events up to here, which were in the ring when it joined.
+    At(Place),
+    Live,
 }
 
 enum State {
@@ -106,7 +114,7 @@ impl Body {
             queue: opening.into(),
             outages,
             deadline,
-            is_told_live: false,
+            told: Told::Nothing,
             streams,
         }
     }
@@ -180,9 +188,10 @@ impl Body {
             Reaction::GoLive { missing, notices, subscription, place, cursor } => {
                 self.queue_replayed(&missing);
                 self.queue.extend(notices.iter().map(|notice| notice.encode()));
-                if !std::mem::replace(&mut self.is_told_live, true) {
-                    self.queue.push_back(Bytes::from_static(sse::LIVE));
+                if self.told == Told::Nothing {
+                    self.told = Told::At(subscription.channel().newest().0);
                 }
+                self.tell_live(place);
                 self.go_live(subscription, place, cursor);
             }
             Reaction::Replay(cursor) => {
@@ -197,6 +206,16 @@ impl Body {
                 self.state = State::Replaying { replay: Box::new(replay), ready: None };
             }
             Reaction::Notify(notice) => self.notify(notice),
+        }
+    }
+
+    /// Says that the stream is live, if it was not said and the stream has come far enough.
+    fn tell_live(&mut self, place: Place) {
+        if let Told::At(live_at) = self.told
+            && place >= live_at
+        {
+            self.told = Told::Live;
+            self.queue.push_back(Bytes::from_static(sse::LIVE));
         }
     }
 
@@ -228,7 +247,8 @@ impl Body {
         };
         if let Some(permit) = self.permit.take() {
             let registration = self.registration.take();
-            slot.leave(LiveStream { permit, registration, deadline: self.deadline, subscription, place, cursor });
+            let (deadline, is_told_live) = (self.deadline, self.told == Told::Live);
+            slot.leave(LiveStream { permit, registration, deadline, subscription, place, cursor, is_told_live });
             self.state = State::Left;
         }
     }
@@ -259,6 +279,7 @@ impl Body {
                 }
                 (live.place, live.cursor) = (end, cursor);
                 self.count_delivered(0);
+                self.tell_live(end);
                 true
             }
             (None, Some(end)) => {

@@ -20,8 +20,8 @@ use std::task::{Context, Poll};
 const MAX_HEADERS: usize = 64;
 /// Bytes of a request's headers, at most.
 const MAX_HEADER_BYTES: usize = 32 * 1024;
-/// Bytes of a request's target, at most.
-const MAX_TARGET_BYTES: usize = 8 * 1024;
+/// Bytes of a request's target, at most: 200 jobs named by UUIDs are 8 KB, and a cursor that names them all comes with them.
+const MAX_TARGET_BYTES: usize = 32 * 1024;
 /// Parameters of a query, at most.
 const MAX_PARAMETERS: usize = 256;
 

@@ -5,7 +5,7 @@
 
 use crate::cursor::Cursor;
 use crate::event::JobId;
-use crate::sse::Segment;
+use crate::sse::{Mark, Segment};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -114,8 +114,8 @@ impl Ring {
 
     /// Returns the place after the event whose cursor is `token`, if the ring reaches back to it.
     pub fn find(&self, token: &str) -> Option<Place> {
-        let held = self.segments.iter().rev();
-        let found = held.into_iter().find_map(|(first, segment)| Some(first + segment.find(token)? as Place + 1));
+        let (mut held, mark) = (self.segments.iter().rev(), Mark::of(token));
+        let found = held.find_map(|(first, segment)| Some(first + segment.find(token, mark)? as Place + 1));
         found.or_else(|| (self.base.as_str() == token).then(|| self.start()))
     }
 }

@@ -44,6 +44,32 @@ async fn a_stream_begins_with_just_this_head_and_its_events_are_just_these_lines
 }
 
 #[tokio::test]
+async fn whoever_is_served_from_the_ring_is_told_that_it_is_live_after_what_the_ring_held() {
+    let daemon = Daemon::start().await;
+    for job in ["one", "a", "b"] {
+        daemon.write(job, 0..3).await;
+    }
+    let set = "/runner-jobs/events/stream?job=a&job=b".to_string();
+    for (path, job, count) in [(stream_path("one"), "one", 3), (set, "a", 6)] {
+        let mut first = Stream::open(daemon.http, &path, &[]).await;
+        first.take(count).await;
+        let mut late = Stream::open(daemon.http, &path, &[]).await;
+        assert_eq!(late.replay(), "ring");
+        let mut events = 0;
+        loop {
+            let message = late.next().await.expect("open");
+            events += usize::from(message.id.is_some());
+            if message.comments.iter().any(|comment| comment == "live") {
+                break;
+            }
+        }
+        assert_eq!(events, count);
+        daemon.write(job, 3..4).await;
+        assert_eq!(late.event().await.number(), 3);
+    }
+}
+
+#[tokio::test]
 async fn payload_only_streams_speak_as_the_old_api_did() {
     let daemon = Daemon::with(&[("stream.data", "payload")]).await;
     daemon.write("job", 0..2).await;

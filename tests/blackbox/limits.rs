@@ -152,7 +152,7 @@ async fn everything_that_is_parsed_is_bounded_and_what_is_beyond_is_said() {
     let names: Vec<String> = (0..70).map(|number| format!("X-{number}")).collect();
     let many: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "x")).collect();
     let large = "x".repeat(33 * 1024);
-    let long = format!("{EVENTS}?after={}", "x".repeat(9 * 1024));
+    let long = format!("{EVENTS}?after={}", "x".repeat(33 * 1024));
     let wide = format!("{EVENTS}?{}", "a=1&".repeat(300));
     for (path, headers, status, code) in [
         (EVENTS, &many[..], 431, "request.headers"),
@@ -168,6 +168,27 @@ async fn everything_that_is_parsed_is_bounded_and_what_is_beyond_is_said() {
     let mut answer = raw(daemon.http, &endless).await;
     assert!(answer.is_empty() || Answer::head(&mut answer).is_some_and(|head| head.status == 431));
     daemon.metric_is(&refusals("head"), 5.0).await;
+}
+
+#[tokio::test]
+async fn as_many_jobs_as_a_set_may_have_are_named_by_uuids_in_one_address_with_a_cursor_that_names_them_all() {
+    let daemon = Daemon::start().await;
+    let jobs: Vec<String> = (0..200).map(|number| uuid::Uuid::from_u128(number << 90 | number).to_string()).collect();
+    for job in &jobs {
+        daemon.write(job, 0..1).await;
+    }
+    let named: Vec<String> = jobs.iter().map(|job| format!("job={job}")).collect();
+    let set = format!("/runner-jobs/events{{}}?{}&ids=full", named.join("&"));
+    let poll = set.replace("{}", "");
+    let first = daemon.get(&format!("{poll}&limit=77")).await;
+    assert_eq!(first.status, 200, "{}", first.text());
+    let cursor = first.json()["cursor"].as_str().expect("a cursor").to_string();
+    let rest = daemon.get(&format!("{poll}&after={cursor}&limit=1000")).await.json();
+    assert_eq!(rest["events"].as_array().map(Vec::len), Some(123));
+    let stream = set.replace("{}", "/stream");
+    let mut by_address = Stream::open(daemon.http, &format!("{stream}&lastEventId={cursor}"), &[]).await;
+    let mut by_header = Stream::open(daemon.http, &stream, &[("Last-Event-ID", &cursor)]).await;
+    assert_eq!((by_address.take(123).await.len(), by_header.take(123).await.len()), (123, 123));
 }
 
 #[tokio::test]

@@ -148,6 +148,9 @@ impl Worker {
             }
             WriteOutcome::Complete => {
                 let reached = unread.run.end().unwrap_or(cursor);
+                if unread.ended.is_none() && !self.subscribers[key].is_told_live {
+                    return self.tell_live(key, unread.end, reached);
+                }
                 self.become_member(key, unread.end, reached.clone());
                 if let Some(end) = unread.ended {
                     self.carry_out(key, reaction::on_end(&end, reached));
@@ -158,6 +161,17 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Tells a lagging subscriber that it is live, since it was sent what the ring held, up to `place`.
+    fn tell_live(&mut self, key: usize, place: Place, reached: Cursor) {
+        let subscriber = &mut self.subscribers[key];
+        subscriber.is_told_live = true;
+        if let State::Lagging { membership, cursor, .. } = &mut subscriber.state {
+            (membership.place, *cursor) = (place, reached);
+        }
+        self.push(key, sse::framed(sse::LIVE));
+        self.flush(key);
     }
 
     /// Does what was decided for one subscriber.

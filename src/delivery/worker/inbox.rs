@@ -22,6 +22,8 @@ pub struct LiveStream {
     pub place: Place,
     /// The position at `place`, from which to replay if the ring overtakes the stream.
     pub cursor: Cursor,
+    /// Its peer knows that it is live; else it is told after what the ring holds.
+    pub is_told_live: bool,
 }
 
 /// A live stream on its way to a delivery thread.

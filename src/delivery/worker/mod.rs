@@ -198,7 +198,7 @@ impl Worker {
 
     fn adopt(&mut self, handed_over: HandedOver) {
         let HandedOver { stream, socket, unsent } = handed_over;
-        let LiveStream { permit, registration, mut deadline, subscription, place, cursor } = stream;
+        let LiveStream { permit, registration, mut deadline, subscription, place, cursor, is_told_live } = stream;
         let mut socket = TcpStream::from_std(socket);
         let entry = self.subscribers.vacant_entry();
         let key = entry.key();
@@ -211,7 +211,8 @@ impl Worker {
         }
         self.serial = self.serial.wrapping_add(1);
         let last_write = self.clock.now();
-        entry.insert(Subscriber { socket, permit, serial: self.serial, last_write, deadline, state: State::Detached });
+        let (serial, state) = (self.serial, State::Detached);
+        entry.insert(Subscriber { socket, permit, serial, is_told_live, last_write, deadline, state });
         let mut backlog = Box::<Backlog>::default();
         self.backlog_bytes += unsent.len();
         backlog.push(Bytes::from(unsent));

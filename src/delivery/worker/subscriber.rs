@@ -26,6 +26,8 @@ pub struct Subscriber {
     pub permit: StreamPermit,
     /// Tells it from an earlier subscriber with the same key, whose replay may still send a step.
     pub serial: u32,
+    /// The peer knows that it is live.
+    pub is_told_live: bool,
     /// When something was last written: heartbeats count from there.
     pub last_write: Tick,
     /// When Jobcast closes the stream for its own reasons.

@@ -142,7 +142,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0".parse().expect("an address")).expect("a listener");
         let socket = TcpStream::connect(listener.local_addr().expect("an address")).expect("a socket");
         let permit = Admission::new(1, 0, 1).admit(None).expect("room").with_grants([grant.clone()]);
-        Subscriber { socket, permit, serial: 0, last_write: 0, deadline, state: State::Detached }
+        Subscriber { socket, permit, serial: 0, is_told_live: true, last_write: 0, deadline, state: State::Detached }
     }
 
     fn due_at(instant: Instant, subscriber: &Subscriber) -> Option<Due> {
