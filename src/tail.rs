@@ -182,8 +182,8 @@ impl TailLoop {
         let ends = self.publish(&news.jobs, level.as_ref());
         self.catch_up(news.caught_up_joiners, level.as_ref());
         self.announce_faults(news.faults, is_whole);
-        for job in news.jobs.iter().filter(|job| job.end.is_some()) {
-            self.watches.job_ended(&job.job);
+        for (job, end) in news.jobs.iter().filter_map(|news| Some((&news.job, news.end?))) {
+            self.watches.job_ended(job, end);
         }
         for (topic, end) in ends {
             self.hub.finish(&topic, end);
@@ -292,7 +292,7 @@ impl TailLoop {
         let mut ends = Vec::new();
         let mut sets: HashMap<Topic, Vec<&JobNews>> = HashMap::new();
         for news in jobs {
-            for topic in self.watches.topics_of(&news.job) {
+            for topic in &self.watches.topics_of(&news.job).to_vec() {
                 let is_behind = self.watches.get(topic).is_some_and(|watched| watched.is_behind);
                 match topic {
                     _ if is_behind => self.publish_to_one_behind(topic, news, read_at, &mut ends),
@@ -317,13 +317,16 @@ impl TailLoop {
     }
 
     /// A channel that is behind gets the events when it is caught up; a status has no place among them. It cannot be caught up
-    /// with a job that has ended: then its readers replay.
-    fn publish_to_one_behind(&self, topic: &Topic, news: &JobNews, at: Instant, ends: &mut Vec<(Topic, Ended)>) {
-        if news.status.is_some() {
-            let published = Published { status: news.status, ..Published::nothing(news.job.clone()) };
+    /// with a job that has ended meanwhile: then its readers replay.
+    fn publish_to_one_behind(&mut self, topic: &Topic, news: &JobNews, at: Instant, ends: &mut Vec<(Topic, Ended)>) {
+        let Some(watched) = self.watches.get_mut(topic) else { return };
+        let goes_on = watched.goes_on(news);
+        let is_over = watched.is_over(&news.job);
+        if news.status.is_some() || goes_on {
+            let published = Published { status: news.status, goes_on, ..Published::nothing(news.job.clone()) };
             self.hub.publish(topic, vec![published], at);
         }
-        if news.end.is_some() {
+        if news.end.is_some_and(|end| !(is_over && matches!(end, JobEnd::Complete(_)))) {
             let end = JobEnd::Lost(Reset::Unknown);
             ends.push((topic.clone(), Ended { job: news.job.clone(), end }));
         }
@@ -341,9 +344,12 @@ impl TailLoop {
     ) -> Option<Ended> {
         news.sort_by_key(|news| topic.index(&news.job));
         let watched = self.watches.get_mut(topic)?;
-        let level = level.map(|level| level.of(topic, watched, &watched.positions, |job| watched.is_over(job)));
+        let going_on: HashSet<&JobId> =
+            news.iter().filter(|news| watched.goes_on(news)).map(|news| &news.job).collect();
+        let level = level.map(|level| level.of(topic, watched, &watched.positions));
+        // The end of a job that is over already was repeated for others.
         let complete = |news: &JobNews| match news.end {
-            Some(JobEnd::Complete(status)) => Some(status),
+            Some(JobEnd::Complete(status)) if !watched.is_over(&news.job) => Some(status),
             _ => None,
         };
         let open = topic.jobs().iter().filter(|job| !watched.is_over(job)).count();
@@ -355,7 +361,7 @@ impl TailLoop {
             .filter_map(|news| {
                 let over = complete(news).filter(|_| last.is_none_or(|last| last.job != news.job));
                 let (index, events, status) = (topic.index(&news.job)?, &news.events[..], news.status);
-                Some(Turn { index, events, end: None, status, over })
+                Some(Turn { index, events, end: None, status, over, goes_on: going_on.contains(&news.job) })
             })
             .collect();
         let positions = &mut watched.positions;
@@ -399,7 +405,7 @@ impl TailLoop {
                 vec![Published { events, ..Published::nothing(job.clone()) }]
             }
             Topic::Set(_) => {
-                let level = level.map(|level| level.of(topic, watched, &watched.positions, |job| watched.is_over(job)));
+                let level = level.map(|level| level.of(topic, watched, &watched.positions));
                 let positions = &mut watched.positions;
                 let round = Round { topic, shape: self.shape, positions, level };
                 round.publish(&turns(&caught_up.missing), &mut Rests::default(), &mut watched.skipped)
@@ -419,7 +425,7 @@ impl TailLoop {
             Topic::Job(_) => missing.iter().flat_map(|(_, events)| encode(events, self.shape)).collect(),
             Topic::Set(_) => {
                 let mut positions = after.position.levels.to_vec();
-                let level = level.map(|level| level.of(&topic, watched, &positions, |job| after.is_over(job)));
+                let level = level.map(|level| level.of(&topic, watched, &positions));
                 let round = Round { topic: &topic, shape: self.shape, positions: &mut positions, level };
                 let published = round.publish(&turns(&missing), &mut Rests::default(), &mut 0);
                 published.into_iter().flat_map(|published| published.events).collect()
@@ -439,25 +445,19 @@ struct RoundLevel {
 }
 
 impl RoundLevel {
-    /// Returns the level, with the jobs of a topic that do not stand at it: those that could not be read, those that are over,
-    /// and those of which nothing was ever given. A level says nothing of one job, and so the source could not tell one of
+    /// Returns the level, with the jobs of a topic that do not stand at it: those that could not be read, and those of which
+    /// nothing was ever given. A level says nothing of one job, and so the source could not tell one of
     /// which there was nothing yet from one whose events are gone.
-    fn of(
-        &self,
-        topic: &Topic,
-        watched: &Watched,
-        positions: &[Level],
-        is_over: impl Fn(&JobId) -> bool,
-    ) -> (&Level, Vec<bool>) {
+    fn of(&self, topic: &Topic, watched: &Watched, positions: &[Level]) -> (&Level, Vec<bool>) {
         let jobs = topic.jobs().iter().zip(positions).zip(&watched.beginnings);
-        let excepted =
-            jobs.map(|((job, at), beginning)| self.excepted.contains(job) || is_over(job) || at == beginning);
+        let excepted = jobs.map(|((job, at), beginning)| self.excepted.contains(job) || at == beginning);
         (&self.level, excepted.collect())
     }
 }
 
 fn turns(missing: &[(usize, Vec<(Event, Cursor)>)]) -> Vec<Turn<'_>> {
-    missing.iter().map(|(index, events)| Turn { index: *index, events, end: None, status: None, over: None }).collect()
+    let turn = |index, events| Turn { index, events, end: None, status: None, over: None, goes_on: false };
+    missing.iter().map(|(index, events)| turn(*index, events)).collect()
 }
 
 /// Encodes events into segments that subscribers share.

@@ -44,7 +44,7 @@ pub struct Body {
     told: Told,
 }
 
-/// What the peer was told of being live.
+/// The news of being live, as far as the peer has it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Told {
     Nothing,

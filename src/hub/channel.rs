@@ -120,7 +120,10 @@ impl State {
 
     /// Adds one job's news.
     fn add(&mut self, news: Published, is_set: bool, grown: &mut Volume) {
-        let Published { job, events, status, over } = news;
+        let Published { job, events, status, over, goes_on } = news;
+        if goes_on {
+            self.over.retain(|told| told.job != job);
+        }
         let change = status.filter(|status| self.status_of(&job) != Some(*status));
         if let Some(status) = change.filter(|status| !status.is_final()) {
             self.tell(&job, status, grown);

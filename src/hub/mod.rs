@@ -87,11 +87,13 @@ pub struct Published {
     pub status: Option<JobStatus>,
     /// The job's end, where others of the same set go on, with the position after it.
     pub over: Option<(JobStatus, Cursor)>,
+    /// The job was over in its set, and goes on.
+    pub goes_on: bool,
 }
 
 impl Published {
     pub fn nothing(job: JobId) -> Self {
-        Self { job, events: Vec::new(), status: None, over: None }
+        Self { job, events: Vec::new(), status: None, over: None, goes_on: false }
     }
 }
 

@@ -242,7 +242,7 @@ struct JobPage {
 
 fn turn(part: &JobPage) -> Turn<'_> {
     let end = Some(part.page.end.level());
-    Turn { index: part.index, events: &part.page.events, end, status: None, over: None }
+    Turn { index: part.index, events: &part.page.events, end, status: None, over: None, goes_on: false }
 }
 
 /// The pages of a set's jobs, sorted out.

@@ -1,7 +1,8 @@
 //! The end of a job, which is not the moment of its final status: many runners set that first, and write their last lines a
 //! second or two later. A job has ended when it was final and quiet for `source.end_grace`.
 //!
-//! [`Endings`] is the tail's part: it keeps watched jobs until they are due. [`Ends`] is what a page of history asks: a job
+//! [`Endings`] is the tail's part: it keeps watched jobs until they are due, and after that as long as they are watched: of a
+//! set, others may go on, and so may the job itself. [`Ends`] is what a page of history asks: a job
 //! is complete at once where it is sure that the grace is over. These prove it, the first that has an answer:
 //!
 //! 1. The store's own order of commits. The tail notes at each look how far that had come ([`Ends::note_look`]), so a page
@@ -27,14 +28,14 @@ const MAX_KNOWN: usize = 10_000;
 /// Looks that are kept for one grace.
 const LOOKS_PER_GRACE: u32 = 8;
 
-/// Watched jobs with a final status, each until it was quiet for the grace. `M` is what a source notes of each end.
+/// Watched jobs with a final status. Each is due when it was quiet for the grace. `M` is what a source notes of each end.
 #[derive(Clone)]
 pub struct Endings<M> {
     grace: Duration,
     jobs: BTreeMap<JobId, Ending<M>>,
 }
 
-/// The end of a watched job, which is not published yet.
+/// The end of a watched job.
 #[derive(Clone)]
 pub struct Ending<M> {
     pub status: JobStatus,
@@ -42,6 +43,8 @@ pub struct Ending<M> {
     pub seen_at: Instant,
     /// When the final status, or the last event since, was seen.
     quiet_since: Instant,
+    /// It was published, and nothing has come since.
+    is_published: bool,
     pub mark: M,
 }
 
@@ -53,14 +56,33 @@ impl<M> Endings<M> {
     /// Notes a final status. The grace begins at `quiet_since`, unless this status has begun it already.
     pub fn begin(&mut self, job: &JobId, status: JobStatus, quiet_since: Instant, mark: M) {
         if self.jobs.get(job).is_none_or(|known| known.status != status) {
-            let ending = Ending { status, seen_at: Instant::now(), quiet_since, mark };
+            let ending = Ending { status, seen_at: Instant::now(), quiet_since, is_published: false, mark };
             self.jobs.insert(job.clone(), ending);
         }
     }
 
-    /// Notes that the job has not ended, or is not watched any more. False if it was not ending.
+    /// Notes that the job has not ended. False if that is no news.
     pub fn remove(&mut self, job: &JobId) -> bool {
         self.jobs.remove(job).is_some()
+    }
+
+    /// Notes that the job is not watched any more. True if its end was to be published.
+    pub fn unwatch(&mut self, job: &JobId) -> bool {
+        self.jobs.remove(job).is_some_and(|ending| !ending.is_published)
+    }
+
+    /// Notes that the end is published. It is due no more, unless something comes after it.
+    pub fn publish(&mut self, job: &JobId) {
+        if let Some(ending) = self.jobs.get_mut(job) {
+            ending.is_published = true;
+        }
+    }
+
+    /// Makes a published end due again, for somebody who has not heard of it.
+    pub fn repeat(&mut self, job: &JobId) {
+        if let Some(ending) = self.jobs.get_mut(job) {
+            ending.is_published = false;
+        }
     }
 
     pub fn clear(&mut self) {
@@ -70,7 +92,7 @@ impl<M> Endings<M> {
     /// Notes events of a job, which begin its grace anew if it is ending.
     pub fn note_events(&mut self, job: &JobId) {
         if let Some(ending) = self.jobs.get_mut(job) {
-            ending.quiet_since = Instant::now();
+            (ending.quiet_since, ending.is_published) = (Instant::now(), false);
         }
     }
 
@@ -78,8 +100,9 @@ impl<M> Endings<M> {
         self.jobs.get(job)
     }
 
+    /// Tells if no end is to be published.
     pub fn is_empty(&self) -> bool {
-        self.jobs.is_empty()
+        self.jobs.values().all(|ending| ending.is_published)
     }
 
     pub fn contains(&self, job: &JobId) -> bool {
@@ -88,23 +111,29 @@ impl<M> Endings<M> {
 
     /// Returns the jobs that were quiet for the grace at `now`. A read that began then finds all events of the grace.
     pub fn due(&self, now: Instant) -> impl Iterator<Item = (&JobId, &Ending<M>)> {
-        self.jobs.iter().filter(move |(_, ending)| now.saturating_duration_since(ending.quiet_since) >= self.grace)
+        self.jobs.iter().filter(move |(_, ending)| ending.is_due(now, self.grace))
     }
 
     /// Returns the final status of a job that was quiet for the grace at `now`.
     pub fn due_status(&self, job: &JobId, now: Instant) -> Option<JobStatus> {
-        let ending = self.jobs.get(job)?;
-        (now.saturating_duration_since(ending.quiet_since) >= self.grace).then_some(ending.status)
+        self.jobs.get(job).filter(|ending| ending.is_due(now, self.grace)).map(|ending| ending.status)
     }
 
     /// Returns when the next job is due. A job that was due before, and could not be ended, is left to the poll.
     pub async fn next_due(&self) {
         let now = Instant::now();
-        let due = self.jobs.values().filter_map(|ending| ending.quiet_since.checked_add(self.grace));
+        let pending = self.jobs.values().filter(|ending| !ending.is_published);
+        let due = pending.filter_map(|ending| ending.quiet_since.checked_add(self.grace));
         match due.filter(|at| *at > now).min() {
             Some(at) => tokio::time::sleep_until(at.into()).await,
             None => std::future::pending().await,
         }
+    }
+}
+
+impl<M> Ending<M> {
+    fn is_due(&self, now: Instant, grace: Duration) -> bool {
+        !self.is_published && now.saturating_duration_since(self.quiet_since) >= grace
     }
 }
 
@@ -387,5 +416,22 @@ mod tests {
         endings.begin(&job(), JobStatus::Completed, later, ());
         assert_eq!(endings.due(later).count(), 0);
         assert!(endings.remove(&job()) && !endings.contains(&job()));
+    }
+
+    #[test]
+    fn a_published_end_is_due_again_when_something_comes_after_it_or_somebody_asks() {
+        let mut endings: Endings<()> = Endings::new(HOUR);
+        let began = Instant::now();
+        let is_due = |endings: &Endings<()>| endings.due_status(&job(), Instant::now() + 2 * HOUR).is_some();
+        for go_on in [Endings::note_events, Endings::repeat] {
+            endings.begin(&job(), JobStatus::Failed, began, ());
+            assert!(is_due(&endings) && !endings.is_empty());
+            endings.publish(&job());
+            endings.begin(&job(), JobStatus::Failed, began, ());
+            assert!(!is_due(&endings) && endings.is_empty());
+            go_on(&mut endings, &job());
+            assert!(is_due(&endings));
+            assert!(endings.unwatch(&job()));
+        }
     }
 }

@@ -200,7 +200,7 @@ impl Wakeup {
 #[async_trait]
 pub trait Tail: Send {
     /// Makes the events of `job` after `after` news, from the next read on. The source itself made `after`, and may believe
-    /// it.
+    /// it. A job that is watched goes on from where it stands; if it has ended, its end is news once more.
     fn watch(&mut self, job: JobId, after: Cursor);
 
     fn unwatch(&mut self, job: &JobId);
@@ -214,8 +214,8 @@ pub trait Tail: Send {
 
     /// Reads the news of all watched jobs, and for each of `joining` the published events that it lacks.
     ///
-    /// It is atomic: after an error the next read returns the same news. A job that is given an end is no longer
-    /// watched.
+    /// It is atomic: after an error the next read returns the same news. A job whose watch is lost is no longer watched. One
+    /// that is complete is: what comes of it after its end is news, and then its end once more.
     async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError>;
 }
 

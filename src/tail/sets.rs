@@ -27,6 +27,8 @@ pub struct Turn<'a> {
     pub status: Option<JobStatus>,
     /// The job has ended with this status, and nothing more of it comes.
     pub over: Option<JobStatus>,
+    /// It was over, and goes on.
+    pub goes_on: bool,
 }
 
 /// Events that were encoded once, for all sets of a round, by the job and the place among its news.
@@ -88,6 +90,7 @@ impl Round<'_> {
                 events: segments(events.iter().map(|(rest, cursor)| (rest, cursor.clone()))),
                 status: turn.status,
                 over: turn.over.map(|status| (status, token())),
+                goes_on: turn.goes_on,
             })
             .collect();
         if all > 0

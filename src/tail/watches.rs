@@ -3,7 +3,8 @@
 use crate::cursor::Level;
 use crate::event::JobId;
 use crate::hub::Standpoint;
-use crate::source::{Source, Tail};
+use crate::source::{JobNews, Source, Tail};
+use crate::sse::JobEnd;
 use crate::topic::Topic;
 use std::collections::{HashMap, HashSet};
 
@@ -20,7 +21,7 @@ pub struct Watched {
     pub positions: Vec<Level>,
     /// The beginning of each job of a set. Empty for one job alone.
     pub beginnings: Vec<Level>,
-    /// The jobs of which nothing more is published.
+    /// The jobs that are complete. They are watched on, since they may go on while others do.
     over: HashSet<JobId>,
     /// Events that were not wanted since the last token was published.
     pub skipped: usize,
@@ -33,6 +34,12 @@ impl Watched {
     pub fn is_over(&self, job: &JobId) -> bool {
         self.over.contains(job)
     }
+
+    /// Takes note of a job that was over and goes on. False for all others.
+    pub fn goes_on(&mut self, news: &JobNews) -> bool {
+        let has_more = !news.events.is_empty() || news.status.is_some_and(|status| !status.is_final());
+        has_more && self.over.remove(&news.job)
+    }
 }
 
 impl Watches {
@@ -41,12 +48,16 @@ impl Watches {
         let mut over = HashSet::new();
         let mut is_behind = false;
         for (job, cursor) in topic.jobs().iter().zip(after.position.cursors(topic)) {
-            if after.is_over(job) {
+            let is_over = after.is_over(job);
+            if is_over {
                 over.insert(job.clone());
-                continue;
             }
             match self.by_job.get_mut(job) {
                 Some(topics) => {
+                    if !is_over {
+                        // The others may have been told its end.
+                        tail.watch(job.clone(), cursor);
+                    }
                     topics.push(topic.clone());
                     is_behind = true;
                 }
@@ -66,9 +77,11 @@ impl Watches {
 
     /// Stops serving a topic. Returns the jobs that are not watched any more.
     pub fn end(&mut self, topic: &Topic, tail: &mut dyn Tail) -> Vec<JobId> {
-        let Some(watched) = self.topics.remove(topic) else { return Vec::new() };
+        if self.topics.remove(topic).is_none() {
+            return Vec::new();
+        }
         let mut unwatched = Vec::new();
-        for job in topic.jobs().iter().filter(|job| !watched.is_over(job)) {
+        for job in topic.jobs() {
             let Some(topics) = self.by_job.get_mut(job) else { continue };
             topics.retain(|other| other != topic);
             if topics.is_empty() {
@@ -80,9 +93,13 @@ impl Watches {
         unwatched
     }
 
-    /// Notes that the source has stopped the watch of a job. Nothing more of it is published to any topic.
-    pub fn job_ended(&mut self, job: &JobId) {
-        for topic in self.by_job.remove(job).unwrap_or_default() {
+    /// Notes the end of a job. Where it is lost, the source has stopped its watch.
+    pub fn job_ended(&mut self, job: &JobId, end: JobEnd) {
+        let topics = match end {
+            JobEnd::Complete(_) => self.by_job.get(job).cloned(),
+            JobEnd::Lost(_) => self.by_job.remove(job),
+        };
+        for topic in topics.unwrap_or_default() {
             if let Some(watched) = self.topics.get_mut(&topic) {
                 watched.over.insert(job.clone());
             }

@@ -353,7 +353,7 @@ impl MemoryTail {
         let due = self.endings.due(began).find(|(due, _)| *due == job).map(|(_, ending)| ending.status);
         if let Some(status) = due.filter(|_| !is_left) {
             batch.end(job, JobEnd::Complete(status));
-            self.unwatch(job);
+            self.endings.publish(job);
             self.store.ends.end(job);
         }
         is_left
@@ -379,6 +379,9 @@ impl MemoryTail {
 #[async_trait]
 impl Tail for MemoryTail {
     fn watch(&mut self, job: JobId, after: Cursor) {
+        if self.watched.contains_key(&job) {
+            return self.endings.repeat(&job);
+        }
         // Believed as it is: no reader made it.
         let place = Place::open(&job, after.as_str()).expect("a position of this source");
         let published = self.store.jobs().get(&job).map(|stored| stored.slots_of(place));
@@ -388,7 +391,7 @@ impl Tail for MemoryTail {
     fn unwatch(&mut self, job: &JobId) {
         self.watched.remove(job);
         self.told.remove(job);
-        if self.endings.remove(job) {
+        if self.endings.unwatch(job) {
             self.store.ends.forget(job);
         }
     }

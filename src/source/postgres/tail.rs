@@ -153,6 +153,9 @@ impl Drop for PostgresTail {
 #[async_trait]
 impl Tail for PostgresTail {
     fn watch(&mut self, job: JobId, after: Cursor) {
+        if self.positions.contains_key(&job) {
+            return self.endings.repeat(&job);
+        }
         let position = Position::from_cursor(&job, after.as_str()).unwrap_or_default();
         self.pending.insert(job.clone());
         self.unchecked.insert(job.clone());
@@ -165,7 +168,7 @@ impl Tail for PostgresTail {
         self.unchecked.remove(job);
         self.statuses.remove(job);
         self.faults.remove(job);
-        if self.endings.remove(job) {
+        if self.endings.unwatch(job) {
             self.store.ends.forget(job);
         }
     }

@@ -158,7 +158,7 @@ impl RedisTail {
         }
         self.held.remove(job);
         self.faults.remove(job);
-        if self.endings.remove(job) {
+        if self.endings.unwatch(job) {
             self.store.ends.forget(job);
         }
         for key in self.store.keys(job).into_iter().flatten() {
@@ -366,8 +366,11 @@ impl RedisTail {
 #[async_trait]
 impl Tail for RedisTail {
     fn watch(&mut self, job: JobId, after: Cursor) {
+        if self.watched.contains_key(&job) {
+            self.endings.repeat(&job);
+            return self.queue_first(&job);
+        }
         let position = Position::open(&job, after.as_str()).unwrap_or(Position::BEGINNING);
-        self.remove(&job);
         for key in self.store.keys(&job).into_iter().flatten() {
             self.by_key.insert(key, job.clone());
         }

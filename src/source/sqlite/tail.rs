@@ -113,6 +113,9 @@ impl SqliteTail {
 #[async_trait]
 impl Tail for SqliteTail {
     fn watch(&mut self, job: JobId, after: Cursor) {
+        if self.is_watched(&job) {
+            return self.endings.repeat(&job);
+        }
         let after = Position::open(&job, after.as_str()).unwrap_or(Position::BEGINNING);
         self.catching_up.push((job, ReadUpTo::Position(after)));
     }
@@ -120,7 +123,7 @@ impl Tail for SqliteTail {
     fn unwatch(&mut self, job: &JobId) {
         let before = self.catching_up.len();
         self.catching_up.retain(|(other, _)| other != job);
-        if self.endings.remove(job) {
+        if self.endings.unwatch(job) {
             self.ends.forget(job);
         }
         self.marks.remove(job);
@@ -278,7 +281,7 @@ impl SqliteTail {
         if !more {
             for (job, status) in self.due(began) {
                 batch.end(&job, JobEnd::Complete(status));
-                self.unwatch(&job);
+                self.endings.publish(&job);
                 self.ends.end(&job);
             }
         }
@@ -314,8 +317,7 @@ impl SqliteTail {
 
     fn note_statuses(&mut self, statuses: Vec<(JobId, Option<JobStatus>)>, batch: &mut TailBatch) {
         for (job, status) in statuses {
-            let is_watched = self.live.contains(&job) || self.catching_up.iter().any(|(other, _)| *other == job);
-            if !is_watched {
+            if !self.is_watched(&job) {
                 continue;
             }
             if let Some(status) = status {
@@ -327,6 +329,10 @@ impl SqliteTail {
                 self.ends.forget(&job);
             }
         }
+    }
+
+    fn is_watched(&self, job: &JobId) -> bool {
+        self.live.contains(job) || self.catching_up.iter().any(|(other, _)| other == job)
     }
 
     /// Returns the live jobs whose end is due, for a read that began then.

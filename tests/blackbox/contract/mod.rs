@@ -73,6 +73,7 @@ macro_rules! of_every_store {
             sets::resuming_a_set_at_every_event_on_another_replica_gives_exactly_the_rest
             sets::a_cursor_of_another_set_goes_on_for_the_jobs_that_it_knows
             sets::a_job_of_a_set_that_is_not_there_yet_comes_when_it_appears
+            sets::a_job_of_a_set_that_goes_on_after_its_end_is_told_to_all_and_ends_once_more
             sets::streams_of_a_job_and_of_sets_with_it_begin_at_any_time_beside_each_other
             sets::types_and_last_give_what_a_filter_of_the_whole_history_gives
             set_torture::subscribers_of_changing_sets_that_come_and_go_lose_nothing_repeat_nothing_and_keep_each_order

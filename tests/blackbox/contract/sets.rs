@@ -278,3 +278,48 @@ pub async fn types_and_last_give_what_a_filter_of_the_whole_history_gives<S: Sto
     assert_eq!(daemon.get(&path).await.code(), "request.query");
     assert_eq!(daemon.get("/runner-jobs/events/stream").await.code(), "request.query");
 }
+
+pub async fn a_job_of_a_set_that_goes_on_after_its_end_is_told_to_all_and_ends_once_more<S: Store>() {
+    let store = S::start().await;
+    let daemon = store.daemon(&[]).await;
+    for job in ["a", "b"] {
+        store.set_status(job, "RUNNING").await;
+        store.append(job, 0..2).await;
+    }
+    let jobs = ["a", "b"];
+    let mut stream = open(&daemon, &jobs, "").await.with_statuses();
+    events(&mut stream, 4).await;
+    let completed = async |stream: &mut Stream| loop {
+        let message = stream.next().await.expect("the stream is open");
+        if message.is("stream.complete") {
+            return (job_of(&message), message.json()["status"].as_str().expect("a status").to_string());
+        }
+    };
+    store.append_and_end("a", 2..3, 0, "FAILED").await;
+    assert_eq!(completed(&mut stream).await, ("a".to_string(), "FAILED".to_string()));
+    // It runs again, with new lines: whoever stayed, and whoever comes now, hears of it.
+    store.set_status("a", "RUNNING").await;
+    store.append("a", 3..5).await;
+    assert_eq!(by_job(&events(&mut stream, 2).await), expect(&[("a", 3..5)]));
+    for (more, number) in ["", "&ids=full", "&from=now"].into_iter().zip(2..) {
+        let mut late = open(&daemon, &jobs, more).await.with_statuses();
+        store.append("b", number..number + 1).await;
+        let (mut received, mut status) = (Vec::new(), None);
+        while !received.iter().any(|message| job_of(message) == "b" && message.number() == number) {
+            let message = late.next().await.expect("the stream is open");
+            match message.event.as_deref() {
+                Some("stream.status") if job_of(&message) == "a" => status = Some(message.json()["status"].clone()),
+                Some(event) if !event.starts_with("stream.") => received.push(message),
+                other => assert_ne!(other, Some("stream.complete"), "{more}: {message:?}"),
+            }
+        }
+        assert_eq!(status, Some("RUNNING".into()), "{more}");
+        let of_a = by_job(&received).remove("a").unwrap_or_default();
+        assert_eq!(of_a, if more == "&from=now" { vec![] } else { vec![0, 1, 2, 3, 4] }, "{more}");
+    }
+    store.append_and_end("a", 5..6, 0, "COMPLETED").await;
+    assert_eq!(completed(&mut stream).await, ("a".to_string(), "COMPLETED".to_string()));
+    store.set_status("b", "CANCELLED").await;
+    assert_eq!(completed(&mut stream).await, ("b".to_string(), "CANCELLED".to_string()));
+    assert_eq!(stream.next().await.map(|message| message.event), None, "it closes when all have ended");
+}

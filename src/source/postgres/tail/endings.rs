@@ -2,7 +2,7 @@
 
 use super::{Changes, Draft, Found, PostgresTail, QueryError, Session, Snapshot};
 use crate::event::JobId;
-use crate::source::{Endings, JobNews, Tail, TailBatch};
+use crate::source::{Endings, JobNews, TailBatch};
 use crate::sse::JobEnd;
 use std::time::Instant;
 
@@ -72,7 +72,7 @@ impl PostgresTail {
         let due: Vec<_> = due.map(|(job, ending)| (job.clone(), ending.status)).collect();
         for (job, status) in due {
             batch.end(&job, JobEnd::Complete(status));
-            self.unwatch(&job);
+            self.endings.publish(&job);
             session.store.ends.end(&job);
         }
     }

@@ -88,7 +88,7 @@ impl SharedTail {
         self.watched.remove(job);
         self.unsure.remove(job);
         self.new.remove(job);
-        if self.endings.remove(job) {
+        if self.endings.unwatch(job) {
             self.store.ends.forget(job);
         }
         if let Some(key) = self.job_key(job) {
@@ -258,8 +258,8 @@ impl SharedTail {
         let due: Vec<(JobId, JobStatus)> =
             self.endings.due(began).map(|(job, ending)| (job.clone(), ending.status)).collect();
         for (job, status) in due {
-            self.remove(&job);
             batch.end(&job, JobEnd::Complete(status));
+            self.endings.publish(&job);
             self.store.ends.end(&job);
         }
     }
@@ -279,8 +279,10 @@ impl SharedTail {
 #[async_trait]
 impl Tail for SharedTail {
     fn watch(&mut self, job: JobId, after: Cursor) {
+        if self.watched.contains_key(&job) {
+            return self.endings.repeat(&job);
+        }
         let position = Position::open(&job, after.as_str()).unwrap_or(Position::BEGINNING);
-        self.remove(&job);
         if let Some(key) = self.job_key(&job) {
             self.by_key.insert(key, job.clone());
         }

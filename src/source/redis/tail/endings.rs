@@ -67,7 +67,8 @@ impl RedisTail {
             self.endings.note_events(job);
         }
         if let Some(status) = self.endings.due_status(job, read.began) {
-            self.end(job, JobEnd::Complete(status), read);
+            read.batch.end(job, JobEnd::Complete(status));
+            self.endings.publish(job);
             self.store.ends.end(job);
         }
     }
