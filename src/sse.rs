@@ -38,8 +38,15 @@ pub struct Segment {
     marks: Box<[Mark]>,
     /// The position at which an event of Jobcast's own stands; `None` for events, each of which has its own.
     stands_at: Option<Cursor>,
-    /// The job whose status this is.
-    status_of: Option<JobId>,
+    /// The job of whose state this tells, which may change.
+    state_of: Option<(JobId, State)>,
+}
+
+/// A state of a job that an event of Jobcast's own tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Status,
+    End,
 }
 
 /// A hash of a cursor, so that a search for it need not take events apart.
@@ -89,7 +96,13 @@ impl Segment {
     /// A change of the job's status, for those who have received everything up to `at`.
     pub fn status(job: &JobId, status: JobStatus, at: Cursor) -> Self {
         let event = ControlEvent::Status { job: job.clone(), status };
-        Self { status_of: Some(job.clone()), ..Self::control(&event, at) }
+        Self { state_of: Some((job.clone(), State::Status)), ..Self::control(&event, at) }
+    }
+
+    /// The end of one job of a set.
+    pub fn end_of(job: &JobId, status: JobStatus, at: Cursor) -> Self {
+        let event = ControlEvent::Complete { job: job.clone(), status, cursor: at.clone() };
+        Self { state_of: Some((job.clone(), State::End)), ..Self::control(&event, at) }
     }
 
     /// An event of Jobcast's own, for those who have received everything up to `at`, or go on from there.
@@ -104,20 +117,18 @@ impl Segment {
 
     fn single(bytes: Bytes, at: Cursor) -> Self {
         let (ends, marks) = ([bytes.len() as u32].into(), [Mark::of(at.as_str())].into());
-        Self { ends, marks, bytes, stands_at: Some(at), status_of: None }
+        Self { ends, marks, bytes, stands_at: Some(at), state_of: None }
     }
 
-    /// A comment of the same length, in place of the job's status where that is not the newest any more; `None` for all else.
-    pub fn outdated_status(&self, job: &JobId) -> Option<Self> {
-        if self.status_of.as_ref() != Some(job) {
-            return None;
-        }
+    /// A comment of the same length, in place of what tells of this state of the job; `None` for all else.
+    pub fn outdated(&self, job: &JobId, state: State) -> Option<Self> {
+        self.state_of.as_ref().filter(|(of, told)| of == job && *told == state)?;
         let stands_at = Some(self.stands_at.clone()?);
         let mut comment = vec![b' '; unframe(&self.bytes).len()];
         comment[0] = b':';
         comment.iter_mut().rev().take(2).for_each(|byte| *byte = b'\n');
         let (ends, marks) = (self.ends.clone(), self.marks.clone());
-        Some(Self { bytes: framed(&comment), ends, marks, stands_at, status_of: None })
+        Some(Self { bytes: framed(&comment), ends, marks, stands_at, state_of: None })
     }
 
     /// The position after event `index`.
@@ -195,7 +206,7 @@ impl Segments {
 
     fn close(&mut self) {
         let (ends, marks) = (std::mem::take(&mut self.ends).into(), std::mem::take(&mut self.marks).into());
-        self.done.push(Segment { bytes: exact(&self.bytes), ends, marks, stands_at: None, status_of: None });
+        self.done.push(Segment { bytes: exact(&self.bytes), ends, marks, stands_at: None, state_of: None });
         self.bytes.clear();
     }
 

@@ -292,7 +292,7 @@ impl TailLoop {
         let mut ends = Vec::new();
         let mut sets: HashMap<Topic, Vec<&JobNews>> = HashMap::new();
         for news in jobs {
-            for topic in &self.watches.topics_of(&news.job).to_vec() {
+            for topic in self.watches.topics_of(&news.job) {
                 let is_behind = self.watches.get(topic).is_some_and(|watched| watched.is_behind);
                 match topic {
                     _ if is_behind => self.publish_to_one_behind(topic, news, read_at, &mut ends),
@@ -318,14 +318,13 @@ impl TailLoop {
 
     /// A channel that is behind gets the events when it is caught up; a status has no place among them. It cannot be caught up
     /// with a job that has ended meanwhile: then its readers replay.
-    fn publish_to_one_behind(&mut self, topic: &Topic, news: &JobNews, at: Instant, ends: &mut Vec<(Topic, Ended)>) {
-        let Some(watched) = self.watches.get_mut(topic) else { return };
-        let goes_on = watched.goes_on(news);
-        let is_over = watched.is_over(&news.job);
-        if news.status.is_some() || goes_on {
-            let published = Published { status: news.status, goes_on, ..Published::nothing(news.job.clone()) };
+    fn publish_to_one_behind(&self, topic: &Topic, news: &JobNews, at: Instant, ends: &mut Vec<(Topic, Ended)>) {
+        if news.status.is_some() {
+            let published = Published { status: news.status, ..Published::nothing(news.job.clone()) };
             self.hub.publish(topic, vec![published], at);
         }
+        // The channel may know the end by a page.
+        let is_over = self.watches.get(topic).is_some_and(|watched| watched.is_over(&news.job));
         if news.end.is_some_and(|end| !(is_over && matches!(end, JobEnd::Complete(_)))) {
             let end = JobEnd::Lost(Reset::Unknown);
             ends.push((topic.clone(), Ended { job: news.job.clone(), end }));
@@ -344,8 +343,9 @@ impl TailLoop {
     ) -> Option<Ended> {
         news.sort_by_key(|news| topic.index(&news.job));
         let watched = self.watches.get_mut(topic)?;
-        let going_on: HashSet<&JobId> =
-            news.iter().filter(|news| watched.goes_on(news)).map(|news| &news.job).collect();
+        let has_more = |news: &JobNews| !news.events.is_empty() || news.status.is_some_and(|status| !status.is_final());
+        let more = news.iter().filter(|news| has_more(news)).map(|news| &news.job);
+        let going_on: HashSet<&JobId> = more.filter(|job| watched.goes_on(job)).collect();
         let level = level.map(|level| level.of(topic, watched, &watched.positions));
         // The end of a job that is over already was repeated for others.
         let complete = |news: &JobNews| match news.end {
@@ -399,6 +399,18 @@ impl TailLoop {
         let topic = &caught_up.topic;
         let Some(watched) = self.watches.get_mut(topic).filter(|watched| watched.is_behind) else { return };
         watched.is_behind = false;
+        let with_more = caught_up.missing.iter().filter(|(_, events)| !events.is_empty());
+        for job in with_more.map(|(index, _)| &topic.jobs()[*index]) {
+            if watched.goes_on(job) {
+                self.hub.publish(
+                    topic,
+                    vec![Published { goes_on: true, ..Published::nothing(job.clone()) }],
+                    Instant::now(),
+                );
+                // Its next end may be among the news of this round, which the channel has not got.
+                self.tail.watch(job.clone(), self.source.beginning(job));
+            }
+        }
         let published = match topic {
             Topic::Job(job) => {
                 let events = caught_up.missing.iter().flat_map(|(_, events)| encode(events, self.shape)).collect();

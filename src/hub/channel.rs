@@ -4,7 +4,7 @@ use super::ring::{Overtaken, Place, Ring, Run, Volume};
 use super::{Ended, Outage, Published};
 use crate::cursor::Cursor;
 use crate::event::{JobId, JobStatus};
-use crate::sse::{ControlEvent, Segment};
+use crate::sse::{self, Segment};
 use crate::topic::Topic;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -98,7 +98,7 @@ impl State {
 
     /// Adds a status that all subscribers are told from here on.
     fn tell(&mut self, job: &JobId, status: JobStatus, grown: &mut Volume) {
-        self.ring.outdate_statuses(job);
+        self.ring.outdate(job, sse::State::Status);
         self.append(Arc::new(Segment::status(job, status, self.ring.cursor())), grown);
         self.statuses.push_back(Told { from: self.ring.end(), job: job.clone(), status });
     }
@@ -123,6 +123,7 @@ impl State {
         let Published { job, events, status, over, goes_on } = news;
         if goes_on {
             self.over.retain(|told| told.job != job);
+            self.ring.outdate(&job, sse::State::End);
         }
         let change = status.filter(|status| self.status_of(&job) != Some(*status));
         if let Some(status) = change.filter(|status| !status.is_final()) {
@@ -135,8 +136,7 @@ impl State {
             self.tell(&job, status, grown);
         }
         if let Some((status, cursor)) = over {
-            let complete = ControlEvent::Complete { job: job.clone(), status, cursor: cursor.clone() };
-            self.append(Arc::new(Segment::control(&complete, cursor)), grown);
+            self.append(Arc::new(Segment::end_of(&job, status, cursor)), grown);
             self.over.push(Told { from: self.ring.end(), job: job.clone(), status });
         }
         self.forget_statuses(&job, is_set);

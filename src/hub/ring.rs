@@ -5,7 +5,7 @@
 
 use crate::cursor::Cursor;
 use crate::event::JobId;
-use crate::sse::{Mark, Segment};
+use crate::sse::{Mark, Segment, State};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -77,10 +77,10 @@ impl Ring {
         self.segments.push_back((first, segment));
     }
 
-    /// Makes comments of the job's statuses that are held: one of the past would only confuse those who come later.
-    pub fn outdate_statuses(&mut self, job: &JobId) {
+    /// Makes comments of what is held of this state of the job: one of the past would only confuse those who come later.
+    pub fn outdate(&mut self, job: &JobId, state: State) {
         for (_, segment) in &mut self.segments {
-            if let Some(outdated) = segment.outdated_status(job) {
+            if let Some(outdated) = segment.outdated(job, state) {
                 *segment = Arc::new(outdated);
             }
         }

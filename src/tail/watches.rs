@@ -3,7 +3,7 @@
 use crate::cursor::Level;
 use crate::event::JobId;
 use crate::hub::Standpoint;
-use crate::source::{JobNews, Source, Tail};
+use crate::source::{Source, Tail};
 use crate::sse::JobEnd;
 use crate::topic::Topic;
 use std::collections::{HashMap, HashSet};
@@ -35,10 +35,9 @@ impl Watched {
         self.over.contains(job)
     }
 
-    /// Takes note of a job that was over and goes on. False for all others.
-    pub fn goes_on(&mut self, news: &JobNews) -> bool {
-        let has_more = !news.events.is_empty() || news.status.is_some_and(|status| !status.is_final());
-        has_more && self.over.remove(&news.job)
+    /// Takes note of a job that goes on. False if it was not over.
+    pub fn goes_on(&mut self, job: &JobId) -> bool {
+        self.over.remove(job)
     }
 }
 
