@@ -25,6 +25,7 @@ use pages::{Encoded, EncodedPage, PageRead};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// One reader on its way to being live.
 pub struct Replay {
@@ -54,6 +55,8 @@ pub struct Replay {
     has_read: bool,
     /// The reset of each job that the reader was told last.
     last_resets: HashMap<JobId, Reset>,
+    /// Changes when the source may let in whom it refused.
+    renewals: watch::Receiver<()>,
 }
 
 /// The position after everything that a reader got so far, by its lineage.
@@ -136,6 +139,7 @@ impl Replay {
 
     fn new(pages: Arc<Pages>, hub: Hub, topic: Topic, reached: Reached) -> Self {
         Self {
+            renewals: hub.renewals(),
             pages,
             hub,
             topic,
@@ -248,14 +252,17 @@ impl Replay {
                 let cursor = self.cursor().clone();
                 return self.live(CaughtUp { missing: Vec::new(), subscription, place, cursor });
             }
-            match &self.phase {
+            match &mut self.phase {
                 Phase::CaughtUp => {
                     if let Some(caught_up) = self.join_or_create().await {
                         return self.live(caught_up);
                     }
                     (self.phase, self.from) = (Phase::Reading, 0);
                 }
-                Phase::Waiting { wait, .. } => tokio::time::sleep(*wait).await,
+                Phase::Waiting { backoff, wait } => tokio::select! {
+                    () = tokio::time::sleep(*wait) => {}
+                    Ok(()) = self.renewals.changed() => backoff.reset(),
+                },
                 Phase::Overrun(job) => match self.pages.source.newest(job).await {
                     Ok(Some(newest)) => {
                         let job = job.clone();
@@ -268,6 +275,7 @@ impl Replay {
                 Phase::Reading | Phase::Complete(..) => {}
             }
             self.has_read = true;
+            self.renewals.mark_unchanged();
             let read = self.pages.read(&self.topic, self.reached.position(), self.from).await;
             if let Some(step) = self.take_page(read) {
                 return step;

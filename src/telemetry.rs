@@ -269,7 +269,7 @@ metrics_table! {
     UNREADABLE = counter("jobcast_unreadable_events_total", "Events with a part that could not be read as it is stored, each time one is read");
     LOG_LINES_LOST = counter("jobcast_log_lines_lost_total", "Lines of the log that standard error did not take");
     SOURCE_WAKEUPS = counter("jobcast_source_wakeups_total", "Reads of the tail, by what caused them")
-        .by(&[one_of("by", &["ingest", "file", "notify", "poll", "end", "watch", "more"])]);
+        .by(&[one_of("by", &["ingest", "file", "notify", "poll", "end", "watch", "more", "renewed"])]);
     INGEST = counter("jobcast_ingest_total", "Events and statuses sent in, by outcome")
         .by(&[one_of("outcome", &["appended", "repeated", "status", "refused"])]);
     // It is allowed, it is known and is not allowed, it is not known, nobody can say.
