@@ -7,6 +7,7 @@ use crate::support::web::{Reply, Web};
 use crate::support::{Daemon, Postgres, eventually, narrow, write_big};
 use serde_json::Value;
 use sqlx::Executor;
+use std::process::Command;
 use std::time::Duration;
 
 // ---- metrics
@@ -232,6 +233,27 @@ async fn without_an_access_log_no_request_is_logged_and_the_reason_of_a_failed_s
     let last = said.last().expect("a line");
     assert_eq!(last["level"], "ERROR");
     assert!(last["message"].as_str().is_some_and(|message| message.contains("http.listen")), "{last}");
+}
+
+// ---- connections that cannot be accepted
+
+#[tokio::test]
+async fn a_connection_that_there_is_no_file_for_is_counted_and_served_when_there_is_one() {
+    let daemon = Daemon::start().await;
+    assert_eq!(daemon.metric("jobcast_accept_errors_total").await, 0.0);
+    let set_files = |soft: u64| {
+        let limit = format!("--nofile={soft}:");
+        let set = Command::new("prlimit").args(["--pid", &daemon.pid().to_string(), &limit]).status();
+        assert!(set.expect("prlimit").success());
+    };
+    set_files(3);
+    let mend = async {
+        daemon.logs(&["Error accepting connection"]).await;
+        set_files(1024);
+    };
+    let (served, ()) = tokio::join!(daemon.get("/openapi.json"), mend);
+    assert_eq!(served.status, 200);
+    daemon.metric_reaches("jobcast_accept_errors_total", 1.0).await;
 }
 
 // ---- traces

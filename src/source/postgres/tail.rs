@@ -21,6 +21,7 @@ use super::session::Session;
 use super::snapshot::Snapshot;
 use super::spelling::{other_spellings, spellings};
 use super::sql::{self, ChangesQuery, NewRows};
+use super::standby::StandbyLag;
 use super::store::Store;
 use super::tables::{CursorScheme, Tables, XidSource};
 use crate::cursor::Cursor;
@@ -67,6 +68,7 @@ pub struct PostgresTail {
     sweep: Sweep,
     /// Time since which the database has known less than was published.
     behind_since: Option<Instant>,
+    standby_lag: StandbyLag,
 }
 
 /// Snapshot of the last look, which the next one builds on.
@@ -137,6 +139,7 @@ impl PostgresTail {
             xid_source: None,
             sweep: Sweep { last: Instant::now(), is_needed: true },
             behind_since: None,
+            standby_lag: StandbyLag::default(),
             store,
         }
     }
@@ -210,6 +213,7 @@ impl PostgresTail {
         let began = Instant::now();
         self.go_by(session.tables.best.xids);
         let changes = self.find_changes(session).await?;
+        self.standby_lag.measure(session, changes.snapshot.is_standby).await?;
         if let Some(news) = self.check_rewound(&changes.snapshot, joining) {
             return Ok(news);
         }
