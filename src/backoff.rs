@@ -16,6 +16,11 @@ impl Backoff {
         Self { initial, max, failures: 0 }
     }
 
+    /// Begins anew, because something has changed.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+
     /// Returns the wait after one more failure: between half of the current ceiling and all of it.
     pub fn failed(&mut self) -> Duration {
         let ceiling = self.initial.saturating_mul(1 << self.failures.min(20)).min(self.max);

@@ -17,9 +17,12 @@ use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread;
 use std::time::Duration;
 use tracing::field::Field;
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::fmt::format::{self, Writer};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt as lines, registry, reload};
 
@@ -103,12 +106,33 @@ pub fn to_stderr(level: &str, access: bool, format: LogFormat, traces: Option<Tr
             layer.with_writer(|| Lines(LogFormat::Json)).json().flatten_event(true).with_current_span(false).boxed()
         }
     };
-    let is_installed = registry().with(traces).with(layer.with_filter(filter)).try_init();
+    let is_installed = registry().with(traces).with(layer.with_filter(filter)).with(AcceptErrors.only()).try_init();
     if let Err(error) = is_installed {
         say(format_args!("logs cannot be set up: {error}"));
     }
     std::panic::set_hook(Box::new(log_panic));
     LogGuard(())
+}
+
+/// Counts the connections that could not be accepted: the server library accepts them, and tells only the log.
+struct AcceptErrors;
+
+impl AcceptErrors {
+    /// The layer, with a filter so that nobody makes other lines for it.
+    fn only<S: Subscriber + for<'a> LookupSpan<'a>>(self) -> impl Layer<S> {
+        let filter = filter_fn(|of| *of.level() == Level::ERROR && of.target() == "actix_server::accept");
+        self.with_filter(filter.with_max_level_hint(LevelFilter::ERROR))
+    }
+}
+
+impl<S: Subscriber> Layer<S> for AcceptErrors {
+    fn on_event(&self, line: &Event<'_>, _: Context<'_, S>) {
+        line.record(&mut |field: &Field, value: &dyn fmt::Debug| {
+            if field.name() == "message" && format!("{value:?}").starts_with("Error accepting connection") {
+                telemetry::ACCEPT_ERRORS.counter(&[]).increment(1);
+            }
+        });
+    }
 }
 
 /// Changes the level from which lines are logged, and whether the access log is.

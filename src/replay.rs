@@ -25,6 +25,7 @@ use pages::{Encoded, EncodedPage, PageRead};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// The pause after which the jobs of a set are read again while one of them cannot be read. The others' events are as late.
 const FAULT_PAUSE: Duration = Duration::from_secs(1);
@@ -58,6 +59,8 @@ pub struct Replay {
     /// The reset of each job that the reader was told last.
     last_resets: HashMap<JobId, Reset>,
     faults: Faults,
+    /// Changes when the source may let in whom it refused.
+    renewals: watch::Receiver<()>,
 }
 
 /// The jobs of a set whose rows could not be read. They stand where they stood, and the others go on by pages until they can
@@ -171,6 +174,7 @@ impl Replay {
 
     fn new(pages: Arc<Pages>, hub: Hub, topic: Topic, reached: Reached) -> Self {
         Self {
+            renewals: hub.renewals(),
             pages,
             hub,
             topic,
@@ -284,14 +288,17 @@ impl Replay {
                 let cursor = self.cursor().clone();
                 return self.live(CaughtUp { missing: Vec::new(), subscription, place, cursor });
             }
-            match &self.phase {
+            match &mut self.phase {
                 Phase::CaughtUp => {
                     if let Some(caught_up) = self.join_or_create().await {
                         return self.live(caught_up);
                     }
                     (self.phase, self.from) = (Phase::Reading, 0);
                 }
-                Phase::Waiting { wait, .. } => tokio::time::sleep(*wait).await,
+                Phase::Waiting { backoff, wait } => tokio::select! {
+                    () = tokio::time::sleep(*wait) => {}
+                    Ok(()) = self.renewals.changed() => backoff.reset(),
+                },
                 Phase::Faulty => tokio::time::sleep(FAULT_PAUSE).await,
                 Phase::Overrun(job) => match self.pages.source.newest(job).await {
                     Ok(Some(newest)) => {
@@ -305,6 +312,7 @@ impl Replay {
                 Phase::Reading | Phase::Complete(..) => {}
             }
             self.has_read = true;
+            self.renewals.mark_unchanged();
             let read = self.pages.read(&self.topic, self.reached.position(), self.from).await;
             if let Some(step) = self.take_page(read) {
                 return step;

@@ -26,6 +26,7 @@ pub use sets::{MAX_SKIPPED, Rests, Round, Turn};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tracing::Instrument;
 use watches::{Watched, Watches};
 
@@ -63,6 +64,8 @@ struct TailLoop {
     faulty: HashSet<JobId>,
     /// The wait after the next failed read.
     backoff: Backoff,
+    /// Changes when the source may let in whom it refused.
+    renewals: watch::Receiver<()>,
     /// There is work that the last read did not get to: read again at once.
     has_more: bool,
     progress: Progress,
@@ -87,6 +90,7 @@ impl TailLoop {
             kind: source.kind(),
             tail: source.tail(),
             source,
+            renewals: hub.renewals(),
             hub,
             shape,
             shutdown,
@@ -107,6 +111,7 @@ impl TailLoop {
             let joiners = self.joins.begin_read(|topic| self.hub.is_live(topic), |job| self.watches.is_watched(job));
             let began = Instant::now();
             self.progress.begin(began);
+            self.renewals.mark_unchanged();
             let span = traces::tail_read(self.kind, wakeup.as_str());
             let read = self.tail.read(&joiners).instrument(span.clone()).await;
             let count = |news: &News| news.jobs.iter().map(|job| job.events.len()).sum();
@@ -126,6 +131,7 @@ impl TailLoop {
             () = std::future::ready(()), if self.has_more => Some(Wakeup::More),
             () = self.hub.requested() => Some(Wakeup::Watch),
             wakeup = self.tail.woken() => Some(wakeup),
+            Ok(()) = self.renewals.changed() => Some(Wakeup::Renewed),
             () = tokio::time::sleep(self.pace.poll_interval) => Some(Wakeup::Poll),
         }
     }
@@ -163,7 +169,7 @@ impl TailLoop {
         let has_moved = news.jobs.iter().any(|job| !job.events.is_empty() || job.end.is_some());
         let is_stuck = !has_moved && !news.faults.is_empty();
         self.has_more = (news.more && !is_stuck) || self.joins.has_waiting();
-        self.backoff = Backoff::new(self.pace.retry_initial, self.pace.retry_max);
+        self.backoff.reset();
         self.note_progress(news.outage.is_none());
         // Clear the outage before publishing, so that a subscriber woken by these events does not see a stale outage.
         let is_whole = news.outage.is_none();
@@ -211,13 +217,14 @@ impl TailLoop {
         self.hub.set_outage(None);
     }
 
-    /// Announces the failure of a read, and waits until the next attempt.
+    /// Announces the failure of a read, and waits until the next attempt, which new credentials bring on at once.
     async fn on_error(&mut self, error: SourceError) {
-        let retry_in = if error.is_retryable() { self.backoff.failed() } else { self.pace.retry_max };
+        let retry_in = self.backoff.failed();
         self.announce_outage(error, retry_in);
         telemetry::SOURCE_RETRIES.counter(&[]).increment(1);
         tokio::select! {
             () = tokio::time::sleep(retry_in) => {}
+            Ok(()) = self.renewals.changed() => self.backoff.reset(),
             () = self.shutdown.reached(Phase::Stopped) => {}
         }
         self.has_more = true;

@@ -229,6 +229,7 @@ metrics_table! {
     LIMIT = gauge("jobcast_limit", "Limits that are in effect, by what they bound; 0 for none").by(&[one_of("of", LIMITS)]);
     DRAINING = gauge("jobcast_draining", "1 from the signal to leave on, else 0");
     SETTINGS_HASH = gauge("jobcast_settings_hash", "A number made of all settings but the secrets: replicas with other settings have another one");
+    ACCEPT_ERRORS = counter("jobcast_accept_errors_total", "Times that a new connection of either listener could not be accepted, for want of files or memory");
     OPEN_CONNECTIONS = gauge("jobcast_open_connections", "Connections of the public listener that carry no live stream");
     DISCONNECTS = counter("jobcast_disconnects_total", "Streams that ended, by reason")
         .by(&[one_of("reason", &["gone", "complete", "slow", "memory", "drain", "age", "expired", "revoked", "failed"])]);
@@ -256,6 +257,7 @@ metrics_table! {
     HISTORY_READ = seconds("jobcast_history_read_seconds", "One page of history, for streams and polls, with the wait for its turn", QUICK);
     SOURCE_LAST_READ = gauge("jobcast_source_last_read_timestamp_seconds", "End of the tail's last read that succeeded, since the epoch").of(Unit::Seconds);
     SOURCE_LISTENING = gauge("jobcast_source_listening", "1 while the source tells of changes, 0 while new events wait for the poll");
+    STANDBY_LAG = gauge("jobcast_source_standby_lag_seconds", "Age of the last transaction that a standby of PostgreSQL has replayed, if it has not replayed all that it was sent; 0 for a primary").of(Unit::Seconds);
     POOL_IN_USE = gauge("jobcast_source_connections_in_use", "Connections of the pool to PostgreSQL that are lent out");
     POOL_WAITING = gauge("jobcast_source_connections_waiting", "Reads and writes that wait for a connection of the pool to PostgreSQL, or for their turn at one");
     // The codes of `SourceCode`.
@@ -269,7 +271,7 @@ metrics_table! {
     UNREADABLE = counter("jobcast_unreadable_events_total", "Events with a part that could not be read as it is stored, each time one is read");
     LOG_LINES_LOST = counter("jobcast_log_lines_lost_total", "Lines of the log that standard error did not take");
     SOURCE_WAKEUPS = counter("jobcast_source_wakeups_total", "Reads of the tail, by what caused them")
-        .by(&[one_of("by", &["ingest", "file", "notify", "poll", "end", "watch", "more"])]);
+        .by(&[one_of("by", &["ingest", "file", "notify", "poll", "end", "watch", "more", "renewed"])]);
     INGEST = counter("jobcast_ingest_total", "Events and statuses sent in, by outcome")
         .by(&[one_of("outcome", &["appended", "repeated", "status", "refused"])]);
     // It is allowed, it is known and is not allowed, it is not known, nobody can say.

@@ -12,7 +12,9 @@ use std::time::{Duration, SystemTime};
 
 /// Interval between two looks whether a file has changed. A look sees also what no notification tells of: files on a
 /// network, and the links that Kubernetes changes.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Time in which a file that has changed must not change again before it is read.
+const REST: Duration = Duration::from_millis(250);
 
 /// The change that a part will make once all parts have agreed.
 pub type Apply = Box<dyn FnOnce() + Send>;
@@ -126,14 +128,14 @@ impl Files {
 
     /// Returns when a file differs from this look and has come to rest, so that none is read half written.
     async fn changed(&self, config: &ConfigFile) {
-        let mut last = None;
+        let mut changed = None;
         loop {
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep(if changed.is_some() { REST } else { LOOK_INTERVAL }).await;
             let now = Self::look(config);
-            if now != *self && last.as_ref() == Some(&now) {
+            if changed.as_ref() == Some(&now) {
                 return;
             }
-            last = Some(now);
+            changed = (now != *self).then_some(now);
         }
     }
 }

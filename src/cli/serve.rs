@@ -160,7 +160,7 @@ async fn serve_in(
     let app = delivery.app(&settings, auth.clone(), source.clone(), current_cors, in_flight.clone());
     let app = web::Data::new(app);
     let mut parts = vec![reloadable_log(), reloadable_cors(cors), reloadable_limits(files, admission.clone())];
-    parts.extend([reloadable_keys(auth.clone()), reloadable_credentials(source.clone())]);
+    parts.extend([reloadable_keys(auth.clone()), reloadable_credentials(source.clone(), delivery.streams.hub.clone())]);
     parts.extend(certificates.clone().map(reloadable_certificates));
     let mut helpers = vec![
         supervisor.task("metrics", keep_metrics(metrics.clone(), shutdown.watch())),
@@ -229,10 +229,15 @@ fn reloadable_keys(auth: Auth) -> Reloadable {
     })
 }
 
-/// Takes new credentials for the source, or the new content of the file that holds them.
-fn reloadable_credentials(source: Arc<dyn Source>) -> Reloadable {
+/// Takes new credentials for the source, or the new content of the file that holds them. Whoever waits for the source tries
+/// again with them.
+fn reloadable_credentials(source: Arc<dyn Source>, hub: Hub) -> Reloadable {
     Reloadable::new(&["source.postgres.url", "source.redis.url"], move |settings| {
-        source.prepare(&settings.source).map_err(|error| error.to_string())
+        let (change, hub) = (source.prepare(&settings.source).map_err(|error| error.to_string())?, hub.clone());
+        Ok(Box::new(move || {
+            change();
+            hub.announce_renewal();
+        }))
     })
 }
 

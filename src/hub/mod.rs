@@ -61,6 +61,8 @@ struct Inner {
     awaited: AwaitedJobs,
     /// The present outage of the source, if there is one. Streams and the admin listener watch it.
     outage: watch::Sender<Option<Arc<Outage>>>,
+    /// Changes when the source may let in whom it refused.
+    renewals: watch::Sender<()>,
     /// The next channel's id. Counted on its own, so that the channels of consecutive ids are spread evenly over threads.
     next_channel: AtomicU64,
     /// The next listener's id.
@@ -186,6 +188,7 @@ impl Hub {
             requested: Notify::new(),
             awaited: AwaitedJobs::default(),
             outage: watch::Sender::new(None),
+            renewals: watch::Sender::new(()),
             next_channel: AtomicU64::new(0),
             next_listener: AtomicU64::new(0),
             events: AtomicI64::new(0),
@@ -282,6 +285,16 @@ impl Hub {
     /// Returns the present outage.
     pub fn outage(&self) -> Option<Arc<Outage>> {
         self.0.outage.borrow().clone()
+    }
+
+    /// Watches the moments at which the source may let in whom it refused, so that whoever waits tries again at once.
+    pub fn renewals(&self) -> watch::Receiver<()> {
+        self.0.renewals.subscribe()
+    }
+
+    /// Says that the credentials for the source may have been renewed.
+    pub fn announce_renewal(&self) {
+        self.0.renewals.send_replace(());
     }
 
     /// Returns the topic's channel, if it is live.

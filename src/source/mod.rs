@@ -180,6 +180,8 @@ pub enum Wakeup {
     Watch,
     /// The last read was cut short.
     More,
+    /// The credentials may have been renewed.
+    Renewed,
 }
 
 impl Wakeup {
@@ -192,6 +194,7 @@ impl Wakeup {
             Self::End => "end",
             Self::Watch => "watch",
             Self::More => "more",
+            Self::Renewed => "renewed",
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::support::web::{Reply, Web};
 use crate::support::{Daemon, Postgres, eventually, narrow, write_big};
 use serde_json::Value;
 use sqlx::Executor;
+use std::process::Command;
 use std::time::Duration;
 
 // ---- metrics
@@ -234,6 +235,27 @@ async fn without_an_access_log_no_request_is_logged_and_the_reason_of_a_failed_s
     assert!(last["message"].as_str().is_some_and(|message| message.contains("http.listen")), "{last}");
 }
 
+// ---- connections that cannot be accepted
+
+#[tokio::test]
+async fn a_connection_that_there_is_no_file_for_is_counted_and_served_when_there_is_one() {
+    let daemon = Daemon::start().await;
+    assert_eq!(daemon.metric("jobcast_accept_errors_total").await, 0.0);
+    let set_files = |soft: u64| {
+        let limit = format!("--nofile={soft}:");
+        let set = Command::new("prlimit").args(["--pid", &daemon.pid().to_string(), &limit]).status();
+        assert!(set.expect("prlimit").success());
+    };
+    set_files(3);
+    let mend = async {
+        daemon.logs(&["Error accepting connection"]).await;
+        set_files(1024);
+    };
+    let (served, ()) = tokio::join!(daemon.get("/openapi.json"), mend);
+    assert_eq!(served.status, 200);
+    daemon.metric_reaches("jobcast_accept_errors_total", 1.0).await;
+}
+
 // ---- traces
 
 /// All spans that a collector was sent.
@@ -301,9 +323,9 @@ async fn a_collector_that_takes_nothing_is_said_once_and_costs_nobody_anything()
     let daemon = Daemon::with(&[("traces.endpoint", &endpoint)]).await;
     daemon.write("job", 0..3).await;
     daemon.stream("job").await.take(3).await;
-    eventually("the log to say it", async || daemon.log().contains("does not take traces").then_some(())).await;
+    daemon.logs(&["does not take traces"]).await;
     daemon.write("job", 3..4).await;
     assert_eq!(daemon.stream("job").await.take(4).await.len(), 4);
-    assert_eq!(daemon.log().matches("does not take traces").count(), 1, "{}", daemon.log());
+    daemon.logs_times("does not take traces", 1).await;
     assert!(!daemon.log().contains("hunter2"), "{}", daemon.log());
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Pause before the next attempt to listen.
+/// Pause before the next attempt to listen, which new credentials end.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// Calls `notified` on every notification of `channel`. Runs until it is aborted. While the database cannot be listened
@@ -24,7 +24,10 @@ pub async fn listen(store: Arc<Store>, channel: String, notified: Arc<Notify>) {
             let error = store.error("listening for wake-ups", error.into());
             tracing::info!(code = error.code.as_str(), %error, "no wake-ups: new events wait for the poll");
         }
-        tokio::time::sleep(RETRY_DELAY).await;
+        tokio::select! {
+            () = tokio::time::sleep(RETRY_DELAY) => {}
+            () = store.renewed.notified() => {}
+        }
     }
 }
 

@@ -22,6 +22,7 @@ mod session;
 mod snapshot;
 mod spelling;
 mod sql;
+mod standby;
 mod store;
 mod tables;
 mod tail;

@@ -20,7 +20,7 @@ use sqlx::{ConnectOptions, Row};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::RwLock;
+use tokio::sync::{Notify, RwLock};
 
 pub struct Store {
     pub settings: config::Postgres,
@@ -36,6 +36,8 @@ pub struct Store {
     pub listener_pool: PgPool,
     /// The credentials of all of these.
     login: Login,
+    /// Wakes the listener when they have been renewed.
+    pub renewed: Notify,
     /// Read when they are first needed, and forgotten when the database says that they have changed.
     tables: RwLock<Option<KnownTables>>,
     /// No unique index says that the ids of a job's events differ.
@@ -78,6 +80,7 @@ impl Store {
             pool: ConnectionPool::new(login.clone(), settings.postgres.pool, read_timeout),
             tail_pool: ConnectionPool::new(login.clone(), 1, read_timeout),
             login,
+            renewed: Notify::new(),
             address: address_of(&options),
             port: options.get_socket().is_none().then(|| options.get_port()),
             listener_pool: PgPoolOptions::new().max_connections(1).connect_lazy_with(options),
@@ -108,6 +111,7 @@ impl Store {
         Ok(Box::new(move || {
             store.login.renew(options.clone());
             store.listener_pool.set_connect_options(options);
+            store.renewed.notify_one();
         }))
     }
 

@@ -8,11 +8,12 @@
 
 mod endings;
 mod levels;
+mod looks;
 
 use super::draft::{Draft, READ_LIMIT};
 use super::ends::Reached;
 use super::error::QueryError;
-use super::faults::Faults;
+use super::faults::{Faults, Refusal};
 use super::listener::listen;
 use super::many::FirstRows;
 use super::page::raw_bytes;
@@ -21,8 +22,9 @@ use super::session::Session;
 use super::snapshot::Snapshot;
 use super::spelling::{other_spellings, spellings};
 use super::sql::{self, ChangesQuery, NewRows};
+use super::standby::StandbyLag;
 use super::store::Store;
-use super::tables::{CursorScheme, Tables, XidSource};
+use super::tables::{Tables, XidSource};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::JobId;
@@ -59,6 +61,10 @@ pub struct PostgresTail {
     statuses: BTreeMap<JobId, String>,
     /// Watched jobs whose rows cannot be read now.
     faults: Faults,
+    /// A look for new rows and statuses that failed by some row.
+    whole_look: Refusal,
+    /// The same of one for statuses alone.
+    status_look: Refusal,
     awaited: AwaitedJobs,
     /// `None` after an error, and where it means nothing any more: then the next look is a full one.
     seen: Option<SeenSnapshot>,
@@ -67,6 +73,7 @@ pub struct PostgresTail {
     sweep: Sweep,
     /// Time since which the database has known less than was published.
     behind_since: Option<Instant>,
+    standby_lag: StandbyLag,
 }
 
 /// Snapshot of the last look, which the next one builds on.
@@ -132,11 +139,14 @@ impl PostgresTail {
             endings: Endings::new(store.ends.grace()),
             statuses: BTreeMap::new(),
             faults: Faults::default(),
+            whole_look: Refusal::default(),
+            status_look: Refusal::default(),
             awaited: AwaitedJobs::default(),
             seen: None,
             xid_source: None,
             sweep: Sweep { last: Instant::now(), is_needed: true },
             behind_since: None,
+            standby_lag: StandbyLag::default(),
             store,
         }
     }
@@ -213,6 +223,7 @@ impl PostgresTail {
         let began = Instant::now();
         self.go_by(session.tables.best.xids);
         let changes = self.find_changes(session).await?;
+        self.standby_lag.measure(session, changes.snapshot.is_standby).await?;
         if let Some(news) = self.check_rewound(&changes.snapshot, joining) {
             return Ok(news);
         }
@@ -247,49 +258,6 @@ impl PostgresTail {
             self.seen = None;
             self.pending.extend(self.positions.keys().cloned());
         }
-    }
-
-    /// Looks for changes since the last look: a short statement, and if something has ended, one for all watched jobs.
-    async fn find_changes(&self, session: &mut Session<'_>) -> Result<Changes, QueryError> {
-        if let Some(seen) = &self.seen {
-            // A standby's snapshot does not tell, and nothing is known yet of the status of a new watch.
-            let is_current = !seen.is_outdated && !seen.snapshot.is_standby;
-            let may_be_unchanged = is_current && self.unchecked.is_empty() && !self.awaited.has_new();
-            if may_be_unchanged && session.is_unchanged(&seen.snapshot).await? {
-                return Ok(Changes { snapshot: seen.snapshot.clone(), found: None, level: seen.level.clone() });
-            }
-        }
-        let sql = self.changes_sql(session);
-        match session.connection.query(sql).await {
-            Ok(rows) => Ok(self.with_level(session, self.parse_changes(session, &rows)?)),
-            Err(error) if error.is_of_rows() => self.changes_without_look(session).await,
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Takes every watched job for changed, because the rows of some job make the look itself fail. The read of each of
-    /// them tells which it is, and a read comes to a bounded number of them.
-    async fn changes_without_look(&self, session: &mut Session<'_>) -> Result<Changes, QueryError> {
-        let jobs = self.positions.keys().map(JobId::as_str).collect();
-        let (by_status, awaited, awaited_events) = (self.jobs_by_status(), Vec::new(), Vec::new());
-        let query = ChangesQuery { jobs, new_rows: NewRows::None, by_status, awaited, awaited_events };
-        let system = CursorScheme { xids: XidSource::System, ..session.tables.best };
-        let sql = sql::changes(&session.tables.rows(system), session.durable_xid(), &query);
-        let rows = match session.connection.query(sql).await {
-            // The statuses are the cause. Then nothing ends until they can be read, and all else goes on.
-            Err(error) if error.is_of_rows() => {
-                let query = ChangesQuery { jobs: Vec::new(), ..query };
-                let sql = sql::changes(&session.tables.rows(system), session.durable_xid(), &query);
-                session.connection.query(sql).await?
-            }
-            rows => rows?,
-        };
-        let mut changes = self.parse_changes(session, &rows)?;
-        if let Some(found) = &mut changes.found {
-            found.jobs = self.positions.keys().cloned().collect();
-            found.appeared = self.awaited.jobs().cloned().collect();
-        }
-        Ok(changes)
     }
 
     fn changes_sql(&self, session: &Session<'_>) -> String {

@@ -4,7 +4,7 @@
 //! not answer fails only the requests that were sent to it. The reason why redis-rs's own Cluster client is not used
 //! stands in [`super::topology`].
 
-use super::address::{Address, Deployment};
+use super::address::{Address, Deployment, Login};
 use super::error::{is_broken, may_be_stale_topology};
 use super::invalidation::Invalidations;
 use super::keys::slot;
@@ -53,6 +53,8 @@ struct NodeConnection {
     state: ConnectionState,
     /// The reason why the last attempt failed, or why the last connection broke.
     last_error: Option<RedisError>,
+    /// The credentials that these attempts were made with.
+    login: Option<Arc<Login>>,
     /// The number of the attempt, and of the connection that came of it.
     attempt: u64,
 }
@@ -64,6 +66,19 @@ enum ConnectionState {
     /// One attempt, for all requests that wait for it.
     Connecting(Connecting),
     Open(MultiplexedConnection),
+}
+
+impl NodeConnection {
+    /// Forgets what was tried with other credentials, which says nothing of these. An open connection stays.
+    fn renew_login(&mut self, login: Arc<Login>) {
+        if self.login.as_ref().is_some_and(|used| Arc::ptr_eq(used, &login)) {
+            return;
+        }
+        (self.login, self.last_error) = (Some(login), None);
+        if let ConnectionState::Connecting(_) = self.state {
+            self.state = ConnectionState::Closed;
+        }
+    }
 }
 
 type Connecting = Shared<BoxFuture<'static, Result<MultiplexedConnection, RedisError>>>;
@@ -215,6 +230,7 @@ impl Nodes {
         let (attempt, connecting, last_error) = {
             let mut connections = self.connections();
             let entry = connections.entry(node.clone()).or_default();
+            entry.renew_login(self.topology.login());
             let connecting = match &entry.state {
                 ConnectionState::Open(connection) => {
                     return Ok(Lease { connection: connection.clone(), attempt: entry.attempt, is_new: false });

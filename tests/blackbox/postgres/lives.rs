@@ -170,6 +170,29 @@ async fn a_standby_that_is_promoted_honours_all_cursors() {
 }
 
 #[tokio::test]
+async fn operators_see_how_far_a_standby_is_behind_its_primary() {
+    let lag = "jobcast_source_standby_lag_seconds";
+    let primary = first_life(RECOMMENDED, 100).await;
+    let standby = primary.standby().await;
+    append(&mut primary.connect().await, "job", [300]).await;
+    standby.caught_up_with(&primary).await;
+    let daemon = daemon_on(&standby, &QUICK).await;
+    let mut stream = daemon.stream("job").await;
+    stream.take(301).await;
+    daemon.metric_is(lag, 0.0).await;
+    standby.execute("SELECT pg_wal_replay_pause()").await;
+    append(&mut primary.connect().await, "job", [301]).await;
+    daemon.metric_reaches(lag, 1.0).await;
+    standby.execute("SELECT pg_wal_replay_resume()").await;
+    assert_eq!(stream.event().await.number(), 301);
+    daemon.metric_is(lag, 0.0).await;
+    primary.down("immediate");
+    daemon.metric_reaches(lag, 1.0).await;
+    standby.promote().await;
+    daemon.metric_is(lag, 0.0).await;
+}
+
+#[tokio::test]
 async fn a_copy_whose_transaction_ids_were_moved_on_honours_all_cursors() {
     let server = first_life(LEGACY, 100).await;
     let daemon = daemon_on(&server, &QUICK).await;

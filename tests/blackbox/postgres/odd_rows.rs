@@ -132,3 +132,43 @@ async fn the_others_of_a_set_go_on_while_a_view_cannot_read_one_job() {
     let daemon = Daemon::on("postgres", &server.url("reader"), &[("source.poll_interval", "50ms")]).await;
     set_faults::the_others_of_a_set_go_on_while_one_cannot_be_read_which_then_loses_nothing(&daemon, &server).await;
 }
+
+/// A job table whose status cannot be read while it is `bad`.
+const FAILING_STATUS: &str = "
+    CREATE TABLE raw_jobs (id text PRIMARY KEY, status text);
+    CREATE VIEW runner_jobs AS SELECT id, CASE status WHEN 'bad' THEN (1 / (length(status) - 3))::text ELSE status END AS status FROM raw_jobs;
+    CREATE TABLE job_events (seq bigint GENERATED ALWAYS AS IDENTITY, xid xid8 DEFAULT pg_current_xact_id(), id text, job_id text,
+      step_id text, type text, timestamp timestamptz DEFAULT now(), actor text, payload text);
+    CREATE INDEX ON job_events (job_id, seq);
+    CREATE INDEX ON job_events (xid);
+    INSERT INTO raw_jobs VALUES ('good', 'RUNNING'), ('odd', 'RUNNING')";
+
+#[tokio::test]
+async fn a_status_that_cannot_be_read_is_not_asked_for_at_every_look_and_delays_no_event() {
+    let server = Postgres::start().await;
+    server.execute(FAILING_STATUS).await;
+    let settings = [("source.poll_interval", "20ms"), ("source.end_grace", "0s")];
+    let daemon = Daemon::on("postgres", &server.url("postgres"), &settings).await;
+    let mut rows = server.connect().await;
+    let mut streams = Vec::new();
+    for job in ["good", "odd"] {
+        append(&mut rows, job, [0]).await;
+        let mut stream = daemon.stream(job).await;
+        assert_eq!(stream.event().await.number(), 0);
+        streams.push(stream);
+    }
+    server.execute("UPDATE raw_jobs SET status = 'bad' WHERE id = 'odd'").await;
+    for number in 1..301 {
+        let of = number as usize % 2;
+        append(&mut rows, ["good", "odd"][of], [number]).await;
+        assert_eq!(streams[of].event().await.number(), number);
+    }
+    let said = server.log();
+    let refused = said.matches("ERROR:  division by zero").count();
+    assert!((1..40).contains(&refused), "{refused} statements were refused");
+    daemon.logs_times("no job ends until all statuses can be read", 1).await;
+    server.execute("UPDATE raw_jobs SET status = 'COMPLETED'").await;
+    for stream in &mut streams {
+        assert!(stream.event().await.is("stream.complete"));
+    }
+}

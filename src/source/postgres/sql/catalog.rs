@@ -6,6 +6,14 @@ use super::{literal, quote_table};
 pub const WAL_POSITION: &str = "SELECT CASE WHEN NOT pg_is_in_recovery()
   THEN pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn() END AS unflushed";
 
+/// Reads how far a standby is behind: the seconds since the commit of the last transaction that it has replayed, and 0 while
+/// it has replayed all that it was sent and is being sent more ("Monitoring streaming replication" in PostgreSQL's manual,
+/// `pg_stat_wal_receiver`). Also 0 where it has replayed none. Fails on servers that have no such functions.
+pub const STANDBY_LAG: &str = "SELECT (CASE
+    WHEN pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0
+    ELSE greatest(0, extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()))
+  END)::float8 AS seconds";
+
 /// Reads what tells this server from one that was restored from a dump of it. The functions may be forbidden.
 pub const LIFE: &str = "SELECT system_identifier::text AS life FROM pg_control_system()";
 
