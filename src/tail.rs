@@ -10,7 +10,7 @@ pub use progress::Progress;
 
 use crate::backoff::Backoff;
 use crate::config;
-use crate::cursor::{Cursor, Level};
+use crate::cursor::Cursor;
 use crate::error::{Incidents, Retry, Scope, SourceCode, SourceError};
 use crate::event::{Event, JobId};
 use crate::hub::{Ended, Hub, Outage, Published, TailRequest};
@@ -23,12 +23,13 @@ use crate::traces;
 use jiff::Timestamp;
 use joins::{CaughtUp, JoinQueue};
 pub use sets::{MAX_SKIPPED, Rests, Round, Turn};
+use sets::{RoundLevel, turns};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::Instrument;
-use watches::{Watched, Watches};
+use watches::Watches;
 
 /// The jobs with events that could not be read whole, each said once.
 static UNREADABLE_JOBS: Incidents<JobId> = Incidents::new();
@@ -454,29 +455,6 @@ impl TailLoop {
             self.hub.complete_join(request, missing.clone());
         }
     }
-}
-
-/// The position of all watched jobs after a round.
-struct RoundLevel {
-    level: Level,
-    /// The jobs that could not be read.
-    excepted: HashSet<JobId>,
-}
-
-impl RoundLevel {
-    /// Returns the level, with the jobs of a topic that do not stand at it: those that could not be read, and those of which
-    /// nothing was ever given. A level says nothing of one job, and so the source could not tell one of
-    /// which there was nothing yet from one whose events are gone.
-    fn of(&self, topic: &Topic, watched: &Watched, positions: &[Level]) -> (&Level, Vec<bool>) {
-        let jobs = topic.jobs().iter().zip(positions).zip(&watched.beginnings);
-        let excepted = jobs.map(|((job, at), beginning)| self.excepted.contains(job) || at == beginning);
-        (&self.level, excepted.collect())
-    }
-}
-
-fn turns(missing: &[(usize, Vec<(Event, Cursor)>)]) -> Vec<Turn<'_>> {
-    let turn = |index, events| Turn { index, events, end: None, status: None, over: None, goes_on: false };
-    missing.iter().map(|(index, events)| turn(*index, events)).collect()
 }
 
 /// Encodes events into segments that subscribers share.

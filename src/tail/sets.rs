@@ -5,13 +5,14 @@
 //! whose turn it is stands after its event, and the others stand before the round. Where the source has a level for the round,
 //! a job that has had its turn stands there, and after the last event all do.
 
+use super::watches::Watched;
 use crate::cursor::{Cursor, Level};
 use crate::event::{Event, JobId, JobStatus};
 use crate::hub::Published;
 use crate::sse::{self, Segment, Shape};
 use crate::topic::Topic;
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Events that are not wanted, after which the reader is told the position all the same, so that it need not read them again.
@@ -51,6 +52,30 @@ pub struct Round<'a> {
     pub positions: &'a mut [Level],
     /// The position of all jobs after the round, where the source has one, with those that it does not hold for.
     pub level: Option<(&'a Level, Vec<bool>)>,
+}
+
+/// The position of all watched jobs after a round.
+pub struct RoundLevel {
+    pub level: Level,
+    /// The jobs that could not be read.
+    pub excepted: HashSet<JobId>,
+}
+
+impl RoundLevel {
+    /// Returns the level, with the jobs of a topic that do not stand at it: those that could not be read, and those of which
+    /// nothing was ever given. A level says nothing of one job, and so the source could not tell one of
+    /// which there was nothing yet from one whose events are gone.
+    pub fn of(&self, topic: &Topic, watched: &Watched, positions: &[Level]) -> (&Level, Vec<bool>) {
+        let jobs = topic.jobs().iter().zip(positions).zip(&watched.beginnings);
+        let excepted = jobs.map(|((job, at), beginning)| self.excepted.contains(job) || at == beginning);
+        (&self.level, excepted.collect())
+    }
+}
+
+/// The turns of jobs whose readers lack these events.
+pub fn turns(missing: &[(usize, Vec<(Event, Cursor)>)]) -> Vec<Turn<'_>> {
+    let turn = |index, events| Turn { index, events, end: None, status: None, over: None, goes_on: false };
+    missing.iter().map(|(index, events)| turn(*index, events)).collect()
 }
 
 /// The encoded events of one turn, before they are told apart by segment.
