@@ -39,8 +39,8 @@ pub struct Http {
     pub max_replays: usize,
     /// Reads of history that wait in line, at most; new streams are then told to come back later.
     pub max_queued_replays: usize,
-    /// Streams and polls that wait at a time for jobs that the source does not know yet (source.appear), at most; further
-    /// ones are told to come back later.
+    /// Jobs that streams and polls wait for at a time, since the source does not know them yet (source.appear), at most, counted
+    /// for each that waits; further ones are told to come back later.
     pub max_waiting: usize,
     /// Time in which the head of a request must arrive.
     #[serde(with = "duration")]
@@ -260,7 +260,8 @@ pub struct Hub {
     /// Time that a job stays live after its last subscriber left.
     #[serde(with = "duration")]
     pub linger: Duration,
-    /// Live jobs, at most; streams of further ones are told to come back later, and jobs that nobody watches do not linger.
+    /// Live jobs, at most, each job of a set counted; streams of further ones are told to come back later, and jobs that nobody
+    /// watches do not linger.
     pub max_jobs: usize,
 }
 

@@ -16,6 +16,7 @@
 
 mod awaited;
 mod channel;
+mod channels;
 #[cfg(test)]
 mod interleavings;
 #[cfg(test)]
@@ -36,9 +37,9 @@ use crate::sse::{JobEnd, Segment};
 use crate::telemetry;
 use crate::topic::{Position, Topic};
 use awaited::AwaitedJobs;
+use channels::Channels;
 use metrics::{Counter, Gauge};
 use ring::Ring;
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -52,7 +53,7 @@ struct Inner {
     /// The bounds of one ring and of all of them.
     limits: config::Hub,
     /// Live channels by topic. A std mutex: no critical section awaits, and each is a few operations on the map.
-    channels: Mutex<HashMap<Topic, Arc<Channel>>>,
+    channels: Mutex<Channels>,
     /// Requests that the tail has not taken yet, oldest first. Locked after `channels`.
     requests: Mutex<Vec<TailRequest>>,
     /// Wakes the tail when there is a request, or another job to wait for.
@@ -202,7 +203,7 @@ impl Hub {
         }))
     }
 
-    fn channels(&self) -> MutexGuard<'_, HashMap<Topic, Arc<Channel>>> {
+    fn channels(&self) -> MutexGuard<'_, Channels> {
         self.0.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -236,7 +237,7 @@ impl Hub {
     /// Returns the number of live subscribers of a job, alone or in a set.
     pub fn watchers(&self, job: &JobId) -> usize {
         let channels = self.channels();
-        let of_job = channels.values().filter(|channel| channel.topic.index(job).is_some());
+        let of_job = channels.all().filter(|channel| channel.topic.index(job).is_some());
         of_job.map(|channel| channel.subscribers()).sum()
     }
 
@@ -264,7 +265,7 @@ impl Hub {
         let seed = seed.unwrap_or(Seed { base: after.token().clone(), segments: Vec::new() });
         let id = ChannelId(self.0.next_channel.fetch_add(1, Ordering::Relaxed));
         let channel = Channel::new(id, topic.clone(), Ring::new(seed.base), statuses, after.over.clone());
-        channels.insert(topic.clone(), channel.clone());
+        channels.insert(channel.clone());
         self.0.meters.channels.set(channels.len() as f64);
         let seeds = Published { events: seed.segments, ..Published::nothing(topic.jobs()[0].clone()) };
         self.append_and_evict(&channel, vec![seeds], Instant::now(), channels.len());
@@ -304,7 +305,7 @@ impl Hub {
 
     /// Returns all live channels.
     pub fn all(&self) -> Vec<Arc<Channel>> {
-        self.channels().values().cloned().collect()
+        self.channels().all().cloned().collect()
     }
 
     // ---- for the tail
@@ -353,14 +354,14 @@ impl Hub {
         let _ = join_request.answer.send(CaughtUp { missing, subscription, place, cursor });
     }
 
-    /// Tells if a topic is live, or may become so: `hub.max_jobs` are not live yet.
+    /// Tells if a topic is live, or may become so: with its jobs, no more than `hub.max_jobs` are live.
     pub fn has_room_for(&self, topic: &Topic) -> bool {
         let channels = self.channels();
-        channels.len() < self.0.limits.max_jobs || channels.contains_key(topic)
+        channels.jobs() + topic.jobs().len() <= self.0.limits.max_jobs || channels.contains(topic)
     }
 
     pub fn is_live(&self, topic: &Topic) -> bool {
-        self.channels().contains_key(topic)
+        self.channels().contains(topic)
     }
 
     /// Removes the channels that have had no subscriber for `hub.linger`, or at all where there is no room for others, and
@@ -370,11 +371,11 @@ impl Hub {
             // The channels are chosen and removed under one lock, so that no reader can join a channel in between.
             let mut channels = self.channels();
             let limits = &self.0.limits;
-            let linger = if channels.len() < limits.max_jobs { limits.linger } else { Duration::ZERO };
+            let linger = if channels.jobs() < limits.max_jobs { limits.linger } else { Duration::ZERO };
             let is_idle = |channel: &Arc<Channel>| {
                 channel.idle_since().is_some_and(|since| now.saturating_duration_since(since) >= linger)
             };
-            let idle: Vec<_> = channels.values().filter(|channel| is_idle(channel)).cloned().collect();
+            let idle: Vec<_> = channels.all().filter(|channel| is_idle(channel)).cloned().collect();
             for channel in &idle {
                 channels.remove(&channel.topic);
             }

@@ -104,6 +104,26 @@ async fn streams_of_more_jobs_than_may_be_live_come_back_later_and_idle_jobs_mak
 }
 
 #[tokio::test]
+async fn a_set_counts_as_each_of_its_jobs_where_live_jobs_are_limited() {
+    let daemon = Daemon::with(&[("hub.max_jobs", "3")]).await;
+    for job in ["a", "b", "c", "d"] {
+        daemon.write(job, 0..1).await;
+    }
+    let set = "/runner-jobs/events/stream?job=a&job=b";
+    let mut first = Stream::open(daemon.http, set, &[]).await;
+    first.take(2).await;
+    let mut single = daemon.stream("c").await;
+    assert_eq!(single.event().await.number(), 0);
+    is_refused(&mut daemon.stream("d").await, "server.too_many_jobs").await;
+    is_refused(
+        &mut Stream::open(daemon.http, "/runner-jobs/events/stream?job=a&job=d", &[]).await,
+        "server.too_many_jobs",
+    )
+    .await;
+    assert_eq!(Stream::open(daemon.http, set, &[]).await.take(2).await.len(), 2, "one more of the same set");
+}
+
+#[tokio::test]
 async fn reads_of_history_wait_in_line_and_new_streams_are_turned_away_when_it_is_full() {
     let server = crate::support::Postgres::start().await;
     let schema = crate::support::daemon::run(&["schema", "postgres"], &[]).await;
