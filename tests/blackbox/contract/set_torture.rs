@@ -1,5 +1,5 @@
 //! Subscribers of a set of 50 jobs that come and go as a browser does, over two daemons and with another set each time, while
-//! 16 writers write.
+//! 16 writers write. With `TORTURE=28` in the environment, 28 times as long: 10,000 reconnects on the three stores together.
 
 use crate::support::store::Store;
 use crate::support::{Daemon, Message, PATIENCE, Stream, alone};
@@ -28,6 +28,16 @@ const CONNECTIONS: usize = 30;
 const STAYS: usize = 30;
 /// A connection ends where nothing comes for so long.
 const QUIET: Duration = Duration::from_millis(500);
+
+/// The length of the run, as a multiple of that in a run of all tests.
+fn times() -> usize {
+    std::env::var("TORTURE").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
+/// The events of each job.
+fn events() -> u64 {
+    EVENTS * times() as u64
+}
 
 /// One who reads a set, with what a browser keeps of it.
 struct Subscriber {
@@ -60,15 +70,15 @@ async fn write(store: &impl Store, turns: &Semaphore, mut random: StdRng, jobs: 
     let mut next: BTreeMap<usize, u64> = jobs.iter().map(|job| (*job, 0)).collect();
     while !next.is_empty() {
         let written: u64 = next.values().sum();
-        let is_early = next.len() == jobs.len() && written < EVENTS / 2;
+        let is_early = next.len() == jobs.len() && written < events() / 2;
         let may = |job: &usize| !is_early || *job < JOBS - LATE_JOBS;
         let ready: Vec<usize> = next.keys().filter(|job| may(job)).copied().collect();
         let job = *ready.choose(&mut random).expect("a job");
         sleep(random.random_range(Duration::ZERO..PAUSE)).await;
         let first = next[&job];
         let _turn = turns.acquire().await.expect("a turn");
-        let end = (first + random.random_range(1..4)).min(EVENTS);
-        if end == EVENTS {
+        let end = (first + random.random_range(1..4)).min(events());
+        if end == events() {
             store.append_and_end(&name(job), first..end, 0, "COMPLETED").await;
             next.remove(&job);
         } else {
@@ -97,7 +107,7 @@ impl Subscriber {
 
     /// Reads its set to the end, coming and going on these daemons.
     async fn read(mut self, daemons: [&Daemon; 2]) -> Self {
-        for _ in 0..CONNECTIONS {
+        for _ in 0..CONNECTIONS * times() {
             let is_known = self.last.as_ref().is_some_and(|(_, set)| *set == self.set);
             if is_known {
                 self.change_set();
@@ -106,7 +116,7 @@ impl Subscriber {
             self.connect(daemons, stays).await;
         }
         let to_the_end = async { while self.connect(daemons, usize::MAX).await == Left::Open {} };
-        timeout(2 * PATIENCE, to_the_end).await.expect("the end of all jobs");
+        timeout(2 * PATIENCE * times() as u32, to_the_end).await.expect("the end of all jobs");
         self
     }
 
@@ -190,7 +200,7 @@ pub async fn subscribers_of_changing_sets_that_come_and_go_lose_nothing_repeat_n
     let (_, readers) = tokio::join!(join_all(writers), join_all(readers));
     let mut lengths = Vec::new();
     for reader in readers {
-        let expected: BTreeMap<String, u64> = reader.set.iter().map(|job| (job.clone(), EVENTS)).collect();
+        let expected: BTreeMap<String, u64> = reader.set.iter().map(|job| (job.clone(), events())).collect();
         assert_eq!(reader.seen, expected);
         lengths.extend(reader.lengths);
     }
