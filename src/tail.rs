@@ -333,7 +333,7 @@ impl TailLoop {
         }
         // The channel may know the end by a page.
         let is_over = self.watches.get(topic).is_some_and(|watched| watched.is_over(&news.job));
-        if news.end.is_some_and(|end| !(is_over && matches!(end, JobEnd::Complete(_)))) {
+        if news.end.is_some() && !is_over {
             let end = JobEnd::Lost(Reset::Unknown);
             ends.push((topic.clone(), Ended { job: news.job.clone(), end }));
         }
@@ -362,7 +362,9 @@ impl TailLoop {
         };
         let open = topic.jobs().iter().filter(|job| !watched.is_over(job)).count();
         let ending = news.iter().filter(|news| complete(news).is_some()).count();
-        let lost = news.iter().find(|news| matches!(news.end, Some(JobEnd::Lost(_))));
+        // A job that is over may be deleted.
+        let is_lost = |news: &JobNews| matches!(news.end, Some(JobEnd::Lost(_))) && !watched.is_over(&news.job);
+        let lost = news.iter().find(|news| is_lost(news));
         let last = news.iter().rfind(|news| complete(news).is_some()).filter(|_| ending == open);
         let turns: Vec<Turn<'_>> = news
             .iter()

@@ -2,7 +2,7 @@
 
 use super::daemon_on;
 use crate::support::redis::{append, ask, job_key, set_status, stream_key};
-use crate::support::{Daemon, Redis, numbers};
+use crate::support::{Daemon, Redis, Stream, numbers};
 use redis::{Pipeline, Value};
 
 /// Ends a job and deletes its stream in one transaction.
@@ -62,4 +62,27 @@ async fn a_stream_that_expires_after_the_end_is_over_for_who_had_it_and_lost_for
     ask::<()>(&mut rows, &["DEL", &stream_key("other")]).await;
     // Without a final status it is a loss.
     assert!(daemon.stream_after("other", seen[4].cursor()).await.event().await.is("stream.reset"));
+}
+
+#[tokio::test]
+async fn a_job_of_a_set_that_is_deleted_after_its_end_disturbs_none_of_the_others() {
+    let server = Redis::start().await;
+    let daemon = daemon_on(&server.url(), &[("source.poll_interval", "50ms")]).await;
+    let mut rows = server.connect().await;
+    for job in ["a", "b"] {
+        set_status(&mut rows, job, "RUNNING").await;
+        append(&mut rows, job, [0]).await;
+    }
+    let mut stream = Stream::open(daemon.http, "/runner-jobs/events/stream?job=a&job=b", &[]).await;
+    stream.take(2).await;
+    set_status(&mut rows, "a", "COMPLETED").await;
+    let end = stream.event().await;
+    assert!(end.is("stream.complete") && end.json()["jobId"] == "a", "{end:?}");
+    ask::<()>(&mut rows, &["DEL", &job_key("a"), &stream_key("a")]).await;
+    for number in 1..20 {
+        append(&mut rows, "b", [number]).await;
+        let event = stream.event().await;
+        assert_eq!(event.number(), number, "{event:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }
