@@ -49,6 +49,7 @@
 
 mod awaited;
 mod ends;
+mod faults;
 mod finding;
 mod forgiving;
 mod job_lists;

@@ -7,7 +7,6 @@ mod draft;
 mod driver;
 mod ends;
 mod error;
-mod faults;
 mod history;
 mod level;
 mod listener;

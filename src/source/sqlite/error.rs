@@ -2,12 +2,17 @@
 
 use super::tables::SchemaProblem;
 use crate::error::{SourceCode, SourceError};
+use crate::event::JobId;
+use sqlx::error::DatabaseError;
 
 /// A failure inside this source.
 #[derive(Debug, thiserror::Error)]
 pub enum SqliteError {
     #[error(transparent)]
     Sqlx(#[from] sqlx::Error),
+    /// A statement that is in order met a value in this job's rows that a view or a column cannot make anything of.
+    #[error("{error}")]
+    OfJob { job: JobId, error: sqlx::Error },
     #[error("a list for SQLite cannot be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
     /// The writer left a request without an answer, which only a panic can bring about. The next one is served.
@@ -37,7 +42,9 @@ impl SqliteError {
     pub fn during(self, operation: String) -> SourceError {
         let code = self.code();
         let cause = match &self {
-            Self::Sqlx(sqlx::Error::Database(answer)) => answer.message().to_string(),
+            Self::Sqlx(sqlx::Error::Database(answer)) | Self::OfJob { error: sqlx::Error::Database(answer), .. } => {
+                answer.message().to_string()
+            }
             other => other.to_string(),
         };
         let help = match &self {
@@ -55,20 +62,28 @@ impl SqliteError {
                 "see `jobcast check`, docs/sqlite.md and `jobcast schema sqlite`, or give another file by source.sqlite.path"
             }
             Self::NoWal => NEEDS_WAL,
+            Self::OfJob { .. } => "mend the row, or the view or column that cannot read it",
             Self::Sqlx(sqlx::Error::Database(answer)) if is_of_journal(answer.code().as_deref()) => {
                 "what a writer has left is put right when that program opens the file again, or by a user who may write \
                  to the file and its directory"
             }
             Self::NotOpenYet | Self::Directory | Self::Sqlx(_) | Self::Json(_) => help(code),
         };
-        SourceError::new(code, operation, cause, help).with_source(self)
+        let job = match &self {
+            Self::OfJob { job, .. } => Some(job.clone()),
+            _ => None,
+        };
+        let error = SourceError::new(code, operation, cause, help).with_source(self);
+        match job {
+            Some(job) => error.of_job(job),
+            None => error,
+        }
     }
 
     pub fn code(&self) -> SourceCode {
         match self {
             Self::Sqlx(sqlx::Error::Database(answer)) => {
-                let extended = answer.code().and_then(|code| code.parse().ok()).unwrap_or(SQLITE_ERROR);
-                code_of_result(extended)
+                code_of_result(result_of(&**answer))
             }
             Self::Sqlx(sqlx::Error::PoolTimedOut) => SourceCode::TimedOut,
             Self::Sqlx(sqlx::Error::Io(_)) => SourceCode::Io,
@@ -78,9 +93,22 @@ impl SqliteError {
             Self::Missing | Self::Replaced | Self::NotMadeYet | Self::NoWal => SourceCode::Unavailable,
             Self::OfOthers => SourceCode::ReadOnly,
             Self::Tables(_) => SourceCode::Schema,
+            Self::OfJob { .. } => SourceCode::Refused,
             Self::Sqlx(_) | Self::Json(_) | Self::WriterStopped => SourceCode::Other,
         }
     }
+
+    /// Returns true for an error that values in rows can be the cause of: SQLite says the same where a statement does not fit
+    /// the tables.
+    pub fn may_be_of_rows(&self) -> bool {
+        let Self::Sqlx(sqlx::Error::Database(answer)) = self else { return false };
+        matches!(result_of(&**answer), SQLITE_ERROR | SQLITE_TOOBIG | SQLITE_MISMATCH)
+    }
+}
+
+/// Returns the result code, an extended one, of an answer of SQLite.
+fn result_of(answer: &dyn DatabaseError) -> i32 {
+    answer.code().and_then(|code| code.parse().ok()).unwrap_or(SQLITE_ERROR)
 }
 
 /// The remedies for a file in WAL mode that this user cannot open.
@@ -93,8 +121,12 @@ fn is_of_journal(code: Option<&str>) -> bool {
     matches!(code, Some("264" | "776" | "520" | "1288"))
 }
 
-/// SQLITE_ERROR: mostly a table or column that is missing.
+/// A table or column is missing, or a function has failed on a value.
 const SQLITE_ERROR: i32 = 1;
+/// A value that an expression makes is too large.
+const SQLITE_TOOBIG: i32 = 18;
+/// A value is of another type than is needed.
+const SQLITE_MISMATCH: i32 = 20;
 
 /// Maps a result code of SQLite ("Result and Error Codes"); the low byte of an extended one is the primary one.
 fn code_of_result(extended: i32) -> SourceCode {

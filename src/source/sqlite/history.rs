@@ -7,6 +7,7 @@ use super::ids::Id;
 use super::position::{Of, Position};
 use super::reads::read_level;
 use super::rows::{bytes_of, job_of, number_of};
+use super::scope::narrow;
 use super::sql::texts_of;
 use super::tables::{Numbering, Tables};
 use crate::cursor::Cursor;
@@ -96,7 +97,8 @@ impl Sqlite {
     }
 
     /// Reads pages of several jobs as of one moment, job after job until the limit is reached. Where the table numbers the
-    /// rows of all jobs, all last pages end at one place. A job with `None` has a cursor that means nothing.
+    /// rows of all jobs, all last pages end at one place. A job with `None` has a cursor that means nothing. The pages before one
+    /// that cannot be read are returned: the next read begins with that job.
     pub(super) async fn read_pages(
         &self,
         wanted: &[(&JobId, Option<Position>)],
@@ -108,16 +110,23 @@ impl Sqlite {
         let mut pages = PagesBuilder::new(limit);
         for (job, after) in wanted {
             let Some(rest) = pages.rest() else { break };
-            pages.push(match after {
-                Some(after) => read_page_on(&mut snapshot, &tables, (job, *after), rest, level).await?,
-                None => PageResult::Lost(Reset::Unknown),
-            });
+            let read = match after {
+                Some(after) => read_page_on(&mut snapshot, &tables, (job, *after), rest, level).await,
+                None => Ok(PageResult::Lost(Reset::Unknown)),
+            };
+            match narrow(&mut snapshot, &tables, job, read).await {
+                Err(SqliteError::OfJob { .. }) if !pages.is_empty() => break,
+                read => pages.push(read?),
+            }
         }
         snapshot.rollback().await?;
         drop(reader);
         let mut results = Vec::with_capacity(wanted.len());
         for ((job, _), result) in wanted.iter().zip(pages.into_results()) {
-            results.push(self.with_end(job, result).await?);
+            match self.narrowed(job, self.with_end(job, result)).await {
+                Err(SqliteError::OfJob { .. }) if !results.is_empty() => break,
+                read => results.push(read?),
+            }
         }
         Ok(results)
     }

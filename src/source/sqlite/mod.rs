@@ -22,6 +22,7 @@ mod plan;
 mod position;
 mod reads;
 mod rows;
+mod scope;
 mod sql;
 mod tables;
 mod tail;
@@ -108,18 +109,18 @@ impl Source for Sqlite {
         if let Some(position) = Position::open(job, text) {
             return Ok(Some(position.seal(job)));
         }
-        self.find_event(job, text).await.map_err(|error| self.failed("looking up an event id", error))
+        self.narrowed(job, self.find_event(job, text)).await.map_err(|error| self.failed("looking up an event id", error))
     }
 
     async fn newest(&self, job: &JobId) -> Result<Option<Standing>, SourceError> {
-        self.read_newest(job).await.map_err(|error| self.failed("reading the newest event", error))
+        self.narrowed(job, self.read_newest(job)).await.map_err(|error| self.failed("reading the newest event", error))
     }
 
     async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError> {
         let Some(after) = Position::open(job, after.as_str()) else {
             return Ok(PageResult::Lost(Reset::Unknown));
         };
-        self.read_page(job, after, limit).await.map_err(|error| self.failed("reading history", error))
+        self.narrowed(job, self.read_page(job, after, limit)).await.map_err(|error| self.failed("reading history", error))
     }
 
     async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
@@ -129,7 +130,8 @@ impl Source for Sqlite {
     }
 
     async fn before_last(&self, job: &JobId, count: usize) -> Result<Option<Cursor>, SourceError> {
-        self.read_before_last(job, count).await.map_err(|error| self.failed("looking for a job's last events", error))
+        let read = self.narrowed(job, self.read_before_last(job, count)).await;
+        read.map_err(|error| self.failed("looking for a job's last events", error))
     }
 
     fn tail(&self) -> Box<dyn Tail> {
@@ -147,7 +149,7 @@ impl Source for Sqlite {
     }
 
     async fn job(&self, job: &JobId) -> Result<Option<JobSummary>, SourceError> {
-        self.read_summary(job).await.map_err(|error| self.failed("reading a job", error))
+        self.narrowed(job, self.read_summary(job)).await.map_err(|error| self.failed("reading a job", error))
     }
 
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError> {

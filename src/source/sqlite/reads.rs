@@ -6,6 +6,7 @@ use super::error::SqliteError;
 use super::ids::Id;
 use super::position::{Of, Position};
 use super::rows::{bytes_of, job_of, number_of};
+use super::scope::{is_of_rows, narrow};
 use super::sql::{self, MAKE_WATCHED};
 use super::tables::{Numbering, Tables};
 use crate::cursor::Cursor;
@@ -16,7 +17,7 @@ use futures_util::TryStreamExt;
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// The bounds of one query of a read.
 pub const READ: Limit = Limit { events: 1000, bytes: 1 << 20 };
@@ -48,12 +49,24 @@ pub struct CaughtUpWatches {
     pub behind: Vec<(JobId, ReadUpTo)>,
     /// Another event has the number of the watch's position.
     pub lost: Vec<JobId>,
+    /// The job's rows cannot be read. Each with the place up to which it was read before.
+    pub failed: Vec<(JobId, ReadUpTo, SqliteError)>,
+}
+
+/// The outcome for one watch.
+enum CaughtUp {
+    /// Up to this place, where the read ends.
+    Whole(ReadUpTo),
+    /// Only up to this place.
+    Behind(ReadUpTo),
+    Lost,
 }
 
 impl CaughtUpWatches {
     /// Tells whether this read could not bring the job up to now.
     pub fn leaves_out(&self, job: &JobId) -> bool {
-        self.behind.iter().any(|(other, _)| other == job) || self.lost.contains(job)
+        let is_failed = self.failed.iter().any(|(other, ..)| other == job);
+        is_failed || self.behind.iter().any(|(other, _)| other == job) || self.lost.contains(job)
     }
 }
 
@@ -120,12 +133,29 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Reads the events of live jobs in `(mark, newest]`, as far as the batch takes them. Returns the place up to which
-/// everything was read. Rows without a job are counted as skipped.
+/// everything was read; `None` where a row makes that fail, and nothing was read: each job is to be read by itself. Rows without
+/// a job are counted as skipped.
 pub async fn read_new_rows(
     connection: &mut SqliteConnection,
     tables: &Tables,
     (mark, newest): (Mark, Mark),
-    live: &HashSet<JobId>,
+    is_live: impl Fn(&JobId) -> bool,
+    batch: &mut TailBatch,
+) -> Result<Option<Mark>, SqliteError> {
+    match try_new_rows(connection, tables, (mark, newest), is_live, batch).await {
+        Err(error) if is_of_rows(connection, tables, &error).await => {
+            *batch = TailBatch::new(READ);
+            Ok(None)
+        }
+        read => read.map(Some),
+    }
+}
+
+async fn try_new_rows(
+    connection: &mut SqliteConnection,
+    tables: &Tables,
+    (mark, newest): (Mark, Mark),
+    is_live: impl Fn(&JobId) -> bool,
     batch: &mut TailBatch,
 ) -> Result<Mark, SqliteError> {
     let mut rows = sqlx::query(AssertSqlSafe(tables.events.range_of_watched()))
@@ -137,7 +167,7 @@ pub async fn read_new_rows(
     for _ in 0..READ.events {
         let Some(row) = rows.try_next().await? else { return Ok(newest) };
         match job_of(bytes_of(&row, 2)?) {
-            Some(job) if live.contains(&job) => {
+            Some(job) if is_live(&job) => {
                 let (event, position) = tables.read_event(&row, &job)?;
                 batch.push(&job, event, position.seal(&job));
             }
@@ -152,47 +182,63 @@ pub async fn read_new_rows(
     Ok(last)
 }
 
-/// Reads each new watch up to `read_to`, and adds those that got there to `temp.watched`.
+/// Reads each of these jobs by itself up to `read_to`, but those of `failed`. Adds those that got there to `temp.watched`, and
+/// takes those out whose rows cannot be read.
 pub async fn catch_up_watches(
     connection: &mut SqliteConnection,
     tables: &Tables,
-    catching_up: Vec<(JobId, ReadUpTo)>,
-    (read_to, newest): (i64, i64),
+    (catching_up, mut failed): (Vec<(JobId, ReadUpTo)>, HashMap<JobId, SqliteError>),
+    range: (i64, i64),
     batch: &mut TailBatch,
 ) -> Result<CaughtUpWatches, SqliteError> {
     let has_own_marks = tables.events.numbering == Numbering::Job;
     let mut watches = CaughtUpWatches::default();
     for (job, after) in catching_up {
-        if has_own_marks && batch.is_full() {
+        if let Some(error) = failed.remove(&job) {
+            watches.failed.push((job, after, error));
+            continue;
+        }
+        let was_live = has_own_marks || matches!(after, ReadUpTo::Seq(_));
+        if was_live && batch.is_full() {
             watches.behind.push((job, after));
             continue;
         }
-        let is_lost = match after {
-            ReadUpTo::Position(position) => {
-                position.seq > newest || is_contradicted(connection, tables, &job, position).await?
-            }
-            ReadUpTo::Seq(_) => false,
-        };
-        if is_lost {
-            watches.lost.push(job);
-            continue;
-        }
-        if after.seq() > read_to {
-            // If it was made live here, it would get the events up to its position once more.
-            watches.behind.push((job, after));
-            continue;
-        }
-        let missing = read_missing(connection, tables, &job, (after.seq(), read_to)).await?;
-        let at = missing.last.map_or(after, ReadUpTo::Position);
-        batch.extend(&job, missing.events);
-        if missing.is_all {
-            watches.caught_up.insert(job, at);
-        } else {
-            watches.behind.push((job, at));
+        let read = catch_up_watch(connection, tables, (&job, after), range, batch).await;
+        match narrow(connection, tables, &job, read).await {
+            Ok(CaughtUp::Whole(at)) => drop(watches.caught_up.insert(job, at)),
+            Ok(CaughtUp::Behind(at)) => watches.behind.push((job, at)),
+            Ok(CaughtUp::Lost) => watches.lost.push(job),
+            Err(error @ SqliteError::OfJob { .. }) => watches.failed.push((job, after, error)),
+            Err(error) => return Err(error),
         }
     }
     insert_watched(connection, tables, watches.caught_up.keys()).await?;
+    let failed: Vec<JobId> = watches.failed.iter().map(|(job, ..)| job.clone()).collect();
+    delete_watched(connection, tables, &failed).await?;
     Ok(watches)
+}
+
+/// Reads one watch up to `read_to`.
+async fn catch_up_watch(
+    connection: &mut SqliteConnection,
+    tables: &Tables,
+    (job, after): (&JobId, ReadUpTo),
+    (read_to, newest): (i64, i64),
+    batch: &mut TailBatch,
+) -> Result<CaughtUp, SqliteError> {
+    if let ReadUpTo::Position(position) = after
+        && (position.seq > newest || is_contradicted(connection, tables, job, position).await?)
+    {
+        return Ok(CaughtUp::Lost);
+    }
+    if after.seq() > read_to {
+        // If it was made live here, it would get the events up to its position once more.
+        return Ok(CaughtUp::Behind(after));
+    }
+    let missing = read_missing(connection, tables, job, (after.seq(), read_to)).await?;
+    let at = missing.last.map_or(after, ReadUpTo::Position);
+    batch.extend(job, missing.events);
+    Ok(if missing.is_all { CaughtUp::Whole(at) } else { CaughtUp::Behind(at) })
 }
 
 /// Tells whether another event has the number of this position. An event that was deleted contradicts nothing, unless its
@@ -247,16 +293,22 @@ fn read_place(row: &SqliteRow) -> Result<Position, sqlx::Error> {
 }
 
 /// Reads the position of all jobs after all rows of the table; `None` where jobs have numbers of their own, and no such
-/// position.
+/// position, or where the last row cannot be read.
 pub async fn read_level(connection: &mut SqliteConnection, tables: &Tables) -> Result<Option<Position>, SqliteError> {
     if tables.events.numbering == Numbering::Job {
         return Ok(None);
     }
-    let row = sqlx::query(AssertSqlSafe(tables.events.highest_row())).fetch_optional(connection).await?;
-    Ok(Some(row.map_or(Ok(Position::BEGINNING), |row| read_place(&row))?))
+    let read = sqlx::query(AssertSqlSafe(tables.events.highest_row())).fetch_optional(&mut *connection).await;
+    match read.map_err(SqliteError::from) {
+        Ok(Some(row)) => Ok(Some(read_place(&row)?)),
+        Ok(None) => Ok(Some(Position::BEGINNING)),
+        Err(error) if is_of_rows(connection, tables, &error).await => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
-/// Reads what each joiner lacks of what was read up to the number beside it; it has none where its job is not live.
+/// Reads what each joiner lacks of what was read up to the number beside it; it has none where its job is not live. One whose
+/// job's rows cannot be read is not caught up, and reads pages again, which say so.
 pub async fn catch_up_joiners(
     connection: &mut SqliteConnection,
     tables: &Tables,
@@ -264,9 +316,14 @@ pub async fn catch_up_joiners(
 ) -> Result<Vec<Option<Vec<(Event, Cursor)>>>, SqliteError> {
     let mut caught_up = Vec::with_capacity(joining.len());
     for (joiner, read_to) in joining {
-        caught_up.push(match read_to {
-            Some(read_to) => catch_up_joiner(connection, tables, joiner, *read_to).await?,
-            None => None,
+        let Some(read_to) = read_to else {
+            caught_up.push(None);
+            continue;
+        };
+        let read = catch_up_joiner(connection, tables, joiner, *read_to).await;
+        caught_up.push(match narrow(connection, tables, &joiner.job, read).await {
+            Err(SqliteError::OfJob { .. }) => None,
+            read => read?,
         });
     }
     Ok(caught_up)

@@ -77,6 +77,14 @@ impl EventTable {
         }
     }
 
+    /// The highest number that was given out, as a look has it.
+    pub fn newest_number(&self) -> String {
+        match self.numbering {
+            Numbering::Table(_) => format!("SELECT {}", self.newest()),
+            Numbering::Job => format!("SELECT {}", i64::MAX),
+        }
+    }
+
     /// Expression: the highest number that a row of the job can have had, or below every number.
     fn newest_of(&self, job: &Id) -> String {
         match self.numbering {

@@ -5,13 +5,15 @@
 //! with. Where each job has numbers of its own ([`Numbering::Job`]), each live job has a mark of its own, too, and is read
 //! by itself when the file has changed.
 //!
+//! A job whose own rows cannot be read is not live: it goes back to catching up, from where it was, and waits longer after each
+//! failure.
+//!
 //! Invariant: `temp.watched` holds `live` on the present connection, and every job in it is read up to its mark.
 
-use super::changes::{Changes, Mark, Reached, SqliteEnds, find_jobs, read_changes};
+use super::changes::{Changes, Mark, Reached, SqliteEnds, find_jobs, look};
 use super::database::{Connected, Database, FileId};
 use super::error::SqliteError;
 use super::file_watch::FileWatch;
-use super::history::read_final_type;
 use super::position::Position;
 use super::reads::{
     CaughtUpWatches, READ, ReadUpTo, catch_up_joiners, catch_up_watches, delete_watched, ensure_connection,
@@ -22,6 +24,7 @@ use crate::cursor::Cursor;
 use crate::error::{SourceCode, SourceError};
 use crate::event::{Event, JobId, JobStatus};
 use crate::source::awaited::AwaitedJobs;
+use crate::source::faults::Faults;
 use crate::source::{Endings, JobNews, Joiner, News, Tail, TailBatch, Wakeup};
 use crate::sse::{JobEnd, Reset};
 use async_trait::async_trait;
@@ -53,6 +56,8 @@ pub struct SqliteTail {
     awaited: AwaitedJobs,
     /// Watched jobs that are not live yet.
     catching_up: Vec<(JobId, ReadUpTo)>,
+    /// Those of them whose rows cannot be read.
+    faults: Faults,
     /// Jobs to be deleted from `temp.watched`.
     unwatched: Vec<JobId>,
     /// Watched jobs with a final status.
@@ -84,6 +89,8 @@ struct Progress {
     read_to: Mark,
     batch: TailBatch,
     watches: CaughtUpWatches,
+    /// Jobs with a fault, whose next attempt is to be waited for.
+    waiting: Vec<(JobId, ReadUpTo)>,
     caught_up_joiners: Vec<Option<Vec<(Event, Cursor)>>>,
     appeared: Vec<JobId>,
 }
@@ -103,6 +110,7 @@ impl SqliteTail {
             live: HashSet::new(),
             awaited: AwaitedJobs::default(),
             catching_up: Vec::new(),
+            faults: Faults::default(),
             unwatched: Vec::new(),
             endings: Endings::new(ends.grace()),
             ends,
@@ -127,6 +135,7 @@ impl Tail for SqliteTail {
             self.ends.forget(job);
         }
         self.marks.remove(job);
+        self.faults.remove(job);
         if self.live.remove(job) || self.catching_up.len() < before {
             self.unwatched.push(job.clone());
         }
@@ -155,13 +164,17 @@ impl Tail for SqliteTail {
                 if error.code() == SourceCode::Schema {
                     self.database.note_changed_tables();
                 }
-                Err(error.during(format!("reading new events from {}", self.database.path().display())))
+                Err(self.failed(error))
             }
         }
     }
 }
 
 impl SqliteTail {
+    fn failed(&self, error: SqliteError) -> SourceError {
+        error.during(format!("reading new events from {}", self.database.path().display()))
+    }
+
     /// Runs all queries of a read, and changes nothing but the connection.
     async fn try_read(&mut self, joining: &[Joiner]) -> Result<ReadResult, SqliteError> {
         let began = Instant::now();
@@ -170,28 +183,26 @@ impl SqliteTail {
         let (file, tables) = (*file, tables.clone());
         self.database.begin_read(connection).await?;
         if self.read_from.is_some_and(|read| read != file) {
-            let newest = read_changes(connection, &tables, (None, 0), &[]).await?.newest;
+            let newest = look(connection, &tables, (None, 0), &HashSet::new(), &[]).await?.0.newest;
             tracing::warn!(path = %self.database.path().display(), "the database file was replaced by another one");
             return Ok(ReadResult::Rewound { newest, file });
         }
         let version = if tables.is_own { None } else { Some(read_version(connection).await?) };
         let is_unchanged = version.is_some() && version == self.version;
         let is_asked = !joining.is_empty() || self.awaited.has_new();
-        if is_unchanged && self.catching_up.is_empty() && self.endings.is_empty() && !is_asked {
+        let (waiting, due): (Vec<_>, Vec<_>) =
+            self.catching_up.iter().cloned().partition(|(job, _)| self.faults.is_waiting(job));
+        if is_unchanged && due.is_empty() && self.endings.is_empty() && !is_asked {
             return Ok(ReadResult::Unchanged);
         }
         delete_watched(connection, &tables, &self.unwatched).await?;
         // A job that has ended by this query has all of its events in the queries that follow.
-        let catching_up: Vec<&JobId> = self.catching_up.iter().map(|(job, _)| job).collect();
+        let catching_up: Vec<&JobId> = due.iter().map(|(job, _)| job).collect();
         if !tables.is_own {
             insert_watched(connection, &tables, catching_up.iter().copied()).await?;
         }
-        let mut changes = read_changes(connection, &tables, (self.mark, self.status_mark), &catching_up).await?;
-        for job in catching_up {
-            // Its reader may have read the event that ended it.
-            let status = read_final_type(&mut *connection, &tables, job, i64::MAX).await?;
-            changes.statuses.extend(status.map(|status| (job.clone(), Some(status))));
-        }
+        let marks = (self.mark, self.status_mark);
+        let (changes, failed) = look(connection, &tables, marks, &self.live, &catching_up).await?;
         let newest = changes.newest;
         let mark = self.mark.unwrap_or(newest);
         if self.mark.is_some_and(|mark| changes.is_rewound(mark, tables.events.numbering)) {
@@ -199,15 +210,20 @@ impl SqliteTail {
             return Ok(ReadResult::Rewound { newest, file });
         }
         let mut batch = TailBatch::new(READ);
-        let read_to = if self.live.is_empty() || newest.seq == mark.seq || tables.events.numbering == Numbering::Job {
-            newest
+        let has_own_marks = tables.events.numbering == Numbering::Job;
+        let read_to = if self.live.is_empty() || newest.seq == mark.seq || has_own_marks {
+            Some(newest)
         } else {
-            read_new_rows(connection, &tables, (mark, newest), &self.live, &mut batch).await?
+            let is_live = |job: &JobId| self.live.contains(job) && !failed.contains_key(job);
+            read_new_rows(connection, &tables, (mark, newest), is_live, &mut batch).await?
         };
-        let own_marks = self.marks.iter().filter(|_| !is_unchanged);
-        let behind = self.catching_up.iter().cloned().chain(own_marks.map(|(job, at)| (job.clone(), *at)));
-        let (behind, range) = (behind.collect(), (read_to.seq, newest.seq));
-        let watches = catch_up_watches(connection, &tables, behind, range, &mut batch).await?;
+        let are_read_alone = (has_own_marks && !is_unchanged) || read_to.is_none();
+        let read_alone = self.live.iter().filter(|job| are_read_alone || failed.contains_key(*job));
+        let place = |job: &JobId| self.marks.get(job).copied().unwrap_or(ReadUpTo::Seq(mark.seq));
+        let behind = due.into_iter().chain(read_alone.map(|job| (job.clone(), place(job)))).collect();
+        let read_to = read_to.unwrap_or(newest);
+        let range = (read_to.seq, newest.seq);
+        let watches = catch_up_watches(connection, &tables, (behind, failed), range, &mut batch).await?;
         let reached = |joiner: &Joiner| {
             let job = &joiner.job;
             let is_live = (self.live.contains(job) && !watches.leaves_out(job)) || watches.caught_up.contains_key(job);
@@ -231,6 +247,7 @@ impl SqliteTail {
             read_to,
             batch,
             watches,
+            waiting,
             caught_up_joiners,
             appeared,
         })))
@@ -240,7 +257,7 @@ impl SqliteTail {
     fn apply(&mut self, result: ReadResult, joining: &[Joiner]) -> News {
         let progress = match result {
             ReadResult::Read(progress) => *progress,
-            ReadResult::Unchanged => return News::nothing(joining),
+            ReadResult::Unchanged => return News { faults: self.faults.to_news(), ..News::nothing(joining) },
             ReadResult::Rewound { newest, file } => {
                 self.read_from = Some(file);
                 return self.rewind(newest, joining);
@@ -255,6 +272,7 @@ impl SqliteTail {
             read_to,
             mut batch,
             watches,
+            waiting,
             caught_up_joiners,
             appeared,
         } = progress;
@@ -262,7 +280,7 @@ impl SqliteTail {
         self.unwatched.clear();
         let more = read_to.seq < changes.newest.seq || !watches.behind.is_empty();
         let level = match tables.events.numbering {
-            Numbering::Table(_) if watches.behind.is_empty() => Some(read_to.level()),
+            Numbering::Table(_) if watches.behind.is_empty() => read_to.level(),
             Numbering::Table(_) | Numbering::Job => None,
         };
         self.read_from = Some(file);
@@ -270,6 +288,7 @@ impl SqliteTail {
         self.mark = Some(read_to);
         self.status_mark = changes.status_mark;
         self.take_watches(watches.caught_up, watches.behind, tables.events.numbering);
+        self.take_faults(watches.failed, waiting);
         self.ends.note_look(began, Reached { seq: changes.newest.seq.max(0), changed: changes.status_mark });
         self.note_statuses(changes.statuses, &mut batch);
         self.note_final_types(&mut batch, &tables);
@@ -285,7 +304,8 @@ impl SqliteTail {
                 self.ends.end(&job);
             }
         }
-        News { jobs: batch.into_jobs(), caught_up_joiners, level, more, outage: None, faults: Vec::new(), appeared }
+        let faults = self.faults.to_news();
+        News { jobs: batch.into_jobs(), caught_up_joiners, level, more, outage: None, faults, appeared }
     }
 
     fn take_watches(
@@ -298,13 +318,27 @@ impl SqliteTail {
             if numbering == Numbering::Job {
                 self.marks.insert(job.clone(), at);
             }
+            self.faults.remove(&job);
             self.live.insert(job);
         }
         for (job, _) in &behind {
+            self.faults.remove(job);
             self.live.remove(job);
             self.marks.remove(job);
         }
         self.catching_up = behind;
+    }
+
+    /// Lets jobs wait whose rows cannot be read.
+    fn take_faults(&mut self, failed: Vec<(JobId, ReadUpTo, SqliteError)>, waiting: Vec<(JobId, ReadUpTo)>) {
+        for (job, at, error) in failed {
+            let error = self.failed(error);
+            self.faults.add(job.clone(), error);
+            self.live.remove(&job);
+            self.marks.remove(&job);
+            self.catching_up.push((job, at));
+        }
+        self.catching_up.extend(waiting);
     }
 
     /// Notes the ends that events bring, where there is no table of jobs.
@@ -349,6 +383,7 @@ impl SqliteTail {
         let news = News { jobs: jobs.collect(), ..News::nothing(joining) };
         self.unwatched.extend(watched);
         self.endings.clear();
+        self.faults.clear();
         self.ends.clear();
         self.marks.clear();
         self.version = None;

@@ -8,6 +8,7 @@ mod many;
 mod mapping;
 mod odd_rows;
 mod outage;
+mod scopes;
 mod torture;
 
 use super::contract::cursors::{EVENTS, are_refused};
