@@ -144,10 +144,20 @@ const MAX_PROBE_FACTOR = 40;
 /** After so many suspect streams in a row events are polled. */
 const MAX_SUSPECT_STREAMS = 3;
 
+/** The view of a stream that begins. */
+export const CONNECTING: View = {
+  status: "connecting",
+  attempt: 0,
+  jobStatus: null,
+  isCaughtUp: false,
+  retryInMs: null,
+  error: null,
+};
+
 export function initialState(rules: Rules): State {
   return {
     rules,
-    view: { status: "connecting", attempt: 0, jobStatus: null, isCaughtUp: false, retryInMs: null, error: null },
+    view: CONNECTING,
     task: "none",
     taskId: 0,
     timerAtMs: Infinity,

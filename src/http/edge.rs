@@ -20,8 +20,8 @@ use std::task::{Context, Poll};
 const MAX_HEADERS: usize = 64;
 /// Bytes of a request's headers, at most.
 const MAX_HEADER_BYTES: usize = 32 * 1024;
-/// Bytes of a request's target, at most.
-const MAX_TARGET_BYTES: usize = 8 * 1024;
+/// Bytes of a request's target, at most. As many jobs as a set may have by default, with UUIDs for ids, take half of it.
+const MAX_TARGET_BYTES: usize = 16 * 1024;
 /// Parameters of a query, at most.
 const MAX_PARAMETERS: usize = 256;
 

@@ -152,7 +152,7 @@ async fn everything_that_is_parsed_is_bounded_and_what_is_beyond_is_said() {
     let names: Vec<String> = (0..70).map(|number| format!("X-{number}")).collect();
     let many: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "x")).collect();
     let large = "x".repeat(33 * 1024);
-    let long = format!("{EVENTS}?after={}", "x".repeat(9 * 1024));
+    let long = format!("{EVENTS}?after={}", "x".repeat(17 * 1024));
     let wide = format!("{EVENTS}?{}", "a=1&".repeat(300));
     for (path, headers, status, code) in [
         (EVENTS, &many[..], 431, "request.headers"),
