@@ -96,9 +96,8 @@ export class Carrier implements Carry {
     return this.#known?.has(inner.jobId) === false && this.#hasRoom;
   }
 
-  /** Jobs that are over are not asked for any more. */
   get #hasRoom(): boolean {
-    return [...this.jobs.values()].filter(({ phase }) => phase !== "over").length < this.#page.maxJobs;
+    return this.#wanted(() => true).length < this.#page.maxJobs;
   }
 
   add(member: Member): void {

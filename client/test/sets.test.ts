@@ -159,25 +159,30 @@ describe("streams of one page", () => {
   });
 
   it("are one connection, however they begin, also where nothing happens, as many as there may be", async () => {
-    const jobs = await makeJobs(199, 8);
-    await daemon.end((jobs[198] = `${jobs[0]}-waiting`), "QUEUED");
-    const { length } = jobs;
+    const jobs = [...(await makeJobs(199, 8)), "set-waiting"];
+    await daemon.end("set-waiting", "QUEUED");
     // The connection of the list is later than those of the others.
     gateway.plan = ({ url }) => (url.searchParams.get("last") === "5" ? { kind: "delay", ms: 300 } : null);
     const list = jobs.map((job) => watch(job, { last: 5 }));
-    const opened = [watch(jobs[7]!), watch(jobs[198]!)];
+    const opened = [watch(jobs[7]!), watch(jobs[199]!)];
     for (const one of list.slice(0, -1)) await has(one, 5);
     await has(opened[0]!, 8);
     await oneConnection();
     opened.push(watch(jobs[11]!));
     await has(opened[2]!, 8);
     await oneConnection();
+    // One goes, and another that comes has its place.
+    list.splice(20, 1)[0]?.stream.close();
+    jobs.splice(20, 1);
+    const [next] = await makeJobs(1, 8);
+    await has(watch(next!, { last: 3 }), 3);
+    await oneConnection();
     for (const job of jobs) await daemon.number(job, 8, 1);
     await eventually("they have more", () =>
       [...list, ...opened].every(({ seen, jobs }) => seen.get(jobs[0]!)?.at(-1) === 8),
     );
     expect(opened.map(({ seen, jobs }) => seen.get(jobs[0]!))).toEqual([upTo(9), [8], upTo(9)]);
-    expect(list.map(({ seen, jobs }) => seen.get(jobs[0]!))).toEqual([...Array(length - 1).fill(upTo(6, 3)), [8]]);
+    expect(list.map(({ seen, jobs }) => seen.get(jobs[0]!))).toEqual([...Array(198).fill(upTo(6, 3)), [8]]);
     expect([...list, ...opened].flatMap(({ resets }) => resets)).toEqual([]);
     expect(gateway.openStreams).toBe(1);
   });
