@@ -14,7 +14,7 @@ export default [
   {
     name: "react",
     path: "dist/react.js",
-    limit: "1.65 kB",
+    limit: "1536 B",
     gzip: true,
     ignore: ["react", "./index.js"],
     modifyEsbuildConfig,
@@ -22,7 +22,7 @@ export default [
   ...["vue", "svelte", "solid"].map((name) => ({
     name,
     path: `dist/${name}.js`,
-    limit: "1.5 kB",
+    limit: "1536 B",
     gzip: true,
     ignore: ["vue", "solid-js", "./index.js"],
     modifyEsbuildConfig,

@@ -6,14 +6,14 @@ import { JobStream, type JobStreamState } from "./core.js";
 import { asString, type JobEvent, type JobStatus, type UniquePart } from "./event.js";
 import type { Carry } from "./inner.js";
 import { EVENTS_PATH, type JobStreamOptions, type JobUrls, jobUrls, STREAM_PATH } from "./options.js";
-import type { Action, View } from "./state.js";
+import { type Action, CONNECTING, type View } from "./state.js";
 import type { Member } from "./together.js";
 
 /**
  * The part of a job that has come. `added`: nothing yet. `replaying`: some of its history. `live`: all that there was.
- * `over`: it has ended, or may not be watched.
+ * `empty`: all that there was, which is nothing. `over`: it has ended, or may not be watched.
  */
-type Phase = "added" | "replaying" | "live" | "over";
+type Phase = "added" | "replaying" | "live" | "empty" | "over";
 
 /** One job of a connection. */
 interface Carried {
@@ -36,26 +36,18 @@ export interface Connections {
   onOver(carrier: Carrier): void;
   /** There is no address for sets of jobs. */
   onRefused(): void;
+  /** The jobs that one connection may have. Fewer, where so many are refused. */
+  maxJobs: number;
 }
 
-/** Jobcast takes no more jobs on one connection. */
-const MAX_JOBS = 200;
-/** Proxies take addresses of 8,000 characters. The rest of it is for the cursor. */
-const MAX_CHARACTERS = 6000;
 /** A job that nobody watches any more is heard for so long. */
 const SHRINK_AFTER_MS = 1000;
-/** Answers of a Jobcast, or a proxy, that knows no sets, or takes no such address. */
-const REFUSALS = [400, 404, 405, 414, 431];
+/** Answers of a Jobcast that knows no sets. */
+const UNKNOWN = [404, 405];
+/** Answers of one to which the jobs are too many, or their address too long. */
+const TOO_LARGE = [400, 414, 431];
 /** A place in a set of jobs. */
 export const OF_SET = /^m[\w-]{16,}$/;
-const CONNECTING = {
-  status: "connecting",
-  attempt: 0,
-  retryInMs: null,
-  error: null,
-  jobStatus: null,
-  isCaughtUp: false,
-} satisfies View;
 
 export class Carrier implements Carry {
   /** The beginning with which jobs are asked for that the cursor does not know. */
@@ -64,8 +56,6 @@ export class Carrier implements Carry {
   unique: UniquePart = "id";
   /** The jobs that the current request names. */
   #asked: ReadonlySet<string> = new Set();
-  /** The characters of all jobs in an address. */
-  #characters = 0;
   /** The jobs that the cursor names; `null` while nobody can tell. */
   #known: ReadonlySet<string> | null;
   /** The same, of the cursor that the current request has. */
@@ -100,16 +90,14 @@ export class Carrier implements Carry {
     const job = this.jobs.get(inner.jobId);
     if (job?.phase === "over") return false;
     if (inner.now().cursor !== null)
-      return (
-        inner.now().cursor === this.cursor && (job ? job.lastId === inner.now().lastId : this.#hasRoom(inner.jobId))
-      );
+      return inner.now().cursor === this.cursor && (job ? job.lastId === inner.now().lastId : this.#hasRoom);
     if (this.beginning !== beginningOf(inner.options)) return false;
     if (job) return job.phase === "added" && !job.isGuest;
-    return this.#known?.has(inner.jobId) === false && this.#hasRoom(inner.jobId);
+    return this.#known?.has(inner.jobId) === false && this.#hasRoom;
   }
 
-  #hasRoom(jobId: string): boolean {
-    return this.jobs.size < MAX_JOBS && this.#characters + parameter(jobId).length <= MAX_CHARACTERS;
+  get #hasRoom(): boolean {
+    return this.#wanted(() => true).length < this.#page.maxJobs;
   }
 
   add(member: Member): void {
@@ -126,7 +114,6 @@ export class Carrier implements Carry {
 
   #addJob(jobId: string, more: Partial<Carried>): Carried {
     const job: Carried = { phase: "added", isGuest: false, lastId: null, status: null, members: new Set(), ...more };
-    if (!this.jobs.has(jobId)) this.#characters += parameter(jobId).length;
     this.jobs.set(jobId, job);
     return job;
   }
@@ -135,7 +122,7 @@ export class Carrier implements Carry {
   invite(jobId: string): void {
     const job = this.jobs.get(jobId);
     const isThere = this.#asked.has(jobId) || (job && (job.isGuest || job.members.size > 0));
-    if (isThere || !this.isSettled || !this.#hasRoom(jobId)) return;
+    if (isThere || !this.isSettled || !this.#hasRoom) return;
     // The cursor may know the job from before. Then it goes on where it stood.
     this.#addJob(jobId, { isGuest: true, ...(job && { phase: "replaying", lastId: job.lastId }) });
   }
@@ -151,9 +138,9 @@ export class Carrier implements Carry {
     const { inner } = member;
     const job = this.jobs.get(inner.jobId);
     const { status } = this.#view;
-    if (job?.phase !== "live" || !this.#asked.has(inner.jobId) || !(status === "open" || status === "polling"))
-      return false;
-    if (job.lastId === null || !inner.seenIds.has(job.lastId)) return false;
+    if (!job || !this.#asked.has(inner.jobId) || !(status === "open" || status === "polling")) return false;
+    const hasAll = job.phase === "live" && inner.seenIds.has(job.lastId ?? "");
+    if (!hasAll && !(job.phase === "empty" && inner.now().lastId === null)) return false;
     // Places of two connections cannot be compared, as they are where ids are not unique.
     if (this.unique !== "id" || inner.now().uniquePart !== "id") return false;
     job.isGuest = false;
@@ -169,7 +156,7 @@ export class Carrier implements Carry {
     job.members.add(member);
     handlers.dispatch({ type: "carried", view });
     if (job.status !== null) handlers.dispatch({ type: "status", jobStatus: job.status });
-    if (job.phase === "live") handlers.dispatch({ type: "caughtUp", isCaughtUp: true });
+    if (isCaughtUp(job)) handlers.dispatch({ type: "caughtUp", isCaughtUp: true });
   }
 
   leave(member: Member): void {
@@ -221,7 +208,6 @@ export class Carrier implements Carry {
     for (const [id, { members, isGuest }] of [...this.jobs]) {
       if (members.size > 0 || isGuest || this.#asked.has(id) || this.#known?.has(id)) continue;
       this.jobs.delete(id);
-      this.#characters -= parameter(id).length;
     }
   }
 
@@ -233,10 +219,16 @@ export class Carrier implements Carry {
       maxBuffered: 0,
       from: "start",
       last: undefined,
-      ...(this.#resumeAt && { resumeAt: this.#resumeAt }),
+      resumeAt: this.#resumeAt,
       carry: this,
     });
     this.#stream.on("state", (state) => this.#onState(state));
+  }
+
+  /** The newest events, but none of them, are new ones only. */
+  get #showsHistory(): boolean {
+    const { from, last } = this.#options;
+    return from !== "now" && last !== 0;
   }
 
   reconnect(): void {
@@ -259,12 +251,11 @@ export class Carrier implements Carry {
 
   query(): Record<string, string> {
     this.#sent = this.#known;
-    const { from, last } = this.#options;
+    const { last } = this.#options;
     const added = [...this.#asked].map((id) => this.jobs.get(id)).filter((job) => job?.phase === "added");
     const areGuests = added.length > 0 && added.every((job) => job?.isGuest);
     if (areGuests) return { ids: "full", last: "1" };
-    // The newest events, but none of them, are new ones only.
-    if (from === "now" || last === 0) return { ids: "full", from: "now" };
+    if (!this.#showsHistory) return { ids: "full", from: "now" };
     return { ids: "full", ...(last !== undefined && { last: `${last}` }) };
   }
 
@@ -313,6 +304,7 @@ export class Carrier implements Carry {
       const job = this.jobs.get(jobId);
       if (!job) continue;
       if (job.phase === "added") job.phase = "replaying";
+      else if (job.phase === "empty") job.phase = "live";
       const batch = events.slice(from, to);
       job.lastId = batch.at(-1)![this.unique];
       // A listener may close the next stream.
@@ -346,8 +338,12 @@ export class Carrier implements Carry {
 
   #onState(state: JobStreamState): void {
     const { status, error, isCaughtUp, attempt } = state;
-    const isUnknown = REFUSALS.includes(error?.status ?? 0) && error?.code !== "job.not_found";
-    if (isUnknown && !this.#hasOpened) return this.#page.onRefused();
+    const refusal = error?.code === "job.not_found" ? 0 : (error?.status ?? 0);
+    if (TOO_LARGE.includes(refusal) && this.#asked.size > 1) {
+      this.#page.maxJobs = Math.ceil(this.#asked.size / 2);
+      return this.close();
+    }
+    if (UNKNOWN.includes(refusal) && !this.#hasOpened) return this.#page.onRefused();
     if (status === "closed") return;
     if (status === "complete" || status === "failed") return this.#end(state);
     for (const { inner } of this.#members()) {
@@ -371,13 +367,17 @@ export class Carrier implements Carry {
   #onCaughtUp(): void {
     for (const id of this.#asked) {
       const job = this.jobs.get(id);
-      if (!job || job.phase === "live" || job.phase === "over") continue;
-      job.phase = "live";
+      if (!job || isCaughtUp(job) || job.phase === "over") continue;
+      // Only new events were asked for with these beginnings: they do not show whether there were any.
+      const isEmpty = job.phase === "added" && (job.isGuest || this.#showsHistory);
+      job.phase = isEmpty ? "empty" : "live";
       for (const { inner } of [...job.members]) inner.handlers.dispatch({ type: "caughtUp", isCaughtUp: true });
-      this.#page.onProgress(this, id);
     }
+    this.#page.onSettled();
   }
 }
+
+const isCaughtUp = ({ phase }: Carried): boolean => phase === "live" || phase === "empty";
 
 const parameter = (jobId: string): string => `job=${encodeURIComponent(jobId)}`;
 

@@ -356,8 +356,8 @@ export class JobStream<Events extends object = AnyEvents> {
   }
 
   #onLost(failure: Failure): void {
-    if (failure.isTokenOver) this.#requests.forgetToken();
-    this.#dispatch({ type: "lost", random: Math.random(), ...failure });
+    const isTokenOver = failure.isTokenOver && this.#requests.forgetToken();
+    this.#dispatch({ type: "lost", random: Math.random(), ...failure, isTokenOver });
   }
 
   #ownHandlers(): StreamHandlers {

@@ -42,7 +42,7 @@ export interface Failure {
   /** The server may be well: something in between does not let streams through. */
   readonly isBlocked?: boolean;
   /** The token has run out, or is about to: another is asked for. */
-  readonly isTokenOver?: boolean;
+  readonly isTokenOver?: boolean | undefined;
   /** The number of failures of this code in a row after which trying again does not help. */
   readonly giveUpAfter?: number;
 }

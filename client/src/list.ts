@@ -41,7 +41,7 @@ export class List implements Shared {
       const member = new JobStream(jobId, {
         ...options,
         maxBuffered: 0,
-        ...(cursor && { resumeAt: cursor }),
+        resumeAt: cursor,
         // Without sharing the list has a connection of its own, for all of its jobs.
         ...(share === false && { scope: this.#list }),
       });

@@ -57,7 +57,7 @@ export interface JobStreamOptions {
   /** The number of newest events to begin with, 1000 at most, of each job. Default: all, as `from` says. */
   last?: number | undefined;
   /** @internal The cursor to begin at, whatever `from` and the session say, and the id of the event before it. */
-  resumeAt?: string;
+  resumeAt?: string | null;
   resumeAfter?: string | undefined;
   /** @internal Streams share a connection only if they have the same token and scope. */
   sameToken?: unknown;

@@ -4,16 +4,17 @@
 // with the last. The streams of a page share one connection.
 
 import { useEffect, useMemo, useRef, useSyncExternalStore } from "react";
-import {
-  type AnyEvents,
-  type EventOf,
-  type JobStatus,
+import type {
+  AnyEvents,
+  EventOf,
+  JobStatus,
   JobStream,
   JobStreamError,
-  type JobStreamOptions,
-  type JobStreamState,
-  type Reset,
+  JobStreamOptions,
+  JobStreamState,
+  Reset,
 } from "./index.js";
+import { append, before, failed, INTERVAL_MS, open } from "./snapshot.js";
 
 export type {
   AnyEvents,
@@ -25,7 +26,7 @@ export type {
   Reset,
   RetryOptions,
 } from "./index.js";
-export { JobStreamError } from "./index.js";
+export { JobStreamError } from "./snapshot.js";
 
 /** Callbacks may be new functions with every render; the newest ones are called. */
 export interface UseJobStreamOptions<Events extends object = AnyEvents, Reduced = undefined> extends JobStreamOptions {
@@ -81,15 +82,9 @@ export interface UseJobStream<Events extends object = AnyEvents, Reduced = undef
 type Options = UseJobStreamOptions<AnyEvents, unknown>;
 type Snapshot = UseJobStream<AnyEvents, unknown>;
 
-/** The least time between two renders, so that 1,000 events a second do not freeze a page. */
-const RENDER_INTERVAL_MS = 64;
 const KEEP_MS = 300_000;
 /** The jobs whose events are kept after unmounting, at most. */
 const MAX_KEPT = 200;
-const IDLE = { attempt: 0, retryInMs: null, retryAt: null, error: null };
-const CONNECTING: JobStreamState = { ...IDLE, status: "connecting", jobStatus: null, isCaughtUp: false, cursor: null };
-const CLOSED: JobStreamState = { ...CONNECTING, ...IDLE, status: "closed" };
-const NOTHING = { events: [], dropped: 0, lastEvent: null, resets: 0 };
 
 /** Snapshots of unmounted jobs by their keys, the oldest first, and the time until which each is kept. */
 const kept = new Map<string, Snapshot & { untilMs: number }>();
@@ -99,7 +94,6 @@ const changed = new Set<Store>();
 let publishedMs = 0;
 /** The number of times that something new was rendered. */
 let version = 0;
-const getVersion = () => version;
 
 function publish(): void {
   publishedMs = performance.now();
@@ -108,22 +102,10 @@ function publish(): void {
   for (const store of stores) store.publish();
 }
 
-/** Lets go of `snapshot`'s events but for the newest `count`. */
-function trim(snapshot: Snapshot, count = 1000): Snapshot {
-  const extra = snapshot.events.length - count;
-  return extra > 0
-    ? { ...snapshot, events: snapshot.events.slice(extra), dropped: snapshot.dropped + extra }
-    : snapshot;
-}
+/** Adds the parts of the state. */
+const withParts = (data: Omit<Snapshot, keyof JobStreamState>): Snapshot => ({ ...data, ...data.state });
 
-/** Adds the state to what comes from events, as a whole and by its parts. */
-const withState = (data: Omit<Snapshot, "state" | keyof JobStreamState>, state: JobStreamState): Snapshot => ({
-  ...data,
-  ...state,
-  state,
-});
-
-const isWatched = ({ jobId, options }: Store): boolean => jobId !== "" && options.enabled !== false;
+const newest = (token: Options["token"]) => (typeof token === "function" ? token() : token!);
 
 /** The store of one job: a stream and the snapshot of it that is rendered. */
 class Store {
@@ -134,7 +116,7 @@ class Store {
   #next: Snapshot;
   #newEvents: EventOf[] = [];
   #stream: JobStream | null = null;
-  readonly #subscribers = new Set<() => void>();
+  readonly subscribers = new Set<() => void>();
 
   constructor(
     readonly jobId: string,
@@ -142,53 +124,44 @@ class Store {
     options: Options,
   ) {
     this.options = options;
-    this.snapshot = this.#next = this.#restore() ?? this.#begin(0);
+    this.snapshot = this.#next = this.#restore();
   }
 
   readonly #reconnect = (): void => this.#stream?.reconnect();
 
-  /** The state while there is no stream. */
-  get #idle(): JobStreamState {
-    return isWatched(this) ? CONNECTING : CLOSED;
+  get #isWatched(): boolean {
+    return this.jobId !== "" && this.options.enabled !== false;
   }
 
   /** Begins with nothing, after so many resets. */
   #begin(resets: number): Snapshot {
-    return withState({ ...NOTHING, reduced: this.options.initial, resets, reconnect: this.#reconnect }, this.#idle);
-  }
-
-  subscribe(onChange: () => void): () => void {
-    this.#subscribers.add(onChange);
-    // StrictMode subscribes, unsubscribes and subscribes again, as hooks do whose list has changed. Only what comes of it
-    // counts.
-    queueMicrotask(this.openOrClose);
-    return () => {
-      this.#subscribers.delete(onChange);
-      queueMicrotask(this.openOrClose);
-    };
+    const nothing = before(this.#isWatched ? "connecting" : "closed");
+    return withParts({ ...nothing, reduced: this.options.initial, resets, reconnect: this.#reconnect });
   }
 
   /** Finds what an unmounted component has left. A value can be made of it again only if no event was dropped. */
-  #restore(): Snapshot | null {
-    const { reduce, initial } = this.options;
+  #restore(): Snapshot {
+    const { reduce } = this.options;
+    const nothing = this.#begin(0);
     const snapshot = kept.get(this.key);
-    if (!snapshot || snapshot.untilMs < performance.now() || (reduce && snapshot.dropped > 0)) return null;
-    const reduced = reduce ? snapshot.events.reduce(reduce, initial) : initial;
-    const { cursor, jobStatus } = snapshot.state;
-    return withState({ ...snapshot, reduced, reconnect: this.#reconnect }, { ...this.#idle, cursor, jobStatus });
+    if (!snapshot || snapshot.untilMs < performance.now() || (reduce && snapshot.dropped > 0)) return nothing;
+    const { reconnect, reduced } = nothing;
+    const { events, jobStatus } = snapshot;
+    const state = { ...nothing.state, cursor: snapshot.state.cursor, jobStatus };
+    return withParts({ ...snapshot, reduced: reduce ? events.reduce(reduce, reduced) : reduced, reconnect, state });
   }
 
   #keep(): void {
     const { keepMs = this.options.onEvent ? 0 : KEEP_MS } = this.options;
     const nowMs = performance.now();
     kept.delete(this.key);
-    if (keepMs > 0 && this.snapshot.state.cursor) kept.set(this.key, { ...this.snapshot, untilMs: nowMs + keepMs });
-    for (const [key, { untilMs }] of kept) if (kept.size > MAX_KEPT || untilMs < nowMs) kept.delete(key);
+    if (this.snapshot.state.cursor) kept.set(this.key, { ...this.snapshot, untilMs: nowMs + keepMs });
+    for (const [key, { untilMs }] of kept) if (kept.size > MAX_KEPT || untilMs <= nowMs) kept.delete(key);
   }
 
   /** Opens or closes the stream, as its subscribers and options now want it. */
   readonly openOrClose = (): void => {
-    if (this.#subscribers.size > 0 && isWatched(this)) this.#stream ??= this.#open();
+    if (this.subscribers.size > 0 && this.#isWatched) this.#stream ??= this.#open();
     else if (this.#stream) {
       this.#stream.close();
       this.publish();
@@ -201,72 +174,57 @@ class Store {
     const { cursor, status } = this.#next.state;
     if (status === "failed") return null;
     const { options, jobId } = this;
-    const { token } = options;
-    let stream: JobStream;
-    try {
-      stream = new JobStream(jobId, {
-        ...options,
-        maxBuffered: 0,
-        // A store that had a stream before goes on where that one was.
-        ...(cursor && { resumeAt: cursor, resumeAfter: this.#next.lastEvent?.id }),
-        // A render may bring a new token function; the newest one is called.
-        ...(token !== undefined && {
-          sameToken: token,
-          token: () => (typeof this.options.token === "function" ? this.options.token() : (this.options.token ?? "")),
-        }),
-      });
-    } catch (error) {
-      // The options make no address: other options make another store.
-      if (!(error instanceof JobStreamError)) throw error;
-      this.#next = withState(this.#next, { ...CONNECTING, retryInMs: null, status: "failed", error });
+    const streamOptions = {
+      ...options,
+      maxBuffered: 0,
+      // A store that had a stream before goes on where that one was.
+      resumeAt: cursor,
+      resumeAfter: this.#next.lastEvent?.id,
+      // A render may bring a new token function; the newest one is called.
+      sameToken: options.token,
+      token: options.token && (() => newest(this.options.token)),
+    };
+    const stream = open(jobId, streamOptions, (error) => {
+      // Other options make another store.
+      this.#next = failed(this.#next, error);
       this.options.onError?.(error, jobId);
-      this.#changed();
-      return null;
-    }
+    });
+    this.#changed();
     let lastError: JobStreamError | null = null;
-    stream.on("state", ({ status, error, jobStatus }) => {
+    stream?.on("state", ({ status, error, jobStatus }) => {
       this.#changed();
       if (error && error !== lastError) this.options.onError?.(error, jobId);
       lastError = error;
       if (status === "complete") this.options.onComplete?.(jobStatus, jobId);
     });
-    stream.on("event", (event) => {
+    stream?.on("event", (event) => {
       const { reduce, onEvent } = this.options;
       if (reduce) this.#next = { ...this.#next, reduced: reduce(this.#next.reduced, event) };
       this.#newEvents.push(event);
       this.#changed();
       onEvent?.(event);
     });
-    stream.on("reset", (reset) => {
+    stream?.on("reset", (reset) => {
       this.#newEvents = [];
       this.#next = this.#begin(this.#next.resets + 1);
       this.#changed();
       this.options.onReset?.(reset);
     });
-    this.#changed();
     return stream;
   }
 
   #changed(): void {
-    if (changed.size === 0) setTimeout(publish, Math.max(0, publishedMs + RENDER_INTERVAL_MS - performance.now()));
+    if (changed.size === 0) setTimeout(publish, Math.max(0, publishedMs + INTERVAL_MS - performance.now()));
     changed.add(this);
   }
 
   /** Makes a new snapshot and lets React render it. */
   publish(): void {
     version += 1;
-    this.#take();
-    for (const onChange of this.#subscribers) onChange();
-  }
-
-  #take(): void {
-    const newEvents = this.#newEvents;
+    const next = append(this.#next, this.#newEvents, this.options.maxEvents);
+    this.snapshot = this.#next = withParts({ ...next, state: this.#stream?.state ?? next.state });
     this.#newEvents = [];
-    let { events, lastEvent, state } = this.#next;
-    if (newEvents.length > 0) events = [...events, ...newEvents];
-    lastEvent = newEvents.at(-1) ?? lastEvent;
-    state = this.#stream?.state ?? state;
-    this.snapshot = this.#next = withState(trim({ ...this.#next, events, lastEvent }, this.options.maxEvents), state);
+    for (const onChange of this.subscribers) onChange();
   }
 }
 
@@ -305,23 +263,32 @@ export function useJobStreams(jobIds: readonly string[], options: Options = {}):
       stores.current.find((store) => store.key === key) ?? new Store(jobIds[index]!, key, options);
     const list = (stores.current = keys.map(storeOf));
     const subscribe = (onChange: () => void) => {
-      const stops = list.map((store) => store.subscribe(onChange));
+      for (const { subscribers } of list) subscribers.add(onChange);
       return () => {
-        for (const stop of stops) stop();
+        for (const { subscribers, openOrClose } of list) {
+          subscribers.delete(onChange);
+          // StrictMode subscribes again at once, as hooks do whose list has changed. Only what comes of it counts.
+          queueMicrotask(openOrClose);
+        }
       };
     };
     return { list, subscribe };
   }, [keys.join()]);
+  const shown = useSyncExternalStore(
+    subscribe,
+    () => version,
+    () => version,
+  );
+  // By now they are subscribed to.
   useEffect(() => {
     for (const store of list) {
       store.options = options;
       store.openOrClose();
     }
   });
-  const version = useSyncExternalStore(subscribe, getVersion, getVersion);
   // A smaller maxEvents takes effect at once, before the next snapshot.
   return useMemo(
-    () => new Map(list.map(({ jobId, snapshot }) => [jobId, trim(snapshot, maxEvents)])),
-    [list, version, maxEvents],
+    () => new Map(list.map(({ jobId, snapshot }) => [jobId, append(snapshot, [], maxEvents)])),
+    [list, shown, maxEvents],
   );
 }

@@ -7,8 +7,8 @@ import type { JobStreamOptions } from "./options.js";
 export interface Requests {
   /** Fetches with the token. After a 401 the token function is called once more. */
   send(url: string, accept: string, signal: AbortSignal, isLast?: boolean): Promise<Response | Failure>;
-  /** Asks for another token before the next request. */
-  forgetToken(): void;
+  /** Asks for another token before the next request. `false` where there is no function to ask. */
+  forgetToken(): boolean;
 }
 
 /** `onTokenAsked` is called when the token function is called, and again when it has answered. */
@@ -48,6 +48,7 @@ export function requests(
     send,
     forgetToken: () => {
       if (mayAsk) known = null;
+      return mayAsk;
     },
   };
 }

@@ -144,10 +144,20 @@ const MAX_PROBE_FACTOR = 40;
 /** After so many suspect streams in a row events are polled. */
 const MAX_SUSPECT_STREAMS = 3;
 
+/** The view of a stream that begins. */
+export const CONNECTING: View = {
+  status: "connecting",
+  attempt: 0,
+  jobStatus: null,
+  isCaughtUp: false,
+  retryInMs: null,
+  error: null,
+};
+
 export function initialState(rules: Rules): State {
   return {
     rules,
-    view: { status: "connecting", attempt: 0, jobStatus: null, isCaughtUp: false, retryInMs: null, error: null },
+    view: CONNECTING,
     task: "none",
     taskId: 0,
     timerAtMs: Infinity,
@@ -398,6 +408,8 @@ function onWarned(d: Draft, { error, waitMs = 0 }: Failure, nowMs: number): void
 function onLost(d: Draft, failure: Failure, random: number, nowMs: number): void {
   const { rules, task, view } = d;
   if (failure.from === "jobcast") d.hasAnswered = true;
+  // A new token is at hand. One that lasts no longer than a moment waits as after any other loss.
+  if (failure.isTokenOver && isStable(d, nowMs)) return connect(d, nowMs);
   const isSuspected = isSuspect(d, failure, nowMs);
   if (isSuspected) d.suspectStreams += 1;
   const isHeld = isSuspected && d.suspectStreams >= MAX_SUSPECT_STREAMS;

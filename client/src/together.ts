@@ -8,6 +8,8 @@ import { List } from "./list.js";
 import type { JobStreamOptions } from "./options.js";
 import { isOver } from "./state.js";
 
+/** Jobcast takes no more jobs on one connection. */
+const MAX_JOBS = 200;
 /** The pages, or parts of one, whose streams are alike. */
 const pages = new Set<Page>();
 
@@ -98,6 +100,7 @@ export class Page implements Connections {
   /** Jobcast is of a version that knows no sets of jobs: each stream has its own connection. */
   #isRefused = false;
   #isUpdating = false;
+  maxJobs = MAX_JOBS;
 
   constructor(like: InnerStream) {
     this.like = like;
@@ -144,10 +147,14 @@ export class Page implements Connections {
 
   #update(): void {
     for (const member of this.#members) if (!member.carrier && !member.hasOwn) this.#place(member);
-    const main = this.#carriers.find(({ isSettled }) => isSettled) ?? this.#carriers[0];
+    // Streams of several connections go to the one that they went to before.
+    const main = [this.#main, ...this.#carriers].find((carrier) => carrier?.isSettled) ?? this.#carriers[0];
     this.#main = main;
     this.#others = [...this.#members].filter(({ carrier }) => carrier !== main);
-    for (const { inner } of this.#others) main?.invite(inner.jobId);
+    for (const member of [...this.#others]) {
+      main?.invite(member.inner.jobId);
+      this.merge(member);
+    }
     for (const carrier of [...this.#carriers])
       carrier.update((jobId) => this.#others.some(({ inner }) => inner.jobId === jobId));
   }

@@ -1,13 +1,9 @@
 // What all bindings share: one stream or several, and snapshots of them that change at most 16 times a second.
 
-import {
-  type JobEvent,
-  JobStream,
-  JobStreamError,
-  type JobStreamOptions,
-  type JobStreamState,
-  type Reset,
-} from "./index.js";
+import type { JobEvent, JobStreamOptions, Reset } from "./index.js";
+import { append, before, failed, INTERVAL_MS, open, type Snapshot } from "./snapshot.js";
+
+export { before, type Snapshot } from "./snapshot.js";
 
 export interface WatchOptions extends JobStreamOptions {
   /** The number of newest events that are kept. Default 1000. */
@@ -18,36 +14,6 @@ export interface WatchOptions extends JobStreamOptions {
   onReset?: ((reset: Reset) => void) | undefined;
 }
 
-/** What is shown of a job. Each change makes a new object. */
-export interface Snapshot {
-  /** The newest events, `maxEvents` at most. */
-  readonly events: readonly JobEvent[];
-  /** The number of events before those in `events`. */
-  readonly dropped: number;
-  readonly lastEvent: JobEvent | null;
-  readonly state: JobStreamState;
-}
-
-/** The least time between two snapshots, so that 1,000 events a second do not freeze a page. */
-const INTERVAL_MS = 64;
-const IDLE = {
-  attempt: 0,
-  retryInMs: null,
-  retryAt: null,
-  error: null,
-  jobStatus: null,
-  isCaughtUp: false,
-  cursor: null,
-} as const;
-
-/** What is shown before a stream is there; `closed` where there is no job to watch. */
-export const before = (status: "connecting" | "closed"): Snapshot => ({
-  events: [],
-  dropped: 0,
-  lastEvent: null,
-  state: { ...IDLE, status },
-});
-
 export interface Watch {
   reconnect(): void;
   close(): void;
@@ -55,25 +21,14 @@ export interface Watch {
 
 /** Watches a job until `close()`, and hands each new snapshot to `onChange`. */
 export function watch(jobId: string, options: WatchOptions, onChange: (snapshot: Snapshot) => void): Watch {
-  let { events, dropped, lastEvent } = before("connecting");
+  let shown = before("connecting");
   let newEvents: JobEvent[] = [];
-  let stream: JobStream;
-  try {
-    stream = new JobStream(jobId, { ...options, maxBuffered: 0 });
-  } catch (error) {
-    // The options make no address. What failed for another reason is for the caller to see.
-    if (!(error instanceof JobStreamError)) throw error;
-    onChange({ ...before("connecting"), state: { ...IDLE, status: "failed", error } });
-    return { reconnect() {}, close() {} };
-  }
+  const stream = open(jobId, { ...options, maxBuffered: 0 }, (error) => onChange(failed(shown, error)));
+  if (!stream) return { reconnect() {}, close() {} };
   const { schedule, stop } = throttled(() => {
-    lastEvent = newEvents.at(-1) ?? lastEvent;
-    if (newEvents.length > 0) events = [...events, ...newEvents];
+    shown = { ...append(shown, newEvents, options.maxEvents), state: stream.state };
     newEvents = [];
-    const extra = Math.max(0, events.length - (options.maxEvents ?? 1000));
-    if (extra > 0) events = events.slice(extra);
-    dropped += extra;
-    onChange({ events, dropped, lastEvent, state: stream.state });
+    onChange(shown);
   });
   const unsubscribes = [
     stream.on("state", schedule),
@@ -83,7 +38,7 @@ export function watch(jobId: string, options: WatchOptions, onChange: (snapshot:
       options.onEvent?.(event);
     }),
     stream.on("reset", (reset) => {
-      ({ events, dropped, lastEvent } = before("connecting"));
+      shown = before("connecting");
       newEvents = [];
       schedule();
       options.onReset?.(reset);

@@ -1,9 +1,11 @@
-// Runs the one list of behaviours in Node and in a real Chromium, against a real daemon behind a proxy that misbehaves.
+// Runs the one list of behaviours in Node, in a real Chromium, and in Firefox where there is one, against a real daemon
+// behind a proxy that misbehaves.
 import { afterAll, afterEach, beforeAll, describe, it } from "vitest";
 import { connection, daemons, trouble } from "./behaviours.ts";
 import { networks } from "./networks.ts";
 import { type Client, inChromium, inNode } from "./support/client.ts";
 import { Daemon } from "./support/daemon.ts";
+import { hasFirefox, inFirefox } from "./support/firefox.ts";
 import { Gateway } from "./support/gateway.ts";
 import { World } from "./support/world.ts";
 
@@ -13,6 +15,7 @@ const PLACES: Record<string, (origin: () => string) => Promise<Client>> = {
   Chromium: (origin) => inChromium(origin),
   // Some browsers have no EventSource. The client does not use it.
   "Chromium without EventSource": (origin) => inChromium(origin, "delete globalThis.EventSource"),
+  ...(hasFirefox() && { Firefox: (origin: () => string) => inFirefox(origin) }),
 };
 let jobs = 0;
 
@@ -39,8 +42,8 @@ for (const [place, start] of Object.entries(PLACES)) {
       await shared?.stop();
     });
     const list = place.includes("without") ? connection.slice(0, 3) : BEHAVIOURS;
-    for (const { name, daemon, run } of list) {
-      it(name, async () => {
+    for (const { name, daemon, stopsClock, run } of list) {
+      it.skipIf(stopsClock && place === "Firefox")(name, async () => {
         if (daemon) target = await Daemon.start(daemon);
         await run(new World(target, proxy, client, `job-${(jobs += 1)}`));
       });

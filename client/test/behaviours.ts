@@ -202,6 +202,7 @@ export const trouble: Behaviour[] = [
   },
   {
     name: "waits twice as long after each try, within its jitter, up to maxMs",
+    stopsClock: true,
     async run(w) {
       await w.number(0, 1);
       w.proxy.plan = () => ({ kind: "answer", status: 500 });

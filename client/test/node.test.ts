@@ -1,7 +1,8 @@
 // Behaviour that is easiest to see in Node: the async iterator, closing early, and mistakes that are reported at once.
+import { createHmac } from "node:crypto";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
-import { afterAll, beforeAll, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type JobEvent, JobStream, JobStreamError } from "../src/index.js";
 import { Daemon } from "./support/daemon.ts";
 import { eventually } from "./support/eventually.ts";
@@ -189,4 +190,77 @@ it("a token function that throws is called again, and its token is sent", async 
   await eventually("it opens", () => stream.state.status === "open");
   expect(codes).toContain("token() failed: Error: the API is down");
   stream.close();
+});
+
+describe("where tokens run out", () => {
+  const secret = "for tests alone, and long enough";
+  let guarded: Daemon;
+  beforeAll(async () => {
+    guarded = await Daemon.start({
+      "auth.mode": "jwt",
+      "auth.jwt.secret": secret,
+      "auth.jwt.leeway": "0s",
+      // A client that waited as it is told to would be seen to wait.
+      "stream.retry": "1h",
+    });
+  });
+  afterAll(() => guarded.stop());
+
+  function sign(seconds: number): string {
+    const part = (claims: object) => Buffer.from(JSON.stringify(claims)).toString("base64url");
+    const claims = { sub: "ann", "jobcast.jobs": ["*"], exp: Date.now() / 1000 + seconds };
+    const text = `${part({ alg: "HS256" })}.${part(claims)}`;
+    return `${text}.${createHmac("sha256", secret).update(text).digest("base64url")}`;
+  }
+
+  it.each([1, 2])(
+    "%i streams with a token function go on with another token at once, and lose nothing",
+    async (count) => {
+      const jobs = Array.from({ length: count }, (_, index) => `renewed-${count}-${index}`);
+      let calls = 0;
+      const token = () => {
+        calls += 1;
+        return sign(2.5);
+      };
+      const streams = jobs.map((job) => new JobStream(job, { baseUrl: guarded.origin, token }));
+      const seen: unknown[] = [];
+      const statuses = new Set<string>();
+      for (const stream of streams) {
+        stream.on("event", ({ payload }) => seen.push((payload as { n: number }).n));
+        stream.on("state", ({ status }) => statuses.add(status));
+      }
+      for (const job of jobs) await guarded.number(job, 0, 1);
+      let n = 1;
+      await eventually("three tokens were asked for", async () => {
+        for (const job of jobs) await guarded.number(job, n, 1);
+        n += 1;
+        return calls >= 3 && streams.every(({ state }) => state.status === "open");
+      });
+      await eventually("everything has come", () => seen.length === n * count);
+      const expected = Array.from({ length: n }, (_, index) => Array(count).fill(index)).flat();
+      expect(seen.sort((a, b) => Number(a) - Number(b))).toEqual(expected);
+      expect(statuses).toEqual(new Set(["connecting", "open"]));
+      expect(calls).toBeLessThanOrEqual(3 + count);
+      for (const stream of streams) stream.close();
+    },
+  );
+
+  it("tokens that are nearly over make no client go round in circles", async () => {
+    let calls = 0;
+    const token = () => {
+      calls += 1;
+      return sign(0.9);
+    };
+    const stream = new JobStream("near", { baseUrl: guarded.origin, token, retry: { initialMs: 100 } });
+    await eventually("it is refused", () => stream.state.status === "retrying" || stream.state.status === "failed");
+    expect(calls).toBeLessThanOrEqual(2);
+    stream.close();
+  });
+
+  it("a token that is no function, and has run out, ends the stream", async () => {
+    await guarded.number("fixed", 0, 1);
+    const stream = new JobStream("fixed", { baseUrl: guarded.origin, token: sign(-5) });
+    await eventually("it fails", () => stream.state.status === "failed");
+    expect(stream.state.error).toMatchObject({ status: 401, retryable: false });
+  });
 });

@@ -158,6 +158,53 @@ describe("streams of one page", () => {
     expect([last, now, typed].map(({ seen }) => seen.get(job!))).toEqual([[17, 18, 19, 20], [20], [20]]);
   });
 
+  it("are one connection, however they begin, also where nothing happens, as many as there may be", async () => {
+    const jobs = [...(await makeJobs(199, 8)), "set-waiting"];
+    await daemon.end("set-waiting", "QUEUED");
+    // The connection of the list is later than those of the others.
+    gateway.plan = ({ url }) => (url.searchParams.get("last") === "5" ? { kind: "delay", ms: 300 } : null);
+    const list = jobs.map((job) => watch(job, { last: 5 }));
+    const opened = [watch(jobs[7]!), watch(jobs[199]!)];
+    for (const one of list.slice(0, -1)) await has(one, 5);
+    await has(opened[0]!, 8);
+    await oneConnection();
+    opened.push(watch(jobs[11]!));
+    await has(opened[2]!, 8);
+    await oneConnection();
+    // One goes, and another that comes has its place.
+    list.splice(20, 1)[0]?.stream.close();
+    jobs.splice(20, 1);
+    const [next] = await makeJobs(1, 8);
+    await has(watch(next!, { last: 3 }), 3);
+    await oneConnection();
+    for (const job of jobs) await daemon.number(job, 8, 1);
+    await eventually("they have more", () =>
+      [...list, ...opened].every(({ seen, jobs }) => seen.get(jobs[0]!)?.at(-1) === 8),
+    );
+    expect(opened.map(({ seen, jobs }) => seen.get(jobs[0]!))).toEqual([upTo(9), [8], upTo(9)]);
+    expect(list.map(({ seen, jobs }) => seen.get(jobs[0]!))).toEqual([...Array(198).fill(upTo(6, 3)), [8]]);
+    expect([...list, ...opened].flatMap(({ resets }) => resets)).toEqual([]);
+    expect(gateway.openStreams).toBe(1);
+  });
+
+  it("are as few connections as Jobcast and the proxies before it allow", async () => {
+    const small = await Daemon.start({ "stream.max_set": "3" });
+    const between = await Gateway.before(() => small.origin);
+    between.plan = ({ url }) => (url.href.length > 300 ? { kind: "answer", status: 414 } : null);
+    const jobs = Array.from({ length: 11 }, (_, index) => `few-${index}-${"long".repeat(index)}`);
+    for (const job of jobs) await small.number(job, 0, 3);
+    const all = jobs.map((job) => watch(job, { baseUrl: between.origin }));
+    for (const one of all) await has(one, 3);
+    await eventually("there are four connections", () => between.openStreams === 4);
+    for (const job of jobs) await small.number(job, 3, 1);
+    for (const one of all) await has(one, 4);
+    expect(all.map(({ seen, jobs }) => seen.get(jobs[0]!))).toEqual(jobs.map(() => upTo(4)));
+    expect(all.flatMap(({ resets }) => resets)).toEqual([]);
+    for (const { stream } of open) stream.close();
+    await between.stop();
+    await small.stop();
+  });
+
   it("have a connection of their own with `share: false`", async () => {
     const jobs = await makeJobs(3, 2);
     const all = jobs.map((job) => watch(job, { share: false }));

@@ -88,7 +88,7 @@ declare global {
   }
 }
 
-export async function inPage(page: Page, jobId: string, options: ObserveOptions): Promise<Watch> {
+export async function inPage(page: Pick<Page, "evaluate">, jobId: string, options: ObserveOptions): Promise<Watch> {
   const index = await page.evaluate(([id, given]) => window.observe(id, given), [jobId, options] as const);
   return {
     now: () => page.evaluate((index) => window.observers[index]!.now(), index),

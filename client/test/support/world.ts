@@ -38,6 +38,8 @@ export interface Behaviour {
   readonly name: string;
   /** Settings of a daemon of its own, for a behaviour that kills its daemon or needs other settings. */
   readonly daemon?: Record<string, string>;
+  /** It needs a clock that stands still. */
+  readonly stopsClock?: boolean;
   readonly run: (world: World) => Promise<void>;
 }
 

@@ -172,7 +172,9 @@ export class Jobs {
       serverClock.adjust(response.headers.get("Date"));
       this.#jobs = answer.jobs;
       this.#draw();
-      this.#live.watch(this.#shown(this.#jobs).map(({ jobId }) => jobId));
+      const listed = this.#shown(this.#jobs).map(({ jobId }) => jobId);
+      // The selected job is watched in any case, and counts among those that share a connection.
+      this.#live.watch(this.#selected === null ? listed : [this.#selected, ...listed]);
       this.#onList(this.#jobs);
     } catch {
       this.#setNote("Jobcast does not answer; trying again.");

@@ -41,7 +41,7 @@ export class Live {
    * @param {string[]} jobIds the most important first
    */
   watch(jobIds) {
-    const watched = new Set(jobIds.slice(0, MAX_WATCHED));
+    const watched = new Set([...new Set(jobIds)].slice(0, MAX_WATCHED));
     for (const [jobId, job] of this.#jobs) {
       if (watched.has(jobId)) continue;
       job.leave();
