@@ -191,7 +191,9 @@ fn a_reader_gets_every_event_once_through_pages_rings_outages_and_lost_connectio
             has_ended: AtomicBool::new(false),
             random: Mutex::new(StdRng::seed_from_u64(seed + 1)),
         });
-        let wait = Duration::from_micros(10);
+        // Of some, only new credentials end the waits.
+        let is_patient = seed % 2 == 1;
+        let wait = if is_patient { Duration::from_secs(600) } else { Duration::from_micros(10) };
         let pace = config::Pace { poll_interval: wait, retry_initial: wait, retry_max: wait };
         let pages = Pages::new(source.clone(), Shape::Payload, pace, Turns::new(2, 100));
         let readers =
@@ -204,6 +206,9 @@ fn a_reader_gets_every_event_once_through_pages_rings_outages_and_lost_connectio
                 source.written.write(random.random_range(0..=2).min(EVENTS - source.written.written()));
                 source.has_ended.store(source.written.written() == EVENTS, Ordering::SeqCst);
                 tail.step(&hub, &source.written, &mut random);
+                if is_patient {
+                    hub.announce_renewal();
+                }
                 yield_now().await;
             }
         };
