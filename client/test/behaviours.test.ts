@@ -1,4 +1,4 @@
-// Runs the one list of behaviours in Node, in a real Chromium, and in Firefox where there is one, against a real daemon
+// Runs the one list of behaviours in Node, in a real Chromium, and in Firefox where one is named, against a real daemon
 // behind a proxy that misbehaves.
 import { afterAll, afterEach, beforeAll, describe, it } from "vitest";
 import { connection, daemons, trouble } from "./behaviours.ts";

@@ -1,4 +1,4 @@
-// The client in Firefox, where there is one: what depends on the browser, beside the behaviours that behaviours.test.ts
+// The client in Firefox, where one is named (`npm run firefox`): what depends on the browser, beside the behaviours that behaviours.test.ts
 // runs in it.
 import type { Browser, BrowserContext, Page } from "puppeteer-core";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";

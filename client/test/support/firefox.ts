@@ -1,13 +1,12 @@
 // The client in pages of a real Firefox, which is driven by WebDriver BiDi.
-import { existsSync } from "node:fs";
 import puppeteer, { type Browser, type BrowserContext, type Page } from "puppeteer-core";
 import { type Client, inPage, type Watch } from "./client.ts";
 import type { ObserveOptions } from "./observe.ts";
 
-const PATH = process.env.FIREFOX ?? "/usr/bin/firefox-esr";
+const PATH = process.env.FIREFOX ?? "";
 
-/** Tells if there is a Firefox on this machine. */
-export const hasFirefox = (): boolean => existsSync(PATH);
+/** Tells if a Firefox is to be used: `npm run firefox`. */
+export const hasFirefox = (): boolean => PATH !== "";
 
 /** The sandboxes need rights that containers lack. */
 const NO_SANDBOX = {
