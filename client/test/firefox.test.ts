@@ -1,5 +1,5 @@
-// The client in Firefox, where one is named (`npm run firefox`): what depends on the browser, beside the behaviours that behaviours.test.ts
-// runs in it.
+// The client in Firefox, where one is named (`npm run firefox`): what depends on the browser, beside the behaviours that
+// behaviours.test.ts runs in it.
 import type { Browser, BrowserContext, Page } from "puppeteer-core";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { Daemon } from "./support/daemon.ts";
