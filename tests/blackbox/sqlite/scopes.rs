@@ -1,4 +1,4 @@
-//! Values that a view or a generated column of another program's file cannot read: they hurt the job whose row has them, for as
+//! Values that a view of another program's file cannot read: they hurt the job whose row has them, for as
 //! long as it is so.
 
 use super::super::contract::set_faults::{self, Spoils};
@@ -19,8 +19,8 @@ enum Spoiled {
     Status,
 }
 
-/// A number for each job alone; one for all rows; the same with nothing else to tell rows apart by; and a job table.
-const LAYOUTS: [Layout; 4] = [
+/// A view of events, whose rows have a number within each job; and one of jobs, beside a table that numbers all rows.
+const LAYOUTS: [Layout; 2] = [
     Layout {
         tables: "CREATE TABLE log (n INTEGER PRIMARY KEY, key TEXT, run TEXT, body TEXT);
             CREATE VIEW entries AS SELECT n, key, run, json(body) AS shown FROM log;",
@@ -28,18 +28,8 @@ const LAYOUTS: [Layout; 4] = [
         spoils: Spoiled::Rows,
     },
     Layout {
-        tables: "CREATE TABLE log (n INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT, run TEXT, body TEXT, shown TEXT AS (json(body)));",
-        settings: &[("columns.id", "key"), ("events_table", "log")],
-        spoils: Spoiled::Rows,
-    },
-    Layout {
-        tables: "CREATE TABLE log (n INTEGER PRIMARY KEY, key TEXT, run TEXT, body TEXT, shown TEXT AS (json(body)));",
-        settings: &[("columns.id", ""), ("events_table", "log")],
-        spoils: Spoiled::Rows,
-    },
-    Layout {
-        tables: "CREATE TABLE log (n INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT, run TEXT, body TEXT, shown TEXT AS (json(body)));",
-        settings: &[("columns.id", "key"), ("events_table", "log")],
+        tables: "CREATE TABLE log (n INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT, run TEXT, body TEXT);",
+        settings: &[("columns.id", "key"), ("events_table", "log"), ("columns.payload", "body")],
         spoils: Spoiled::Status,
     },
 ];
