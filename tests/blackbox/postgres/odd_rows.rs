@@ -138,7 +138,7 @@ const FAILING_STATUS: &str = "
     CREATE TABLE raw_jobs (id text PRIMARY KEY, status text);
     CREATE VIEW runner_jobs AS SELECT id, CASE status WHEN 'bad' THEN (1 / (length(status) - 3))::text ELSE status END AS status FROM raw_jobs;
     CREATE TABLE job_events (seq bigint GENERATED ALWAYS AS IDENTITY, xid xid8 DEFAULT pg_current_xact_id(), id text, job_id text,
-      step_id text, type text, timestamp timestamptz DEFAULT now(), actor text, payload text);
+      step_id text, type text, timestamp timestamptz DEFAULT now(), actor text, payload jsonb);
     CREATE INDEX ON job_events (job_id, seq);
     CREATE INDEX ON job_events (xid);
     INSERT INTO raw_jobs VALUES ('good', 'RUNNING'), ('odd', 'RUNNING')";
