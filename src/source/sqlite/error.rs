@@ -82,9 +82,7 @@ impl SqliteError {
 
     pub fn code(&self) -> SourceCode {
         match self {
-            Self::Sqlx(sqlx::Error::Database(answer)) => {
-                code_of_result(result_of(&**answer))
-            }
+            Self::Sqlx(sqlx::Error::Database(answer)) => code_of_result(result_of(&**answer)),
             Self::Sqlx(sqlx::Error::PoolTimedOut) => SourceCode::TimedOut,
             Self::Sqlx(sqlx::Error::Io(_)) => SourceCode::Io,
             Self::Sqlx(sqlx::Error::ColumnNotFound(_) | sqlx::Error::ColumnDecode { .. }) => SourceCode::Schema,

@@ -109,7 +109,9 @@ impl Source for Sqlite {
         if let Some(position) = Position::open(job, text) {
             return Ok(Some(position.seal(job)));
         }
-        self.narrowed(job, self.find_event(job, text)).await.map_err(|error| self.failed("looking up an event id", error))
+        self.narrowed(job, self.find_event(job, text))
+            .await
+            .map_err(|error| self.failed("looking up an event id", error))
     }
 
     async fn newest(&self, job: &JobId) -> Result<Option<Standing>, SourceError> {
@@ -120,7 +122,9 @@ impl Source for Sqlite {
         let Some(after) = Position::open(job, after.as_str()) else {
             return Ok(PageResult::Lost(Reset::Unknown));
         };
-        self.narrowed(job, self.read_page(job, after, limit)).await.map_err(|error| self.failed("reading history", error))
+        self.narrowed(job, self.read_page(job, after, limit))
+            .await
+            .map_err(|error| self.failed("reading history", error))
     }
 
     async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {

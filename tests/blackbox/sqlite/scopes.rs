@@ -81,9 +81,7 @@ impl Spoils for Odd {
     }
 
     async fn mend(&self) {
-        self.file
-            .execute("UPDATE log SET body = ltrim(body, 'x'); UPDATE states SET state = '\"RUNNING\"'")
-            .await;
+        self.file.execute("UPDATE log SET body = ltrim(body, 'x'); UPDATE states SET state = '\"RUNNING\"'").await;
     }
 }
 
@@ -125,7 +123,8 @@ async fn a_value_that_cannot_be_read_stops_its_own_job_until_it_is_mended() {
             // Both jobs have news that no read has seen yet, and the newest row is the bad one.
             let (first, last) = (1 + 3 * round, 4 + 3 * round);
             let of_good = format!("('g-{first}', 'good', '{{\"n\":{first}}}')");
-            let of_bad = (first..last).map(|n| format!("('b-{n}', 'bad', 'x{{\"n\":{n}}}')")).collect::<Vec<_>>().join(",");
+            let of_bad =
+                (first..last).map(|n| format!("('b-{n}', 'bad', 'x{{\"n\":{n}}}')")).collect::<Vec<_>>().join(",");
             let insert = format!("INSERT INTO log (key, run, body) VALUES {of_good}, {of_bad};");
             match layout.spoils {
                 Spoiled::Rows => file.file.execute(&insert).await,
