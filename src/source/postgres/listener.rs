@@ -32,21 +32,19 @@ pub async fn listen(store: Arc<Store>, channel: String, notified: Arc<Notify>) {
 }
 
 async fn listen_until_error(store: &Store, channel: &str, notified: &Notify) -> Result<Infallible, sqlx::Error> {
-    let mut listener = PgListener::connect_with(&store.listener_pool).await?;
-    listener.listen(channel).await?;
-    tracing::debug!(channel, "listening for wake-ups");
     let is_listening = telemetry::SOURCE_LISTENING.gauge(&[]);
-    is_listening.set(1.0);
-    // Something may have come between two connections.
-    notified.notify_one();
-    // Made anew below, since its loss is told at once only then.
-    listener.eager_reconnect(false);
     loop {
-        if listener.try_recv().await?.is_none() {
-            is_listening.set(0.0);
-            listener.listen_all(std::iter::empty()).await?;
-            is_listening.set(1.0);
-        }
+        let mut listener = PgListener::connect_with(&store.listener_pool).await?;
+        // Only then the loss of a connection is told at once.
+        listener.eager_reconnect(false);
+        listener.listen(channel).await?;
+        tracing::debug!(channel, "listening for wake-ups");
+        is_listening.set(1.0);
+        // Something may have come between two connections.
         notified.notify_one();
+        while listener.try_recv().await?.is_some() {
+            notified.notify_one();
+        }
+        is_listening.set(0.0);
     }
 }
