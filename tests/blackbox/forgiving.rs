@@ -31,16 +31,22 @@ async fn is_told(daemon: &Daemon, stream: &mut Stream, code: &str) {
     assert_eq!((polled.status, polled.header("Retry-After").is_some()), (503, true), "{polled:?}");
 }
 
-#[tokio::test]
-async fn a_database_whose_password_rights_or_tables_change_for_a_while_loses_no_stream_and_no_event() {
-    let server = <Postgres as Store>::start().await;
+/// Makes the reader's password `old`, and writes its URL to a file, whose path is returned with the folder.
+async fn let_reader_in_by_password(server: &Postgres) -> (tempfile::TempDir, String) {
     server.make_reader().await;
     server.execute("ALTER ROLE reader PASSWORD 'old'").await;
     server.let_in("host all reader 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n");
     let folder = tempfile::tempdir().expect("a directory");
-    let file = folder.path().join("url");
-    let file = file.to_str().expect("UTF-8");
-    std::fs::write(file, server.url("reader:old")).expect("a file");
+    let file = folder.path().join("url").to_str().expect("UTF-8").to_string();
+    std::fs::write(&file, server.url("reader:old")).expect("a file");
+    (folder, file)
+}
+
+#[tokio::test]
+async fn a_database_whose_password_rights_or_tables_change_for_a_while_loses_no_stream_and_no_event() {
+    let server = <Postgres as Store>::start().await;
+    let (_folder, file) = let_reader_in_by_password(&server).await;
+    let file = file.as_str();
     let settings = [("source.kind", "postgres"), ("source.postgres.url_file", file)];
     let daemon = Daemon::with(&[&QUICK[..], &settings].concat()).await;
     server.append("job", 0..1).await;
@@ -129,13 +135,8 @@ async fn waits(live: &mut Stream) {
 #[tokio::test]
 async fn a_new_password_of_a_database_ends_every_wait_for_it_at_once() {
     let server = <Postgres as Store>::start().await;
-    server.make_reader().await;
-    server.execute("ALTER ROLE reader PASSWORD 'old'").await;
-    server.let_in("host all reader 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n");
-    let folder = tempfile::tempdir().expect("a directory");
-    let file = folder.path().join("url");
-    let file = file.to_str().expect("UTF-8");
-    std::fs::write(file, server.url("reader:old")).expect("a file");
+    let (_folder, file) = let_reader_in_by_password(&server).await;
+    let file = file.as_str();
     let settings = [("source.kind", "postgres"), ("source.postgres.url_file", file)];
     let daemon = Daemon::with(&[&ENDLESS[..], &settings].concat()).await;
     server.append("job", 0..1).await;
