@@ -22,10 +22,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Bytes that a client may send behind a request at work: less than the 128 KiB of actix's buffer.
+/// Bytes that a client may send behind a request at work. With a head behind them they are less than the 128 KiB of actix's
+/// buffer, which would not be read on if it were full.
 const MAX_AHEAD: usize = 64 * 1024;
 /// Bytes of a head, at most. actix reads them at once with a body's beginning, and is asked to look after each so many.
-const MAX_HEAD: usize = 72 * 1024;
+const MAX_HEAD: usize = 56 * 1024;
 /// The answer to a head that has more.
 const TOO_LARGE: &[u8] =
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";

@@ -8,7 +8,8 @@ use super::sql;
 use super::turns::{Kind, Turn, Turns};
 use crate::telemetry::{self, Held};
 use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult, TimeoutType};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
+use sqlx::error::DatabaseError;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgRow, PgSeverity};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, Executor, Row};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -71,7 +72,8 @@ impl Connection {
         let rows = self.connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql)));
         let rows = timeout(self.patience, rows).await;
         // A statement that the server has refused leaves nothing open, but for a transaction.
-        let is_refused = matches!(rows, Ok(Err(sqlx::Error::Database(_)))) && matches!(state, State::Idle);
+        let is_refused = matches!(&rows, Ok(Err(sqlx::Error::Database(error))) if !is_fatal(&**error));
+        let is_refused = is_refused && matches!(state, State::Idle);
         self.state = if matches!(rows, Ok(Ok(_))) || is_refused { state } else { State::Broken };
         Ok(rows.map_err(|_| QueryError::Timeout)??)
     }
@@ -111,6 +113,12 @@ impl Login {
     pub fn renew(&self, options: PgConnectOptions) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = options;
     }
+}
+
+/// Tells if the server closes the connection after this error.
+fn is_fatal(error: &dyn DatabaseError) -> bool {
+    let error = error.try_downcast_ref::<PgDatabaseError>();
+    error.is_some_and(|error| matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic))
 }
 
 /// A bounded number of connections, made when they are needed.

@@ -279,7 +279,7 @@ impl PostgresTail {
         let finds_all_new = matches!(new_rows, NewRows::NotVisibleIn { .. });
         let awaited_events = if finds_all_new && !self.awaited.has_new() { Vec::new() } else { awaited.clone() };
         let query = ChangesQuery {
-            jobs: self.positions.keys().map(JobId::as_str).collect(),
+            jobs: self.readable().map(JobId::as_str).collect(),
             new_rows,
             by_status: self.jobs_by_status(),
             awaited,
@@ -288,10 +288,15 @@ impl PostgresTail {
         sql::changes(&session.tables.rows(session.tables.best), session.durable_xid(), &query)
     }
 
-    /// Returns the watched jobs by the status that is known of them.
+    /// The watched jobs without those whose rows cannot be read, which would make a look fail for all.
+    fn readable(&self) -> impl Iterator<Item = &JobId> {
+        self.positions.keys().filter(|job| !self.faults.contains(job))
+    }
+
+    /// Returns the watched jobs that can be read by the status that is known of them.
     fn jobs_by_status(&self) -> BTreeMap<Option<&str>, Vec<&str>> {
         let mut by_status: BTreeMap<Option<&str>, Vec<&str>> = BTreeMap::new();
-        for job in self.positions.keys() {
+        for job in self.readable() {
             by_status.entry(self.statuses.get(job).map(String::as_str)).or_default().push(job.as_str());
         }
         by_status

@@ -39,9 +39,9 @@ impl PostgresTail {
 
     /// Takes every watched job for changed, because the rows of some job make the look itself fail. The read of each of
     /// them tells which it is, and a read comes to a bounded number of them. Where the statuses are the cause, nothing ends
-    /// until they can be read, and all else goes on.
+    /// until that is known, and all else goes on.
     async fn changes_without_look(&mut self, session: &mut Session<'_>) -> Result<Changes, QueryError> {
-        let jobs = self.positions.keys().map(JobId::as_str).collect();
+        let jobs = self.readable().map(JobId::as_str).collect();
         let (by_status, awaited, awaited_events) = (self.jobs_by_status(), Vec::new(), Vec::new());
         let query = ChangesQuery { jobs, new_rows: NewRows::None, by_status, awaited, awaited_events };
         let system = CursorScheme { xids: XidSource::System, ..session.tables.best };
@@ -77,7 +77,7 @@ impl PostgresTail {
             Err(error) if error.is_of_rows() => {
                 if self.status_look.begins() {
                     let error = self.store.error("reading the statuses of jobs", error);
-                    tracing::warn!(code = error.code.as_str(), %error, "no job ends until all statuses can be read");
+                    tracing::warn!(code = error.code.as_str(), %error, "no job ends until it is known whose status cannot be read");
                 }
                 Ok(None)
             }
