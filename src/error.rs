@@ -182,6 +182,11 @@ impl SourceError {
         Self { scope: Scope::Job(job), ..self }
     }
 
+    /// Tells if only this job's rows are concerned.
+    pub fn is_of_job(&self, job: &JobId) -> bool {
+        matches!(&self.scope, Scope::Job(of) if of == job)
+    }
+
     /// A fault of one job's rows is retryable whatever its code: the row may be mended.
     pub fn is_retryable(&self) -> bool {
         matches!(self.scope, Scope::Job(_)) || self.retry == Retry::Yes

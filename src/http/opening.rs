@@ -11,7 +11,7 @@ use crate::delivery::admission::StreamPermit;
 use crate::delivery::body::Body;
 use crate::delivery::handoff::HandoffSlot;
 use crate::delivery::source_error;
-use crate::error::{Scope, SourceError};
+use crate::error::SourceError;
 use crate::event::JobId;
 use crate::hub::Outage;
 use crate::logging::ACCESS;
@@ -102,7 +102,7 @@ async fn resolve(app: &App, topic: &Topic, text: &str) -> Result<Vec<Option<Curs
         let Some(cursor) = cursor else { return Ok(None) };
         match app.source.resolve(job, cursor.as_str()).await {
             // The first page says whether it is good, once that job's rows can be read.
-            Err(error) if is_of_job(&error, job) => Ok(Some(cursor)),
+            Err(error) if error.is_of_job(job) => Ok(Some(cursor)),
             resolved => resolved,
         }
     });
@@ -119,16 +119,12 @@ async fn beginnings(app: &App, jobs: &[JobId], start: &Start) -> Result<Vec<Curs
             Start::Last(count) => app.source.before_last(job, *count).await,
         };
         let found = match found {
-            Err(error) if jobs.len() > 1 && is_of_job(&error, job) => None,
+            Err(error) if jobs.len() > 1 && error.is_of_job(job) => None,
             found => found?,
         };
         Ok(found.unwrap_or_else(|| app.source.beginning(job)))
     });
     stream::iter(found).buffered(QUESTIONS_AT_A_TIME).try_collect().await
-}
-
-fn is_of_job(error: &SourceError, job: &JobId) -> bool {
-    error.scope == Scope::Job(job.clone())
 }
 
 /// Beginning of a stream.

@@ -3,7 +3,7 @@
 use super::Position;
 use crate::config;
 use crate::cursor::{Cursor, Level};
-use crate::error::{Scope, SourceCode, SourceError};
+use crate::error::{SourceCode, SourceError};
 use crate::event::{JobId, JobStatus};
 use crate::single_flight::{Flight, SingleFlight};
 use crate::source::{Limit, Page, PageResult, PagesRoom, Source};
@@ -140,7 +140,7 @@ impl Pages {
                     pages.iter().for_each(|page| room.take(page));
                     results.extend(pages.into_iter().map(Ok));
                 }
-                Err(error) if topic.jobs().len() > 1 && error.scope == Scope::Job(first.clone()) => {
+                Err(error) if topic.jobs().len() > 1 && error.is_of_job(first) => {
                     tail::count_error(&error);
                     results.push(Err(error));
                 }

@@ -70,6 +70,17 @@ impl PagesBuilder {
         self.results.is_empty()
     }
 
+    /// Adds the page of the next job, if it could be read. False where it could not, and the next read begins with this job.
+    /// The error of the first job is returned.
+    pub fn add<E>(&mut self, page: Result<PageResult, E>) -> Result<bool, E> {
+        match page {
+            Ok(page) => self.push(page),
+            Err(_) if !self.is_empty() => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        Ok(true)
+    }
+
     pub fn into_results(self) -> Vec<PageResult> {
         self.results
     }
@@ -84,11 +95,8 @@ pub async fn pages_one_by_one(
     let mut pages = PagesBuilder::new(limit);
     for (job, after) in wanted {
         let Some(rest) = pages.rest() else { break };
-        match source.page(job, after, rest).await {
-            Ok(page) => pages.push(page),
-            // The next read begins with this job.
-            Err(_) if !pages.is_empty() => break,
-            Err(error) => return Err(error),
+        if !pages.add(source.page(job, after, rest).await)? {
+            break;
         }
     }
     Ok(pages.into_results())

@@ -36,9 +36,14 @@ async fn let_reader_in_by_password(server: &Postgres) -> (tempfile::TempDir, Str
     server.make_reader().await;
     server.execute("ALTER ROLE reader PASSWORD 'old'").await;
     server.let_in("host all reader 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n");
+    file_of(&server.url("reader:old"))
+}
+
+/// Writes a URL to a file, whose path is returned with the folder.
+fn file_of(url: &str) -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().expect("a directory");
     let file = folder.path().join("url").to_str().expect("UTF-8").to_string();
-    std::fs::write(&file, server.url("reader:old")).expect("a file");
+    std::fs::write(&file, url).expect("a file");
     (folder, file)
 }
 
@@ -94,10 +99,8 @@ async fn a_database_whose_password_rights_or_tables_change_for_a_while_loses_no_
 async fn a_redis_whose_rights_and_password_change_for_a_while_loses_no_stream_and_no_event() {
     let server = Redis::start().await;
     server.ask::<()>(&["ACL", "SETUSER", "reader", "on", ">old", "~*", "+@all"]).await;
-    let folder = tempfile::tempdir().expect("a directory");
-    let file = folder.path().join("url");
-    let file = file.to_str().expect("UTF-8");
-    std::fs::write(file, server.url().replace("//", "//reader:old@")).expect("a file");
+    let (_folder, file) = file_of(&server.url().replace("//", "//reader:old@"));
+    let file = file.as_str();
     let settings = [("source.kind", "redis"), ("source.redis.url_file", file)];
     let daemon = Daemon::with(&[&QUICK[..], &settings].concat()).await;
     server.append("job", 0..1).await;
@@ -158,10 +161,8 @@ async fn a_new_password_of_a_database_ends_every_wait_for_it_at_once() {
 async fn a_new_password_of_a_redis_ends_every_wait_for_it_at_once() {
     let server = Redis::start().await;
     server.ask::<()>(&["ACL", "SETUSER", "reader", "on", ">old", "~*", "+@all"]).await;
-    let folder = tempfile::tempdir().expect("a directory");
-    let file = folder.path().join("url");
-    let file = file.to_str().expect("UTF-8");
-    std::fs::write(file, server.url().replace("//", "//reader:old@")).expect("a file");
+    let (_folder, file) = file_of(&server.url().replace("//", "//reader:old@"));
+    let file = file.as_str();
     let settings = [("source.kind", "redis"), ("source.redis.url_file", file)];
     let daemon = Daemon::with(&[&ENDLESS[..], &settings].concat()).await;
     server.append("job", 0..1).await;

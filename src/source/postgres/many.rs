@@ -14,7 +14,7 @@ use super::turns::Kind;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId};
-use crate::source::{Limit, PageResult};
+use crate::source::{Limit, PageResult, PagesBuilder};
 use crate::sse::Reset;
 use sqlx::Row;
 use std::collections::HashMap;
@@ -126,31 +126,17 @@ impl<'a> Reading<'a> {
 
     /// Reads pages until the limit is reached. None if a standby has not come to the first position.
     async fn pages(mut self, limit: Limit) -> Result<Vec<PageResult>, SourceError> {
-        let (mut pages, mut events, mut bytes) = (Vec::with_capacity(self.wanted.len()), 0, 0);
+        let mut pages = PagesBuilder::new(limit);
         for place in 0..self.wanted.len() {
-            if limit.is_reached_by(events, bytes) {
-                break;
-            }
-            let rest = Limit { events: limit.events - events, bytes: limit.bytes - bytes };
-            let page = match self.page_of(place, rest).await {
-                Ok(Some(page)) => page,
-                Ok(None) => break,
-                // The next read begins with this job.
-                Err(_) if !pages.is_empty() => break,
+            let Some(rest) = pages.rest() else { break };
+            let Some(page) = self.page_of(place, rest).await.transpose() else { break };
+            match pages.add(page) {
+                Ok(true) => {}
+                Ok(false) => break,
                 Err(error) => return Err(self.store.job_error("reading history", error, self.wanted[place].job).await),
-            };
-            let mut is_cut = false;
-            if let PageResult::Page(page) = &page {
-                events += page.events.len();
-                bytes += bytes_of(&page.events);
-                is_cut = !page.is_last;
-            }
-            pages.push(page);
-            if is_cut {
-                break;
             }
         }
-        Ok(pages)
+        Ok(pages.into_results())
     }
 
     /// Reads the page of one job. `None` where a standby has not come to its position.

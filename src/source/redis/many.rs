@@ -36,11 +36,8 @@ impl Store {
                     (Some(_), Err(error)) => Err(error),
                     (None, _) => Ok(PageResult::Lost(Reset::Unknown)),
                 };
-                match page {
-                    Ok(page) => pages.push(page),
-                    // The next read begins with this job.
-                    Err(_) if !pages.is_empty() => return Ok(pages.into_results()),
-                    Err(error) => return Err((*job, error)),
+                if !pages.add(page).map_err(|error| (*job, error))? {
+                    return Ok(pages.into_results());
                 }
             }
         }
@@ -93,11 +90,8 @@ impl Store {
                 (Some(_), Err(error)) => Err(error),
                 (None, _) => Ok(PageResult::Lost(Reset::Unknown)),
             };
-            match page {
-                Ok(page) => pages.push(page),
-                // The next read begins with this job.
-                Err(_) if !pages.is_empty() => break,
-                Err(error) => return Err((*job, error)),
+            if !pages.add(page).map_err(|error| (*job, error))? {
+                break;
             }
         }
         Ok(pages.into_results())
