@@ -365,6 +365,8 @@ impl Replay {
         }
         self.last_resets.extend(page.resets.iter().cloned());
         self.statuses.extend(page.statuses.iter().cloned());
+        // One that has gone on since the reader was told its end may have another.
+        self.told_over.retain(|job| !page.moved.contains(job));
         self.over.extend(page.over.iter().cloned());
         let live = self.hub.channel(&self.topic).map(|channel| channel.statuses()).unwrap_or_default();
         self.statuses.extend(live);

@@ -135,8 +135,8 @@ impl State {
         if let Some(status) = change.filter(|status| status.is_final()) {
             self.tell(&job, status, grown);
         }
-        if let Some((status, cursor)) = over {
-            self.append(Arc::new(Segment::end_of(&job, status, cursor)), grown);
+        if let Some(status) = over {
+            self.append(Arc::new(Segment::end_of(&job, status, self.ring.cursor())), grown);
             self.over.push(Told { from: self.ring.end(), job: job.clone(), status });
         }
         self.forget_statuses(&job, is_set);

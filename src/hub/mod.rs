@@ -88,8 +88,8 @@ pub struct Published {
     /// The job's status, which subscribers are told where it is another one than before: a final one after the events,
     /// any other before them.
     pub status: Option<JobStatus>,
-    /// The job's end, where others of the same set go on, with the position after it.
-    pub over: Option<(JobStatus, Cursor)>,
+    /// The job's end, where others of the same set go on. Its position is that of whatever was published before it.
+    pub over: Option<JobStatus>,
     /// The job was over in its set, and goes on.
     pub goes_on: bool,
 }

@@ -98,6 +98,8 @@ pub(super) struct Encoded {
     pub resets: Vec<(JobId, Reset)>,
     /// The jobs of a set whose rows could not be read: they stand where they stood.
     pub faults: Vec<(JobId, SourceError)>,
+    /// The jobs of a set with events.
+    pub moved: Vec<JobId>,
 }
 
 /// The number of events of a page.
@@ -201,6 +203,7 @@ impl Pages {
                     statuses: status.into_iter().collect(),
                     resets: Vec::new(),
                     faults: Vec::new(),
+                    moved: Vec::new(),
                 })
             }
             PageResult::NoSuchJob => EncodedPage::NoSuchJob,
@@ -226,8 +229,10 @@ impl Pages {
             segments.push(Arc::new(Segment::control(&reset, end.token.clone())));
         }
         let next = read.next();
+        let with_events = read.pages.iter().filter(|part| !part.page.events.is_empty());
+        let moved = with_events.map(|part| topic.jobs()[part.index].clone()).collect();
         let ReadSet { resets, faults, statuses, over, is_last, .. } = read;
-        EncodedPage::Page(Encoded { segments, end, is_last, next, statuses, over, resets, faults })
+        EncodedPage::Page(Encoded { segments, end, is_last, next, statuses, over, resets, faults, moved })
     }
 }
 

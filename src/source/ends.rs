@@ -7,8 +7,8 @@
 //!
 //! 1. The store's own order of commits. The tail notes at each look how far that had come ([`Ends::note_look`]), so a page
 //!    can tell of a row by which look it was there, whatever any clock says ([`Age`]).
-//! 2. The memory of this process: it saw the job final, and nothing has changed since, for long enough; or its tail ended
-//!    the watch.
+//! 2. The memory of this process: it saw the job final, and nothing has changed since, for long enough; or its tail
+//!    published the end.
 //! 3. Where neither can tell, the newest event's timestamp, if it is older than any clock is likely to be wrong.
 //!
 //! Otherwise the job may have just ended. Its reader goes live and waits for the end with all others, once.
@@ -53,29 +53,37 @@ impl<M> Endings<M> {
         Self { grace, jobs: BTreeMap::new() }
     }
 
-    /// Notes a final status. The grace begins at `quiet_since`, unless this status has begun it already.
-    pub fn begin(&mut self, job: &JobId, status: JobStatus, quiet_since: Instant, mark: M) {
-        if self.jobs.get(job).is_none_or(|known| known.status != status) {
-            let ending = Ending { status, seen_at: Instant::now(), quiet_since, is_published: false, mark };
-            self.jobs.insert(job.clone(), ending);
+    /// Notes a final status. The grace begins now, unless this status has begun it already, or was seen long enough.
+    pub fn begin<L, S>(&mut self, ends: &Ends<L, S>, job: &JobId, status: JobStatus, mark: M) {
+        let quiet_since = match self.jobs.get(job) {
+            Some(known) if known.status == status => return,
+            Some(_) => ends.begin_anew(job),
+            None => ends.begin(job),
+        };
+        let ending = Ending { status, seen_at: Instant::now(), quiet_since, is_published: false, mark };
+        self.jobs.insert(job.clone(), ending);
+    }
+
+    /// Notes that the job has not ended.
+    pub fn remove<L, S>(&mut self, ends: &Ends<L, S>, job: &JobId) {
+        if self.jobs.remove(job).is_some() {
+            ends.forget(job);
         }
     }
 
-    /// Notes that the job has not ended. False if that is no news.
-    pub fn remove(&mut self, job: &JobId) -> bool {
-        self.jobs.remove(job).is_some()
-    }
-
-    /// Notes that the job is not watched any more. True if its end was to be published.
-    pub fn unwatch(&mut self, job: &JobId) -> bool {
-        self.jobs.remove(job).is_some_and(|ending| !ending.is_published)
+    /// Notes that the job is not watched any more.
+    pub fn unwatch<L, S>(&mut self, ends: &Ends<L, S>, job: &JobId) {
+        if self.jobs.remove(job).is_some() {
+            ends.unwatch(job);
+        }
     }
 
     /// Notes that the end is published. It is due no more, unless something comes after it.
-    pub fn publish(&mut self, job: &JobId) {
+    pub fn publish<L, S>(&mut self, ends: &Ends<L, S>, job: &JobId) {
         if let Some(ending) = self.jobs.get_mut(job) {
             ending.is_published = true;
         }
+        ends.end(job);
     }
 
     /// Makes a published end due again, for somebody who has not heard of it.
@@ -90,9 +98,9 @@ impl<M> Endings<M> {
     }
 
     /// Notes events of a job, which begin its grace anew if it is ending.
-    pub fn note_events(&mut self, job: &JobId) {
+    pub fn note_events<L, S>(&mut self, ends: &Ends<L, S>, job: &JobId) {
         if let Some(ending) = self.jobs.get_mut(job) {
-            (ending.quiet_since, ending.is_published) = (Instant::now(), false);
+            (ending.quiet_since, ending.is_published) = (ends.begin_anew(job), false);
         }
     }
 
@@ -163,8 +171,8 @@ struct Look<L> {
 enum Known<S> {
     /// The tail watches it, and waits for the end of its grace.
     Ending,
-    /// The tail has ended the watch.
-    Ended { at: Instant },
+    /// The tail has published its end, and has seen nothing new of it since. It watches it still, or did until then.
+    Ended { watched_until: Option<Instant> },
     /// It was in this state at that time, and since then.
     Final { state: S, since: Instant },
     /// It has ended, in this state.
@@ -200,7 +208,7 @@ pub struct Evidence<S> {
     pub newest_at: Option<Timestamp>,
 }
 
-impl<L: PartialOrd, S: PartialEq> Ends<L, S> {
+impl<L, S> Ends<L, S> {
     pub fn new(grace: Duration) -> Self {
         let seen = Observations { looks: VecDeque::new(), jobs: HashMap::new(), order: VecDeque::new() };
         Self { grace, seen: Mutex::new(seen) }
@@ -214,6 +222,55 @@ impl<L: PartialOrd, S: PartialEq> Ends<L, S> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    // ---- for the tail, by its endings
+
+    /// Notes that the tail has found a job's final status. Returns since when the job is quiet, as far as it is known. A job
+    /// that is over stays so: readers were told.
+    fn begin(&self, job: &JobId) -> Instant {
+        let now = Instant::now();
+        let mut seen = self.seen();
+        let long_ago = now.checked_sub(self.grace).unwrap_or(now);
+        match seen.jobs.get_mut(job) {
+            Some(Known::Over { .. }) => long_ago,
+            Some(Known::Ended { watched_until }) if watched_until.is_none_or(is_recent) => {
+                *watched_until = None;
+                long_ago
+            }
+            _ => match seen.note(job, Known::Ending) {
+                Some(Known::Final { since, .. }) => since,
+                _ => now,
+            },
+        }
+    }
+
+    /// Notes that the tail has found something new of a job with a final status. Returns since when the job is quiet.
+    fn begin_anew(&self, job: &JobId) -> Instant {
+        self.seen().note(job, Known::Ending);
+        Instant::now()
+    }
+
+    /// Notes that the tail has published the end of a job, after its grace.
+    fn end(&self, job: &JobId) {
+        self.seen().note(job, Known::Ended { watched_until: None });
+    }
+
+    /// Notes that a job has not ended.
+    fn forget(&self, job: &JobId) {
+        self.seen().jobs.remove(job);
+    }
+
+    /// Notes that the tail does not watch a job any more.
+    fn unwatch(&self, job: &JobId) {
+        let mut seen = self.seen();
+        match seen.jobs.get_mut(job) {
+            Some(Known::Ending) => drop(seen.jobs.remove(job)),
+            Some(Known::Ended { watched_until }) => *watched_until = Some(Instant::now()),
+            Some(Known::Over { .. } | Known::Final { .. }) | None => {}
+        }
+    }
+}
+
+impl<L: PartialOrd, S: PartialEq> Ends<L, S> {
     // ---- for the tail
 
     /// Notes how far a look had come that began at `began` and has just been answered. The oldest that is kept is older
@@ -241,26 +298,6 @@ impl<L: PartialOrd, S: PartialEq> Ends<L, S> {
         seen.looks.clear();
         seen.jobs.clear();
         seen.order.clear();
-    }
-
-    /// Notes that the tail has found a job's final status. Returns since when the job is quiet, as far as it is known.
-    pub fn begin(&self, job: &JobId) -> Instant {
-        let now = Instant::now();
-        match self.seen().note(job, Known::Ending) {
-            Some(Known::Final { since, .. }) => since,
-            Some(Known::Over { .. }) => now.checked_sub(self.grace).unwrap_or(now),
-            Some(Known::Ending | Known::Ended { .. }) | None => now,
-        }
-    }
-
-    /// Notes that the tail has ended the watch of a job, after its grace.
-    pub fn end(&self, job: &JobId) {
-        self.seen().note(job, Known::Ended { at: Instant::now() });
-    }
-
-    /// Notes that a job has not ended, or that the tail does not watch it any more.
-    pub fn forget(&self, job: &JobId) {
-        self.seen().jobs.remove(job);
     }
 
     // ---- for pages
@@ -299,8 +336,8 @@ impl<L: PartialOrd, S: PartialEq> Ends<L, S> {
         let mut is_over = is_past(since);
         match seen.jobs.get(job) {
             Some(Known::Ending) if !is_over => return false,
-            Some(Known::Ended { at }) => {
-                is_over |= !has_just_changed && now.saturating_duration_since(*at) < RECENT_END;
+            Some(Known::Ended { watched_until }) => {
+                is_over |= !has_just_changed && watched_until.is_none_or(is_recent);
             }
             Some(Known::Over { state: known }) => is_over |= *known == state,
             Some(Known::Final { state: known, since: known_since }) if *known == state => {
@@ -337,6 +374,11 @@ impl<L, S> Observations<L, S> {
         }
         before
     }
+}
+
+/// Tells if a watch has ended so recently that a page takes what it sees for what was there then.
+fn is_recent(watched_until: Instant) -> bool {
+    watched_until.elapsed() < RECENT_END
 }
 
 fn is_older_than(at: Timestamp, age: Duration) -> bool {
@@ -387,12 +429,12 @@ mod tests {
         assert!(!is_over(&ends, 1, Age::ChangedAfter(now), at(2 * HOUR)));
         ends.begin(&job());
         assert!(!is_over(&ends, 1, Age::Unknown, at(2 * HOUR)));
-        ends.forget(&job());
+        ends.unwatch(&job());
         assert!(is_over(&ends, 1, Age::QuietSince(now), at(2 * HOUR)));
     }
 
     #[test]
-    fn a_watch_that_has_ended_is_over_unless_something_has_just_changed() {
+    fn a_published_end_is_over_unless_something_has_just_changed() {
         let ends: Ends<u64, u32> = Ends::new(HOUR);
         ends.end(&job());
         assert!(!is_over(&ends, 1, Age::ChangedAfter(Instant::now()), None));
@@ -403,35 +445,65 @@ mod tests {
     }
 
     #[test]
+    fn an_end_that_readers_were_told_stays_one_when_others_begin_and_stop_watching_until_something_comes() {
+        let ends: Ends<u64, u32> = Ends::new(HOUR);
+        let watch = || {
+            let mut endings: Endings<()> = Endings::new(HOUR);
+            endings.begin(&ends, &job(), JobStatus::Failed, ());
+            endings
+        };
+        let is_due = |endings: &Endings<()>| endings.due_status(&job(), Instant::now()).is_some();
+        let mut first = watch();
+        assert!(!is_due(&first) && !is_over(&ends, 1, Age::Unknown, None));
+        first.publish(&ends, &job());
+        let mut second = watch();
+        assert!(is_due(&second), "its grace was over before");
+        second.unwatch(&ends, &job());
+        assert!(is_over(&ends, 1, Age::Unknown, None), "by the tail");
+        let mut third = watch();
+        assert!(is_due(&third) && is_over(&ends, 1, Age::Unknown, None), "by a page");
+        third.note_events(&ends, &job());
+        assert!(!is_due(&third) && !is_over(&ends, 1, Age::Unknown, None));
+        third.unwatch(&ends, &job());
+        assert!(!is_due(&watch()));
+    }
+
+    #[test]
     fn events_begin_the_grace_of_an_ending_anew_and_another_status_too() {
+        let ends: Ends<u64, u32> = Ends::new(HOUR);
         let mut endings: Endings<()> = Endings::new(HOUR);
-        let began = Instant::now();
-        endings.begin(&job(), JobStatus::Failed, began, ());
-        let later = began + HOUR;
-        assert_eq!(endings.due_status(&job(), later), Some(JobStatus::Failed));
-        endings.begin(&job(), JobStatus::Failed, later, ());
-        assert_eq!(endings.due(later).count(), 1, "it is the same end");
-        endings.note_events(&job());
-        assert_eq!(endings.due_status(&job(), began), None);
-        endings.begin(&job(), JobStatus::Completed, later, ());
-        assert_eq!(endings.due(later).count(), 0);
-        assert!(endings.remove(&job()) && !endings.contains(&job()));
+        let due_at = |endings: &Endings<()>| {
+            let quiet_since = endings.get(&job()).map(|ending| ending.quiet_since).expect("an ending");
+            assert_eq!(endings.due_status(&job(), quiet_since + HOUR / 2), None);
+            assert!(endings.due_status(&job(), quiet_since + HOUR).is_some());
+            quiet_since + HOUR
+        };
+        endings.begin(&ends, &job(), JobStatus::Failed, ());
+        let first = due_at(&endings);
+        endings.begin(&ends, &job(), JobStatus::Failed, ());
+        assert_eq!(due_at(&endings), first, "it is the same end");
+        endings.note_events(&ends, &job());
+        let second = due_at(&endings);
+        endings.begin(&ends, &job(), JobStatus::Completed, ());
+        assert!(first < second && second < due_at(&endings));
+        endings.remove(&ends, &job());
+        assert!(!endings.contains(&job()));
     }
 
     #[test]
     fn a_published_end_is_due_again_when_something_comes_after_it_or_somebody_asks() {
+        let ends: Ends<u64, u32> = Ends::new(HOUR);
         let mut endings: Endings<()> = Endings::new(HOUR);
-        let began = Instant::now();
         let is_due = |endings: &Endings<()>| endings.due_status(&job(), Instant::now() + 2 * HOUR).is_some();
-        for go_on in [Endings::note_events, Endings::repeat] {
-            endings.begin(&job(), JobStatus::Failed, began, ());
-            assert!(is_due(&endings) && !endings.is_empty());
-            endings.publish(&job());
-            endings.begin(&job(), JobStatus::Failed, began, ());
-            assert!(!is_due(&endings) && endings.is_empty());
-            go_on(&mut endings, &job());
-            assert!(is_due(&endings));
-            assert!(endings.unwatch(&job()));
-        }
+        endings.begin(&ends, &job(), JobStatus::Failed, ());
+        assert!(is_due(&endings) && !endings.is_empty());
+        endings.publish(&ends, &job());
+        endings.begin(&ends, &job(), JobStatus::Failed, ());
+        assert!(!is_due(&endings) && endings.is_empty());
+        endings.note_events(&ends, &job());
+        assert!(is_due(&endings));
+        endings.publish(&ends, &job());
+        endings.repeat(&job());
+        assert!(is_due(&endings));
     }
 }

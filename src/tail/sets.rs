@@ -106,7 +106,6 @@ impl Round<'_> {
         if wanted.is_empty() {
             self.pass(turns, usize::MAX);
         }
-        let token = || self.topic.token(self.positions);
         let mut published: Vec<Published> = turns
             .iter()
             .zip(encoded)
@@ -114,7 +113,7 @@ impl Round<'_> {
                 job: self.topic.jobs()[turn.index].clone(),
                 events: segments(events.iter().map(|(rest, cursor)| (rest, cursor.clone()))),
                 status: turn.status,
-                over: turn.over.map(|status| (status, token())),
+                over: turn.over,
                 goes_on: turn.goes_on,
             })
             .collect();
@@ -123,7 +122,7 @@ impl Round<'_> {
             && let Some(last) = published.last_mut()
         {
             *skipped = 0;
-            last.events.push(Arc::new(Segment::position(token())));
+            last.events.push(Arc::new(Segment::position(self.topic.token(self.positions))));
         }
         published
     }
@@ -162,4 +161,104 @@ impl Round<'_> {
 
 fn segments<'a>(events: impl IntoIterator<Item = (&'a Bytes, Cursor)>) -> Vec<Arc<Segment>> {
     sse::encode_rests(events).into_iter().map(Arc::new).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::cursor::set::Size;
+    use crate::hub::{Hub, Join, Standpoint};
+    use crate::topic::Types;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+    use std::time::Instant;
+
+    const JOBS: usize = 5;
+
+    /// The place after the event with this number, of all jobs together.
+    fn level(number: u8) -> Level {
+        Level { version: 't', inside: [number].into() }
+    }
+
+    /// One round of the tail: the job of each of its events, the jobs that end in it, and the presence of a level.
+    #[derive(Clone, Debug)]
+    struct Act {
+        events: Vec<usize>,
+        ends: Vec<usize>,
+        has_level: bool,
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        let (events, ends) = (prop::collection::vec(0..JOBS, 0..8), prop::collection::vec(0..JOBS, 0..3));
+        (events, ends, any::<bool>()).prop_map(|(events, ends, has_level)| Act { events, ends, has_level })
+    }
+
+    /// Events, each with its job's place in the set, and its number.
+    type Numbered = Vec<(usize, u8)>;
+
+    /// Publishes the news of a round, whose events have the next numbers.
+    fn publish(hub: &Hub, topic: &Topic, act: &Act, (positions, all): (&mut [Level], &mut Numbered)) {
+        let mut news: BTreeMap<usize, Vec<(Event, Cursor)>> = BTreeMap::new();
+        for index in &act.events {
+            let (job, number) = (&topic.jobs()[*index], all.len() as u8 + 1);
+            let event = Event::sample(job.clone(), number.to_string());
+            news.entry(*index).or_default().push((event, level(number).cursor(job)));
+            all.push((*index, number));
+        }
+        for index in &act.ends {
+            news.entry(*index).or_default();
+        }
+        let over = |index| act.ends.contains(&index).then_some(JobStatus::Completed);
+        let turns = news.iter().map(|(index, events)| Turn {
+            index: *index,
+            events,
+            end: None,
+            status: None,
+            over: over(*index),
+            goes_on: false,
+        });
+        let turns: Vec<Turn<'_>> = turns.collect();
+        let at = level(all.len() as u8);
+        let level = act.has_level.then(|| (&at, vec![false; JOBS]));
+        let round = Round { topic, shape: Shape::Envelope, positions, level };
+        hub.publish(topic, round.publish(&turns, &mut Rests::default(), &mut 0), Instant::now());
+    }
+
+    /// The number of the event in these lines, if it is one of a job.
+    fn number_of(lines: &str) -> Option<u8> {
+        let id = lines.lines().find_map(|line| line.strip_prefix("data: {\"id\":\""))?;
+        id.split('"').next()?.parse().ok()
+    }
+
+    proptest! {
+        #[test]
+        fn every_id_of_a_set_stands_after_all_that_came_before_it_and_before_all_that_comes(
+            acts in prop::collection::vec(act(), 1..6)
+        ) {
+            let jobs = (0..JOBS).map(|job| format!("job-{job}").parse().expect("an id"));
+            let topic = Topic::new(jobs, Types::All, Size::Full);
+            let hub = Hub::new(config::Hub::default());
+            let (mut positions, mut all) = (vec![level(0); JOBS], Numbered::new());
+            let after = Standpoint { position: topic.position(positions.clone()), over: Vec::new() };
+            let Join::CaughtUp(reader) = hub.join_or_create(&topic, &after, None, Vec::new()) else {
+                panic!("the first reader makes the channel")
+            };
+            acts.iter().for_each(|act| publish(&hub, &topic, act, (&mut positions, &mut all)));
+            let run = reader.subscription.channel().read_from(reader.place).expect("nothing has left the ring").run;
+            let mut given = Numbered::new();
+            for (segment, index) in run.segments.iter().flat_map(|segment| (0..segment.len()).map(move |at| (segment, at))) {
+                let lines = String::from_utf8(segment.event(index).to_vec()).expect("UTF-8");
+                given.extend(number_of(&lines).and_then(|number| all.get(usize::from(number) - 1)));
+                let known = topic.open(segment.cursor(index)).expect("a token of the set");
+                for (job, cursor) in known.into_iter().enumerate() {
+                    let inside = Cursor::open('t', &topic.jobs()[job], cursor.expect("known").as_str());
+                    let stands_at = inside.expect("of this job")[0];
+                    let claimed = all.iter().filter(|(other, number)| *other == job && *number <= stands_at).count();
+                    prop_assert_eq!(claimed, given.iter().filter(|(other, _)| *other == job).count(), "{}", lines);
+                }
+            }
+            prop_assert_eq!(given.len(), all.len());
+        }
+    }
 }

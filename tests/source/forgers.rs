@@ -29,7 +29,7 @@ const FORGERS: u64 = 2;
 /// Slots that are reserved at a time: transactions that are open.
 const MAX_RESERVED: usize = 5;
 /// Much longer than one world takes, on the slowest machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Clone)]
 struct World {

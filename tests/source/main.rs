@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 /// Longer than anything that is waited for should ever take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Metrics are counted per process, and so for all tests together.
 static METRICS: LazyLock<MetricsExporter> = LazyLock::new(|| MetricsExporter::install().expect("metrics"));

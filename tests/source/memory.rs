@@ -336,9 +336,8 @@ impl MemoryTail {
             batch.set_status(job, status);
         }
         match stored.ending() {
-            Some(status) => self.endings.begin(job, status, self.store.ends.begin(job), ()),
-            None if self.endings.remove(job) => self.store.ends.forget(job),
-            None => {}
+            Some(status) => self.endings.begin(&self.store.ends, job, status, ()),
+            None => self.endings.remove(&self.store.ends, job),
         }
         let published = self.watched.entry(job.clone()).or_default();
         let mut rest = stored.events_after(job, published.clone()).into_iter();
@@ -347,14 +346,13 @@ impl MemoryTail {
         {
             published.add(slot);
             batch.push(job, event, cursor);
-            self.endings.note_events(job);
+            self.endings.note_events(&self.store.ends, job);
         }
         let is_left = rest.next().is_some();
         let due = self.endings.due(began).find(|(due, _)| *due == job).map(|(_, ending)| ending.status);
         if let Some(status) = due.filter(|_| !is_left) {
             batch.end(job, JobEnd::Complete(status));
-            self.endings.publish(job);
-            self.store.ends.end(job);
+            self.endings.publish(&self.store.ends, job);
         }
         is_left
     }
@@ -391,9 +389,7 @@ impl Tail for MemoryTail {
     fn unwatch(&mut self, job: &JobId) {
         self.watched.remove(job);
         self.told.remove(job);
-        if self.endings.unwatch(job) {
-            self.store.ends.forget(job);
-        }
+        self.endings.unwatch(&self.store.ends, job);
     }
 
     fn await_jobs(&mut self, jobs: Vec<JobId>) {

@@ -18,7 +18,7 @@ const STEPS: usize = 60;
 /// Longer than a poll of any source in these tests.
 const POLL: Duration = Duration::from_millis(200);
 /// Longer than any wait should ever take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A store to be tried.
 pub struct Tried<'a> {

@@ -269,7 +269,7 @@ pub async fn finish(command: &mut Command) -> Output {
     let status = loop {
         match child.try_wait().expect("wait") {
             Some(status) => break status,
-            None if began.elapsed() > PATIENCE * 10 => {
+            None if began.elapsed() > PATIENCE * 3 => {
                 let _ = child.kill();
             }
             None => tokio::time::sleep(Duration::from_millis(20)).await,

@@ -34,8 +34,9 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 
-/// Longer than anything that is waited for should ever take; what is late by so much has failed.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than anything that is waited for should ever take, also on a machine that is busy with much else; what is late by so
+/// much has failed.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Looks again and again until `found` finds something.
 pub async fn eventually<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {

@@ -178,9 +178,7 @@ impl Tail for PostgresTail {
         self.unchecked.remove(job);
         self.statuses.remove(job);
         self.faults.remove(job);
-        if self.endings.unwatch(job) {
-            self.store.ends.forget(job);
-        }
+        self.endings.unwatch(&self.store.ends, job);
     }
 
     fn await_jobs(&mut self, jobs: Vec<JobId>) {

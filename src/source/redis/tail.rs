@@ -158,9 +158,7 @@ impl RedisTail {
         }
         self.held.remove(job);
         self.faults.remove(job);
-        if self.endings.unwatch(job) {
-            self.store.ends.forget(job);
-        }
+        self.endings.unwatch(&self.store.ends, job);
         for key in self.store.keys(job).into_iter().flatten() {
             self.by_key.remove(&key);
         }

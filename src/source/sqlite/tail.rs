@@ -131,9 +131,7 @@ impl Tail for SqliteTail {
     fn unwatch(&mut self, job: &JobId) {
         let before = self.catching_up.len();
         self.catching_up.retain(|(other, _)| other != job);
-        if self.endings.unwatch(job) {
-            self.ends.forget(job);
-        }
+        self.endings.unwatch(&self.ends, job);
         self.marks.remove(job);
         self.faults.remove(job);
         if self.live.remove(job) || self.catching_up.len() < before {
@@ -296,12 +294,13 @@ impl SqliteTail {
             batch.end(&job, JobEnd::Lost(Reset::Rewound));
             self.unwatch(&job);
         }
-        batch.jobs().iter().filter(|news| !news.events.is_empty()).for_each(|news| self.endings.note_events(&news.job));
+        for news in batch.jobs().iter().filter(|news| !news.events.is_empty()) {
+            self.endings.note_events(&self.ends, &news.job);
+        }
         if !more {
             for (job, status) in self.due(began) {
                 batch.end(&job, JobEnd::Complete(status));
-                self.endings.publish(&job);
-                self.ends.end(&job);
+                self.endings.publish(&self.ends, &job);
             }
         }
         let faults = self.faults.to_news();
@@ -358,9 +357,9 @@ impl SqliteTail {
                 batch.set_status(&job, status);
             }
             if let Some(status) = status.filter(|status| status.is_final()) {
-                self.endings.begin(&job, status, self.ends.begin(&job), ());
-            } else if self.endings.remove(&job) {
-                self.ends.forget(&job);
+                self.endings.begin(&self.ends, &job, status, ());
+            } else {
+                self.endings.remove(&self.ends, &job);
             }
         }
     }

@@ -116,7 +116,7 @@ impl Subscriber {
             self.connect(daemons, stays).await;
         }
         let to_the_end = async { while self.connect(daemons, usize::MAX).await == Left::Open {} };
-        timeout(2 * PATIENCE * times() as u32, to_the_end).await.expect("the end of all jobs");
+        timeout(PATIENCE * times() as u32, to_the_end).await.expect("the end of all jobs");
         self
     }
 

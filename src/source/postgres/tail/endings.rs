@@ -13,9 +13,8 @@ impl PostgresTail {
         let ends = &session.store.ends;
         for (job, status) in changes.found.iter().flat_map(|found| &found.statuses) {
             match session.store.settings.statuses.find(status) {
-                Some(status) => endings.begin(job, status, ends.begin(job), changes.snapshot.xmax),
-                None if endings.remove(job) => ends.forget(job),
-                None => {}
+                Some(status) => endings.begin(ends, job, status, changes.snapshot.xmax),
+                None => endings.remove(ends, job),
             }
         }
         endings
@@ -38,12 +37,12 @@ impl PostgresTail {
         for JobNews { job, events, .. } in draft.batch.jobs() {
             ended.extend(session.final_status(None, events).map(|status| (job.clone(), status)));
             if !events.is_empty() {
-                endings.note_events(job);
+                endings.note_events(&session.store.ends, job);
             }
         }
         for (job, status) in ended {
             if !endings.contains(&job) {
-                endings.begin(&job, status, session.store.ends.begin(&job), snapshot.xmax);
+                endings.begin(&session.store.ends, &job, status, snapshot.xmax);
                 draft.batch.set_status(&job, status);
             }
         }
@@ -72,8 +71,7 @@ impl PostgresTail {
         let due: Vec<_> = due.map(|(job, ending)| (job.clone(), ending.status)).collect();
         for (job, status) in due {
             batch.end(&job, JobEnd::Complete(status));
-            self.endings.publish(&job);
-            session.store.ends.end(&job);
+            self.endings.publish(&session.store.ends, &job);
         }
     }
 }

@@ -88,9 +88,7 @@ impl SharedTail {
         self.watched.remove(job);
         self.unsure.remove(job);
         self.new.remove(job);
-        if self.endings.unwatch(job) {
-            self.store.ends.forget(job);
-        }
+        self.endings.unwatch(&self.store.ends, job);
         if let Some(key) = self.job_key(job) {
             self.by_key.remove(&key);
         }
@@ -143,10 +141,9 @@ impl SharedTail {
         let end = state.and_then(|state| state.end);
         self.tell_status(job, self.store.resolve_status(end, state), batch);
         match end {
-            Some(end) => self.begin_ending(job, end, EndedBy::Status),
+            Some(end) => self.endings.begin(&self.store.ends, job, end, EndedBy::Status),
             None if by.is_some() => {
-                self.endings.remove(job);
-                self.store.ends.forget(job);
+                self.endings.remove(&self.store.ends, job);
             }
             None => {}
         }
@@ -160,20 +157,14 @@ impl SharedTail {
         }
     }
 
-    fn begin_ending(&mut self, job: &JobId, status: JobStatus, by: EndedBy) {
-        if self.endings.get(job).is_none_or(|ending| ending.status != status) {
-            self.endings.begin(job, status, self.store.ends.begin(job), by);
-        }
-    }
-
     /// Notes an event of a watched job, and the end that it may be.
     fn note_event(&mut self, job: &JobId, end: Option<JobStatus>, batch: &mut TailBatch) {
-        self.endings.note_events(job);
+        self.endings.note_events(&self.store.ends, job);
         if end.is_some() {
             self.tell_status(job, end, batch);
         }
         if let Some(end) = end {
-            self.begin_ending(job, end, EndedBy::Entry);
+            self.endings.begin(&self.store.ends, job, end, EndedBy::Entry);
         }
     }
 
@@ -201,11 +192,11 @@ impl SharedTail {
                 batch.push(&job, mapped.event, kept.position.seal(&job));
             }
             if has_news {
-                self.endings.note_events(&job);
+                self.endings.note_events(&self.store.ends, &job);
             }
             if let Some(status) = end {
                 self.tell_status(&job, end, batch);
-                self.begin_ending(&job, status, EndedBy::Entry);
+                self.endings.begin(&self.store.ends, &job, status, EndedBy::Entry);
             }
         }
     }
@@ -259,8 +250,7 @@ impl SharedTail {
             self.endings.due(began).map(|(job, ending)| (job.clone(), ending.status)).collect();
         for (job, status) in due {
             batch.end(&job, JobEnd::Complete(status));
-            self.endings.publish(&job);
-            self.store.ends.end(&job);
+            self.endings.publish(&self.store.ends, &job);
         }
     }
 

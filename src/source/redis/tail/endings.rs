@@ -24,10 +24,9 @@ impl RedisTail {
         let shown = self.store.resolve_status(state.end, Some(state));
         self.tell_status(job, shown, read);
         match state.end {
-            Some(end) => self.begin_ending(job, end, EndedBy::Status),
+            Some(end) => self.endings.begin(&self.store.ends, job, end, EndedBy::Status),
             None if self.endings.get(job).is_some_and(|ending| ending.mark == EndedBy::Status) => {
-                self.endings.remove(job);
-                self.store.ends.forget(job);
+                self.endings.remove(&self.store.ends, job);
             }
             None => {}
         }
@@ -38,12 +37,6 @@ impl RedisTail {
         let Some((watched, status)) = self.watched.get_mut(job).zip(status) else { return };
         if watched.status.replace(status) != Some(status) {
             read.batch.set_status(job, status);
-        }
-    }
-
-    fn begin_ending(&mut self, job: &JobId, status: JobStatus, by: EndedBy) {
-        if self.endings.get(job).is_none_or(|ending| ending.status != status) {
-            self.endings.begin(job, status, self.store.ends.begin(job), by);
         }
     }
 
@@ -58,18 +51,17 @@ impl RedisTail {
     /// Notes that an entry says that the job has ended.
     pub(super) fn note_final_entry(&mut self, job: &JobId, status: JobStatus, read: &mut ReadProgress) {
         self.tell_status(job, Some(status), read);
-        self.begin_ending(job, status, EndedBy::Entry);
+        self.endings.begin(&self.store.ends, job, status, EndedBy::Entry);
     }
 
     /// Ends a job that was read to its last entry, if its grace is over.
     pub(super) fn end_if_due(&mut self, job: &JobId, slice: &StreamSlice, read: &mut ReadProgress) {
         if !slice.entries.is_empty() {
-            self.endings.note_events(job);
+            self.endings.note_events(&self.store.ends, job);
         }
         if let Some(status) = self.endings.due_status(job, read.began) {
             read.batch.end(job, JobEnd::Complete(status));
-            self.endings.publish(job);
-            self.store.ends.end(job);
+            self.endings.publish(&self.store.ends, job);
         }
     }
 }
