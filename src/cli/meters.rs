@@ -1,6 +1,6 @@
 //! Gauges that say how the daemon is set up, and those that change by themselves.
 
-use crate::config::{Settings, SourceKind};
+use crate::config::{Effective, Settings, SourceKind};
 use crate::shutdown::{Phase, ShutdownWatch};
 use crate::tail::Progress;
 use crate::telemetry::{self, MetricsExporter};
@@ -16,8 +16,8 @@ pub fn measured(metrics: MetricsExporter, progress: Progress, shutdown: Shutdown
 }
 
 /// Sets the gauges of the settings. The limits on streams and connections are set where they are kept, since the number of
-/// open files may lower them.
-pub fn show(settings: &Settings) {
+/// open files may lower them. Returns the settings as they are in effect now.
+pub fn show(settings: &Settings) -> Effective {
     let bytes = settings.hub.total_bytes.as_u64() as f64;
     let is_pooled = settings.source.kind == SourceKind::Postgres;
     let pool = if is_pooled { f64::from(settings.source.postgres.pool) } else { 0.0 };
@@ -32,12 +32,14 @@ pub fn show(settings: &Settings) {
     ] {
         telemetry::LIMIT.set(&[("of", of)], limit);
     }
-    show_hash(settings);
+    let effective = Effective::new(settings);
+    show_hash(&effective);
+    effective
 }
 
 /// Sets the number that is made of all settings. Secrets are masked in it, since a number is no place for them.
-pub fn show_hash(settings: &Settings) {
-    let hash = Sha256::digest(settings.to_toml());
+pub fn show_hash(effective: &Effective) {
+    let hash = Sha256::digest(effective.to_toml());
     // As many bits as a gauge shows exactly.
     let number = hash.iter().take(6).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
     telemetry::SETTINGS_HASH.gauge(&[]).set(number as f64);

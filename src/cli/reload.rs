@@ -2,7 +2,7 @@
 //! take new ones do. A part that cannot says nothing: its keys are reported as waiting for a restart.
 
 use super::{ConfigFile, meters};
-use crate::config::{ConfigErrors, Settings, Values};
+use crate::config::{ConfigErrors, Effective, Settings, Values};
 use crate::shutdown::{Phase, ReloadSignal, ShutdownWatch};
 use crate::systemd;
 use std::fs;
@@ -75,7 +75,13 @@ impl Reloader {
     }
 
     /// Reloads whenever it is asked to, until the process stops.
-    pub async fn run(mut self, parts: Vec<Reloadable>, signal: ReloadSignal, shutdown: ShutdownWatch) {
+    pub async fn run(
+        mut self,
+        parts: Vec<Reloadable>,
+        effective: Effective,
+        signal: ReloadSignal,
+        shutdown: ShutdownWatch,
+    ) {
         let mut files = Files::look(&self.config);
         loop {
             let cause = tokio::select! {
@@ -85,7 +91,7 @@ impl Reloader {
             };
             systemd::reloading();
             files = Files::look(&self.config);
-            match self.reload(&parts) {
+            match self.reload(&parts, &effective) {
                 Ok(Outcome { reloaded, need_restart }) if need_restart.is_empty() => {
                     tracing::info!(cause, ?reloaded, "settings reloaded");
                 }
@@ -98,7 +104,7 @@ impl Reloader {
         }
     }
 
-    fn reload(&mut self, parts: &[Reloadable]) -> Result<Outcome, ReloadError> {
+    fn reload(&mut self, parts: &[Reloadable], effective: &Effective) -> Result<Outcome, ReloadError> {
         let (settings, values) = self.config.load_with_values()?;
         let prepared: Result<Vec<Apply>, String> = parts.iter().map(|part| (part.prepare)(&settings)).collect();
         prepared.map_err(ReloadError::Part)?.into_iter().for_each(|apply| apply());
@@ -108,9 +114,8 @@ impl Reloader {
         for key in &reloaded {
             self.running.take(key, &values);
         }
-        if need_restart.is_empty() {
-            meters::show_hash(&settings);
-        }
+        effective.take(&reloaded, &settings);
+        meters::show_hash(effective);
         Ok(Outcome { reloaded, need_restart })
     }
 }

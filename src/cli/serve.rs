@@ -4,7 +4,7 @@ use super::files::{OpenFiles, TooFewFiles};
 use super::reload::{Reloadable, Reloader};
 use super::{ConfigFile, failed, meters, misused};
 use crate::auth::{Auth, SetupError};
-use crate::config::{self, AuthMode, Settings};
+use crate::config::{self, AuthMode, Effective, Settings};
 use crate::delivery::admission::Admission;
 use crate::delivery::connections::Registry;
 use crate::delivery::threads::Threads;
@@ -153,7 +153,7 @@ async fn serve_in(
     let (mut signals, reload_signal, receive_signals) = Signals::receive()?;
     let admission = Admission::new(shares.streams, settings.http.max_connections_per_ip, shares.connections);
     let delivery = Delivery::start(&settings, source.clone(), admission.clone(), &shutdown, &supervisor)?;
-    meters::show(&settings);
+    let effective = meters::show(&settings);
     let metrics = meters::measured(metrics, delivery.progress.clone(), shutdown.watch());
     let (cors, current_cors) = watch::channel(settings.http.cors.clone());
     let in_flight = InFlight::default();
@@ -166,12 +166,13 @@ async fn serve_in(
         supervisor.task("metrics", keep_metrics(metrics.clone(), shutdown.watch())),
         supervisor.task("auth", auth.clone().run(shutdown.watch())),
         supervisor.task("service manager", keep_informed(&delivery, &supervisor, shutdown.watch())),
-        supervisor.task("reload", keep_reloading(reloader, parts, reload_signal, shutdown.watch())),
+        supervisor.task("reload", keep_reloading(reloader, parts, effective.clone(), reload_signal, shutdown.watch())),
     ];
     helpers.extend(certificates.map(|renewed| supervisor.task("certificates", renewed.watch(shutdown.watch()))));
     let receiver = supervisor.task("signals", receive_signals);
     let public = Server::start("http", http::serve(public, app, delivery.threads.clone(), tls)?, &supervisor);
-    let admin = http::serve_admin(admin, delivery.health(&supervisor, metrics, &settings), delivery.connections(auth))?;
+    let health = delivery.health(&supervisor, metrics, &settings, effective);
+    let admin = http::serve_admin(admin, health, delivery.connections(auth))?;
     let admin = Server::start("admin", admin, &supervisor);
 
     let version = env!("CARGO_PKG_VERSION");
@@ -295,13 +296,12 @@ fn keep_informed(
 async fn keep_reloading(
     reloader: Option<Reloader>,
     parts: Vec<Reloadable>,
+    effective: Effective,
     signal: ReloadSignal,
     shutdown: ShutdownWatch,
 ) {
-    match reloader {
-        Some(reloader) => reloader.run(parts, signal, shutdown).await,
-        None => shutdown.reached(Phase::Stopped).await,
-    }
+    let Some(reloader) = reloader else { return shutdown.reached(Phase::Stopped).await };
+    reloader.run(parts, effective, signal, shutdown).await;
 }
 
 /// Everything that runs besides the wait for a signal.
@@ -414,15 +414,16 @@ impl Delivery {
         }
     }
 
-    fn health(&self, supervisor: &Supervisor, metrics: MetricsExporter, settings: &Settings) -> Health {
+    fn health(&self, of: &Supervisor, metrics: MetricsExporter, settings: &Settings, effective: Effective) -> Health {
         Health {
             hub: self.streams.hub.clone(),
             admission: self.streams.admission.clone(),
             shutdown: self.streams.shutdown.clone(),
-            supervisor: supervisor.clone(),
+            supervisor: of.clone(),
             metrics,
             ready_grace: settings.source.ready_grace,
             hosts: Hosts::new(settings.admin.listen, &settings.http.hosts, false),
+            settings: effective,
         }
     }
 

@@ -5,6 +5,7 @@
 //! - `mapping`: the columns and fields of other people's stores, and how they are read.
 //! - `values`: types of single values, such as secrets and networks.
 //! - `load`: reads the file and the variables, and finds everything that is wrong at once.
+//! - `effective`: the settings as they are in effect, after reloads.
 //! - `validate`: the list of problems, and the rules that concern two sections.
 //! - `docs`: makes `config/jobcast.toml` and `docs/settings.md` from the doc comments on the fields.
 //!
@@ -13,6 +14,7 @@
 mod auth;
 #[cfg(test)]
 mod docs;
+mod effective;
 mod load;
 mod mapping;
 mod redis;
@@ -23,6 +25,7 @@ mod validate;
 mod values;
 
 pub use auth::{Auth, AuthMode, Forward, Jwt};
+pub use effective::Effective;
 pub use load::{ConfigErrors, Values};
 pub use mapping::{Create, EventOrder, Field, PayloadColumns, PayloadKind, TimestampUnit};
 pub use redis::{EntryFields, Redis};

@@ -189,7 +189,7 @@ impl Cors {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Admin {
-    /// Address of /healthz, /readyz, /metrics and /debug/channels, written as http.listen is.
+    /// Address of /healthz, /readyz, /metrics, /settings and /debug/channels, written as http.listen is.
     #[serde(with = "listen")]
     pub listen: SocketAddr,
 }

@@ -167,6 +167,7 @@ impl Admission {
             number: inner.next_number.fetch_add(1, Ordering::Relaxed),
             since: Instant::now(),
             delivered: 0,
+            bytes: 0,
             ip,
             is_ip_counted: counted_ip.is_some(),
             has_connection: false,
@@ -240,6 +241,8 @@ pub struct StreamPermit {
     since: Instant,
     /// The number of events that were written to it, as far as 32 bits can count.
     delivered: u32,
+    /// Their bytes, as they were framed.
+    bytes: u64,
     ip: Option<IpAddr>,
     is_ip_counted: bool,
     /// The stream is all that is left of its connection, and counts for it.
@@ -290,8 +293,9 @@ impl StreamPermit {
         connection.is_kept = true;
     }
 
-    /// Counts events that were written to the stream.
-    pub fn count(&mut self, events: u64) {
+    /// Counts events that were written to the stream, and their bytes.
+    pub fn count(&mut self, events: u64, bytes: u64) {
+        self.bytes += bytes;
         self.delivered = self.delivered.saturating_add(events.try_into().unwrap_or(u32::MAX));
     }
 
@@ -336,6 +340,7 @@ impl Drop for StreamPermit {
             reason = reason.as_str(),
             seconds = open_for.as_secs_f64(),
             events = self.delivered,
+            bytes = self.bytes,
             "stream ended"
         );
     }

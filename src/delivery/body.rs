@@ -313,7 +313,7 @@ impl Body {
         telemetry::DELIVERIES.counter(&[]).increment(count);
         telemetry::DELIVERED_BYTES.counter(&[]).increment(bytes);
         if let (Some(permit), Some(registration)) = (&mut self.permit, &self.registration) {
-            permit.count(count);
+            permit.count(count, bytes);
             registration.count(count);
             registration.set_place(match &self.state {
                 State::Live(live) => Some(live.place),

@@ -1,10 +1,12 @@
-//! The admin listener: health, readiness, metrics, a view of the live jobs, and the open streams. It must not be reachable for the public.
+//! The admin listener: health, readiness, metrics, the settings, a view of the live jobs, and the open streams. It must not be
+//! reachable for the public.
 
 use super::connections::{self, Connections};
 use super::edge;
 use super::hosts::Hosts;
 use super::problem::Problem;
 use super::routes::{self, address, reading};
+use crate::config::Effective;
 use crate::delivery::admission::Admission;
 use crate::hub::Hub;
 use crate::shutdown::{Phase, ShutdownWatch};
@@ -33,6 +35,7 @@ pub struct Health {
     pub ready_grace: Duration,
     /// Names that the listener answers to.
     pub hosts: Hosts,
+    pub settings: Effective,
 }
 
 /// Open connections, at most, so that the process keeps files for everything else.
@@ -52,6 +55,7 @@ pub fn serve(listener: TcpListener, health: Health, connections: Connections) ->
             .service(reading("/readyz", ready))
             .service(reading("/metrics", metrics))
             .service(reading("/debug/channels", channels))
+            .service(reading("/settings", settings))
             .service(
                 address("/connections", "GET, HEAD, DELETE")
                     .route(web::get().to(connections::list))
@@ -65,7 +69,8 @@ pub fn serve(listener: TcpListener, health: Health, connections: Connections) ->
 }
 
 /// The answer's detail where nothing is.
-const ADDRESSES: &str = "nothing is here; there are /healthz, /readyz, /metrics, /debug/channels and /connections";
+const ADDRESSES: &str =
+    "nothing is here; there are /healthz, /readyz, /metrics, /settings, /debug/channels and /connections";
 
 /// Problem code of a process that ends because one of its parts has failed.
 const PART_FAILED: &str = "server.part_failed";
@@ -106,6 +111,12 @@ async fn ready(health: web::Data<Health>) -> HttpResponse {
 async fn metrics(health: web::Data<Health>) -> HttpResponse {
     // The media type of the text format (Prometheus, "Exposition formats").
     HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(health.metrics.render())
+}
+
+/// Answers with the settings that are in effect, secrets masked.
+async fn settings(health: web::Data<Health>) -> HttpResponse {
+    // The media type of TOML v1.0.0, section "MIME Type".
+    HttpResponse::Ok().content_type("application/toml; charset=utf-8").body(health.settings.to_toml())
 }
 
 async fn channels(health: web::Data<Health>) -> HttpResponse {

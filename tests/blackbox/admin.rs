@@ -142,7 +142,7 @@ async fn connections_are_closed_only_by_a_choice_that_is_understood() {
 #[tokio::test]
 async fn the_admin_listener_answers_head_like_get_and_says_what_is_allowed() {
     let daemon = Daemon::start().await;
-    for path in ["/healthz", "/readyz", "/metrics", "/debug/channels", "/connections"] {
+    for path in ["/healthz", "/readyz", "/metrics", "/settings", "/debug/channels", "/connections"] {
         let head = request(daemon.admin, "HEAD", path, &[], b"").await;
         assert_eq!((head.status, head.body.len()), (200, 0), "{path}");
         let refused = request(daemon.admin, "PATCH", path, &[], b"").await;

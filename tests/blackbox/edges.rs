@@ -147,7 +147,8 @@ async fn head_is_answered_as_get_and_every_405_says_what_is_allowed() {
     daemon.write("job", 0..2).await;
     let public = ["/", "/page.css", "/jobcast.js", "/openapi.json", "/runner-jobs", EVENTS];
     let all = public.map(|path| (daemon.http, path)).into_iter();
-    for (to, path) in all.chain(["/healthz", "/readyz", "/metrics", "/debug/channels"].map(|path| (daemon.admin, path)))
+    for (to, path) in
+        all.chain(["/healthz", "/readyz", "/metrics", "/settings", "/debug/channels"].map(|path| (daemon.admin, path)))
     {
         let (get, head) = (request(to, "GET", path, &[], b"").await, request(to, "HEAD", path, &[], b"").await);
         assert_eq!((get.status, head.status, head.body.len()), (200, 200, 0), "{path}");

@@ -45,6 +45,10 @@ async fn a_reload_changes_log_cors_and_limits_without_closing_a_stream_and_names
         assert!(reloaded.contains(key) && !waiting.contains(key), "{line}");
     }
     assert!(waiting.contains("stream.heartbeat") && !reloaded.contains("stream.heartbeat"), "{line}");
+    let shown: toml::Table = daemon.ask_admin("/settings").await.text().parse().expect("the settings");
+    let (limit, origins) = (&shown["http"]["max_connections"], &shown["http"]["cors"]["origins"]);
+    assert_eq!((limit.as_integer(), origins[0].as_str()), (Some(2), Some(page)));
+    assert_ne!(shown["stream"]["heartbeat"].as_str(), Some("7s"), "it is not in effect");
     assert_eq!(daemon.stream("job").await.event().await.number(), 0);
     assert_eq!(allowed_origin(&daemon, page).await.as_deref(), Some(page));
     daemon.logs(&["INFO", "stream begins"]).await;

@@ -190,6 +190,7 @@ async fn every_line_of_a_request_has_its_id_its_job_and_its_caller_in_one_schema
     assert_eq!((&answered["status"], &answered["outcome"]), (&200.into(), &"accepted".into()));
     assert_eq!((&ended["reason"], &ended["events"]), (&"gone".into(), &3.into()));
     assert!(answered["seconds"].is_f64() && ended["seconds"].is_f64());
+    assert!(ended["bytes"].as_u64() > Some(150), "{ended}");
 
     // What is refused is in it, with the code of its problem, and with an id where the proxy gave none that is one.
     request(daemon.http, "GET", "/runner-jobs/nobody/events", &[("X-Request-Id", "no id")], b"").await;

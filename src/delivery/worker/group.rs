@@ -266,7 +266,7 @@ impl Worker {
         if written.bytes > 0 {
             subscriber.last_write = self.clock.now();
         }
-        subscriber.permit.count(written.events);
+        subscriber.permit.count(written.events, written.bytes);
         self.delivered.events += written.events;
         self.delivered.bytes += written.bytes;
         (written.events, written.outcome)

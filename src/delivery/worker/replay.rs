@@ -63,9 +63,10 @@ impl Worker {
 
     pub(super) fn push_replayed(&mut self, key: usize, segments: &[Arc<Segment>]) {
         for segment in segments {
-            self.subscribers[key].permit.count(segment.len() as u64);
-            self.delivered.events += segment.len() as u64;
-            self.delivered.bytes += segment.framed().len() as u64;
+            let (events, bytes) = (segment.len() as u64, segment.framed().len() as u64);
+            self.subscribers[key].permit.count(events, bytes);
+            self.delivered.events += events;
+            self.delivered.bytes += bytes;
             telemetry::REPLAYED.increment(&[("from", "source")], segment.len() as u64);
             self.push(key, segment.framed().clone());
         }

@@ -11,7 +11,7 @@ use crate::support::{Daemon, Signer, Web};
 /// Everything that an operator or an outsider gets to read of a daemon.
 async fn written(daemon: &Daemon) -> String {
     let mut all = daemon.log();
-    for path in ["/metrics", "/debug/channels", "/readyz"] {
+    for path in ["/metrics", "/settings", "/debug/channels", "/readyz"] {
         all += &daemon.ask_admin(path).await.text();
     }
     all
