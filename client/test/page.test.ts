@@ -3,6 +3,7 @@
 import { randomUUID } from "node:crypto";
 import { createServer, request, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
+import { join } from "node:path";
 import type { Browser, BrowserContext, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from "vitest";
 import { closeAll, launch, newPage } from "./support/client.ts";
@@ -10,6 +11,10 @@ import { Daemon } from "./support/daemon.ts";
 import { eventually } from "./support/eventually.ts";
 import { Gateway } from "./support/gateway.ts";
 import { longestTaskMs } from "./support/longest-task.mjs";
+
+/** The seconds for which 200 jobs write, and the folder that keeps a picture of the page then (`npm run page-load`). */
+const LOAD_SECONDS = Number(process.env.LOAD_SECONDS ?? 5);
+const { PICTURES } = process.env;
 
 let daemon: Daemon;
 let gateway: Gateway;
@@ -222,9 +227,16 @@ it("with 200 jobs at 200 events a second it has one connection, and no task of m
   await page.goto(`${between.origin}/#job=${jobs[3]}`);
   await shown(["job started · Build 3", "compiling"]);
   await eventually("there is one connection", () => between.openStreams === 1);
+  await page.evaluate(() => {
+    const entries: number[] = [];
+    new PerformanceObserver((list) => entries.push(...list.getEntries().map(({ duration }) => duration))).observe({
+      type: "longtask",
+    });
+    Object.assign(window, { longTasks: entries });
+  });
   await browser.startTracing(page, { categories: ["toplevel"] });
   const began = Date.now();
-  for (let second = 0; second < 5; second += 1) {
+  for (let second = 0; second < LOAD_SECONDS; second += 1) {
     for (let part = 0; part < 10; part += 1) {
       const of = Array.from({ length: 20 }, (_, index) => jobs[(part * 20 + index) % 200]!);
       await Promise.all(of.map((job) => many.write(job, [output(`line ${second} of ${job}`)])));
@@ -233,10 +245,18 @@ it("with 200 jobs at 200 events a second it has one connection, and no task of m
   }
   await eventually("the last lines are shown", async () => {
     const texts = await page.locator("#jobs section a .last").allTextContents();
-    return texts.every((text) => text.startsWith("line 4 of"));
+    return texts.every((text) => text.startsWith(`line ${LOAD_SECONDS - 1} of`));
   });
+  const tookMs = Date.now() - began;
   const taskMs = longestTaskMs(await browser.stopTracing());
-  console.log(`200 jobs at 200 events a second: no task took more than ${Math.round(taskMs)} ms`);
+  // The browser's own count goes by the clock on the wall, in which other programs on the machine have their part.
+  const long = await page.evaluate(() => (window as unknown as { longTasks: number[] }).longTasks);
+  const rate = Math.round((200 * LOAD_SECONDS * 1000) / tookMs);
+  console.log(
+    `200 jobs at ${rate} events a second for ${LOAD_SECONDS} s: no task took more than ${Math.round(taskMs)} ms of the thread's time; ` +
+      `${long.length} long tasks by PerformanceObserver${long.length > 0 ? `, up to ${Math.max(...long)} ms` : ""}`,
+  );
+  if (PICTURES) await page.screenshot({ path: join(PICTURES, "page-load.png") });
   expect(taskMs).toBeLessThan(50);
   expect(between.openStreams).toBe(1);
   await page.close();
