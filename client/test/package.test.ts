@@ -4,6 +4,7 @@ import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writ
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
+import { build } from "esbuild";
 import { compile } from "svelte/compiler";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { launch } from "./support/client.ts";
@@ -129,6 +130,42 @@ it("the example builds, and two tabs of it show a job over one connection", asyn
   expect(gateway.streams("example")).toHaveLength(1);
   await daemon.end("example");
   for (const tab of tabs) await tab.getByText("the job has ended · completed").waitFor();
+  await browser.close();
+  await gateway.stop();
+});
+
+it("the first example of each README shows a job in a browser", async () => {
+  const first = (file: string, language: string) =>
+    new RegExp(`^\`\`\`${language}\n(.*?)^\`\`\``, "ms").exec(readFileSync(join(root, file), "utf8"))![1]!;
+  const mount = `import { createRoot } from "react-dom/client";
+    createRoot(document.getElementById("root")!).render(<Log jobId="build-7" />);`;
+  writeFileSync(join(app, "src/first.tsx"), `${first("README.md", "tsx")}${mount}`);
+  await build({
+    entryPoints: { first: join(app, "src/first.tsx") },
+    outdir: PAGES,
+    bundle: true,
+    format: "esm",
+    jsx: "automatic",
+    define: { "process.env.NODE_ENV": '"production"' },
+  });
+  const page = (script: string) => `<!doctype html><main id="root"></main><script type="module" ${script}</script>`;
+  writeFileSync(join(PAGES, "first-react.html"), page('src="/__test/first.js">'));
+  writeFileSync(join(PAGES, "first.html"), page(`>${first("../README.md", "js")}`));
+  const gateway = await Gateway.before(() => daemon.origin);
+  const browser = await launch();
+  await daemon.write("build-7", [{ payload: { line: "hello" } }]);
+  const [plain, react] = [await browser.newPage(), await browser.newPage()];
+  const logged: string[] = [];
+  plain.on("console", (message) => logged.push(message.text()));
+  await plain.goto(`${gateway.origin}/__test/first.html`);
+  await react.goto(`${gateway.origin}/__test/first-react.html`);
+  await react.getByText('{"line":"hello"}').waitFor();
+  await daemon.write("build-7", [{ payload: { line: "again" } }]);
+  await react.getByText('{"line":"again"}').waitFor();
+  await daemon.end("build-7");
+  await react.getByRole("status").getByText("complete").waitFor();
+  await eventually("the end is logged", () => logged.some((line) => line.startsWith("complete")));
+  expect(logged.filter((line) => line === "hello" || line === "again")).toEqual(["hello", "again"]);
   await browser.close();
   await gateway.stop();
 });
