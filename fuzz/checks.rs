@@ -2,12 +2,16 @@
 //! them (`fuzz_targets/`), and so do the ordinary tests, over the corpus and over changed copies of it.
 
 use actix_web::test::TestRequest;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jobcast::auth::{Auth, Caller, Wanted};
 use jobcast::config::Settings;
-use jobcast::cursor::Cursor;
+use jobcast::cursor::set::{self, Members, Size};
+use jobcast::cursor::{Cursor, Level, fingerprint};
 use jobcast::event::JobId;
 use jobcast::http::{Hosts, Sent, forwarded, x_forwarded_for};
 use std::pin::pin;
+use std::sync::LazyLock;
 use std::task::{Context, Poll, Waker};
 use url::form_urlencoded;
 
@@ -25,6 +29,21 @@ pub fn cursor(input: &[u8]) {
     assert!(token.as_str().len() <= Cursor::MAX_BYTES);
     assert_eq!(Cursor::open('s', &job, token.as_str()).as_deref(), Some(inside));
     assert_eq!(Cursor::open('s', &other, token.as_str()), None);
+}
+
+/// Tokens of sets, whose checksum everybody can make: what one says of each job is said again by tokens of our own.
+pub fn set(input: &[u8]) {
+    let members = Members::new((0..20).filter_map(|number| format!("job-{number}").parse().ok()));
+    let token = URL_SAFE_NO_PAD.encode([&fingerprint(input), input].concat());
+    let Some(positions) = set::open(&members, &format!("{}{token}", set::LETTER)) else { return };
+    assert_eq!(positions.len(), members.jobs().len());
+    let levels: Option<Vec<Level>> = positions.iter().map(|position| position.as_ref().map(Cursor::level)).collect();
+    let Some(levels) = levels else { return };
+    for size in [Size::Short, Size::Full] {
+        let again = set::seal(&members, &levels, size);
+        assert!(again.as_str().len() <= set::MAX_TEXT);
+        assert_eq!(set::open(&members, again.as_str()).as_ref(), Some(&positions), "{size:?}");
+    }
 }
 
 /// Settings: whatever is taken is printed, and read again as the same.
@@ -87,20 +106,24 @@ const SECRET: &str = "a secret of the fuzzer: 32 bytes.";
 /// The one token of this secret in the corpus that has not expired: for the job `job-7` alone.
 const TOKEN: &str = "eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjQxMDI0NDQ4MDAsInN1YiI6ImFubiIsImpvYmNhc3Quam9icyI6WyJqb2ItNyJdfQ.ml1ahEaViWnYMVHIihhsoGR6omICfiuu-bQBh8k6y4k";
 
+/// Made once, since settings take a hundred times as long as a token.
+static AUTH: LazyLock<Auth> = LazyLock::new(|| {
+    let settings = format!("[auth]\nmode = \"jwt\"\njwt.secret = \"{SECRET}\"\njwt.cookie = \"session\"\n");
+    let settings = Settings::from_toml(&settings).expect("settings");
+    Auth::new(&settings.auth).expect("a secret")
+});
+
 /// Credentials: a header, cookies and a query, a line each. Nobody gets a right without the one token that was signed, and with
 /// it to its own job only.
 pub fn token(input: &[u8]) {
     let mut lines = input.splitn(3, |byte| *byte == b'\n');
     let (header, cookies) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
     let query = String::from_utf8_lossy(lines.next().unwrap_or_default());
-    let settings = format!("[auth]\nmode = \"jwt\"\njwt.secret = \"{SECRET}\"\njwt.cookie = \"session\"\n");
-    let settings = Settings::from_toml(&settings).expect("settings");
-    let auth = Auth::new(&settings.auth).expect("a secret");
     for (job, may_be_seen) in [("job-7", true), ("job-8", false)] {
         let header = Some(header).filter(|header| !header.is_empty());
         let Ok(caller) = Caller::new(header, [cookies], ("/", &query), |_| true) else { return };
         let wanted = Wanted::Job(job.parse().expect("an id"));
-        let asked = pin!(auth.ask(caller, &wanted)).poll(&mut Context::from_waker(Waker::noop()));
+        let asked = pin!(AUTH.ask(caller, &wanted)).poll(&mut Context::from_waker(Waker::noop()));
         let Poll::Ready(answer) = asked else { panic!("a secret is at hand") };
         if answer.is_ok() {
             assert!(may_be_seen, "another job");

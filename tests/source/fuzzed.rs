@@ -49,6 +49,7 @@ fn run(target: &str, check: fn(&[u8])) {
 #[test]
 fn no_foreign_bytes_of_the_corpus_or_near_it_break_what_reads_them() {
     run("cursor", checks::cursor);
+    run("set", checks::set);
     run("settings", checks::settings);
     run("ingest", checks::ingest);
     run("address", checks::address);
