@@ -159,11 +159,13 @@ async fn a_peer_that_vanished_is_noticed_within_the_write_timeout() {
         printf 'GET /runner-jobs/job/events/stream HTTP/1.1\r\nHost: localhost\r\n\r\n' >&3
         count() { curl -s http://127.0.0.1:9464/metrics | grep '^jobcast_subscribers '; }
         until count | grep -q ' 1$'; do sleep 0.1; done
-        files() { ls /proc/$daemon/fd | wc -l; }
-        before=$(files)
+        # established connections of port 8080
+        open() { awk '$2 ~ /:1F90$/ && $4 == "01"' /proc/net/tcp; }
+        [ -n "$(open)" ]
         ip link set lo down
-        until [ $(files) -lt $before ]; do sleep 0.1; done
+        until [ -z "$(open)" ]; do sleep 0.1; done
         ip link set lo up
+        until count | grep -q ' 0$'; do sleep 0.1; done
         count
     "#;
     let folder = tempfile::tempdir().expect("a directory");
