@@ -29,6 +29,9 @@ pub struct Flap {
     pub patience: Duration,
 }
 
+/// The most times as long that one stays while nothing comes.
+const MOST_LONGER: u64 = 32;
+
 impl Flap {
     /// Watches a job to its end, now on one daemon, now on another, leaving at random in the middle of anything, and
     /// returns the numbers that it was given.
@@ -37,6 +40,8 @@ impl Flap {
         let mut last: Option<Message> = None;
         let mut known = HashSet::new();
         let mut last_given = Instant::now();
+        // While nothing comes it stays longer each time, so that it gets on also where a read takes longer than it would stay.
+        let mut longer = 1;
         while last_given.elapsed() < self.patience {
             let (to, resume, stays, away) = {
                 let mut rng = rand::rng();
@@ -44,7 +49,7 @@ impl Flap {
                 (
                     *to.expect("a daemon"),
                     *resume.expect("a way"),
-                    rng.random_range(0..self.stays),
+                    longer * rng.random_range(0..self.stays),
                     rng.random_range(0..self.away),
                 )
             };
@@ -58,6 +63,7 @@ impl Flap {
             }
             let headers: Vec<(&str, &str)> = header.iter().map(|last| ("Last-Event-ID", last.as_str())).collect();
             let until = Instant::now() + Duration::from_millis(stays);
+            let before = seen.len();
             if let Ok(Ok(mut stream)) = timeout_at(until, Stream::try_open(to, &path, &headers)).await {
                 if stream.head.status == 204 {
                     return seen;
@@ -75,6 +81,7 @@ impl Flap {
                     }
                 }
             }
+            longer = if seen.len() > before { 1 } else { (2 * longer).min(MOST_LONGER) };
             sleep(Duration::from_millis(away)).await;
         }
         panic!("nothing came of {job} for {:?}, nor its end; {} events seen", self.patience, seen.len());
