@@ -26,7 +26,8 @@ const SUBSCRIBERS: u64 = 4;
 const CONNECTIONS: usize = 30;
 /// A connection ends after fewer ids than this.
 const STAYS: usize = 30;
-/// A connection ends where nothing comes for so long.
+/// A connection ends where nothing comes for so long, and twice as long after each in which nothing came: a read may take long on
+/// a busy machine.
 const QUIET: Duration = Duration::from_millis(500);
 
 /// The length of the run, as a multiple of that in a run of all tests.
@@ -51,6 +52,7 @@ struct Subscriber {
     complete: BTreeSet<String>,
     /// The length of each id.
     lengths: Vec<usize>,
+    quiet: Duration,
 }
 
 /// The end of one connection.
@@ -102,6 +104,7 @@ impl Subscriber {
             last: None,
             complete: BTreeSet::new(),
             lengths: Vec::new(),
+            quiet: QUIET,
         }
     }
 
@@ -149,12 +152,17 @@ impl Subscriber {
         }
         let mut ids = 0;
         while ids < stays {
-            let Ok(next) = timeout(QUIET, stream.try_next()).await else { return Left::Open };
+            let Ok(next) = timeout(self.quiet, stream.try_next()).await else {
+                self.quiet = (2 * self.quiet).min(PATIENCE / 4);
+                return Left::Open;
+            };
             let Some(message) = next.expect("a whole stream") else {
                 assert_eq!(self.complete, self.set, "the stream was closed");
                 return Left::Complete;
             };
-            ids += usize::from(message.id.is_some());
+            if message.id.is_some() {
+                (ids, self.quiet) = (ids + 1, QUIET);
+            }
             self.take(message, &known);
         }
         Left::Open
