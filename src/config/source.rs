@@ -221,7 +221,7 @@ pub struct Postgres {
     pub payload_kind: PayloadKind,
     /// Unit of a timestamp that is a number: auto (by its size), s, ms, us or ns.
     pub timestamp_unit: TimestampUnit,
-    /// Zone of a timestamp that is stored without one, such as Europe/Paris.
+    /// Zone of a timestamp that is stored without one, such as Europe/Paris or +02:00.
     pub timestamp_zone: String,
     /// Order of a job's events: seq (where there is such a column, else as timestamp) or timestamp.
     pub order: EventOrder,

@@ -12,8 +12,17 @@ pub fn zone_of(name: &str) -> Result<TimeZone, jiff::Error> {
     }
 }
 
-/// Reads `+02:00`, `-0330` or `+02`.
-fn parse_offset(text: &str) -> Option<Offset> {
+/// Returns true for a name such as `UTC+2`. By the rules of POSIX that is two hours to the west, which nobody expects who
+/// does not know them. `Etc/GMT+2` is the name of a zone.
+pub fn is_misleading(name: &str) -> bool {
+    let is_number =
+        |end: &str| end.starts_with(|c: char| c.is_ascii_digit()) && end.contains(|c| ('1'..='9').contains(&c));
+    let ends_with_number = name.rsplit_once(['+', '-']).is_some_and(|(_, end)| is_number(end));
+    ends_with_number && !name.contains('/') && parse_offset(name).is_none()
+}
+
+/// Reads `+02:00`, `-0330` or `+02`: the time that is to be taken away for that of Greenwich.
+pub fn parse_offset(text: &str) -> Option<Offset> {
     let digits: String = text.strip_prefix(['+', '-'])?.chars().filter(|c| *c != ':').collect();
     if !matches!(digits.len(), 2 | 4) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;

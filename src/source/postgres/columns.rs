@@ -2,7 +2,7 @@
 
 use super::lookup::Lookup;
 use super::problem::SchemaProblem;
-use super::sql::{literal, quote};
+use super::sql::{literal, quote, zone};
 use super::tables::Column;
 use crate::config::{self, EventOrder, Field, PayloadColumns, PayloadKind, TimestampUnit};
 use crate::event::{Part, Payload, text_of};
@@ -57,7 +57,7 @@ pub struct TimeColumn {
 enum TimeKind {
     /// `timestamp with time zone`
     Zoned,
-    /// `timestamp without time zone` or `date`, with the zone that it is meant in, as a literal.
+    /// `timestamp without time zone` or `date`, with the zone that it is meant in, as an expression.
     Local { zone: String },
     /// A whole number.
     Integer(TimestampUnit),
@@ -196,7 +196,7 @@ impl TimeColumn {
         let Some(column) = column else { return none() };
         let kind = match &*column.kind {
             "timestamp with time zone" => TimeKind::Zoned,
-            "timestamp without time zone" | "date" => TimeKind::Local { zone: literal(&settings.timestamp_zone) },
+            "timestamp without time zone" | "date" => TimeKind::Local { zone: zone(&settings.timestamp_zone) },
             "bigint" | "integer" => TimeKind::Integer(settings.timestamp_unit),
             "numeric" | "double precision" | "real" => TimeKind::Fraction(settings.timestamp_unit),
             other => {
@@ -263,7 +263,11 @@ impl TimeColumn {
         match number {
             i64::MIN => "'-infinity'".into(),
             i64::MAX => "'infinity'".into(),
-            number => format!("{epoch} + {number} * interval '1 microsecond'"),
+            // Intervals are multiplied as doubles, which have no room for all microseconds after the year 2255.
+            number => {
+                let (seconds, rest) = (number.div_euclid(1_000_000), number.rem_euclid(1_000_000));
+                format!("{epoch} + {seconds} * interval '1 second' + {rest} * interval '1 microsecond'")
+            }
         }
     }
 

@@ -52,7 +52,7 @@ impl SchemaProblem {
                 "name a column of type bigint, integer or smallint by source.postgres.columns.seq, or none by \"\""
             }
             Self::UnusableXid { .. } => "name a column of type xid8 by source.postgres.columns.xid, or none by \"\"",
-            Self::UnknownZone { .. } => "name one such as Europe/Paris by source.postgres.timestamp_zone",
+            Self::UnknownZone { .. } => "name one such as Europe/Paris or +02:00 by source.postgres.timestamp_zone",
             Self::UnusableTime { .. } => {
                 "name a column of times or numbers by source.postgres.columns.timestamp, or none by \"\""
             }

@@ -13,6 +13,7 @@ use super::turns::Kind;
 use crate::config;
 use crate::error::{SourceCode, SourceError};
 use crate::event::JobId;
+use crate::source::times::is_misleading;
 use crate::source::tls::root_certificate;
 use crate::source::{Change, EventKey};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
@@ -252,7 +253,7 @@ pub struct Catalogue {
     reports_wal: bool,
     /// `None` where the server does not tell.
     life: Option<Life>,
-    /// The server knows `source.postgres.timestamp_zone`.
+    /// The server knows `source.postgres.timestamp_zone`, and means by it what everybody does.
     knows_zone: bool,
 }
 
@@ -273,7 +274,8 @@ impl Catalogue {
             table => Some(read_relation(connection, table, &settings.job_columns.id).await?),
         };
         let reports_wal = is_answered(connection, sql::WAL_POSITION.into()).await?;
-        let knows_zone = is_answered(connection, sql::local_time(&settings.timestamp_zone)).await?;
+        let zone = &settings.timestamp_zone;
+        let knows_zone = !is_misleading(zone) && is_answered(connection, sql::local_time(zone)).await?;
         let life = match connection.query(sql::LIFE.into()).await {
             Ok(rows) => rows.first().map(|row| row.try_get("life")).transpose()?.map(Life::of),
             Err(QueryError::Sqlx(sqlx::Error::Database(_))) => None,

@@ -71,6 +71,7 @@ const CASES: &[Case] = &[
     wrong("nothing fills the transaction", "ALTER TABLE job_events ALTER xid DROP DEFAULT, ALTER xid DROP NOT NULL", &[],
         &["nothing fills it"], "ALTER COLUMN \"xid\" SET DEFAULT pg_current_xact_id();"),
     wrong("the zone is misspelt", "", &[("timestamp_zone", "Mars/Base")], &["no time zone Mars/Base"], "timestamp_zone = \"UTC\""),
+    wrong("the zone is an offset that POSIX counts to the west", "", &[("timestamp_zone", "UTC+2")], &["no time zone UTC+2"], "timestamp_zone = \"UTC\""),
     wrong("a view hides the transaction",
         "CREATE TABLE raw (id text, run text, \"Kind\" text, at timestamptz); CREATE TABLE runs (run text PRIMARY KEY, name text);
          CREATE VIEW shown WITH (security_barrier=true) AS SELECT r.name AS job_id, e.id, e.\"Kind\" AS type, e.at AS \"timestamp\", ', FROM '::text AS payload

@@ -10,6 +10,7 @@ mod odd_rows;
 mod one_reader;
 mod sets;
 mod tables;
+mod times;
 mod torture;
 mod wakeups;
 

@@ -1,6 +1,7 @@
 //! Statements on the catalogue and the server, for learning the tables and for `jobcast check`.
 
 use super::{literal, quote_table};
+use crate::source::times::parse_offset;
 
 /// Reads how far the write-ahead log of a primary has to be flushed. Fails on servers that have no such functions.
 pub const WAL_POSITION: &str = "SELECT CASE WHEN NOT pg_is_in_recovery()
@@ -23,8 +24,17 @@ pub const SERVER: &str = "SELECT current_setting('server_version') AS version,
   inet_server_port() AS port, current_setting('server_encoding') AS encoding, quote_ident(current_user) AS reader";
 
 /// Reads the time in a zone; fails where the server knows no such zone.
-pub fn local_time(zone: &str) -> String {
-    format!("SELECT now() AT TIME ZONE {} AS now", literal(zone))
+pub fn local_time(name: &str) -> String {
+    format!("SELECT now() AT TIME ZONE {} AS now", zone(name))
+}
+
+/// The zone of this name as it stands behind `AT TIME ZONE`. An offset is an interval there: as a name it would be one of
+/// POSIX, which counts to the west (PostgreSQL, "Time Zones" and "Date/Time Functions and Operators").
+pub fn zone(name: &str) -> String {
+    match parse_offset(name) {
+        Some(offset) => format!("interval '{} seconds'", offset.seconds()),
+        None => literal(name),
+    }
 }
 
 /// Reads the columns of a table or view beside its `relation_kind` (`pg_class.relkind`) and whether it has children; none
