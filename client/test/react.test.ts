@@ -284,9 +284,11 @@ describe.each(["18", "19"])("React %s", (wanted) => {
     await page.evaluate(() => window.leave());
     await eventually("no connection is left", () => gateway.openStreams === 0);
     await daemon.number(job, 5, 2);
+    gateway.plan = () => ({ kind: "refuse" });
     await show(job, { persist: "session", counts: true });
     const { payloads, reduced } = await shown();
     expect([payloads, reduced]).toEqual([upTo(5), 5]);
+    gateway.plan = () => null;
     await untilShown("the rest, too", ({ payloads, reduced }) => payloads.join() === upTo(7).join() && reduced === 7);
     expect(gateway.streams(job).at(-1)?.url.searchParams.get("lastEventId")).not.toBeNull();
   });
@@ -296,7 +298,10 @@ describe.each(["18", "19"])("React %s", (wanted) => {
     await show(job, { keepMs: 0 });
     await untilShown("five", ({ payloads }) => payloads.length === 5);
     await page.evaluate(() => window.leave());
+    gateway.plan = () => ({ kind: "refuse" });
     await show(job, { keepMs: 0 });
+    expect((await shown()).payloads).toEqual([]);
+    gateway.plan = () => null;
     await untilShown("five again", ({ payloads }) => payloads.length === 5);
     expect((await shown()).told.events).toEqual([...upTo(5), ...upTo(5)]);
   });

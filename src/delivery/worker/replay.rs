@@ -67,7 +67,7 @@ impl Worker {
             self.subscribers[key].permit.count(events, bytes);
             self.delivered.events += events;
             self.delivered.bytes += bytes;
-            telemetry::REPLAYED.increment(&[("from", "source")], segment.len() as u64);
+            telemetry::REPLAYED.increment(&[("from", "source")], events);
             self.push(key, segment.framed().clone());
         }
     }

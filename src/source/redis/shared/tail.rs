@@ -134,18 +134,14 @@ impl SharedTail {
     }
 
     fn on_status(&mut self, job: &JobId, state: Option<&JobState>, batch: &mut TailBatch) {
-        let by = self.endings.get(job).map(|ending| ending.mark);
-        if by == Some(EndedBy::Entry) {
+        if self.endings.get(job).is_some_and(|ending| ending.mark == EndedBy::Entry) {
             return;
         }
         let end = state.and_then(|state| state.end);
         self.tell_status(job, self.store.resolve_status(end, state), batch);
         match end {
             Some(end) => self.endings.begin(&self.store.ends, job, end, EndedBy::Status),
-            None if by.is_some() => {
-                self.endings.remove(&self.store.ends, job);
-            }
-            None => {}
+            None => self.endings.remove(&self.store.ends, job),
         }
     }
 
