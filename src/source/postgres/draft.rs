@@ -18,6 +18,8 @@ pub struct Draft {
     pub positions: BTreeMap<JobId, Position>,
     /// Jobs that were read to their end.
     pub done: BTreeSet<JobId>,
+    /// Jobs for whose next rows a cursor has no room.
+    pub cramped: BTreeSet<JobId>,
     /// Jobs whose rows failed this read.
     pub failed: BTreeMap<JobId, QueryError>,
     pub jobs_read: usize,
@@ -29,6 +31,7 @@ impl Draft {
             batch: TailBatch::new(READ_LIMIT),
             positions: BTreeMap::new(),
             done: BTreeSet::new(),
+            cramped: BTreeSet::new(),
             failed: BTreeMap::new(),
             jobs_read: 0,
         }

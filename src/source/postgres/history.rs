@@ -30,8 +30,8 @@ pub fn behind(job: &JobId, before: &Position, snapshot: &Snapshot, can_wait: boo
 }
 
 impl Session<'_> {
-    /// Reads a page of history after `position`. `None` where a standby has not come to the position, and
-    /// `can_wait`: then it is to be read again after a while, in which this connection serves others.
+    /// Reads a page of history after `position`. `None` where a standby has not come to the position, or a cursor has no
+    /// room now, and `can_wait`: then it is to be read again after a while, in which this connection serves others.
     pub async fn page(
         &mut self,
         job: &JobId,
@@ -46,7 +46,10 @@ impl Session<'_> {
         if !position.is_honoured(&self.tables) {
             return Ok(Some(PageResult::Lost(Reset::Unknown)));
         }
-        let rows = self.read_rows(job, &mut position, limit.events).await?;
+        let rows = self.read_rows(job, &mut position, limit.events, can_wait).await?;
+        if rows.is_cramped() {
+            return Ok(None);
+        }
         let may_know = rows.snapshot.may_know(before);
         if may_know && self.knows_ends(&rows.snapshot, before).await? {
             return self.build_page(job, before.clone(), position, rows, limit).await.map(Some);
@@ -196,10 +199,9 @@ impl Session<'_> {
                 return Ok(position);
             }
             let settled = Position::new_settled(best, EndedXids::below(mark), BTreeMap::new());
-            let list = self.list_open(&settled, false).await?;
+            let list = self.list_open(&settled, last_committed, false).await?;
             let Some(list) = list.filter(|list| list.ended.mark > mark) else { return Ok(position) };
-            // Visible rows have committed, which a crash does not undo.
-            end = list.ended.truncated(list.durable_xid.max(last_committed));
+            end = list.ended.truncated(list.durable_xid);
             if end.open.is_empty() && end.mark == mark {
                 return Ok(position);
             }

@@ -51,7 +51,7 @@ impl Session<'_> {
     ) -> Result<Option<Position>, QueryError> {
         let (best, life) = (self.tables.best, self.tables.life);
         let nothing = Position::at_level(best, EndedXids::default(), life);
-        let Some(list) = self.list_open(&nothing, false).await? else { return Ok(None) };
+        let Some(list) = self.list_open(&nothing, 0, false).await? else { return Ok(None) };
         // A standby cannot be asked for the moment of its own snapshot: its jobs are read one by one.
         if list.is_standby {
             return Ok(None);

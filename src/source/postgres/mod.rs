@@ -12,6 +12,7 @@ mod level;
 mod listener;
 mod lookup;
 mod many;
+mod open_list;
 mod page;
 mod pool;
 mod position;

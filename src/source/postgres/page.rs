@@ -5,23 +5,26 @@
 //!
 //! | part | bytes | bound |
 //! |---|---|---|
-//! | settled mark, with a list of open transactions | 30 | [`MAX_LIST_BYTES`] |
-//! | counts beside it, while there is no range | 12 | [`MAX_COUNTED_BYTES`], of both together |
+//! | settled mark, with a list of open transactions | 44 | [`MAX_LIST_BYTES`] |
+//! | counts beside it, while there is no range | 10 | [`MAX_COUNTED_BYTES`], of both together |
 //! | key of a range | 28 | [`MAX_KEY_BYTES`] |
-//! | end of a range, as it differs from what is settled | 33 | the rest of 91 |
+//! | end of a range, as it differs from what is settled | 9 or more | the rest of 91 |
 //!
-//! Past that a cursor repeats rows rather than lose one. A cursor counts [`MAX_COUNTED_XIDS`] transactions without ado;
-//! where there are more, or a transaction at or above the mark has a long history, the open ones are listed instead.
+//! A cursor counts [`MAX_COUNTED_XIDS`] transactions without ado; where there are more, or a transaction at or above the
+//! mark has a long history, the open ones are listed instead: `open_list.rs`. Where a cursor has no room for anything new,
+//! the read may wait until some of them have ended ([`PageRows::is_cramped`]). In the end it repeats rows rather than
+//! lose one.
 
 #[cfg(test)]
 mod tests;
 
 use super::error::QueryError;
+use super::open_list::OpenList;
 use super::position::{DeliveryStep, EndedXids, Key, KeyId, Position, UndeliveredRows};
 use super::session::Session;
 use super::snapshot::Snapshot;
-use super::sql::{self, MAX_XID_SCAN, PageQuery, XidBound};
-use super::tables::{CursorScheme, XidSource};
+use super::sql::{self, PageQuery, XidBound};
+use super::tables::CursorScheme;
 use crate::cursor::Cursor;
 use crate::event::{Event, JobId, Part, text_of};
 use crate::source::{Limit, PageBuilder};
@@ -40,9 +43,9 @@ const MAX_COUNT: u64 = 1 << 40;
 /// delivered by key, in a range.
 const MAX_CHEAP_COUNT: u64 = 10_000;
 /// Most bytes of a position that is nothing but a mark and a list of open transactions.
-pub const MAX_LIST_BYTES: usize = 30;
+pub const MAX_LIST_BYTES: usize = 44;
 /// Most bytes of a position that also counts.
-const MAX_COUNTED_BYTES: usize = 42;
+const MAX_COUNTED_BYTES: usize = 54;
 /// Most bytes of a key: its kind, a time, and an id of 16 bytes with its length.
 pub const MAX_KEY_BYTES: usize = 28;
 
@@ -137,30 +140,6 @@ impl Position {
     pub fn fits_cursor(&self) -> bool {
         self.counted().len() <= MAX_COUNTS && self.encoded_length() <= MAX_COUNTED_BYTES
     }
-
-    /// Cuts a list of the open transactions down to what a cursor has room for when it is settled, and, if it is to end a
-    /// range, before that too.
-    fn cut_list(&self, mut list: EndedXids, ends_range: bool) -> EndedXids {
-        let has_room = |list: &EndedXids| {
-            let settled = Self::new_settled(self.scheme, list.clone(), BTreeMap::new());
-            settled.encoded_length() <= MAX_LIST_BYTES
-                && (!ends_range || self.at_range_start(list).encoded_length() + MAX_KEY_BYTES <= Cursor::MAX_INSIDE)
-        };
-        while !list.open.is_empty() && !has_room(&list) {
-            list.mark = list.open.pop_last().unwrap_or(list.mark);
-        }
-        list
-    }
-
-    /// Replaces counts by the list of the transactions that were open in the very snapshot of a primary in which they
-    /// were counted: all others had ended, and their rows were counted. By the column only, whose ids a snapshot lists.
-    pub fn settle_by_snapshot(&mut self, snapshot: &Snapshot) {
-        let last_committed = self.counted().keys().next_back().map_or(0, |xid| xid + 1);
-        let list = self.cut_list(snapshot.listed(), false).truncated(snapshot.durable_xid.max(last_committed));
-        if list.mark >= self.settled().mark {
-            self.finish(&list);
-        }
-    }
 }
 
 /// Rows of a job that were not delivered at a position, and what else the same statement read.
@@ -188,25 +167,15 @@ pub struct PageEnd {
     pub has_job: bool,
 }
 
-/// A list of the open transactions.
-pub struct OpenList {
-    pub is_standby: bool,
-    /// No transaction at or above it had begun.
-    pub xmax: u64,
-    /// Everything that has ended, as far as a cursor has room for the open ones.
-    pub ended: EndedXids,
-    /// Transaction below which a crash undoes nothing.
-    pub durable_xid: u64,
-}
-
 impl Session<'_> {
-    /// Reads the next rows of a job after `position`, about `limit`. Never returns without rows while there are some. A
-    /// range that has none left is finished.
+    /// Reads the next rows of a job after `position`, about `limit`. Never returns without rows while there are some, but
+    /// for a page that [`PageRows::is_cramped`], if the reader `can_wait`. A range that has none left is finished.
     pub async fn read_rows(
         &mut self,
         job: &JobId,
         position: &mut Position,
         limit: usize,
+        can_wait: bool,
     ) -> Result<PageRows, QueryError> {
         if position.is_beginning() {
             position.adopt(self.tables.best);
@@ -226,16 +195,13 @@ impl Session<'_> {
                 }
                 continue;
             }
-            let Some(list) = self.list_open(position, is_cut).await? else {
-                return Ok(page.truncated_to_cursor(position));
-            };
-            let page = if is_cut {
-                self.extend_range(job, position, limit, page, list).await?
-            } else {
-                self.reread_by_list(job, position, limit, page, list).await?
+            let page = match self.list_open(position, page.durable_xid(0), is_cut).await? {
+                None => Some(page),
+                Some(list) if is_cut => self.extend_range(job, position, limit, page, list).await?,
+                Some(list) => self.reread_by_list(job, position, limit, page, list).await?,
             };
             if let Some(page) = page {
-                return Ok(page);
+                return Ok(page.truncated_to_cursor(position, can_wait));
             }
         }
     }
@@ -272,7 +238,7 @@ impl Session<'_> {
         let counted = position.counted().keys().map(|xid| xid + 1);
         let durable_xid = counted.fold(page.durable_xid(durable_xid), u64::max);
         let listed = Some(list.ended.truncated(durable_xid));
-        Ok(Some(PageRows { listed, ..page }.truncated_to_cursor(position)))
+        Ok(Some(PageRows { listed, ..page }))
     }
 
     /// For a long history at or above the mark: delivers everything but the open transactions by key, in a range that
@@ -285,9 +251,9 @@ impl Session<'_> {
         page: PageRows,
         list: OpenList,
     ) -> Result<Option<PageRows>, QueryError> {
-        let end = list.ended.truncated(page.durable_xid(list.durable_xid));
-        if end.mark <= page.end.mark {
-            return Ok(Some(page.truncated_to_cursor(position)));
+        let end = page.end.union(&list.ended.truncated(page.durable_xid(list.durable_xid)));
+        if end == page.end {
+            return Ok(Some(page));
         }
         let end = XidBound::Fixed(end);
         let mut longer = self.query_page(PageQuery { job, position, end, published_by: None, limit }).await?;
@@ -297,7 +263,7 @@ impl Session<'_> {
         }
         // The list had no room for the transactions that have rows.
         let is_beyond_list = page.rows.iter().any(|row| !longer.end.contains(row.xid));
-        Ok(is_beyond_list.then(|| page.truncated_to_cursor(position)))
+        Ok(is_beyond_list.then_some(page))
     }
 
     /// Reads the rows that a joining reader lacks of those that were `published` to the job's channel. The published rows
@@ -363,28 +329,6 @@ impl Session<'_> {
         }
         Ok(page)
     }
-
-    /// Lists the open transactions as far as a cursor has room for them, beside a range that ends with the list, if it
-    /// does. `None` if the database cannot tell. Not for use within a transaction, whose snapshot may be older.
-    pub async fn list_open(&mut self, position: &Position, ends_range: bool) -> Result<Option<OpenList>, QueryError> {
-        let rows = self.tables.rows(position.scheme);
-        let xid_source = rows.xid_source();
-        let sql = sql::open_xids(&rows, self.durable_xid());
-        let answer = self.connection.query(sql).await?;
-        let snapshot = self.snapshot_of(answer.first().ok_or(QueryError::NoRow)?)?;
-        let mut open = BTreeSet::new();
-        for row in &answer {
-            open.extend(row.try_get::<Option<i64>, _>("open_xid")?.map(|xid| xid as u64));
-        }
-        let is_in_snapshot = xid_source == XidSource::Column && !snapshot.is_standby;
-        if !is_in_snapshot && snapshot.xmax - snapshot.xmin >= MAX_XID_SCAN {
-            return Ok(None);
-        }
-        let ended = position.cut_list(EndedXids { mark: snapshot.xmax, open }, ends_range);
-        let list =
-            OpenList { is_standby: snapshot.is_standby, xmax: snapshot.xmax, ended, durable_xid: snapshot.durable_xid };
-        Ok(Some(list).filter(|list| list.ended.mark >= position.settled().mark))
-    }
 }
 
 impl PageRows {
@@ -405,6 +349,12 @@ impl PageRows {
         self.rows.iter().map(|row| row.xid).chain(counted).filter(|xid| !self.end.contains(*xid)).collect()
     }
 
+    /// Returns true where a cursor has no room for any of the rows that there are, so the page has none of them. It will
+    /// when some of the open transactions have ended.
+    pub fn is_cramped(&self) -> bool {
+        self.rows.is_empty() && self.has_more
+    }
+
     /// Raises a durable mark by the rows: those that are visible have committed, which a crash does not undo.
     fn durable_xid(&self, durable_xid: u64) -> u64 {
         self.rows.iter().map(|row| row.xid + 1).fold(durable_xid, u64::max)
@@ -422,9 +372,9 @@ impl PageRows {
         Some(self)
     }
 
-    /// Drops the rows of transactions that a cursor has no room to count. If that would drop all rows, it keeps all:
-    /// rather twice than never.
-    fn truncated_to_cursor(mut self, position: &Position) -> Self {
+    /// Drops the rows of transactions that a cursor has no room to count. If that would drop all rows, and the reader cannot
+    /// wait, it keeps all: rather twice than never.
+    fn truncated_to_cursor(mut self, position: &Position, can_wait: bool) -> Self {
         let mut position = position.clone();
         let is_counted = |xid| {
             let is_listed = self.listed.as_ref().is_some_and(|listed| listed.contains(xid));
@@ -439,12 +389,12 @@ impl PageRows {
         for (xid, count) in counts {
             let before = position.clone();
             (0..count).for_each(|_| position.count(xid));
-            if position.encoded_length() > MAX_COUNTED_BYTES {
+            if !position.fits_cursor() {
                 position = before;
                 dropped.insert(xid);
             }
         }
-        if self.rows.iter().any(|row| !dropped.contains(&row.xid)) {
+        if can_wait || self.rows.iter().any(|row| !dropped.contains(&row.xid)) {
             self.rows.retain(|row| !dropped.contains(&row.xid));
             self.has_more |= !dropped.is_empty();
         }
@@ -458,7 +408,7 @@ impl PageRows {
         let Self { rows, end, listed, has_more, best, .. } = self;
         let mut page = PageBuilder::new(limit);
         let undelivered = UndeliveredRows { rows, end: end.clone(), listed: listed.clone() };
-        for DeliveryStep { finished, row } in undelivered.into_steps(position, MAX_COUNTED_BYTES, |row| row.xid) {
+        for DeliveryStep { finished, row } in undelivered.into_steps(position, Position::fits_cursor, |row| row.xid) {
             if page.is_full() {
                 return (page.into_events(), false);
             }
@@ -486,6 +436,6 @@ impl PageRows {
         }
         let mut counted = position.clone();
         self.rows.iter().filter(|row| self.end.contains(row.xid)).for_each(|row| counted.count(row.xid));
-        counted.encoded_length() <= MAX_COUNTED_BYTES
+        counted.fits_cursor()
     }
 }

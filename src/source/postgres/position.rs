@@ -128,13 +128,10 @@ impl EndedXids {
         self.mark >= earlier.mark && self.open.range(..earlier.mark).all(|xid| earlier.open.contains(xid))
     }
 
-    /// Adds what has ended since, as `later` knows it, but only below `xid`.
-    fn merged_below(&self, xid: u64, later: &Self) -> Self {
-        if xid >= self.mark {
-            return later.truncated(xid);
-        }
-        let open = later.open.range(..xid).chain(self.open.range(xid..));
-        Self { mark: self.mark, open: open.copied().collect() }
+    /// All that has ended by one of the two.
+    pub fn union(&self, other: &Self) -> Self {
+        let open = self.open.union(&other.open).filter(|xid| !self.contains(**xid) && !other.contains(**xid));
+        Self { mark: self.mark.max(other.mark), open: open.copied().collect() }
     }
 
     /// Keeps what is below another mark.
@@ -170,15 +167,20 @@ pub struct DeliveryStep<R> {
 
 impl<R> UndeliveredRows<R> {
     /// Puts the rows into the order of delivery. Where newer rows are of many transactions, they are delivered in groups,
-    /// so that no position counts more of them than fit into `max_bytes`.
-    pub fn into_steps(self, from: &Position, max_bytes: usize, xid: impl Fn(&R) -> u64) -> Vec<DeliveryStep<R>> {
+    /// so that each position `fits` a cursor.
+    pub fn into_steps(
+        self,
+        from: &Position,
+        fits: impl Fn(&Position) -> bool,
+        xid: impl Fn(&R) -> u64,
+    ) -> Vec<DeliveryStep<R>> {
         let Self { rows, end, listed } = self;
         let (range, mut newer): (Vec<R>, Vec<R>) = rows.into_iter().partition(|row| end.contains(xid(row)));
         let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
         for row in &newer {
             *counts.entry(xid(row)).or_default() += 1;
         }
-        let groups = groups_of_newer(from, &end, listed.as_ref(), counts, max_bytes);
+        let groups = groups_of_newer(from, &end, listed.as_ref(), counts, fits);
         let group = |xid: u64| groups.partition_point(|group| group.first_xid <= xid) - 1;
         newer.sort_by_key(|row| group(xid(row)));
         let mut steps: Vec<_> = range.into_iter().map(|row| DeliveryStep { finished: None, row }).collect();
@@ -207,7 +209,7 @@ fn groups_of_newer(
     end: &EndedXids,
     listed: Option<&EndedXids>,
     counts: BTreeMap<u64, u64>,
-    max_bytes: usize,
+    fits: impl Fn(&Position) -> bool,
 ) -> Vec<Group> {
     let mut groups = vec![Group { first_xid: 0, finished: end.clone() }];
     let mut position = from.clone();
@@ -215,8 +217,8 @@ fn groups_of_newer(
     for (xid, count) in counts {
         let counted_before = position.counted.clone();
         *position.counted.entry(xid).or_default() += count;
-        let finished = listed.map(|listed| end.merged_below(xid, listed)).filter(|ended| ended.mark >= end.mark);
-        if let Some(finished) = finished.filter(|_| position.encoded_length() > max_bytes) {
+        if let Some(listed) = listed.filter(|_| !fits(&position)) {
+            let finished = end.union(&listed.truncated(xid));
             position.counted = counted_before;
             position.finish(&finished);
             *position.counted.entry(xid).or_default() += count;
@@ -279,6 +281,10 @@ impl Position {
     /// This position as one of a life of the database.
     pub fn in_life(self, life: Option<Life>) -> Self {
         Self { life, ..self }
+    }
+
+    pub fn life(&self) -> Option<Life> {
+        self.life
     }
 
     /// Takes the life of the database that the position is read in, unless it has one.
@@ -355,21 +361,21 @@ impl Position {
         *self.counted.entry(xid).or_default() += 1;
     }
 
-    /// Moves past everything of the transactions in `end`.
-    pub fn finish(&mut self, end: &EndedXids) {
+    /// Moves past everything of these transactions. What was settled before stays so, also where `ended` does not know of
+    /// it: a list of the open ones may be cut off below the mark.
+    pub fn finish(&mut self, ended: &EndedXids) {
         self.range = None;
-        if self.settled != *end {
-            self.settled = end.clone();
-            self.counted.retain(|xid, _| !end.contains(*xid));
+        let settled = self.settled.union(ended);
+        if self.settled != settled {
+            self.counted.retain(|xid, _| !settled.contains(*xid));
+            self.settled = settled;
         }
     }
 
-    /// Moves past everything of the transactions in `end`, and of those in a later list.
+    /// Moves past all of an answer: everything before `end`, and everything in a list of what had ended before it.
     pub fn finish_all(&mut self, end: &EndedXids, listed: Option<&EndedXids>) {
         self.finish(end);
-        if let Some(listed) = listed.filter(|listed| listed.mark >= self.settled.mark) {
-            self.finish(listed);
-        }
+        listed.into_iter().for_each(|listed| self.finish(listed));
     }
 
     /// Returns true if nothing that this position says is left after a last page, whose settled part ended with `end`

@@ -2,6 +2,7 @@
 
 use super::ends::PostgresEnds;
 use super::error::QueryError;
+use super::open_list::KnownEnded;
 use super::pool::{ConnectionPool, Login, PooledConnection};
 use super::position::{Life, Position};
 use super::problem::SchemaProblem;
@@ -48,6 +49,7 @@ pub struct Store {
     /// Port in the URL; `None` for a socket of this machine.
     port: Option<u16>,
     durable_mark: Mutex<DurableMark>,
+    known_ended: Mutex<KnownEnded>,
 }
 
 /// Least time between two looks at the catalogue because of a cursor, which anybody can make up.
@@ -88,6 +90,7 @@ impl Store {
             tables: RwLock::default(),
             may_repeat_ids: AtomicBool::default(),
             durable_mark: Mutex::default(),
+            known_ended: Mutex::default(),
         }))
     }
 
@@ -143,6 +146,10 @@ impl Store {
 
     pub fn durable_mark(&self) -> MutexGuard<'_, DurableMark> {
         self.durable_mark.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn known_ended(&self) -> MutexGuard<'_, KnownEnded> {
+        self.known_ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `work` in a session of its own.

@@ -59,6 +59,8 @@ pub struct PostgresTail {
     endings: Endings<u64>,
     /// Texts of the status column of watched jobs, as they were seen last.
     statuses: BTreeMap<JobId, String>,
+    /// Pending jobs for whose next rows a cursor has no room, since when: the read waits until some transactions have ended.
+    cramped: BTreeMap<JobId, Instant>,
     /// Watched jobs whose rows cannot be read now.
     faults: Faults,
     /// A look for new rows and statuses that failed by some row.
@@ -138,6 +140,7 @@ impl PostgresTail {
             unchecked: BTreeSet::new(),
             endings: Endings::new(store.ends.grace()),
             statuses: BTreeMap::new(),
+            cramped: BTreeMap::new(),
             faults: Faults::default(),
             whole_look: Refusal::default(),
             status_look: Refusal::default(),
@@ -176,6 +179,7 @@ impl Tail for PostgresTail {
         self.positions.remove(job);
         self.pending.remove(job);
         self.unchecked.remove(job);
+        self.cramped.remove(job);
         self.statuses.remove(job);
         self.faults.remove(job);
         self.endings.unwatch(&self.store.ends, job);
@@ -243,7 +247,7 @@ impl PostgresTail {
             jobs,
             caught_up_joiners,
             level: self.level(),
-            more: !self.pending.is_empty(),
+            more: self.pending.iter().any(|job| !self.cramped.contains_key(job)),
             outage: None,
             faults,
             appeared,
@@ -343,6 +347,7 @@ impl PostgresTail {
         self.pending.clear();
         self.endings.clear();
         self.statuses.clear();
+        self.cramped.clear();
         self.store.ends.clear();
         self.faults.clear();
         let lost = |job| JobNews::lost(job, Reset::Rewound);
@@ -400,7 +405,11 @@ impl PostgresTail {
         let position = draft.positions.get(job).or_else(|| self.positions.get(job));
         let Some(mut position) = position.cloned() else { return Ok(()) };
         let limit = Limit { events: draft.batch.room(), ..READ_LIMIT };
-        let rows = session.read_rows(job, &mut position, limit.events).await?;
+        let can_wait = self.cramped.get(job).is_none_or(|since| since.elapsed() < self.store.settle);
+        let rows = session.read_rows(job, &mut position, limit.events, can_wait).await?;
+        if rows.is_cramped() {
+            draft.cramped.insert(job.clone());
+        }
         let (events, is_last) = rows.deliver(job, &mut position, limit);
         draft.jobs_read += 1;
         draft.batch.extend(job, events);
@@ -420,7 +429,9 @@ impl PostgresTail {
         selection: Selection,
         draft: Draft,
     ) -> Vec<JobNews> {
-        let Draft { mut batch, positions, done, failed, .. } = draft;
+        let Draft { mut batch, positions, done, failed, cramped, .. } = draft;
+        let since = cramped.into_iter().map(|job| (self.cramped.get(&job).copied().unwrap_or(began), job));
+        self.cramped = since.map(|(since, job)| (job, since)).collect();
         positions.keys().filter(|job| !failed.contains_key(job)).for_each(|job| self.faults.remove(job));
         self.unchecked.retain(|job| self.faults.contains(job) || failed.contains_key(job));
         for (job, error) in failed {

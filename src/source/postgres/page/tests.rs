@@ -70,7 +70,7 @@ fn a_range_that_another_process_left_is_finished_before_newer_rows() {
 #[test]
 fn rows_of_transactions_that_a_cursor_cannot_count_wait_for_the_next_read() {
     let xids = (0..40).map(|number| 1_000_000 + number * 100_000);
-    let page = page(740, xids).truncated_to_cursor(&settled(740));
+    let page = page(740, xids).truncated_to_cursor(&settled(740), true);
     assert!(page.has_more && (3..20).contains(&page.rows.len()), "{} rows", page.rows.len());
     let mut position = settled(740);
     let (events, is_last) = page.deliver(&job(), &mut position, LIMIT);
@@ -82,10 +82,12 @@ fn rows_of_transactions_that_a_cursor_cannot_count_wait_for_the_next_read() {
 }
 
 #[test]
-fn a_page_that_fits_into_no_cursor_is_delivered_whole() {
+fn a_page_that_fits_into_no_cursor_waits_and_is_delivered_whole_to_who_cannot() {
     // The counts alone fill a cursor, so no transaction has room beside them.
     let counted: BTreeMap<u64, u64> = (0..20).map(|number| (1_000_000 + number * 100_000, 3)).collect();
     let position = Position::new_settled(CursorScheme::default(), EndedXids::below(740), counted);
-    let page = page(740, [9_000_000, 9_100_000]).truncated_to_cursor(&position);
+    let page = || page(740, [9_000_000, 9_100_000]);
+    assert!(page().truncated_to_cursor(&position, true).is_cramped());
+    let page = page().truncated_to_cursor(&position, false);
     assert!(page.rows.len() == 2 && !page.has_more);
 }

@@ -31,6 +31,9 @@ enum Act {
     Poll {
         stops_after: Option<u8>,
         lists_open: bool,
+        /// So far below the last transaction the list ends: less is known to be on the disk than the time before, or it
+        /// has no room for more.
+        list_lacks: u8,
         counts: bool,
         /// There are many rows, so those that are listed are delivered by key.
         is_long: bool,
@@ -49,11 +52,10 @@ fn act() -> impl Strategy<Value = Act> {
         5 => Just(Act::Flush),
         5 => Just(Act::Crash),
         1 => Just(Act::Migrate),
-        30 => (prop::option::of(0..4_u8), prop::bool::weighted(0.3), flag(), flag(), flag()).prop_map(
-            |(stops_after, lists_open, counts, is_long, is_fresh)| {
-                Act::Poll { stops_after, lists_open, counts, is_long, is_fresh }
-            }
-        ),
+        30 => (prop::option::of(0..4_u8), prop::bool::weighted(0.3), prop_oneof![Just(0), 0..8_u8], flag(), flag(), flag())
+            .prop_map(|(stops_after, lists_open, list_lacks, counts, is_long, is_fresh)| {
+                Act::Poll { stops_after, lists_open, list_lacks, counts, is_long, is_fresh }
+            }),
     ]
 }
 
@@ -80,6 +82,15 @@ impl Row {
             _ => Key::Time { at: self.at, id: KeyId::of("") },
         }
     }
+}
+
+/// A list of the open transactions, read before the rows are.
+#[derive(Clone, Copy)]
+struct List {
+    /// The settled part ends with it.
+    is_end: bool,
+    /// Transactions between the last one and the list's mark.
+    lacks: u64,
 }
 
 struct Open {
@@ -154,9 +165,9 @@ impl Model {
                 self.next_xid = self.on_disk.max(100) - 100;
             }
             Act::Migrate => self.has_columns |= self.open.iter().all(|open| open.rows.is_empty()),
-            Act::Poll { stops_after, lists_open, counts, is_long, is_fresh } => {
-                let lists = lists_open.then_some(*is_long);
-                self.poll(stops_after.map(usize::from), lists, *counts, *is_fresh);
+            Act::Poll { stops_after, lists_open, list_lacks, counts, is_long, is_fresh } => {
+                let list = lists_open.then(|| List { is_end: *is_long, lacks: u64::from(*list_lacks) });
+                self.poll(stops_after.map(usize::from), list, *counts, *is_fresh);
             }
             _ => {}
         }
@@ -170,7 +181,7 @@ impl Model {
     /// Delivers one answer of the database, whole or in part. Whoever takes over the token delivers the rest.
     ///
     /// Returns the mark of the server, and true if the position that the answer begins at leaves no trace.
-    fn poll(&mut self, stops_after: Option<usize>, lists: Option<bool>, counts: bool, is_fresh: bool) -> (u64, bool) {
+    fn poll(&mut self, stops_after: Option<usize>, list: Option<List>, counts: bool, is_fresh: bool) -> (u64, bool) {
         let (old, new) = (CursorScheme { xids: XidSource::System, order: RowOrder::Time }, CursorScheme::default());
         let is_in_columns = self.position.scheme == new && !self.position.is_beginning();
         let best = if self.has_columns && (is_fresh || is_in_columns) { new } else { old };
@@ -184,11 +195,14 @@ impl Model {
         let mark = self.mark().min(reached);
         let subs = |open: &Open| if scheme.xids == XidSource::System { open.subs.clone() } else { Vec::new() };
         let open = self.open.iter().flat_map(|open| subs(open).into_iter().chain([open.xid]));
-        let listed = EndedXids { mark: next, open: open.collect() }.truncated(reached);
-        let end = match (self.position.range(), lists) {
-            (Some(range), _) => range.end.clone(),
-            (None, Some(true)) if listed.mark > mark => listed.clone(),
-            _ => self.position.next_end(mark),
+        let known = reached.saturating_sub(list.map_or(0, |list| list.lacks));
+        let listed = EndedXids { mark: next, open: open.collect() }.truncated(known);
+        let next_end = self.position.next_end(mark);
+        let ends_with_list = list.is_some_and(|list| list.is_end);
+        let end = match self.position.range() {
+            Some(range) => range.end.clone(),
+            None if ends_with_list && listed.mark > next_end.mark => listed.clone(),
+            None => next_end,
         };
         let is_superseded = self.position.is_superseded_by(&end, mark);
         let mut nth: BTreeMap<u64, u64> = BTreeMap::new();
@@ -204,10 +218,10 @@ impl Model {
         }
         rows.sort_by_key(|row| (!end.contains(row.xid(scheme)), rank(row)));
         let is_cut = stops_after.is_some_and(|most| most < rows.len());
-        let counts = counts && self.position.range().is_none() && lists != Some(true);
-        let listed = Some(listed).filter(|_| lists == Some(false));
+        let counts = counts && self.position.range().is_none() && !ends_with_list;
+        let listed = Some(listed).filter(|_| list.is_some() && !ends_with_list);
         let answer = UndeliveredRows { rows, end: end.clone(), listed: listed.clone() };
-        let steps = answer.into_steps(&self.position, 24, |row| row.xid(scheme));
+        let steps = answer.into_steps(&self.position, |position| position.counted.len() <= 1, |row| row.xid(scheme));
         for DeliveryStep { finished, row } in steps.into_iter().take(stops_after.unwrap_or(usize::MAX)) {
             if let Some(ended) = finished {
                 self.position.finish(&ended);
@@ -235,7 +249,7 @@ impl Model {
         let best = if self.has_columns { CursorScheme::default() } else { OLD };
         self.delivered.clear();
         self.position = foreign.clone();
-        let (mark, is_superseded) = self.poll(None, lists.then_some(false), false, true);
+        let (mark, is_superseded) = self.poll(None, lists.then_some(List { is_end: false, lacks: 0 }), false, true);
         if self.delivered.is_empty() && foreign.is_reached_mark(mark, best) {
             self.position = foreign;
         } else if !is_superseded || self.position.scheme != best {

@@ -1,10 +1,11 @@
 //! Statements on the server's snapshot: what has ended, and how much of that a crash would not undo.
 
+use super::super::position::EndedXids;
 use super::super::tables::XidSource;
 use super::{EventRows, XidBound, number_list};
 use crate::event::JobId;
 
-/// Most transactions of which the server is asked, one by one, whether they are open.
+/// Most transactions of which one statement asks the server, one by one, whether they are open.
 pub const MAX_XID_SCAN: u64 = 100_000;
 
 /// Columns that a `Snapshot` is made of, from the CTEs `jobcast_snapshot` and `jobcast_mark`.
@@ -77,26 +78,43 @@ pub fn is_unchanged(reports_wal: bool, snapshot: &str, wal_inserted: i64) -> Str
     )
 }
 
-/// Lists the open transactions, one a row beside the snapshot; a single row with null where there are none.
+/// Lists the open transactions, one a row as `open_xid`, beside the snapshot, the `mark` below which they are all there
+/// are, and the time at which the server was started, `started_at` in microseconds since 1970; a single row with null
+/// where none is open.
 ///
 /// A primary's snapshot lists top-level transactions, which are those in the column. The system column also has those of
-/// savepoints, and a standby's snapshot lists none: then the server is asked for the state of each transaction, if they
-/// are not too many.
-pub fn open_xids(rows: &EventRows, durable_xid: u64) -> String {
+/// savepoints, and a standby's snapshot lists none: then the server is asked for the state of each transaction of which
+/// it is not `known` that it has ended, by the server that was started at that time.
+pub fn open_xids(rows: &EventRows, durable_xid: u64, started_at: i64, known: &EndedXids) -> String {
     let is_listed = match rows.xid_source() {
         XidSource::Column => "NOT is_standby",
         XidSource::System => "false",
     };
     format!(
-        "{} SELECT {SNAPSHOT_COLUMNS}, open.xid AS open_xid FROM jobcast_snapshot CROSS JOIN jobcast_mark
+        "{}, jobcast_server AS MATERIALIZED (
+           SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint AS started_at
+         ), jobcast_known AS MATERIALIZED (
+           SELECT started_at, xmin, xmax, started_at = {started_at} AS is_same, {is_listed} AS is_listed,
+                  greatest(xmin, CASE WHEN started_at = {started_at} THEN {known_mark} ELSE 0 END) AS mark
+           FROM jobcast_snapshot, jobcast_server
+         ), jobcast_asked AS (
+           SELECT *, CASE WHEN is_listed THEN xmax ELSE least(xmax, mark + {MAX_XID_SCAN}) END AS asked_mark
+           FROM jobcast_known
+         )
+         SELECT {SNAPSHOT_COLUMNS}, asked.started_at, asked.asked_mark AS mark, open.xid AS open_xid
+         FROM jobcast_snapshot CROSS JOIN jobcast_mark CROSS JOIN jobcast_asked asked
          LEFT JOIN (
-           SELECT xid::text::bigint AS xid FROM jobcast_snapshot, pg_snapshot_xip(pg_current_snapshot()) xid WHERE {is_listed}
+           SELECT xid::text::bigint AS xid FROM jobcast_asked, pg_snapshot_xip(pg_current_snapshot()) xid WHERE is_listed
            UNION ALL
-           SELECT xid FROM jobcast_snapshot, generate_series(jobcast_snapshot.xmin, jobcast_snapshot.xmax - 1) xid
-           WHERE NOT ({is_listed}) AND jobcast_snapshot.xmax - jobcast_snapshot.xmin < {MAX_XID_SCAN}
-             AND pg_xact_status(xid::text::xid8) = 'in progress'
+           SELECT xid FROM jobcast_asked, LATERAL (
+             SELECT unnest('{known_open}'::bigint[]) AS xid WHERE is_same
+             UNION ALL SELECT generate_series(mark, asked_mark - 1)
+           ) unknown
+           WHERE NOT is_listed AND xid >= xmin AND pg_xact_status(xid::text::xid8) = 'in progress'
          ) open ON true",
-        snapshot_ctes(rows, durable_xid, None)
+        snapshot_ctes(rows, durable_xid, None),
+        known_mark = known.mark,
+        known_open = number_list(&known.open),
     )
 }
 

@@ -124,7 +124,9 @@ fn statements_on_many_jobs_are_the_reviewed_ones_in_every_scheme() {
 fn statements_on_events_are_the_reviewed_ones_in_every_scheme() {
     let job = &job();
     assert_in_each_scheme("read_snapshot", |rows| read_snapshot(rows, DURABLE_XID, job));
-    assert_in_each_scheme("open_xids", |rows| open_xids(rows, DURABLE_XID));
+    assert_in_each_scheme("open_xids", |rows| {
+        open_xids(rows, DURABLE_XID, 1_764_000_000_000_000, &ended(745, &[740, 743]))
+    });
     assert_in_each_scheme("find_event", |rows| find_event(rows, DURABLE_XID, job, "e-58"));
     assert_in_each_scheme("newest_event", |rows| newest_event(rows, DURABLE_XID, job));
     assert_in_each_scheme("count_by_xid", |rows| {

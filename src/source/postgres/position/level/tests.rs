@@ -239,7 +239,7 @@ impl Model {
             }
             let counts = counts && position.range().is_none();
             let undelivered = UndeliveredRows { rows, end: end.clone(), listed: None };
-            for step in undelivered.into_steps(position, usize::MAX, |row| row.xid) {
+            for step in undelivered.into_steps(position, |_| true, |row| row.xid) {
                 if read.len() == most {
                     return (read, false);
                 }
