@@ -134,6 +134,13 @@ impl EndedXids {
         Self { mark: self.mark.max(other.mark), open: open.copied().collect() }
     }
 
+    /// All but these.
+    fn without(&self, xids: impl Iterator<Item = u64>) -> Self {
+        let mut rest = self.clone();
+        rest.open.extend(xids.filter(|xid| *xid < self.mark));
+        rest
+    }
+
     /// Keeps what is below another mark.
     pub fn truncated(&self, mark: u64) -> Self {
         let mark = mark.min(self.mark);
@@ -203,7 +210,7 @@ struct Group {
 }
 
 /// Cuts the newer transactions, each with its number of rows, into groups. Only a list of the open transactions allows
-/// more than one.
+/// more than one: where a position counts too much, all that is listed and was delivered is settled instead.
 fn groups_of_newer(
     from: &Position,
     end: &EndedXids,
@@ -214,16 +221,26 @@ fn groups_of_newer(
     let mut groups = vec![Group { first_xid: 0, finished: end.clone() }];
     let mut position = from.clone();
     position.finish(end);
-    for (xid, count) in counts {
-        let counted_before = position.counted.clone();
-        *position.counted.entry(xid).or_default() += count;
-        if let Some(listed) = listed.filter(|_| !fits(&position)) {
-            let finished = end.union(&listed.truncated(xid));
-            position.counted = counted_before;
-            position.finish(&finished);
-            *position.counted.entry(xid).or_default() += count;
-            groups.push(Group { first_xid: xid, finished });
+    for (xid, count) in &counts {
+        let mut counted = position.clone();
+        counted.count_all(*xid, *count);
+        if let Some(listed) = listed.filter(|_| !fits(&counted)) {
+            // Everything below, or everything but the rest: whichever is shorter.
+            let rest = counts.range(xid..).map(|(xid, _)| *xid);
+            let ways = [listed.truncated(*xid), listed.without(rest)].map(|listed| {
+                let finished = end.union(&listed);
+                let mut position = position.clone();
+                position.finish(&finished);
+                position.count_all(*xid, *count);
+                (position, finished)
+            });
+            let [below, but_rest] = ways;
+            let is_shorter = but_rest.0.encoded_length() < below.0.encoded_length();
+            let (next, finished) = if is_shorter { but_rest } else { below };
+            counted = next;
+            groups.push(Group { first_xid: *xid, finished });
         }
+        position = counted;
     }
     groups
 }
@@ -358,7 +375,11 @@ impl Position {
     pub fn count(&mut self, xid: u64) {
         debug_assert!(self.range.is_none(), "a range is finished first");
         debug_assert!(!self.settled.contains(xid), "a settled row is not counted");
-        *self.counted.entry(xid).or_default() += 1;
+        self.count_all(xid, 1);
+    }
+
+    fn count_all(&mut self, xid: u64, rows: u64) {
+        *self.counted.entry(xid).or_default() += rows;
     }
 
     /// Moves past everything of these transactions. What was settled before stays so, also where `ended` does not know of

@@ -8,6 +8,7 @@ mod mapping;
 mod migrating;
 mod odd_rows;
 mod one_reader;
+mod open;
 mod sets;
 mod tables;
 mod times;
