@@ -1,11 +1,18 @@
 //! The recipes: each is served from its own settings, and tried with rows or entries as the product writes them.
 
 mod autogpt;
+mod awx;
 mod bullmq;
+mod coder;
+mod concourse;
 mod dify;
+mod hatchet;
+mod kestra;
 mod llm_answer;
 mod lobehub;
 mod posthog;
+mod prefect;
+mod product;
 mod woodpecker;
 
 use crate::support::daemon::{run, stream_path};
