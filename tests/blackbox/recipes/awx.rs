@@ -83,7 +83,7 @@ async fn a_job_of_awx_is_told_until_all_of_its_events_are_there_also_where_rows_
     let end = "UPDATE main_unifiedjob SET status = 'failed', emitted_events = 6, finished = now() WHERE id = 1";
     database.execute(end).await;
     database.execute("DROP TABLE main_jobevent_3, main_projectupdateevent_3, main_systemjobevent_3").await;
-    database.execute(&event(6, "verbose", "interval '0'")).await;
+    database.execute(&event(6, "verbose", "interval '-8 minutes'")).await;
     first_versions(&mut stream, &mut told, 1).await;
     assert_eq!(daemon.get("/runner-jobs/1").await.json()["status"], Value::Null);
     database.execute(&event(5, "verbose", "interval '0'")).await;

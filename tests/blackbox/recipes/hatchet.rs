@@ -92,7 +92,7 @@ async fn tasks_of_hatchet_are_told_while_days_come_and_go_and_rows_move_with_the
     assert_eq!(end[1], json!("stream.status FAILED"));
     told.push(end.remove(0));
     // an event that the engine stores later than the status
-    database.execute(&event(1, 26, "FAILED", "-1 minute", "NULL, 'boom', NULL")).await;
+    database.execute(&event(1, 26, "FAILED", "-8 minutes", "NULL, 'boom', NULL")).await;
     told.extend(next(&mut stream, 1).await);
     assert_eq!(told, hatchet.rows(&rows(1, TASK)).await);
     hatchet.is_told(TASK, &told, "FAILED").await;

@@ -59,7 +59,7 @@ async fn an_execution_of_kestra_is_told_to_its_last_line_and_once_more_after_a_r
     told.extend(next(&mut stream, 1).await);
     database.execute(&state("FAILED")).await;
     assert_eq!(next(&mut stream, 1).await, [json!("stream.status FAILED")]);
-    database.execute(&line("ERROR", "after the end", "5 minutes")).await;
+    database.execute(&line("ERROR", "after the end", "-6 minutes")).await;
     told.extend(next(&mut stream, 1).await);
     assert_eq!(told[4]["payload"]["message"], "after the end");
 
@@ -69,6 +69,7 @@ async fn an_execution_of_kestra_is_told_to_its_last_line_and_once_more_after_a_r
     told.extend(next(&mut stream, 1).await);
     database.execute(&state("WARNING")).await;
     assert_eq!(next(&mut stream, 1).await, [json!("stream.status COMPLETED")]);
+    told.sort_by_key(|line| (line["timestamp"].to_string(), line["id"].to_string()));
     assert_eq!(told, kestra.rows(ROWS).await);
     let end = kestra.is_told(EXECUTION, &told, "COMPLETED").await;
     database.execute(&state("RESTARTED")).await;
