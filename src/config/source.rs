@@ -38,6 +38,11 @@ pub struct Source {
     /// that there is none. 0s: they are told at once.
     #[serde(with = "duration")]
     pub appear: Duration,
+    /// Deliver only the first version of an event, and none that an UPDATE makes of it later. Only where UPDATEs can be
+    /// seen, in PostgreSQL without a column xid, and where an index says that an event's id or number is unique. Holds for
+    /// the last 200,000 events that the process has read: after a restart, from another replica, or to a reader that
+    /// resumes from within what one read delivered, an UPDATE may arrive as the same event once more.
+    pub dedupe: bool,
     /// Time without an answer of the source after which /readyz says no; 0s for never, since streams are held meanwhile.
     #[serde(with = "duration")]
     pub ready_grace: Duration,
@@ -87,6 +92,7 @@ impl Default for Source {
             settle: Duration::from_secs(2),
             end_grace: Duration::from_secs(2),
             appear: Duration::from_secs(10),
+            dedupe: false,
             ready_grace: Duration::ZERO,
             forgive: Duration::from_secs(60),
             read_timeout: Duration::from_secs(15),
@@ -210,10 +216,11 @@ pub struct Postgres {
     pub jobs_table: String,
     /// Channel that a trigger notifies; "": Jobcast only polls.
     pub listen: String,
-    /// Age that the timestamp of a new event may have. Only for a table without a column xid.
+    /// Age that the timestamp of a new event may have. Only for a table without columns xid and seq.
     #[serde(with = "duration")]
     pub look_back: Duration,
-    /// Interval at which all of a job is read, to find events that are older than look_back. Only without a column xid.
+    /// Interval at which all of a job is read, to find events with an older time or a lower number than those that
+    /// are looked for. Only without a column xid.
     #[serde(with = "duration")]
     pub sweep: Duration,
     /// Way in which the payload's column is read: auto (json and jsonb are JSON, bytea is UTF-8, texts are texts), json,

@@ -23,6 +23,8 @@ pub struct EventColumns {
     /// The first part of the order where the scheme does not order by numbers alone: the time, or a number that does not
     /// tell a job's events apart, so that the id has to.
     pub order: TimeColumn,
+    /// A column of whole numbers that orders a job's events, whether or not they tell them apart.
+    pub number: Option<String>,
     /// Quoted name. In a statement only where the scheme orders by numbers.
     pub seq: String,
     /// Quoted name. In a statement only where the scheme has transactions in a column.
@@ -82,12 +84,14 @@ impl EventColumns {
         let (id, id_key, id_key_type) = Self::resolve_id(settings, lookup, seq);
         let time = lookup.named("source.postgres.columns.timestamp", &names.timestamp);
         let time = TimeColumn::resolve(settings, lookup, time);
-        let repeated = seq.filter(|seq| seq.is_whole_number() && !seq.is_unique && settings.order == EventOrder::Seq);
+        let number = seq.filter(|seq| seq.is_whole_number() && settings.order == EventOrder::Seq);
+        let repeated = number.filter(|seq| !seq.is_unique);
         let kind = field(lookup, "source.postgres.columns.type", &names.kind, &Field::Absent);
         let step_id = field(lookup, "source.postgres.columns.step_id", &names.step_id, &usual.step_id);
         let actor = field(lookup, "source.postgres.columns.actor", &names.actor, &usual.actor);
         Self {
             id,
+            number: number.map(|seq| format!("e.{}", quote(&seq.name))),
             order: repeated.map_or_else(|| time.clone(), TimeColumn::of_number),
             kind: kind.map_or_else(|| literal("event"), |kind| format!("coalesce({kind}, '')")),
             step_id: step_id.unwrap_or_else(|| "NULL::text".into()),
@@ -99,6 +103,11 @@ impl EventColumns {
             id_key,
             id_key_type,
         }
+    }
+
+    /// Returns true where nothing tells the events apart but the place of a row in its table.
+    pub fn ids_are_places(&self) -> bool {
+        self.id_key_type == "tid"
     }
 
     /// Returns the id as a text, as a part of the order, and the type of the latter.
@@ -216,6 +225,18 @@ impl TimeColumn {
 
     fn of(column: &Column, kind: TimeKind) -> Self {
         Self { column: Some(format!("e.{}", quote(&column.name))), may_be_null: column.may_be_null, kind }
+    }
+
+    pub fn column(&self) -> Option<&str> {
+        self.column.as_deref()
+    }
+
+    /// Conditions: the key is the lowest of all, as it is of rows without a time, and it is another one. Of the others the
+    /// column itself is the key. `None` where it is so of all rows, and where no index can serve.
+    pub fn lowest_and_others(&self) -> Option<(String, String)> {
+        let column = self.column().filter(|_| self.may_be_null && !matches!(self.kind, TimeKind::Fraction(_)))?;
+        let lowest = self.key_value(i64::MIN);
+        Some((format!("({column} IS NULL OR {column} = {lowest})"), format!("{column} > {lowest}")))
     }
 
     /// Expression: microseconds since 1970 as a bigint, or null. Beyond all calendars it is the lowest or the highest

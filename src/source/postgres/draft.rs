@@ -2,6 +2,7 @@
 
 use super::error::QueryError;
 use super::position::Position;
+use super::tail::ReachedNumber;
 use crate::event::JobId;
 use crate::source::{Limit, TailBatch};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,8 @@ pub struct Draft {
     /// Jobs whose rows failed this read.
     pub failed: BTreeMap<JobId, QueryError>,
     pub jobs_read: usize,
+    /// Numbers of the jobs that were read to their end.
+    pub reached: BTreeMap<JobId, ReachedNumber>,
 }
 
 impl Draft {
@@ -34,6 +37,7 @@ impl Draft {
             cramped: BTreeSet::new(),
             failed: BTreeMap::new(),
             jobs_read: 0,
+            reached: BTreeMap::new(),
         }
     }
 

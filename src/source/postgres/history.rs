@@ -113,7 +113,8 @@ impl Session<'_> {
 
     /// Makes the position after all rows of the job that are visible now, from a mark that the server has reached.
     async fn own_position(&mut self, job: &JobId, mark: u64) -> Result<Position, QueryError> {
-        self.count_newer(job, mark, None).await
+        let counted = self.count_newer(job, mark, None).await?;
+        Ok(if counted.scheme.xids == XidSource::System { counted.with_whole_transactions() } else { counted })
     }
 
     /// Adds the events that a reader at `position` lacks of those before `own`. False if they do not fit into the page.
@@ -144,11 +145,11 @@ impl Session<'_> {
             return Ok(true);
         }
         let ended = position.range().map_or(position.settled(), |range| &range.end);
-        if ended.mark.saturating_sub(snapshot.xmin) > MAX_XID_SCAN {
-            // Too many to ask for: rather repeat than lose.
-            return Ok(true);
-        }
-        let sql = sql::has_ended(snapshot.xmin, ended.mark, &ended.open, position.counted().keys());
+        // Too many to ask for all: rather repeat than lose.
+        let is_far = ended.mark.saturating_sub(snapshot.xmin) > MAX_XID_SCAN;
+        let mark = if is_far { snapshot.xmin } else { ended.mark };
+        let known = position.counted().keys().chain(&position.settled().also).chain(&ended.also);
+        let sql = sql::has_ended(snapshot.xmin, mark, &ended.open, known);
         Ok(self.connection.query_one(sql).await?.try_get("has_ended")?)
     }
 

@@ -44,12 +44,15 @@ impl Position {
 
 impl Session<'_> {
     /// Fixes a level that holds every row of these jobs that is visible now. `None` where the server cannot tell it, or it
-    /// has no room in a cursor.
+    /// has no room in a cursor, and with `source.dedupe`: a level is of no moment.
     pub async fn fix_level<'j>(
         &mut self,
         jobs: impl Iterator<Item = &'j JobId>,
     ) -> Result<Option<Position>, QueryError> {
         let (best, life) = (self.tables.best, self.tables.life);
+        if self.first_versions().is_some() {
+            return Ok(None);
+        }
         let nothing = Position::at_level(best, EndedXids::default(), life);
         let Some(list) = self.list_open(&nothing, 0, false).await? else { return Ok(None) };
         // A standby cannot be asked for the moment of its own snapshot: its jobs are read one by one.
@@ -85,7 +88,7 @@ impl Session<'_> {
             let is_row = row.try_get::<Option<i32>, _>("part")?.is_some();
             let page = pages.last_mut().filter(|page| is_row && page.rows.len() < query.limit);
             if let (Some(page), Some(job)) = (page, query.jobs.get(place as usize - 1)) {
-                page.rows.push(StoredRow::parse(row, job, self)?);
+                page.rows.push(StoredRow::parse(row, job, self)?.compared_with_first(self, query.position));
             }
         }
         if pages.iter().flat_map(|page| &page.rows).any(|row| row.xid >= snapshot.xmax) {

@@ -7,6 +7,7 @@ mod draft;
 mod driver;
 mod ends;
 mod error;
+mod first_versions;
 mod history;
 mod level;
 mod listener;

@@ -103,7 +103,7 @@ impl Session<'_> {
         }
         let durable_xid = snapshot.durable_xid.max(committed);
         // What another session has found meanwhile may be beyond this snapshot.
-        let ended = EndedXids { mark, open }.truncated(mark);
+        let ended = EndedXids::listed(mark, open).truncated(mark);
         let is_of_top_level = xid_source == XidSource::Column && !snapshot.is_standby;
         if !is_of_top_level {
             self.store.known_ended().learn(started_at, &ended.truncated(durable_xid));
@@ -121,7 +121,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn ended(mark: u64, open: impl IntoIterator<Item = u64>) -> EndedXids {
-        EndedXids { mark, open: open.into_iter().collect() }
+        EndedXids::listed(mark, open.into_iter().collect())
     }
 
     #[test]

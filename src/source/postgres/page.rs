@@ -15,16 +15,18 @@
 //! the read may wait until some of them have ended ([`PageRows::is_cramped`]). In the end it repeats rows rather than
 //! lose one.
 
+mod cursors;
 #[cfg(test)]
 mod tests;
 
 use super::error::QueryError;
+use super::first_versions::FirstVersions;
 use super::open_list::OpenList;
 use super::position::{DeliveryStep, EndedXids, Key, KeyId, Position, UndeliveredRows};
 use super::session::Session;
 use super::snapshot::Snapshot;
 use super::sql::{self, PageQuery, XidBound};
-use super::tables::CursorScheme;
+use super::tables::{CursorScheme, XidSource};
 use crate::cursor::Cursor;
 use crate::event::{Event, JobId, Part, text_of};
 use crate::source::{Limit, PageBuilder};
@@ -54,6 +56,8 @@ pub struct StoredRow {
     pub xid: u64,
     pub key: Key,
     pub event: Event,
+    /// A later version of an event that was delivered.
+    is_repeat: bool,
 }
 
 impl StoredRow {
@@ -91,7 +95,14 @@ impl StoredRow {
             payload,
             unreadable,
         };
-        Ok(Self { xid: row.try_get::<i64, _>("xid")? as u64, key, event })
+        Ok(Self { xid: row.try_get::<i64, _>("xid")? as u64, key, event, is_repeat: false })
+    }
+
+    /// Marks a version of an event that was delivered at a position in this one or another.
+    pub fn compared_with_first(mut self, session: &Session, position: &Position) -> Self {
+        self.is_repeat =
+            session.first_versions().is_some_and(|known| known.repeats(&self, position, session.tables.life));
+        self
     }
 }
 
@@ -103,43 +114,6 @@ pub fn raw_bytes(row: &PgRow, column: &str) -> Result<Option<Vec<u8>>, QueryErro
     }
     let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
     Ok(Some(bytes.to_vec()))
-}
-
-impl Position {
-    /// Makes the cursor for this position. Counts that do not fit are left out, and counted by a metric.
-    pub fn to_cursor(&self, job: &JobId) -> Cursor {
-        let most = self.with_oldest_counts(MAX_COUNTS);
-        let (bytes, is_shortened) = most.as_ref().unwrap_or(self).to_bytes(Cursor::MAX_INSIDE);
-        if is_shortened || most.is_some() {
-            crate::telemetry::CURSORS_SHORTENED.counter(&[]).increment(1);
-            // Logged once, the metric counts the rest.
-            static LOG: std::sync::Once = std::sync::Once::new();
-            LOG.call_once(|| {
-                tracing::warn!(%job, counted = self.counted().len(), "a cursor has no room for all that was counted: whoever resumes with it gets events twice, with the same ids");
-            });
-        }
-        Cursor::seal(self.scheme.letter(), job, &bytes)
-    }
-
-    /// Decodes foreign text; `None` if it is no cursor of this job in any scheme, or one such as is never given out.
-    pub fn from_cursor(job: &JobId, text: &str) -> Option<Self> {
-        let scheme = CursorScheme::ALL.into_iter().find(|scheme| text.starts_with(scheme.letter()))?;
-        let position = Self::from_bytes(scheme, &Cursor::open(scheme.letter(), job, text)?)?;
-        let is_bounded =
-            position.counted().len() <= MAX_COUNTS && position.counted().values().all(|count| *count <= MAX_COUNT);
-        Some(position).filter(|_| is_bounded)
-    }
-
-    /// Returns true for a position that may take the server long to read on from: each count is a subquery over the rows
-    /// that it counts.
-    pub fn is_dear(&self) -> bool {
-        self.counted().len() > MAX_COUNTED_XIDS || self.counted().values().any(|count| *count > MAX_CHEAP_COUNT)
-    }
-
-    /// Returns true if a cursor holds all that the position counts, with room for what is counted next.
-    pub fn fits_cursor(&self) -> bool {
-        self.counted().len() <= MAX_COUNTS && self.encoded_length() <= MAX_COUNTED_BYTES
-    }
 }
 
 /// Rows of a job that were not delivered at a position, and what else the same statement read.
@@ -156,6 +130,13 @@ pub struct PageRows {
     pub listed: Option<EndedXids>,
     /// Rows were left out, for the next read.
     pub has_more: bool,
+    /// The newer rows are not all there are of their transactions.
+    is_cut: bool,
+    /// The position after all of this is one of a moment, as `source.dedupe` needs it.
+    notes_moment: bool,
+    /// A number that all of the job's rows are at or below but the newest. `None` where it has no more, and where new rows
+    /// are not looked for by number.
+    pub reach: Option<i64>,
     /// Scheme that the position may go on in, once it is caught up.
     best: CursorScheme,
 }
@@ -235,7 +216,7 @@ impl Session<'_> {
         if page.rows.len() > limit {
             return Ok(None);
         }
-        let counted = position.counted().keys().map(|xid| xid + 1);
+        let counted = position.counted().keys().chain(&position.settled().also).map(|xid| xid + 1);
         let durable_xid = counted.fold(page.durable_xid(durable_xid), u64::max);
         let listed = Some(list.ended.truncated(durable_xid));
         Ok(Some(PageRows { listed, ..page }))
@@ -301,32 +282,31 @@ impl Session<'_> {
 
     pub async fn query_page(&mut self, query: PageQuery<'_>) -> Result<PageRows, QueryError> {
         let sql = sql::page(&self.tables, self.durable_xid(), &query);
+        let seen_before = self.first_versions().map(FirstVersions::xmax);
         let rows = self.connection.query(sql).await?;
         let first = rows.first().ok_or(QueryError::NoRow)?;
         let snapshot = self.snapshot_of(first)?;
+        if let Some((known, before)) = self.first_versions().zip(seen_before) {
+            known.follow(before, snapshot.xmax);
+        }
         let end = match query.end {
             XidBound::Fixed(end) => end,
             XidBound::OwnMark => query.position.next_end(snapshot.mark()),
         };
-        let mut page = PageRows {
-            end,
-            listed: None,
-            has_more: false,
-            snapshot,
-            status: first.try_get("status")?,
-            has_job: first.try_get("has_job")?,
-            rows: Vec::new(),
-            best: self.tables.best,
-        };
+        let answer = PageEnd { snapshot, status: first.try_get("status")?, has_job: first.try_get("has_job")? };
+        let reach = first.try_get("reach")?;
+        let notes_moment = self.first_versions().is_some() && query.published_by.is_none();
+        let mut page = PageRows { reach, notes_moment, ..PageRows::new(answer, end, self.tables.best) };
         // Without rows there is one that has only the snapshot and the status.
         for row in &rows {
             if row.try_get::<Option<i32>, _>("part")?.is_some() {
-                page.rows.push(StoredRow::parse(row, query.job, self)?);
+                page.rows.push(StoredRow::parse(row, query.job, self)?.compared_with_first(self, query.position));
             }
         }
         if page.rows.iter().any(|row| row.xid >= page.snapshot.xmax) {
             return Err(QueryError::OtherLife);
         }
+        page.is_cut = page.rows.len() > query.limit;
         Ok(page)
     }
 }
@@ -335,7 +315,19 @@ impl PageRows {
     /// The end of a page, before its rows are known.
     pub fn new(answer: PageEnd, end: EndedXids, best: CursorScheme) -> Self {
         let PageEnd { snapshot, status, has_job } = answer;
-        Self { snapshot, status, has_job, rows: Vec::new(), end, listed: None, has_more: false, best }
+        Self {
+            snapshot,
+            status,
+            has_job,
+            rows: Vec::new(),
+            end,
+            listed: None,
+            has_more: false,
+            is_cut: false,
+            notes_moment: false,
+            reach: None,
+            best,
+        }
     }
 
     /// All but the rows.
@@ -345,7 +337,7 @@ impl PageRows {
 
     /// Transactions that a position counts when all of this is delivered.
     fn counted_xids(&self, position: &Position) -> BTreeSet<u64> {
-        let counted = position.counted().keys().copied();
+        let counted = position.counted().keys().chain(&position.settled().also).copied();
         self.rows.iter().map(|row| row.xid).chain(counted).filter(|xid| !self.end.contains(*xid)).collect()
     }
 
@@ -404,29 +396,48 @@ impl PageRows {
     /// Returns the events that `limit` allows, each with its cursor, and moves the position past them. The flag beside
     /// them is true if nothing is left.
     pub fn deliver(self, job: &JobId, position: &mut Position, limit: Limit) -> (Vec<(Event, Cursor)>, bool) {
-        let counts_only = self.fits_as_counts(position, limit);
-        let Self { rows, end, listed, has_more, best, .. } = self;
+        let counts_settled = self.fits_as_counts(position, limit);
+        // Where repeats are left out, all of these may fit, and rows that the statement left out come next. So they do
+        // where transactions were left out of a page that was cut.
+        let stays_in_range = self.is_cut && self.has_newer() && position.scheme.xids == XidSource::System;
+        let is_cut = self.rows.len() > limit.events || stays_in_range;
+        let Self { rows, end, listed, has_more, best, notes_moment, .. } = self;
         let mut page = PageBuilder::new(limit);
-        let undelivered = UndeliveredRows { rows, end: end.clone(), listed: listed.clone() };
-        for DeliveryStep { finished, row } in undelivered.into_steps(position, Position::fits_cursor, |row| row.xid) {
+        let (end_of_range, list) = (end.clone(), listed.clone());
+        let undelivered = UndeliveredRows { rows, end, listed, is_whole: !self.is_cut, counts_settled };
+        for step in undelivered.into_steps(position, Position::fits_cursor, |row| row.xid) {
+            let DeliveryStep { finished, row, advance } = step;
             if page.is_full() {
                 return (page.into_events(), false);
             }
             if let Some(finished) = finished {
                 position.finish(&finished);
             }
-            if counts_only {
-                position.count(row.xid);
-            } else {
-                position.advance(row.xid, row.key, &end);
+            position.advance(row.xid, row.key, &advance);
+            if !row.is_repeat {
+                page.push(row.event, position.to_cursor(job));
             }
-            page.push(row.event, position.to_cursor(job));
         }
-        position.finish_all(&end, listed.as_ref());
+        if is_cut {
+            return (page.into_events(), false);
+        }
+        position.finish_all(&end_of_range, list.as_ref());
         if !has_more {
             position.adopt(best);
         }
-        (page.into_events(), !has_more)
+        let mut events = page.into_events();
+        if notes_moment && !has_more {
+            position.note_moment();
+            // Behind the newest event come none but repeats, so whoever has it has all of this.
+            if let Some((_, cursor)) = events.last_mut() {
+                *cursor = position.to_cursor(job);
+            }
+        }
+        (events, !has_more)
+    }
+
+    fn has_newer(&self) -> bool {
+        self.rows.iter().any(|row| !self.end.contains(row.xid))
     }
 
     /// Returns true if counting the rows of the settled part, too, takes less room than a range with its end and key.
@@ -435,7 +446,14 @@ impl PageRows {
             return false;
         }
         let mut counted = position.clone();
-        self.rows.iter().filter(|row| self.end.contains(row.xid)).for_each(|row| counted.count(row.xid));
+        let mut first_of = BTreeSet::new();
+        for row in self.rows.iter().filter(|row| self.end.contains(row.xid)) {
+            // An UPDATE takes a row away from those that are counted, and the next one seems to be delivered.
+            if !first_of.insert(row.xid) && position.scheme.xids == XidSource::System {
+                return false;
+            }
+            counted.count(row.xid);
+        }
         counted.fits_cursor()
     }
 }

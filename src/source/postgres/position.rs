@@ -9,10 +9,9 @@
 //! Where a transaction stays open for long, the mark stands still and the counts would grow. Then a position may go
 //! beyond the mark, if it lists the transactions below it that are still *open*: all others below it have ended.
 //!
-//! A row was delivered ⇔ its xid is below `settled`, and not among the `open`
+//! A row was delivered ⇔ its transaction is in `settled`: below the mark and not among the `open`, or among the `also`
 //!                     or it is among the first `counted[xid]` rows of its transaction, by key
-//!                     or there is a range, its xid is below the range's end and not among its open, and its key is at
-//!                        most the range's.
+//!                     or there is a range, its transaction is in the range's end, and its key is at most the range's.
 //!
 //! For example: transaction 700 was open for long, and meanwhile the reader was given the two rows of 741. Now 700 has
 //! ended, 740 and 743 are open, and the reader is among the rows below 740; the last one had the number 58.
@@ -27,8 +26,22 @@
 //! 744 is delivered: `counted { 741: 2, 744: 1 }`. A list of the open transactions says the same without counts:
 //! `settled { mark: 745, open: {740, 743} }`. `codec.rs` makes bytes of it.
 //!
-//! The rows of one answer of the database are delivered in two parts: the range by key, then the newer rows by key.
-//! After each of them the position is one that any process can go on from.
+//! Transactions are told by a column, or by `xmin`. In the latter case an UPDATE takes a row away from its transaction, and
+//! "the first two rows of 741" were others before it. So there only one row is counted, where it is all of its transaction's.
+//! A reader among the rows of others has a range that ends with what is settled and `also` these transactions, and behind
+//! their last row `settled` takes over them, too:
+//!
+//! ```text
+//! settled { mark: 740 }, range { end: 740 also 741, 744, key: 61 }     the rows of 741 and 744 with numbers up to 61
+//! settled { mark: 740, also: {741, 744} }                              all rows of both
+//! ```
+//!
+//! That is exact whatever is UPDATEd or deleted. The transactions in `also` have ended, since their rows were visible, and no
+//! row comes to them any more; a row that leaves them for another transaction is delivered as that one's, and the keys of the
+//! others are what they were.
+//!
+//! The rows of one answer of the database are delivered in two parts: what becomes settled by key, then the newer rows by
+//! key (`delivery.rs`). After each of them the position is one that any process can go on from.
 //!
 //! # Positions of the source's own
 //!
@@ -41,7 +54,7 @@
 //! visible, and is settled for good: it makes no difference which of those rows the reader claimed. What remains is what
 //! the page itself counted, unless the position also
 //!
-//! - counts transactions at or above that end, since such a count may be too high;
+//! - counts transactions at or above that end, or has them `also`, since that may be more than they have;
 //! - has `settled` at a higher mark, or has left a range that ends there: then the end is the reader's word;
 //! - has a list of open transactions that is still needed, for the same reason;
 //! - is of another scheme than the table's best, and cannot leave it yet.
@@ -62,13 +75,17 @@
 //!   reader can keep a channel in a scheme that is dearer to read by.
 
 mod codec;
+mod delivery;
+mod ended;
 mod level;
 #[cfg(test)]
 mod tests;
 
 use super::tables::{CursorScheme, Tables};
+pub use delivery::{Advance, DeliveryStep, UndeliveredRows};
+pub use ended::EndedXids;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// The order of a job's rows.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,145 +123,6 @@ impl KeyId {
     }
 }
 
-/// The transactions that have ended for good: all below `mark` but the `open`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct EndedXids {
-    pub mark: u64,
-    /// Open transactions below the mark.
-    pub open: BTreeSet<u64>,
-}
-
-impl EndedXids {
-    pub fn below(mark: u64) -> Self {
-        Self { mark, open: BTreeSet::new() }
-    }
-
-    pub fn contains(&self, xid: u64) -> bool {
-        xid < self.mark && !self.open.contains(&xid)
-    }
-
-    /// Returns true if everything that had ended at `earlier` has ended here.
-    fn covers(&self, earlier: &Self) -> bool {
-        self.mark >= earlier.mark && self.open.range(..earlier.mark).all(|xid| earlier.open.contains(xid))
-    }
-
-    /// All that has ended by one of the two.
-    pub fn union(&self, other: &Self) -> Self {
-        let open = self.open.union(&other.open).filter(|xid| !self.contains(**xid) && !other.contains(**xid));
-        Self { mark: self.mark.max(other.mark), open: open.copied().collect() }
-    }
-
-    /// All but these.
-    fn without(&self, xids: impl Iterator<Item = u64>) -> Self {
-        let mut rest = self.clone();
-        rest.open.extend(xids.filter(|xid| *xid < self.mark));
-        rest
-    }
-
-    /// Keeps what is below another mark.
-    pub fn truncated(&self, mark: u64) -> Self {
-        let mark = mark.min(self.mark);
-        Self { mark, open: self.open.range(..mark).copied().collect() }
-    }
-
-    /// The lowest transaction that may still write.
-    pub fn lowest_open(&self) -> u64 {
-        self.open.first().copied().unwrap_or(self.mark)
-    }
-}
-
-/// Rows of one answer of the database that a reader has not been given yet.
-#[derive(Clone, Debug)]
-pub struct UndeliveredRows<R> {
-    /// The rows of the range by key, then the newer rows by key.
-    pub rows: Vec<R>,
-    /// End of the range.
-    pub end: EndedXids,
-    /// Everything that had ended before the answer, if the open transactions were listed. Then the rows are all there
-    /// are.
-    pub listed: Option<EndedXids>,
-}
-
-/// The delivery of one row.
-pub struct DeliveryStep<R> {
-    /// Transactions of which nothing is left before this row: [`Position::finish`] comes first.
-    pub finished: Option<EndedXids>,
-    pub row: R,
-}
-
-impl<R> UndeliveredRows<R> {
-    /// Puts the rows into the order of delivery. Where newer rows are of many transactions, they are delivered in groups,
-    /// so that each position `fits` a cursor.
-    pub fn into_steps(
-        self,
-        from: &Position,
-        fits: impl Fn(&Position) -> bool,
-        xid: impl Fn(&R) -> u64,
-    ) -> Vec<DeliveryStep<R>> {
-        let Self { rows, end, listed } = self;
-        let (range, mut newer): (Vec<R>, Vec<R>) = rows.into_iter().partition(|row| end.contains(xid(row)));
-        let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
-        for row in &newer {
-            *counts.entry(xid(row)).or_default() += 1;
-        }
-        let groups = groups_of_newer(from, &end, listed.as_ref(), counts, fits);
-        let group = |xid: u64| groups.partition_point(|group| group.first_xid <= xid) - 1;
-        newer.sort_by_key(|row| group(xid(row)));
-        let mut steps: Vec<_> = range.into_iter().map(|row| DeliveryStep { finished: None, row }).collect();
-        let mut current = None;
-        for row in newer {
-            let group = group(xid(&row));
-            let is_first = current.replace(group) != Some(group);
-            steps.push(DeliveryStep { finished: is_first.then(|| groups[group].finished.clone()), row });
-        }
-        steps
-    }
-}
-
-/// Newer rows that are delivered and counted together.
-struct Group {
-    /// The group's transactions are at or above it, up to the next group's.
-    first_xid: u64,
-    /// Transactions of which nothing is left when the group begins.
-    finished: EndedXids,
-}
-
-/// Cuts the newer transactions, each with its number of rows, into groups. Only a list of the open transactions allows
-/// more than one: where a position counts too much, all that is listed and was delivered is settled instead.
-fn groups_of_newer(
-    from: &Position,
-    end: &EndedXids,
-    listed: Option<&EndedXids>,
-    counts: BTreeMap<u64, u64>,
-    fits: impl Fn(&Position) -> bool,
-) -> Vec<Group> {
-    let mut groups = vec![Group { first_xid: 0, finished: end.clone() }];
-    let mut position = from.clone();
-    position.finish(end);
-    for (xid, count) in &counts {
-        let mut counted = position.clone();
-        counted.count_all(*xid, *count);
-        if let Some(listed) = listed.filter(|_| !fits(&counted)) {
-            // Everything below, or everything but the rest: whichever is shorter.
-            let rest = counts.range(xid..).map(|(xid, _)| *xid);
-            let ways = [listed.truncated(*xid), listed.without(rest)].map(|listed| {
-                let finished = end.union(&listed);
-                let mut position = position.clone();
-                position.finish(&finished);
-                position.count_all(*xid, *count);
-                (position, finished)
-            });
-            let [below, but_rest] = ways;
-            let is_shorter = but_rest.0.encoded_length() < below.0.encoded_length();
-            let (next, finished) = if is_shorter { but_rest } else { below };
-            counted = next;
-            groups.push(Group { first_xid: *xid, finished });
-        }
-        position = counted;
-    }
-    groups
-}
-
 /// A life of the database: the time in which its transaction ids mean one thing. A dump that is restored into another
 /// server begins a new one, and so does `pg_upgrade`. Standbys live on when they are promoted. 16 bits of a digest of the
 /// server's system identifier.
@@ -269,9 +147,22 @@ pub struct Position {
     settled: EndedXids,
     range: Option<Range>,
     counted: BTreeMap<u64, u64>,
+    claims: Claims,
 }
 
-/// A part of the history that is being delivered by key.
+/// Strength of what a position says of the transactions in `settled` and `counted`, where rows are UPDATEd: a row's
+/// newer version is of another transaction, so it leaves those that are being delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Claims {
+    /// The rows that are theirs were delivered.
+    #[default]
+    Rows,
+    /// There was a moment at which these transactions had ended, and everything was delivered that was visible at it. So
+    /// was every row that they wrote, though others may have changed it before.
+    Moment,
+}
+
+/// A part of the history that is being delivered by key: what becomes settled, or newer rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Range {
     /// Transactions of the range and of what is settled.
@@ -287,12 +178,12 @@ impl Position {
     }
 
     pub fn is_beginning(&self) -> bool {
-        self.settled == EndedXids::default() && self.range.is_none() && self.counted.is_empty()
+        self.settled == EndedXids::default() && self.is_mark()
     }
 
     /// The position of a reader that was given all of `settled`, and `counted` rows of other transactions.
     pub fn new_settled(scheme: CursorScheme, settled: EndedXids, counted: BTreeMap<u64, u64>) -> Self {
-        Self { scheme, life: None, settled, range: None, counted }
+        Self { scheme, settled, counted, ..Self::default() }
     }
 
     /// This position as one of a life of the database.
@@ -319,9 +210,10 @@ impl Position {
         Self { range: Some(Range { end: end.clone(), key: Key::Number(0) }), ..self.clone() }
     }
 
-    /// The position of a reader that was given, of all that is settled here, only the rows up to `key`.
+    /// The position of a reader that was given, of all that is settled or counted here, only the rows up to `key`.
     pub fn up_to_key(self, key: Key) -> Self {
-        Self { settled: EndedXids::default(), range: Some(Range { end: self.settled, key }), ..self }
+        let end = self.settled.and(self.counted.into_keys());
+        Self { scheme: self.scheme, life: self.life, range: Some(Range { end, key }), ..Self::default() }
     }
 
     /// Transactions of which everything was delivered.
@@ -340,6 +232,14 @@ impl Position {
         &self.counted
     }
 
+    /// This position, where the counts are of all rows of their transactions: those with several rows are settled as a whole.
+    pub fn with_whole_transactions(mut self) -> Self {
+        let with_several: Vec<u64> =
+            self.counted.iter().filter(|(_, count)| **count > 1).map(|(xid, _)| *xid).collect();
+        self.finish(&self.settled.without_also().and(with_several));
+        self
+    }
+
     /// This position without its newest counts, so that `most` are left. `None` if it has no more.
     pub fn with_oldest_counts(&self, most: usize) -> Option<Self> {
         let (first_left_out, _) = self.counted.iter().nth(most)?;
@@ -351,23 +251,22 @@ impl Position {
     /// The end of the next range, for a statement that is yet to begin and will find everything below `mark` ended. It is
     /// never before what is settled.
     pub fn next_end(&self, mark: u64) -> EndedXids {
-        if mark >= self.settled.mark { EndedXids::below(mark) } else { self.settled.clone() }
+        if mark >= self.settled.mark { EndedXids::below(mark) } else { self.settled.without_also() }
     }
 
     /// A bound above every transaction that the position speaks of.
     pub fn ceiling(&self) -> u64 {
-        let range = self.range.as_ref().map_or(0, |range| range.end.mark);
+        let range = self.range.as_ref().map_or(0, |range| range.end.ceiling());
         let counted = self.counted.keys().next_back().map_or(0, |xid| xid + 1);
-        self.settled.mark.max(range).max(counted)
+        self.settled.ceiling().max(range).max(counted)
     }
 
-    /// Moves past the next row in the order of delivery: first those of the range that ends with `end`, by key, then the
-    /// newer ones.
-    pub fn advance(&mut self, xid: u64, key: Key, end: &EndedXids) {
-        if end.contains(xid) && !self.settled.contains(xid) {
-            self.range = Some(Range { end: end.clone(), key });
-        } else {
-            self.count(xid);
+    /// Moves past the next row in the order of delivery.
+    pub fn advance(&mut self, xid: u64, key: Key, how: &Advance) {
+        match how {
+            Advance::Count => self.count(xid),
+            Advance::Range(end) => self.range = Some(Range { end: (**end).clone(), key }),
+            Advance::Finish(end) => self.finish(end),
         }
     }
 
@@ -379,6 +278,7 @@ impl Position {
     }
 
     fn count_all(&mut self, xid: u64, rows: u64) {
+        self.claims = Claims::Rows;
         *self.counted.entry(xid).or_default() += rows;
     }
 
@@ -388,6 +288,7 @@ impl Position {
         self.range = None;
         let settled = self.settled.union(ended);
         if self.settled != settled {
+            self.claims = Claims::Rows;
             self.counted.retain(|xid, _| !settled.contains(*xid));
             self.settled = settled;
         }
@@ -399,20 +300,41 @@ impl Position {
         listed.into_iter().for_each(|listed| self.finish(listed));
     }
 
+    /// Notes that everything was delivered that one statement saw, and that no range is left.
+    pub fn note_moment(&mut self) {
+        self.claims = if self.range.is_none() { Claims::Moment } else { Claims::Rows };
+    }
+
+    /// Gives up what was noted of a moment, so that no version of an event is left out by it.
+    pub fn forget_moment(&mut self) {
+        self.claims = Claims::Rows;
+    }
+
+    /// Returns true if all rows that a transaction wrote have certainly been delivered, in this version or another.
+    pub fn has_delivered_all_of(&self, xid: u64) -> bool {
+        self.claims == Claims::Moment && (self.settled.contains(xid) || self.counted.contains_key(&xid))
+    }
+
     /// Returns true if nothing that this position says is left after a last page, whose settled part ended with `end`
     /// and whose statement found everything below `mark` ended. Then the position after the page is the source's own,
     /// whoever has made this one; the module says why.
     pub fn is_superseded_by(&self, end: &EndedXids, mark: u64) -> bool {
         end.open.is_empty()
+            && end.also.is_empty()
             && (self.settled.mark..=mark).contains(&end.mark)
-            && self.counted.keys().all(|xid| end.contains(*xid))
+            && self.counted.keys().chain(&self.settled.also).all(|xid| end.contains(*xid))
     }
 
     /// Returns true if the position says nothing but a mark that has been reached, in this scheme, which everybody may
     /// know for true.
     pub fn is_reached_mark(&self, mark: u64, scheme: CursorScheme) -> bool {
-        let is_mark = self.range.is_none() && self.counted.is_empty() && self.settled.open.is_empty();
-        self.is_beginning() || (is_mark && self.settled.mark <= mark && self.scheme == scheme)
+        self.is_beginning() || (self.is_mark() && self.settled.mark <= mark && self.scheme == scheme)
+    }
+
+    /// Returns true if the position says nothing but a mark.
+    fn is_mark(&self) -> bool {
+        let is_mark = self.settled.open.is_empty() && self.settled.also.is_empty();
+        is_mark && self.range.is_none() && self.counted.is_empty()
     }
 
     /// Goes on in the best scheme of a table that does not honour this position's own, where it is nothing but a mark.
@@ -427,7 +349,7 @@ impl Position {
     /// Goes on in another scheme, after everything there was to see has been delivered. Only a position that is nothing
     /// but a mark can, since a mark means the same in every scheme.
     pub fn adopt(&mut self, scheme: CursorScheme) {
-        if self.range.is_none() && self.counted.is_empty() && self.settled.open.is_empty() {
+        if self.is_mark() {
             self.scheme = scheme;
         }
     }

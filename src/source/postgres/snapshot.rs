@@ -40,7 +40,7 @@ impl Snapshot {
     /// Everything that had ended, as the snapshot of a primary lists it: top-level transactions only.
     pub fn listed(&self) -> EndedXids {
         let open = self.text.rsplit(':').next().unwrap_or_default();
-        EndedXids { mark: self.xmax, open: open.split(',').filter_map(|xid| xid.parse().ok()).collect() }
+        EndedXids::listed(self.xmax, open.split(',').filter_map(|xid| xid.parse().ok()).collect())
     }
 
     /// Returns false for a position that speaks of transactions which this database has not begun. It is of another

@@ -2,6 +2,7 @@
 
 use super::ends::PostgresEnds;
 use super::error::QueryError;
+use super::first_versions::FirstVersions;
 use super::open_list::KnownEnded;
 use super::pool::{ConnectionPool, Login, PooledConnection};
 use super::position::{Life, Position};
@@ -49,6 +50,8 @@ pub struct Store {
     /// Port in the URL; `None` for a socket of this machine.
     port: Option<u16>,
     durable_mark: Mutex<DurableMark>,
+    /// `None` where every version of an event is delivered.
+    pub first_versions: Option<FirstVersions>,
     known_ended: Mutex<KnownEnded>,
 }
 
@@ -90,6 +93,7 @@ impl Store {
             tables: RwLock::default(),
             may_repeat_ids: AtomicBool::default(),
             durable_mark: Mutex::default(),
+            first_versions: settings.dedupe.then(FirstVersions::default),
             known_ended: Mutex::default(),
         }))
     }

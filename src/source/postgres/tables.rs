@@ -222,6 +222,11 @@ impl Tables {
         }
     }
 
+    /// Returns true where a version of an event can be known for one, since nothing else in its job has its id and number.
+    pub fn tells_versions(&self) -> bool {
+        self.events.key == EventKey::Id || self.best.order == RowOrder::Number
+    }
+
     /// The rows of the event table as a cursor of `scheme` means them, as far as the columns allow that.
     pub fn rows(&self, scheme: CursorScheme) -> EventRows<'_> {
         EventRows::new(self, self.supported(scheme))

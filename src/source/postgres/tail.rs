@@ -2,13 +2,14 @@
 //! that changed; then each of those jobs is read from its own position.
 //!
 //! If no transaction has ended since the last look, comparing snapshots is all that a look costs. Where a column has the
-//! transactions, new rows are found by its index. Elsewhere they are found by timestamp, which promises nothing, so every
-//! watched job is read now and then (a *sweep*). Only the reads decide what is delivered and how far a position gets, and
+//! transactions, new rows are found by its index. Elsewhere they are found by number (`tail/numbers.rs`), or else by timestamp,
+//! which promise nothing, so every watched job is read now and then (a *sweep*). Only the reads decide what is delivered and how far a position gets, and
 //! they are exact. A look that misses a row makes it late, not lost.
 
 mod endings;
 mod levels;
 mod looks;
+mod numbers;
 
 use super::draft::{Draft, READ_LIMIT};
 use super::ends::Reached;
@@ -33,6 +34,8 @@ use crate::source::{Ending, Endings, JobNews, Joiner, Limit, News, Tail, Wakeup}
 use crate::sse::Reset;
 use crate::supervise::restarted;
 use async_trait::async_trait;
+pub use numbers::ReachedNumber;
+use numbers::Reaches;
 use sqlx::postgres::PgRow;
 use sqlx::{Row, ValueRef};
 use std::collections::{BTreeMap, BTreeSet};
@@ -73,6 +76,7 @@ pub struct PostgresTail {
     /// Source of the transaction ids that the last look went by, also if it failed. `None` before the first.
     xid_source: Option<XidSource>,
     sweep: Sweep,
+    reaches: Reaches,
     /// Time since which the database has known less than was published.
     behind_since: Option<Instant>,
     standby_lag: StandbyLag,
@@ -87,7 +91,7 @@ struct SeenSnapshot {
     level: Option<Position>,
 }
 
-/// The next time at which all watched jobs are read, where looks go by timestamp.
+/// The next time at which all watched jobs are read, where looks go by number or timestamp.
 struct Sweep {
     last: Instant,
     /// Transactions have ended since the last sweep.
@@ -148,6 +152,7 @@ impl PostgresTail {
             seen: None,
             xid_source: None,
             sweep: Sweep { last: Instant::now(), is_needed: true },
+            reaches: Reaches::default(),
             behind_since: None,
             standby_lag: StandbyLag::default(),
             store,
@@ -182,6 +187,7 @@ impl Tail for PostgresTail {
         self.cramped.remove(job);
         self.statuses.remove(job);
         self.faults.remove(job);
+        self.reaches.remove(job);
         self.endings.unwatch(&self.store.ends, job);
     }
 
@@ -263,7 +269,6 @@ impl PostgresTail {
     }
 
     fn changes_sql(&self, session: &Session<'_>) -> String {
-        let settings = &self.store.settings;
         let xids = session.tables.best.xids;
         let since = match &self.seen {
             Some(look) => look.snapshot.mark(),
@@ -275,7 +280,7 @@ impl PostgresTail {
                 NewRows::NotVisibleIn { snapshot: &snapshot.text, durable_xid: snapshot.durable_xid }
             }
             (_, XidSource::Column) => NewRows::Since(since),
-            (_, XidSource::System) => NewRows::SinceAndYounger(since, settings.look_back.as_secs_f64()),
+            (_, XidSource::System) => self.rows_above(session, since),
         };
         let awaited: Vec<&str> = self.awaited.jobs().map(JobId::as_str).collect();
         let finds_all_new = matches!(new_rows, NewRows::NotVisibleIn { .. });
@@ -350,12 +355,13 @@ impl PostgresTail {
         self.cramped.clear();
         self.store.ends.clear();
         self.faults.clear();
+        self.reaches = Reaches::default();
         let lost = |job| JobNews::lost(job, Reset::Rewound);
         let jobs = std::mem::take(&mut self.positions).into_keys().map(lost).collect();
         Some(News { jobs, ..News::nothing(joining) })
     }
 
-    /// Makes all watched jobs pending if looks go by timestamp and `source.postgres.sweep` has passed.
+    /// Makes all watched jobs pending if looks go by number or timestamp and `source.postgres.sweep` has passed.
     fn sweep_if_due(&mut self, session: &Session<'_>, changes: &Changes) {
         self.sweep.is_needed |= changes.found.is_some();
         let is_due = self.sweep.is_needed && self.sweep.last.elapsed() >= self.store.settings.sweep;
@@ -410,12 +416,14 @@ impl PostgresTail {
         if rows.is_cramped() {
             draft.cramped.insert(job.clone());
         }
+        let reached = rows.reach.map(|number| ReachedNumber { number, xmax: rows.snapshot.xmax });
         let (events, is_last) = rows.deliver(job, &mut position, limit);
         draft.jobs_read += 1;
         draft.batch.extend(job, events);
         draft.positions.insert(job.clone(), position);
         if is_last {
             draft.done.insert(job.clone());
+            draft.reached.extend(reached.map(|reached| (job.clone(), reached)));
         }
         Ok(())
     }
@@ -429,7 +437,7 @@ impl PostgresTail {
         selection: Selection,
         draft: Draft,
     ) -> Vec<JobNews> {
-        let Draft { mut batch, positions, done, failed, cramped, .. } = draft;
+        let Draft { mut batch, positions, done, failed, cramped, reached, .. } = draft;
         let since = cramped.into_iter().map(|job| (self.cramped.get(&job).copied().unwrap_or(began), job));
         self.cramped = since.map(|(since, job)| (job, since)).collect();
         positions.keys().filter(|job| !failed.contains_key(job)).for_each(|job| self.faults.remove(job));
@@ -441,6 +449,7 @@ impl PostgresTail {
         let is_unread = |job: &JobId| is_unread(job) && !self.faults.contains(job);
         self.pending = selection.jobs.into_iter().filter(is_unread).collect();
         self.positions.extend(positions);
+        self.learn_reaches(reached);
         if changes.found.is_some() && session.tables.best.xids == XidSource::Column {
             // The index found all new rows. So every other job has nothing undelivered below the mark.
             for (job, position) in &mut self.positions {

@@ -4,7 +4,7 @@
 //! their job and by the form of their position. Those of one kind hold at most half of the connections at a time, and so do
 //! all kinds together whose last read was slow. Whoever waits for a turn holds nothing.
 
-use super::position::Position;
+use super::position::{EndedXids, Position};
 use crate::event::JobId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -42,7 +42,8 @@ impl Kind {
     /// A page after a position; `known` is a mark that the server has reached.
     pub fn page(job: &JobId, after: &Position, known: u64) -> Self {
         let ended = after.range().map_or(after.settled(), |range| &range.end);
-        let (range, open) = (after.range().is_some(), !ended.open.is_empty() || !after.settled().open.is_empty());
+        let has_list = |ended: &EndedXids| !ended.open.is_empty() || !ended.also.is_empty();
+        let (range, open) = (after.range().is_some(), has_list(ended) || has_list(after.settled()));
         // No process was given one that is so far ahead: it has the whole history read once more.
         let is_of_the_future = known > 0 && after.ceiling() > known.saturating_add(FAR_AHEAD);
         let form = if is_of_the_future || after.is_dear() {

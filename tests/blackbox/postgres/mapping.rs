@@ -393,42 +393,6 @@ async fn a_key_of_any_case_is_watched_live_in_whichever_case_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_number_that_repeats_within_a_job_loses_none_of_its_rows() {
-    let server = Postgres::start().await;
-    server
-        .execute(
-            "CREATE TABLE runner_jobs (id text PRIMARY KEY, status text);
-             CREATE TABLE job_events (id int PRIMARY KEY, job_id text, type text DEFAULT 'x', timestamp timestamptz DEFAULT now(),
-               payload jsonb, line int NOT NULL);
-             CREATE INDEX ON job_events (job_id, line); CREATE ROLE reader LOGIN;
-             GRANT SELECT ON job_events, runner_jobs TO reader;
-             INSERT INTO runner_jobs VALUES ('job', 'RUNNING');
-             INSERT INTO job_events SELECT n, 'job', 'x', now(), jsonb_build_object('n', n), n / 100 FROM generate_series(0, 1199) n",
-        )
-        .await;
-    let settings = [("source.postgres.columns.seq", "line"), ("source.poll_interval", "50ms")];
-    let daemon = Daemon::on("postgres", &server.url("reader"), &settings).await;
-    let mut stream = daemon.stream("job").await;
-    let mut seen = numbers(&stream.take(1200).await);
-    seen.sort();
-    assert_eq!(seen, Vec::from_iter(0..1200), "by pages of the stream");
-    let (mut polled, mut after) = (Vec::new(), String::new());
-    while polled.len() < 1200 {
-        let page = daemon.get(&format!("/runner-jobs/job/events?limit=7&after={after}")).await.json();
-        let events = page["events"].as_array().expect("events");
-        assert!(!events.is_empty(), "the end after {} events", polled.len());
-        polled.extend(events.iter().map(|event| event["payload"]["n"].as_u64().expect("a number")));
-        after = page["cursor"].as_str().expect("a cursor").to_string();
-    }
-    polled.sort();
-    assert_eq!(polled, Vec::from_iter(0..1200), "seven at a time");
-    server.execute("INSERT INTO job_events SELECT n, 'job', 'x', now(), jsonb_build_object('n', n), 3 FROM generate_series(1200, 1209) n").await;
-    let mut live = numbers(&stream.take(10).await);
-    live.sort();
-    assert_eq!(live, Vec::from_iter(1200..1210), "and live");
-}
-
-#[tokio::test]
 async fn ids_that_no_index_makes_unique_within_a_job_are_not_what_repeats_are_known_by() {
     let server = Postgres::start().await;
     let cases = [

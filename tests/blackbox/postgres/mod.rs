@@ -6,6 +6,7 @@ mod ingest;
 mod lives;
 mod mapping;
 mod migrating;
+mod numbers;
 mod odd_rows;
 mod one_reader;
 mod open;

@@ -1,7 +1,7 @@
 //! Reads of many jobs beside writers of every kind: by pages, by the tail, and from the end. Two processes serve readers of
 //! sets of jobs, who go from one to the other at any event.
 
-use super::torture::Writers;
+use super::torture::{NUMBERS_ALONE, Writers};
 use super::{LEGACY, RECOMMENDED, daemon_on};
 use crate::support::{Message, Postgres, Stream, alone};
 use jobcast::config::{self, SourceKind};
@@ -402,6 +402,11 @@ async fn readers_of_many_jobs_lose_and_repeat_nothing_and_stand_at_one_place_bet
 #[tokio::test]
 async fn readers_of_many_jobs_without_transaction_ids_lose_and_repeat_nothing() {
     torture(LEGACY, false).await;
+}
+
+#[tokio::test]
+async fn readers_of_many_jobs_whose_new_rows_are_found_by_number_lose_and_repeat_nothing() {
+    torture(NUMBERS_ALONE, false).await;
 }
 
 #[tokio::test]

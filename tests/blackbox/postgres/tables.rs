@@ -133,7 +133,7 @@ async fn check_says_what_the_database_lacks_and_what_stands_before_it() {
     assert!(code == Some(0) && said.contains("no column of type xid8") && said.contains("no trigger"), "{said}");
     server.execute("ALTER TABLE job_events ADD COLUMN xid xid8, ALTER COLUMN timestamp DROP NOT NULL").await;
     let (code, said) = check().await;
-    assert!(code == Some(1) && said.contains("nothing fills it") && said.contains("may be null"), "{said}");
+    assert!(code == Some(1) && said.contains("nothing fills it") && !said.contains("may be null"), "{said}");
     server.execute("CREATE ROLE nobody LOGIN; GRANT SELECT (id, job_id) ON job_events TO nobody; GRANT SELECT ON runner_jobs TO nobody").await;
     let (code, said) = check_at(&server.url("nobody")).await;
     assert!(
@@ -164,9 +164,11 @@ async fn rows_that_come_with_an_attached_table_count_as_delivered_until_they_are
         let server = Postgres::start().await;
         let columns =
             format!("id text, job_id text, type text, timestamp timestamptz DEFAULT now(), {fill} payload jsonb");
+        // Nobody waits for the log to reach the disk until a transaction is settled.
         server
             .execute(&format!(
-                "CREATE TABLE runner_jobs (id text PRIMARY KEY, status text); INSERT INTO runner_jobs VALUES ('job', 'RUNNING');
+                "REVOKE EXECUTE ON FUNCTION pg_current_wal_insert_lsn() FROM PUBLIC;
+                 CREATE TABLE runner_jobs (id text PRIMARY KEY, status text); INSERT INTO runner_jobs VALUES ('job', 'RUNNING');
                  CREATE TABLE job_events ({columns}) PARTITION BY LIST (type);
                  CREATE TABLE part_x PARTITION OF job_events FOR VALUES IN ('x'); CREATE TABLE part_y ({columns});
                  INSERT INTO part_y (id, job_id, type, payload) VALUES ('old', 'job', 'y', '{{\"n\":0}}');

@@ -1,7 +1,8 @@
-//! Times of every kind, of any calendar.
+//! Times of every kind, of any calendar; and tables that order events by time, or by a number that may be null or repeat, as a
+//! view's does.
 
-use super::daemon_on;
-use crate::support::{Daemon, Postgres};
+use super::{LEGACY, daemon_on};
+use crate::support::{Daemon, Postgres, eventually, numbers};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor, Row};
 
@@ -76,4 +77,115 @@ async fn an_offset_is_to_the_east_where_it_is_above_zero() {
         let event = daemon.stream("job").await.event().await;
         assert_eq!(event.json()["timestamp"], format!("2026-07-01T{time}:00.000Z"), "{zone}");
     }
+}
+
+/// Rows of the job.
+const ROWS: u64 = 20_000;
+const WITH_A_JOB: &str = "
+    INSERT INTO runner_jobs VALUES ('job', 'RUNNING');
+    INSERT INTO job_events (id, job_id, type, timestamp, payload)
+      SELECT 'e-' || n, CASE WHEN n < 20000 THEN 'job' ELSE 'job-' || n % 100 END, 'x',
+        now() - interval '3 hours' + n * interval '0.1 seconds', jsonb_build_object('n', n) FROM generate_series(0, 59999) n;
+    VACUUM ANALYZE";
+
+/// Rows that were read of the event table or of its indexes.
+async fn rows_read(server: &Postgres) -> u64 {
+    let mut owner = server.connect().await;
+    // Whoever leaves tells what it has read.
+    eventually("all readers to be gone", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'reader'";
+        let readers = owner.fetch_one(sql).await.expect("the connections");
+        (readers.get::<i64, _>(0) == 0).then_some(())
+    })
+    .await;
+    let sql = "SELECT ((SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE relname = 'job_events')
+                 + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'job_events'))::bigint";
+    owner.fetch_one(sql).await.expect("the statistics").get::<i64, _>(0) as u64
+}
+
+#[tokio::test]
+async fn no_page_costs_a_read_of_its_job() {
+    let numbered = "
+        CREATE TABLE runner_jobs (id text PRIMARY KEY, status text NOT NULL DEFAULT 'RUNNING');
+        CREATE TABLE job_events (no bigserial PRIMARY KEY, id text NOT NULL, job_id text NOT NULL, type text NOT NULL,
+          timestamp timestamptz, payload jsonb NOT NULL DEFAULT '{}');
+        CREATE INDEX ON job_events (job_id, no);
+        CREATE VIEW seen AS SELECT e.no AS seq, e.id, e.job_id, e.type, e.timestamp, e.payload, e.xmin AS xmin
+          FROM job_events e JOIN runner_jobs j ON j.id = e.job_id;
+        GRANT SELECT ON seen TO PUBLIC;";
+    let nullable = LEGACY.replace("timestamp timestamptz NOT NULL", "timestamp timestamptz");
+    let view = ("source.postgres.events_table", "seen");
+    let look_back = ("source.postgres.look_back", "60s");
+    for (name, schema, setting) in
+        [("a view", numbered, view), ("times", LEGACY, look_back), ("times that may be null", &nullable, look_back)]
+    {
+        let server = Postgres::start().await;
+        server.execute(schema).await;
+        for sql in WITH_A_JOB.split(';') {
+            server.execute(sql).await;
+        }
+        server.make_reader().await;
+        let mut daemon = daemon_on(&server, &[setting]).await;
+        let (mut pages, mut after) = (0, String::new());
+        loop {
+            let page = daemon.get(&format!("/runner-jobs/job/events?limit=500&after={after}")).await.json();
+            pages += ids_of(&page).len() as u64;
+            after = page["cursor"].as_str().expect("a cursor").to_string();
+            if pages >= ROWS {
+                break;
+            }
+        }
+        assert_eq!(pages, ROWS, "{name}");
+        daemon.kill();
+        let read = rows_read(&server).await;
+        assert!(read < 12 * ROWS, "{name}: {} times the job", read / ROWS);
+    }
+}
+
+#[tokio::test]
+async fn a_row_with_a_time_long_past_comes_with_the_sweep_once_to_all_and_wherever_they_resume() {
+    let server = Postgres::start().await;
+    server.execute(LEGACY).await;
+    server.execute("INSERT INTO runner_jobs VALUES ('job', 'RUNNING')").await;
+    server.make_reader().await;
+    let at = |number: u64, time: &str| {
+        format!(
+            "INSERT INTO job_events (id, job_id, type, timestamp, payload) VALUES ('e-{number}', 'job', 'x', {time}, '{{\"n\":{number}}}')"
+        )
+    };
+    for number in 0..100 {
+        server.execute(&at(number, "now() - interval '1 hour'")).await;
+    }
+    let settings = [
+        ("source.poll_interval", "20ms"),
+        ("source.postgres.listen", ""),
+        ("source.postgres.look_back", "500ms"),
+        ("source.postgres.sweep", "100ms"),
+    ];
+    let daemon = daemon_on(&server, &settings).await;
+    let mut stream = daemon.stream("job").await;
+    let mut cursors = vec![stream.take(100).await.last().expect("an event").cursor().to_string()];
+    let mut order = Vec::new();
+    for round in 0..20_u64 {
+        let (below, above) = (1000 + round, 2000 + round);
+        let times = ["now() - interval '1 day'", "'-infinity'", "now() - interval '59 minutes'"];
+        server.execute(&at(below, times[round as usize % times.len()])).await;
+        server.execute(&at(above, "now()")).await;
+        let two = stream.take(2).await;
+        let mut seen = numbers(&two);
+        order.extend(seen.iter().copied());
+        cursors.extend(two.iter().map(|event| event.cursor().to_string()));
+        seen.sort();
+        assert_eq!(seen, [below, above]);
+    }
+    for (after, cursor) in cursors.iter().enumerate() {
+        let mut resumed = daemon.stream_after("job", cursor).await;
+        let mut rest = numbers(&resumed.take(order.len() - after).await);
+        rest.sort();
+        let mut expected = order[after..].to_vec();
+        expected.sort();
+        assert_eq!(rest, expected, "after {after} events, with {cursor}");
+    }
+    server.execute("UPDATE runner_jobs SET status = 'COMPLETED'").await;
+    assert!(stream.event().await.is("stream.complete"));
 }

@@ -199,15 +199,26 @@ const PARTITIONS_UNDER_A_VIEW: &str = "
       FROM job_events e JOIN runner_jobs j ON j.id = e.job_id;
     ALTER VIEW seen OWNER TO postgres; GRANT SELECT ON seen TO PUBLIC;";
 
-/// Children that inherit from a table, which keeps no rows itself, with a number and no time for readers.
+/// A number, and neither transactions nor times for readers.
+pub const NUMBERS_ALONE: &str = "
+    CREATE TABLE runner_jobs (id text PRIMARY KEY, status text NOT NULL DEFAULT 'RUNNING');
+    CREATE TABLE job_events (seq bigserial PRIMARY KEY, id text NOT NULL, job_id text NOT NULL, type text NOT NULL,
+      timestamp timestamptz, payload jsonb NOT NULL);
+    CREATE INDEX ON job_events (job_id, seq);";
+
+/// Children that inherit from a table, which keeps no rows itself. An event's number is its id, and each job counts its
+/// own; readers know no time.
 const CHILDREN_WITHOUT_TIME: &str = "
     CREATE TABLE runner_jobs (id text PRIMARY KEY, status text NOT NULL DEFAULT 'RUNNING');
-    CREATE TABLE job_events (no bigserial, id text NOT NULL, job_id text NOT NULL, type text NOT NULL,
+    CREATE SEQUENCE \"of_job-0\"; CREATE SEQUENCE \"of_job-1\"; CREATE SEQUENCE \"of_job-2\"; CREATE SEQUENCE \"of_job-3\";
+    CREATE TABLE job_events (event_id int NOT NULL, id text NOT NULL, job_id text NOT NULL, type text NOT NULL,
       timestamp timestamptz, payload jsonb NOT NULL);
-    CREATE TABLE odd_events () INHERITS (job_events); CREATE INDEX ON odd_events (job_id, no);
-    CREATE TABLE even_events () INHERITS (job_events); CREATE INDEX ON even_events (job_id, no);
+    CREATE TABLE odd_events () INHERITS (job_events); CREATE UNIQUE INDEX ON odd_events (job_id, event_id);
+    CREATE TABLE even_events () INHERITS (job_events); CREATE UNIQUE INDEX ON even_events (job_id, event_id);
     CREATE FUNCTION to_child() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-      IF NEW.no % 2 = 1 THEN INSERT INTO odd_events VALUES (NEW.*); ELSE INSERT INTO even_events VALUES (NEW.*); END IF;
+      NEW.event_id := nextval(format('%I', 'of_' || NEW.job_id));
+      IF NEW.job_id IN ('job-1', 'job-3') THEN INSERT INTO odd_events VALUES (NEW.*);
+      ELSE INSERT INTO even_events VALUES (NEW.*); END IF;
       RETURN NULL; END $$;
     CREATE TRIGGER to_child BEFORE INSERT ON job_events FOR EACH ROW EXECUTE FUNCTION to_child();";
 
@@ -345,9 +356,25 @@ async fn a_view_over_partitions_that_come_and_go_loses_and_repeats_nothing() {
 #[tokio::test]
 async fn children_of_a_table_without_time_or_transaction_ids_lose_and_repeat_nothing() {
     let _alone = alone();
-    let settings = [("source.postgres.columns.seq", "no"), ("source.postgres.columns.timestamp", "")];
+    let settings = ["id", "seq"].map(|column| (format!("source.postgres.columns.{column}"), "event_id"));
+    let settings = settings.iter().map(|(name, value)| (name.as_str(), *value));
+    let settings = Vec::from_iter(settings.chain([("source.postgres.columns.timestamp", "")]));
     let (server, daemons) = arena_with(CHILDREN_WITHOUT_TIME, &settings).await;
     torture(&server, daemons, calm).await;
+}
+
+#[tokio::test]
+async fn a_table_with_numbers_and_nothing_else_loses_and_repeats_nothing() {
+    let _alone = alone();
+    let (server, daemons) = arena_with(NUMBERS_ALONE, &[("source.postgres.columns.timestamp", "")]).await;
+    torture(&server, daemons, calm).await;
+}
+
+#[tokio::test]
+async fn a_job_with_numbers_that_is_written_without_a_pause_loses_and_repeats_nothing() {
+    let _alone = alone();
+    let (server, daemons) = arena_with(NUMBERS_ALONE, &[("source.postgres.columns.timestamp", "")]).await;
+    torture(&server, daemons, hasty).await;
 }
 
 #[tokio::test]

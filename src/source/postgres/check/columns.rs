@@ -96,6 +96,7 @@ impl Check<'_> {
 
     pub(super) async fn check_columns(&mut self, tables: &Tables) -> Result<Vec<Finding>, QueryError> {
         let mut findings = self.check_xid_column(tables).await?;
+        findings.extend(self.check_ids(tables));
         findings.extend(self.check_order(tables));
         findings.extend(self.check_time(tables).await?);
         match tables.events.kind {
@@ -157,6 +158,26 @@ impl Check<'_> {
         )))
     }
 
+    /// Says where only the place of a row tells it from others, which a rewrite of the table changes.
+    fn check_ids(&self, tables: &Tables) -> Option<Finding> {
+        let (events, table) = (&self.catalogue.events, &tables.events.name);
+        let unique = events.columns.iter().find(|column| column.is_unique && !column.may_be_null);
+        let new = ["event_id", "jobcast_id"].into_iter().find(|name| events.find(name).is_none())?;
+        let setting = |name: &str| set("source.postgres.columns.id", name, "");
+        let mend = match unique {
+            Some(column) => setting(&column.name),
+            None => format!(
+                "ALTER TABLE {table} ADD COLUMN {new} uuid NOT NULL DEFAULT gen_random_uuid();\n{}",
+                setting(new)
+            ),
+        };
+        let summary = format!(
+            "nothing tells the events of {table} apart but their place in it (ctid), which VACUUM FULL and CLUSTER change: \
+             then the events have other ids, and readers who come back may miss some, or get some again"
+        );
+        tables.events.columns.ids_are_places().then(|| Finding::improvable(summary, mend))
+    }
+
     /// Finds what keeps an index from serving the order of events.
     fn check_order(&self, tables: &Tables) -> Vec<Finding> {
         let (events, names) = (&self.catalogue.events, &self.store.settings.columns);
@@ -184,15 +205,6 @@ impl Check<'_> {
                 seq.name, seq.kind
             )));
         }
-        // A view's columns may be null as far as the catalogue knows, and have no index of their own.
-        let is_plain_order = tables.best.order == RowOrder::Time && events.kind != RelationKind::View && seq.is_none();
-        let ordering = events.columns.iter().filter(|column| column.name == names.timestamp || column.name == names.id);
-        for column in ordering.filter(|column| column.may_be_null && is_plain_order) {
-            findings.push(Finding::improvable(
-                format!("the column {} may be null: then no index can serve the order of events", column.name),
-                set_not_null(&tables.events.name, &column.name),
-            ));
-        }
         findings
     }
 
@@ -201,7 +213,7 @@ impl Check<'_> {
         let Some(column) = self.catalogue.events.find(&settings.columns.timestamp).cloned() else {
             return Ok(Vec::new());
         };
-        let by_time = tables.best.xids == XidSource::System;
+        let by_time = tables.best.xids == XidSource::System && tables.events.columns.number.is_none();
         let lateness = if by_time { "; a wrong one makes new events late" } else { "" };
         match &*column.kind {
             "timestamp without time zone" | "date" => Ok(vec![Finding::fine(format!(
@@ -267,15 +279,4 @@ impl Check<'_> {
             )),
         }])
     }
-}
-
-/// Statements that forbid nulls without a lock that lasts: the rows are looked through while writers go on.
-fn set_not_null(table: &str, column: &str) -> String {
-    let (constraint, column) = (quote(&format!("{column}_is_there")), quote(column));
-    format!(
-        "ALTER TABLE {table} ADD CONSTRAINT {constraint} CHECK ({column} IS NOT NULL) NOT VALID;\n\
-         ALTER TABLE {table} VALIDATE CONSTRAINT {constraint};\n\
-         ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL;\n\
-         ALTER TABLE {table} DROP CONSTRAINT {constraint};"
-    )
 }

@@ -3,7 +3,7 @@
 
 use super::super::error::QueryError;
 use super::super::page::raw_bytes;
-use super::super::position::Position;
+use super::super::position::{EndedXids, Position};
 use super::super::sql::{self, ChangesQuery, NewRows, PageQuery, XidBound};
 use super::super::tables::{RelationKind, RowOrder, Tables, XidSource};
 use super::Check;
@@ -12,6 +12,8 @@ use crate::event::JobId;
 use crate::source::Finding;
 use serde_json::Value;
 use sqlx::Row;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Events of a page.
 const PAGE: usize = 512;
@@ -36,6 +38,50 @@ pub(super) struct Sizes<'a> {
     narrowing: [&'a str; 3],
 }
 
+/// The share of the rows that pass the filters of a statement, on transactions as a rule.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Passing {
+    /// Rows of a history: as many are read as are asked for.
+    Most,
+    /// Rows that are new: all are read, however few are asked for.
+    HardlyAny,
+}
+
+/// A place in a job from which the tail and history read on.
+struct Standing<'a> {
+    tables: &'a Tables,
+    job: &'a JobId,
+    snapshot: String,
+    xmax: u64,
+    position: Position,
+    /// The number that new rows are looked for above.
+    reach: Option<i64>,
+}
+
+impl Standing<'_> {
+    /// The statement that finds out which watched jobs have something new.
+    fn look(&self, look_back: Duration) -> String {
+        let Self { tables, snapshot, xmax, .. } = self;
+        let (rows, job) = (tables.rows(tables.best), self.job.as_str());
+        let new_rows = match tables.best.xids {
+            XidSource::Column => NewRows::NotVisibleIn { snapshot, durable_xid: *xmax },
+            XidSource::System if rows.number().is_some() => {
+                NewRows::SinceAndAbove(*xmax, vec![(job, self.reach.unwrap_or(i64::MIN))])
+            }
+            XidSource::System => NewRows::SinceAndYounger(*xmax, look_back.as_secs_f64()),
+        };
+        let query = ChangesQuery { jobs: vec![job], new_rows, ..ChangesQuery::default() };
+        sql::changes(&rows, 0, &query)
+    }
+
+    /// The statement that reads the job's events from here on.
+    fn page(&self) -> String {
+        let Self { tables, job, position, .. } = self;
+        let query = PageQuery { job, position, end: XidBound::OwnMark, published_by: None, limit: PAGE };
+        sql::page(tables, 0, &query)
+    }
+}
+
 impl Check<'_> {
     pub(super) async fn check_cost(&mut self, tables: &Tables) -> Result<Vec<Finding>, QueryError> {
         let names = self.store.settings.columns.clone();
@@ -56,31 +102,32 @@ impl Check<'_> {
         let job_rows = job_plan["Plan Rows"].as_f64().unwrap_or_default();
         let narrowing = [&*names.seq, &names.timestamp, &names.xid];
         let sizes = Sizes { tables: &below, job_rows, job_column: &names.job_id, narrowing };
-        let look = self.look(tables, &job).await?;
-        let look = Reading::of(&self.explain(&look).await?, &sizes);
+        let standing = self.standing(tables, &job).await?;
+        let look = self.explain(&standing.look(self.store.settings.look_back)).await?;
+        let look = Reading::of(&look, &sizes, Passing::HardlyAny);
+        let news = self.explain(&standing.page()).await?;
+        let news = Reading::of(&news, &sizes, Passing::HardlyAny);
         let mut position = Position::beginning();
         position.adopt(tables.best);
-        let query =
-            PageQuery { job: &job, position: &position, end: XidBound::OwnMark, published_by: None, limit: PAGE };
-        let page = Reading::of(&self.explain(&sql::page(tables, 0, &query)).await?, &sizes);
+        let beginning = Standing { position, ..standing };
+        let mut page = self.explain(&beginning.page()).await?;
+        fill_page(&mut page);
+        let page = Reading::of(&page, &sizes, Passing::Most);
+        let long = format!("of a long job in {table} ({job}, about {job_rows} events)");
         Ok(vec![
             look.finding(&format!("a look for new events of all watched jobs in {table}"), tables),
-            page.finding(&format!("a page of a long job in {table} ({job}, about {job_rows} events)"), tables),
+            news.finding(&format!("a read of what is new {long}"), tables),
+            page.finding(&format!("a page of the history {long}"), tables),
         ])
     }
 
-    /// The statement that finds out which watched jobs have something new.
-    async fn look(&mut self, tables: &Tables, job: &JobId) -> Result<String, QueryError> {
-        let row = self.connection.query_one("SELECT pg_current_snapshot()::text AS snapshot".into()).await?;
-        let snapshot: String = row.try_get("snapshot")?;
+    /// The place of the tail in a job of which it has delivered everything.
+    async fn standing<'a>(&mut self, tables: &'a Tables, job: &'a JobId) -> Result<Standing<'a>, QueryError> {
+        let row = self.connection.query_one(sql::check::reach(tables, job)).await?;
+        let (snapshot, reach): (String, Option<i64>) = (row.try_get("snapshot")?, row.try_get("reach")?);
         let xmax = snapshot.split(':').nth(1).and_then(|xmax| xmax.parse().ok()).unwrap_or(0);
-        let look_back = self.store.settings.look_back.as_secs_f64();
-        let new_rows = match tables.best.xids {
-            XidSource::Column => NewRows::NotVisibleIn { snapshot: &snapshot, durable_xid: xmax },
-            XidSource::System => NewRows::SinceAndYounger(xmax, look_back),
-        };
-        let query = ChangesQuery { jobs: vec![job.as_str()], new_rows, ..ChangesQuery::default() };
-        Ok(sql::changes(&tables.rows(tables.best), 0, &query))
+        let position = Position::new_settled(tables.best, EndedXids::below(xmax), BTreeMap::new());
+        Ok(Standing { tables, job, snapshot, xmax, position, reach })
     }
 
     async fn explain(&mut self, statement: &str) -> Result<Value, QueryError> {
@@ -92,20 +139,21 @@ impl Check<'_> {
 }
 
 impl Reading {
-    pub(super) fn of(plan: &Value, sizes: &Sizes) -> Self {
+    pub(super) fn of(plan: &Value, sizes: &Sizes, passing: Passing) -> Self {
         let mut reading = Self::default();
-        reading.add(plan, None, sizes);
+        reading.add(plan, None, sizes, passing);
         reading.by.sort();
         reading.by.dedup();
         reading
     }
 
     /// Adds the scans of a part of the plan. `limit`: nothing above asks for more rows than these.
-    fn add(&mut self, node: &Value, limit: Option<f64>, sizes: &Sizes) {
+    fn add(&mut self, node: &Value, limit: Option<f64>, sizes: &Sizes, passing: Passing) {
         let text = |key: &str| node[key].as_str().unwrap_or_default();
         let rows = node["Plan Rows"].as_f64().unwrap_or_default();
         let is_of_jobs = text("Alias") == "j" || text("Alias").starts_with("j_");
-        let at_most = |rows: f64| limit.map_or(rows, |limit| rows.min(limit));
+        let is_short = passing == Passing::Most || !text("Filter").contains("age(");
+        let at_most = |rows: f64| limit.filter(|_| is_short).map_or(rows, |limit| rows.min(limit));
         match text("Node Type") {
             _ if is_of_jobs => {}
             "Seq Scan" => {
@@ -118,7 +166,7 @@ impl Reading {
                 let condition = text("Index Cond");
                 let is_of_job = condition.contains(sizes.job_column);
                 let is_narrow = sizes.narrowing.iter().any(|name| !name.is_empty() && condition.contains(name));
-                self.rows += if is_of_job && !is_narrow { at_most(rows.max(sizes.job_rows)) } else { rows };
+                self.rows += if is_of_job && !is_narrow { at_most(rows.max(sizes.job_rows)) } else { at_most(rows) };
                 self.by.push(text("Index Name").into());
             }
             _ => {}
@@ -126,11 +174,11 @@ impl Reading {
         let limit = match text("Node Type") {
             "Limit" => Some(rows),
             // These read all that is below them before they give anything.
-            "Sort" | "Incremental Sort" | "Aggregate" | "Hash" | "Bitmap Heap Scan" => None,
+            "Sort" | "Aggregate" | "Hash" | "Bitmap Heap Scan" => None,
             _ => limit,
         };
         for part in node["Plans"].as_array().into_iter().flatten() {
-            self.add(part, limit, sizes);
+            self.add(part, limit, sizes, passing);
         }
     }
 
@@ -155,6 +203,16 @@ impl Reading {
             (_, XidSource::Column, RowOrder::Number | RowOrder::Time) => "the indexes above",
         };
         Finding::improvable(format!("{summary}: {}", weight(self.rows)), mend)
+    }
+}
+
+/// Leaves out of the plan of a page what it reads only where it is not full: the rows that are newer than its own.
+fn fill_page(plan: &mut Value) {
+    let parts = plan.get_mut("Plans").and_then(Value::as_array_mut);
+    let is_cte = |part: &Value| part["Subplan Name"].as_str().is_some_and(|name| name.starts_with("CTE "));
+    if let Some(parts) = parts {
+        parts.retain(|part| is_cte(part) || part["One-Time Filter"].is_null());
+        parts.iter_mut().filter(|part| !is_cte(part)).for_each(fill_page);
     }
 }
 

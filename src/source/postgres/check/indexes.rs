@@ -2,9 +2,8 @@
 
 use super::super::error::QueryError;
 use super::super::sql::{self, quote};
-use super::super::tables::{Children, Column, RelationKind, RowOrder, Tables, XidSource};
+use super::super::tables::{Children, RelationKind, RowOrder, Tables, XidSource};
 use super::Check;
-use crate::config::EventOrder;
 use crate::source::Finding;
 use sqlx::Row;
 
@@ -71,13 +70,6 @@ impl Check<'_> {
         Ok(Finding::improvable(format!("there is no index on {places} ({list}): {reason}"), statements.join("\n")))
     }
 
-    /// Returns true where a column of numbers orders events, unique or not.
-    fn orders_by_number(&self) -> bool {
-        let settings = &self.store.settings;
-        let seq = self.catalogue.events.find(&settings.columns.seq);
-        settings.order == EventOrder::Seq && seq.is_some_and(Column::is_whole_number)
-    }
-
     /// The tables that hold the rows of a quoted table. None for a view.
     pub(super) async fn rows_below(&mut self, table: &str, columns: &[&str]) -> Result<Vec<RowsTable>, QueryError> {
         let sql = sql::check::rows_below(table, columns.iter().copied(), &self.store.settings.columns.xid);
@@ -116,7 +108,9 @@ fn wanted_indexes<'a>(check: &Check<'a>, tables: &'a Tables) -> Vec<WantedIndex<
             }
         }
         // Numbers that may repeat order history all the same.
-        RowOrder::Time if check.orders_by_number() => on_events(&[&names.job_id, &names.seq], "history is read by it"),
+        RowOrder::Time if events.columns.number.is_some() => {
+            on_events(&[&names.job_id, &names.seq], "history is read by it");
+        }
         RowOrder::Time => on_events(&[&names.job_id, &names.timestamp], "history and new events are read by it"),
     }
     if tables.best.xids == XidSource::Column {

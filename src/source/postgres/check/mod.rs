@@ -12,7 +12,7 @@ use super::error::QueryError;
 use super::pool::PooledConnection;
 use super::sql::{self, quote_table};
 use super::store::{Catalogue, Store};
-use super::tables::{CursorScheme, RowOrder, Tables, XidSource};
+use super::tables::{RowOrder, Tables, XidSource};
 use crate::config;
 use crate::error::{SourceCode, SourceError};
 use crate::source::Finding;
@@ -70,7 +70,7 @@ impl Check<'_> {
             }
         };
         let Some(tables) = tables else { return self.check_tables(false).await };
-        self.findings.push(Finding::fine(describe(tables.best)));
+        self.findings.push(Finding::fine(describe(&tables)));
         let failed = self.try_page(&tables).await;
         let is_denied = failed.as_ref().is_some_and(|error| error.code() == SourceCode::Rights);
         let before = self.findings.len();
@@ -193,17 +193,22 @@ fn unreadable_catalogue(store: &Store, error: QueryError, reader: &str) -> Findi
     }
 }
 
-fn describe(scheme: CursorScheme) -> &'static str {
-    match (scheme.xids, scheme.order) {
+fn describe(tables: &Tables) -> &'static str {
+    let has_number = tables.events.columns.number.is_some();
+    match (tables.best.xids, tables.best.order) {
         (XidSource::Column, RowOrder::Number) => {
             "the event table tells transactions and numbers by columns: new events are found by index"
         }
         (XidSource::Column, RowOrder::Time) => {
             "the event table tells transactions by a column; events are ordered by timestamp"
         }
+        (XidSource::System, _) if has_number => {
+            "the event table has no column of type xid8: new events are found by number, those with a number long past by \
+             sweeps; `jobcast schema postgres --migrate` shows how to add the column that makes it cheap"
+        }
         (XidSource::System, _) => {
-            "the event table has no column of type xid8: new events are found by timestamp, and by sweeps; \
-             `jobcast schema postgres --migrate` shows how to add the column that makes it cheap"
+            "the event table has no column of type xid8 and no number: new events are found by timestamp, and by sweeps; \
+             `jobcast schema postgres --migrate` shows how to add the columns that make it cheap"
         }
     }
 }

@@ -10,7 +10,7 @@ fn job() -> JobId {
 }
 
 fn row(xid: u64, number: i64) -> StoredRow {
-    StoredRow { xid, key: Key::Number(number), event: Event::sample(job(), number.to_string()) }
+    StoredRow { xid, key: Key::Number(number), event: Event::sample(job(), number.to_string()), is_repeat: false }
 }
 
 /// A page with rows of these transactions, whose settled part ends at `mark`.
@@ -23,6 +23,9 @@ fn page(mark: u64, xids: impl IntoIterator<Item = u64>) -> PageRows {
         end: EndedXids::below(mark),
         listed: None,
         has_more: false,
+        is_cut: false,
+        notes_moment: false,
+        reach: None,
         best: CursorScheme::default(),
     }
 }
@@ -90,4 +93,55 @@ fn a_page_that_fits_into_no_cursor_waits_and_is_delivered_whole_to_who_cannot() 
     assert!(page().truncated_to_cursor(&position, true).is_cramped());
     let page = page().truncated_to_cursor(&position, false);
     assert!(page.rows.len() == 2 && !page.has_more);
+}
+
+#[test]
+fn a_cut_page_of_repeats_is_not_the_last() {
+    let mut repeats = page(740, [701, 702, 703, 704]);
+    repeats.rows[1..].iter_mut().for_each(|row| row.is_repeat = true);
+    let mut position = settled(700);
+    let (events, is_last) = repeats.deliver(&job(), &mut position, Limit { events: 3, ..LIMIT });
+    assert_eq!((ids(&events), is_last), (vec!["1"], false));
+    assert_eq!(position.range(), Some(&Range { end: EndedXids::below(740), key: Key::Number(4) }));
+}
+
+#[test]
+fn without_a_column_of_transactions_only_whole_ones_are_counted() {
+    let scheme = CursorScheme { xids: XidSource::System, ..CursorScheme::default() };
+    let after = |ended, counted| Position::new_settled(scheme, ended, counted);
+    let start = after(EndedXids::below(740), BTreeMap::new());
+    let both = EndedXids::below(740).and([745, 746]);
+    let range = |key| Some(Range { end: both.clone(), key: Key::Number(key) });
+
+    let mut position = start.clone();
+    let (events, is_last) = page(740, [745, 746, 745]).deliver(&job(), &mut position, Limit { events: 2, ..LIMIT });
+    assert_eq!((ids(&events), is_last, position.range().cloned()), (vec!["1", "2"], false, range(2)));
+
+    let mut position = start.clone();
+    let (events, is_last) = page(740, [745, 746, 745]).deliver(&job(), &mut position, LIMIT);
+    assert_eq!((events.len(), is_last, &position), (3, true, &after(both.clone(), BTreeMap::new())));
+    assert_eq!(events[2].1, position.to_cursor(&job()), "who has the last row has all");
+
+    let mut position = start.clone();
+    page(740, [745, 746]).deliver(&job(), &mut position, LIMIT);
+    assert_eq!(position, after(EndedXids::below(740), BTreeMap::from([(745, 1), (746, 1)])));
+
+    // Rows of transactions that have no room were left out of a page that was cut: there may be more of these.
+    let mut position = start.clone();
+    let cut = PageRows { is_cut: true, has_more: true, ..page(740, [745, 746]) };
+    let (events, is_last) = cut.deliver(&job(), &mut position, LIMIT);
+    assert_eq!((events.len(), is_last, position.range().cloned()), (2, false, range(2)));
+}
+
+#[test]
+fn a_cursor_without_room_for_all_ended_transactions_repeats_the_newest() {
+    let xids: Vec<u64> = (0..60).map(|number| 1_000_000 + number * 100_000).collect();
+    let end = EndedXids::below(740).and(xids.iter().copied());
+    let position = Position::new_settled(CursorScheme::default(), end, BTreeMap::new());
+    for position in [position.clone().up_to_key(Key::Number(58)), position] {
+        let decoded = Position::from_cursor(&job(), position.to_cursor(&job()).as_str()).expect("a position");
+        let also = decoded.range().map_or(decoded.settled(), |range| &range.end).also.clone();
+        assert!((15..60).contains(&also.len()), "{} of them", also.len());
+        assert!(also.iter().eq(&xids[..also.len()]));
+    }
 }

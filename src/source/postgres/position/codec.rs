@@ -3,12 +3,15 @@
 //! ```text
 //! settled    mark, open transactions
 //! range      0, or: kind of key 1 to 4, key, end as it differs from settled; the kind is 8 more where the life of the
-//!            database comes first, in 2 bytes
+//!            database comes first, in 2 bytes, 16 more where the claims are of a moment, and 32 more where ended
+//!            transactions are named beside those below a mark: behind the key those of settled, their number and
+//!            differences; then the end, as 1 + the number of transactions that it has more, and differences; or 0, the
+//!            end as it differs, and those above its mark
 //! counted    xid as a difference to the one before, number of rows; and so on to the end
 //! ```
 
 use super::super::tables::CursorScheme;
-use super::{EndedXids, Key, KeyId, Life, Position, Range};
+use super::{Claims, EndedXids, Key, KeyId, Life, Position, Range};
 use crate::cursor::varint;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,23 +21,33 @@ const MAX_XID: u64 = 1 << 62;
 /// Most bytes of the bitmap that lists open transactions close below a mark. Older ones are listed by their distances.
 const MAX_BITMAP_BYTES: u64 = 32;
 
+/// Highest kind of a range's key; 0 where there is no range.
+const MAX_KIND: u8 = 4;
+/// Added to the kind where a life stands behind it.
+const HAS_LIFE: u8 = 8;
+/// Added to the kind where the claims are of a moment.
+const IS_OF_MOMENT: u8 = 16;
+/// Added to the kind where ended transactions are named beside those below a mark.
+const HAS_ALSO: u8 = 32;
+
 impl Position {
     /// Encodes the position in at most `max_bytes`; returns true beside the bytes where that left something out. The
     /// newest counts go first: the rows that they counted are repeated rather than lost.
     pub fn to_bytes(&self, max_bytes: usize) -> (Vec<u8>, bool) {
         let mut bytes = Vec::with_capacity(16);
         put_ended(&mut bytes, &self.settled);
-        put_kind(&mut bytes, self.range.as_ref().map_or(0, |range| kind_of(&range.key)), self.life);
-        if let Some(Range { end, key }) = &self.range {
-            put_key(&mut bytes, key);
-            put_end(&mut bytes, end, &self.settled);
+        self.put_kind(&mut bytes);
+        self.range.iter().for_each(|range| put_key(&mut bytes, &range.key));
+        if self.has_also() {
+            put_also(&mut bytes, &self.settled);
+        }
+        match &self.range {
+            Some(range) if self.has_also() => put_end_and_also(&mut bytes, &range.end, &self.settled),
+            Some(range) => put_end(&mut bytes, &range.end, &self.settled),
+            None => {}
         }
         if bytes.len() > max_bytes {
-            // Repeats the whole range, or everything from the lowest open transaction on.
-            let settled =
-                if self.range.is_some() { self.settled.clone() } else { EndedXids::below(self.settled.lowest_open()) };
-            let shorter = Self { settled, range: None, counted: BTreeMap::new(), ..*self };
-            return (shorter.to_bytes(max_bytes).0, true);
+            return (self.shortened().to_bytes(max_bytes).0, true);
         }
         let mut previous = self.settled.lowest_open();
         for (xid, count) in &self.counted {
@@ -51,23 +64,57 @@ impl Position {
         (bytes, false)
     }
 
-    /// Length of the whole position in bytes.
+    /// Length in bytes of the whole position.
     pub fn encoded_length(&self) -> usize {
         self.to_bytes(usize::MAX).0.len()
+    }
+
+    /// Returns true where single transactions are named that have ended beside those below a mark.
+    fn has_also(&self) -> bool {
+        let is_beside = |Range { end, .. }: &Range| !end.also.is_empty() || end.mark == self.settled.mark;
+        !self.settled.also.is_empty() || self.range.as_ref().is_some_and(is_beside)
+    }
+
+    /// A position that repeats rows: of the newest transaction above the marks, else of the whole range, else everything from
+    /// the lowest open transaction on.
+    fn shortened(&self) -> Self {
+        let mut shorter = Self { counted: BTreeMap::new(), ..self.clone() };
+        if shorter.range.as_mut().is_some_and(|range| range.end.also.pop_last().is_some())
+            || shorter.settled.also.pop_last().is_some()
+        {
+            return shorter;
+        }
+        let settled = match self.range {
+            Some(_) => self.settled.clone(),
+            None => EndedXids::below(self.settled.lowest_open()),
+        };
+        Self { scheme: self.scheme, life: self.life, settled, ..Self::default() }
+    }
+
+    fn put_kind(&self, to: &mut Vec<u8>) {
+        let bit = |is_set: bool, bit: u8| if is_set { bit } else { 0 };
+        let of_key = self.range.as_ref().map_or(0, |range| kind_of(&range.key));
+        let is_of_moment = self.claims == Claims::Moment;
+        let facts = bit(is_of_moment, IS_OF_MOMENT) | bit(self.has_also(), HAS_ALSO);
+        to.push(of_key | bit(self.life.is_some(), HAS_LIFE) | facts);
+        to.extend(self.life.iter().flat_map(|Life(life)| life.to_be_bytes()));
     }
 
     /// Decodes foreign bytes; `None` for those that [`Position::to_bytes`] never writes. No position has two encodings.
     pub fn from_bytes(scheme: CursorScheme, bytes: &[u8]) -> Option<Self> {
         let from = &mut &*bytes;
-        let settled = get_ended(from)?;
-        let (kind, life) = get_kind(from)?;
-        let range = match kind {
-            0 => None,
-            kind => {
-                let key = get_key(from, kind)?;
-                Some(Range { end: get_end(from, &settled)?, key })
-            }
+        let mut settled = get_ended(from)?;
+        let Kind { of_key, life, claims, has_also } = Kind::get(from)?;
+        let key = if of_key == 0 { None } else { Some(get_key(from, of_key)?) };
+        if has_also {
+            settled.also = get_also(from, settled.mark)?;
+        }
+        let end = match key {
+            None => None,
+            Some(_) if has_also => Some(get_end_and_also(from, &settled)?),
+            Some(_) => Some(get_end(from, &settled)?),
         };
+        let range = end.zip(key).map(|(end, key)| Range { end, key });
         let mut counted = BTreeMap::new();
         let mut previous = settled.lowest_open();
         while !from.is_empty() {
@@ -78,7 +125,8 @@ impl Position {
             counted.insert(xid, varint::read(from).filter(|count| *count > 0)?);
             previous = xid;
         }
-        Some(Self { scheme, life, settled, range, counted }).filter(|position| position.to_bytes(usize::MAX).0 == bytes)
+        Some(Self { scheme, life, settled, range, counted, claims })
+            .filter(|position| position.to_bytes(usize::MAX).0 == bytes)
     }
 }
 
@@ -89,15 +137,14 @@ fn put_ended(to: &mut Vec<u8>, ended: &EndedXids) {
 
 fn get_ended(from: &mut &[u8]) -> Option<EndedXids> {
     let mark = varint::read(from).filter(|mark| *mark <= MAX_XID)?;
-    Some(EndedXids { mark, open: get_open(from, mark)? })
+    Some(EndedXids::listed(mark, get_open(from, mark)?))
 }
 
 /// Encodes the end of a range as it differs from `settled`: 1 + how much higher its mark is; a bit for each transaction
 /// open there, which is set if it is open here; the open ones between the marks. Where it does not follow from `settled`:
 /// 0, then the whole of it.
 fn put_end(to: &mut Vec<u8>, end: &EndedXids, settled: &EndedXids) {
-    let follows = end.mark >= settled.mark && end.open.range(..settled.mark).all(|xid| settled.open.contains(xid));
-    if !follows {
+    if !end.covers_below_mark(settled) {
         varint::write(to, 0);
         return put_ended(to, end);
     }
@@ -120,7 +167,59 @@ fn get_end(from: &mut &[u8], settled: &EndedXids) -> Option<EndedXids> {
     let still_open = settled.open.iter().enumerate().filter(|(index, _)| bits[index / 8] & (1 << (index % 8)) != 0);
     let mut open: BTreeSet<u64> = still_open.map(|(_, xid)| *xid).collect();
     open.extend(get_open(from, mark)?);
-    Some(EndedXids { mark, open })
+    Some(EndedXids::listed(mark, open))
+}
+
+/// Encodes the ended transactions above a mark: their number, and the difference of each to the one before.
+fn put_also(to: &mut Vec<u8>, ended: &EndedXids) {
+    varint::write(to, ended.also.len() as u64);
+    let mut previous = ended.mark;
+    for xid in &ended.also {
+        varint::write(to, xid - previous);
+        previous = *xid;
+    }
+}
+
+fn get_also(from: &mut &[u8], mark: u64) -> Option<BTreeSet<u64>> {
+    let (mut also, mut previous) = (BTreeSet::new(), mark);
+    for _ in 0..varint::read(from)? {
+        previous = previous.checked_add(varint::read(from)?).filter(|xid| *xid <= MAX_XID)?;
+        also.insert(previous);
+    }
+    Some(also)
+}
+
+/// Encodes the end of a range where transactions above a mark are named.
+fn put_end_and_also(to: &mut Vec<u8>, end: &EndedXids, settled: &EndedXids) {
+    if end.mark != settled.mark || !end.open.is_subset(&settled.open) {
+        varint::write(to, 0);
+        put_end(to, end, settled);
+        return put_also(to, end);
+    }
+    let more: BTreeSet<u64> = settled.open.difference(&end.open).chain(&end.also).copied().collect();
+    varint::write(to, 1 + more.len() as u64);
+    let mut previous = settled.lowest_open();
+    for xid in more {
+        varint::write_signed(to, xid as i64 - previous as i64);
+        previous = xid;
+    }
+}
+
+fn get_end_and_also(from: &mut &[u8], settled: &EndedXids) -> Option<EndedXids> {
+    let count = match varint::read(from)? {
+        0 => {
+            let end = get_end(from, settled)?;
+            let also = get_also(from, end.mark)?;
+            return Some(EndedXids { also, ..end });
+        }
+        more => more - 1,
+    };
+    let (mut end, mut previous) = (settled.without_also(), settled.lowest_open());
+    for _ in 0..count {
+        previous = u64::try_from((previous as i64).checked_add(varint::read_signed(from)?)?).ok()?;
+        end.add(Some(previous).filter(|xid| *xid <= MAX_XID)?);
+    }
+    Some(end)
 }
 
 /// Encodes open transactions below a mark, given the newest first: a bitmap of those close to it, then the distances of
@@ -163,23 +262,26 @@ fn get_open(from: &mut &[u8], mark: u64) -> Option<BTreeSet<u64>> {
     Some(open)
 }
 
-/// Added to the kind of a key where a life stands behind it.
-const HAS_LIFE: u8 = 8;
-
-fn put_kind(to: &mut Vec<u8>, kind: u8, life: Option<Life>) {
-    match life {
-        None => to.push(kind),
-        Some(Life(life)) => {
-            to.push(kind + HAS_LIFE);
-            to.extend_from_slice(&life.to_be_bytes());
-        }
-    }
+/// The byte before a range, and what stands in it beside the kind of the key.
+struct Kind {
+    of_key: u8,
+    life: Option<Life>,
+    claims: Claims,
+    has_also: bool,
 }
 
-fn get_kind(from: &mut &[u8]) -> Option<(u8, Option<Life>)> {
-    match take(from, 1)?[0] {
-        kind if kind < HAS_LIFE => Some((kind, None)),
-        kind => Some((kind - HAS_LIFE, Some(Life(u16::from_be_bytes(take(from, 2)?.try_into().ok()?))))),
+impl Kind {
+    /// `None` for bits that have no meaning.
+    fn get(from: &mut &[u8]) -> Option<Self> {
+        let byte = take(from, 1)?[0];
+        let has = |bit: u8| byte & bit != 0;
+        let life = match has(HAS_LIFE) {
+            true => Some(Life(u16::from_be_bytes(take(from, 2)?.try_into().ok()?))),
+            false => None,
+        };
+        let claims = if has(IS_OF_MOMENT) { Claims::Moment } else { Claims::Rows };
+        let of_key = byte & !(HAS_LIFE | IS_OF_MOMENT | HAS_ALSO);
+        Some(Self { of_key, life, claims, has_also: has(HAS_ALSO) }).filter(|_| of_key <= MAX_KIND)
     }
 }
 

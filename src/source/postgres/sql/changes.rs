@@ -2,7 +2,7 @@
 
 use super::super::tables::JobTable;
 use super::snapshot::{NO_SNAPSHOT, SNAPSHOT_COLUMNS, snapshot_ctes};
-use super::{EventRows, XidBound, literal};
+use super::{EventRows, XidBound, array_literal, literal};
 use std::collections::BTreeMap;
 
 /// A query for changes of the watched jobs.
@@ -32,6 +32,8 @@ pub enum NewRows<'a> {
     Since(u64),
     /// The same, and not older than so many seconds: no index serves the system column.
     SinceAndYounger(u64, f64),
+    /// Rows of these jobs, written since the mark and above a number of their job's own.
+    SinceAndAbove(u64, Vec<(&'a str, i64)>),
 }
 
 /// Reads the snapshot; then one row for each job that may have new rows, and for each awaited one that is there, and one
@@ -45,8 +47,9 @@ pub fn changes(rows: &EventRows, durable_xid: u64, query: &ChangesQuery) -> Stri
     if query.jobs.is_empty() && query.awaited.is_empty() {
         return snapshot;
     }
-    let new_rows = match query.new_rows {
+    let new_rows = match &query.new_rows {
         NewRows::None => None,
+        NewRows::SinceAndAbove(xid, numbers) => jobs_above(rows, *xid, numbers),
         _ => Some(changed_jobs(rows, query)),
     };
     let mut parts: Vec<String> = [Some(snapshot), new_rows].into_iter().flatten().collect();
@@ -85,6 +88,26 @@ fn changed_jobs(rows: &EventRows, query: &ChangesQuery) -> String {
     )
 }
 
+/// One probe of the index on job and number for each job, which ends at its first new row.
+fn jobs_above(rows: &EventRows, xid: u64, numbers: &[(&str, i64)]) -> Option<String> {
+    let (number, ids) = (rows.number()?, &rows.tables.events.job_id);
+    let (jobs, numbers): (Vec<_>, Vec<_>) =
+        numbers.iter().filter_map(|(job, number)| Some((ids.canonical(job)?, number.to_string()))).unzip();
+    Some(format!(
+        "
+         SELECT {NO_SNAPSHOT}, watched.job_id, NULL
+         FROM unnest({jobs}::text[], '{{{numbers}}}'::bigint[]) watched (job_id, number)
+         CROSS JOIN LATERAL (
+           SELECT FROM {events} e WHERE {of_job} AND {number} > watched.number AND {since} LIMIT 1
+         ) found",
+        jobs = array_literal(jobs.iter().map(AsRef::as_ref)),
+        numbers = numbers.join(","),
+        events = rows.table(),
+        of_job = ids.equals_expression("watched.job_id"),
+        since = rows.written_since(&XidBound::below(xid)),
+    ))
+}
+
 fn changed_statuses(jobs: &JobTable, known: Option<&str>, ids: &[&str]) -> String {
     let status = format!("coalesce({}::text, '')", jobs.status());
     let is_new = known.map(|known| format!(" AND {status} <> {}", literal(known)));
@@ -101,7 +124,7 @@ fn changed_statuses(jobs: &JobTable, known: Option<&str>, ids: &[&str]) -> Strin
 fn new_rows(rows: &EventRows, query: &ChangesQuery) -> String {
     let watched = || rows.tables.events.job_id.equals_any(query.jobs.iter().copied());
     match query.new_rows {
-        NewRows::None => "false".into(),
+        NewRows::None | NewRows::SinceAndAbove(..) => "false".into(),
         NewRows::NotVisibleIn { snapshot, durable_xid } => rows.not_visible_in(snapshot, durable_xid),
         NewRows::Since(xid) => format!("{} AND {}", rows.written_since(&XidBound::below(xid)), watched()),
         NewRows::SinceAndYounger(xid, seconds) => format!(

@@ -2,6 +2,7 @@
 
 use super::super::tables::{JobTable, Tables};
 use super::{literal, text_array};
+use crate::event::JobId;
 
 /// Rows of a table that a sample looks at.
 const SAMPLE: usize = 50_000;
@@ -164,4 +165,9 @@ pub fn explain(statement: &str) -> String {
 /// Reads the rows of one job, for an estimate.
 pub fn job_rows(tables: &Tables, job: &str) -> String {
     format!("SELECT FROM {} e WHERE {}", tables.events.name, tables.events.job_id.equals(job))
+}
+
+/// Reads what new rows are looked for above, and the snapshot: `snapshot, reach`.
+pub fn reach(tables: &Tables, job: &JobId) -> String {
+    format!("SELECT pg_current_snapshot()::text AS snapshot, {} AS reach", tables.rows(tables.best).reach(job))
 }

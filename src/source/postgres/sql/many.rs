@@ -4,6 +4,7 @@ use super::super::position::EndedXids;
 use super::super::position::Position;
 use super::super::tables::Tables;
 use super::jobs::has_job;
+use super::rows::RowsPart;
 use super::snapshot::{SNAPSHOT_COLUMNS, snapshot_ctes};
 use super::{EventRows, IdColumn, XidBound, literal};
 use crate::event::JobId;
@@ -88,30 +89,26 @@ fn spellings<'a>(column: &IdColumn, jobs: impl Iterator<Item = &'a JobId>) -> St
     format!("ARRAY[{}]::text[]", spelled.collect::<Vec<_>>().join(","))
 }
 
-/// Joins the first rows of each job, which are looked for job by job. Rows without a number and those with one come from a part
-/// each, so that an index can serve each.
+/// Joins the first rows of each job, which are looked for job by job, from each part of its rows.
 fn first_rows(rows: &EventRows, query: &ManyQuery) -> String {
     let limit = query.limit;
     let of_job = rows.tables.events.job_id.equals_expression("wanted.in_events");
     let condition = format!("{of_job} AND {}", undelivered(rows, query));
-    let part = |number: u8, rows: &EventRows, more: &str| {
+    let part = |(number, part): (usize, &RowsPart)| {
         format!(
-            "SELECT {number} AS part, {columns} FROM {events} e WHERE {condition}{more} ORDER BY {order} LIMIT {limit}",
-            columns = rows.select_list(),
+            "SELECT {number} AS part, {columns} FROM {events} e WHERE {condition}{of_part} ORDER BY {order} LIMIT {limit}",
+            columns = part.rows.select_list(),
             events = rows.table(),
-            order = rows.order(),
+            of_part = part.and_condition(),
+            order = part.rows.order(),
         )
     };
-    let first = match rows.split_numbered() {
-        None => part(0, rows, ""),
-        Some((unnumbered, numbered)) => {
-            let is_unnumbered = rows.is_unnumbered();
-            let unnumbered = part(0, &unnumbered, &format!(" AND {is_unnumbered}"));
-            let numbered = part(1, &numbered, &format!(" AND NOT {is_unnumbered}"));
-            format!("({unnumbered}) UNION ALL ({numbered})")
-        }
-    };
-    format!("LATERAL ({first}) page ON true")
+    format!("LATERAL ({}) page ON true", union_all(rows.parts().iter().enumerate().map(part)))
+}
+
+fn union_all(parts: impl Iterator<Item = String>) -> String {
+    let parts: Vec<String> = parts.collect();
+    if parts.len() == 1 { parts.concat() } else { format!("({})", parts.join(") UNION ALL (")) }
 }
 
 /// Reads the transaction that wrote one of the jobs' rows last, of those at or above `mark`: `last_xid`, or null.
@@ -142,23 +139,17 @@ pub fn has_rows_beyond(rows: &EventRows, durable_xid: u64, job: &JobId, level: &
 pub fn key_from_end(rows: &EventRows, durable_xid: u64, job: &JobId, end: Option<&EndedXids>, after: usize) -> String {
     let (of_job, events) = (rows.tables.events.job_id.equals(job.as_str()), rows.table());
     let ended = end.map_or_else(|| "true".into(), |end| rows.written_before(&XidBound::Fixed(end.clone())));
-    let part = |number: u8, rows: &EventRows, more: &str| {
+    let part = |(number, part): (usize, &RowsPart)| {
         format!(
-            "SELECT {number} AS part, {key} FROM {events} e WHERE {of_job} AND {ended}{more}
+            "SELECT {number} AS part, {key} FROM {events} e WHERE {of_job} AND {ended}{of_part}
              ORDER BY {newest_first} LIMIT {limit}",
-            key = rows.key_list(),
-            newest_first = rows.newest_first(),
+            key = part.rows.key_list(),
+            of_part = part.and_condition(),
+            newest_first = part.rows.newest_first(),
             limit = after + 1,
         )
     };
-    let newest = match rows.split_numbered() {
-        None => part(0, rows, ""),
-        Some((unnumbered, numbered)) => {
-            let is_unnumbered = rows.is_unnumbered();
-            let unnumbered = part(0, &unnumbered, &format!(" AND {is_unnumbered}"));
-            format!("({}) UNION ALL ({unnumbered})", part(1, &numbered, &format!(" AND NOT {is_unnumbered}")))
-        }
-    };
+    let newest = union_all(rows.parts().iter().enumerate().map(part));
     format!(
         "{ctes} SELECT {SNAPSHOT_COLUMNS}, {has_job} OR EXISTS (SELECT FROM {events} e WHERE {of_job}) AS is_known,
                 found.number, found.time_key, found.id

@@ -55,6 +55,12 @@ fn text_array<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
     format!("ARRAY[{}]::text[]", literals.join(","))
 }
 
+/// An array of texts as one literal, so that statements differ in no more than their values.
+fn array_literal<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
+    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+    literal(&format!("{{{}}}", texts.into_iter().map(quoted).collect::<Vec<_>>().join(",")))
+}
+
 /// Numbers as the elements of an array literal: `{1,2,3}`.
 fn number_list<'a>(numbers: impl IntoIterator<Item = &'a u64>) -> String {
     format!("{{{}}}", numbers.into_iter().map(u64::to_string).collect::<Vec<_>>().join(","))

@@ -1,8 +1,9 @@
 //! The statement that reads a job's rows from a position on.
 
-use super::super::position::{Key, Position, Range};
+use super::super::position::{Position, Range};
 use super::super::tables::Tables;
 use super::jobs::{has_job, job_status};
+use super::rows::RowsPart;
 use super::snapshot::{SNAPSHOT_COLUMNS, snapshot_ctes};
 use super::{EventRows, XidBound};
 use crate::event::JobId;
@@ -21,29 +22,32 @@ pub struct PageQuery<'a> {
 }
 
 /// Reads the rows in the order of delivery: the settled part up to its end by key, then the newer rows by key. The job's
-/// status stands beside each row, and alone in one where there are no rows.
+/// status stands beside each row, and alone in one where there are no rows; so does the `reach`, a number that most of the
+/// job's rows are at or below, where new rows are looked for by number.
 pub fn page(tables: &Tables, durable_xid: u64, query: &PageQuery) -> String {
     let PageQuery { job, position, end, .. } = query;
     let rows = &tables.rows(position.scheme);
-    let limit = query.limit + 1;
+    let (parts, limit) = (rows.parts(), query.limit + 1);
     let own_mark_job = matches!(end, XidBound::OwnMark).then_some(*job);
     let of_job = published_rows(tables, query);
     let undelivered = undelivered(rows, query);
     format!(
         "{ctes}, {settled}, jobcast_newer AS (
-           SELECT 2 AS part, {columns} FROM {events} e
+           SELECT {last_part} AS part, {columns} FROM {events} e
            WHERE (SELECT count(*) FROM jobcast_settled) < {limit} AND {of_job} AND {since} AND {after_end}{undelivered}
            ORDER BY {order} LIMIT {limit}
          )
-         SELECT {SNAPSHOT_COLUMNS}, {status} AS status, {has_job} AS has_job, page.*
+         SELECT {SNAPSHOT_COLUMNS}, {status} AS status, {has_job} AS has_job, {reach} AS reach, page.*
          FROM jobcast_snapshot CROSS JOIN jobcast_mark
          LEFT JOIN (SELECT * FROM jobcast_settled UNION ALL SELECT * FROM jobcast_newer) page ON true
          ORDER BY page.part, page.ordinal",
         ctes = snapshot_ctes(rows, durable_xid, own_mark_job),
-        settled = settled_ctes(rows, query, &of_job, &undelivered),
+        settled = settled_ctes(&parts, query, &of_job, &undelivered),
+        last_part = parts.len(),
         columns = rows.select_list(),
         events = rows.table(),
         since = rows.written_since(&XidBound::Fixed(position.settled().clone())),
+        reach = tables.rows(tables.best).reach(job),
         after_end = rows.written_since(end),
         order = rows.order(),
         status = job_status(tables, job),
@@ -51,48 +55,40 @@ pub fn page(tables: &Tables, durable_xid: u64, query: &PageQuery) -> String {
     )
 }
 
-/// CTE `jobcast_settled`: the rows up to the end of the range. Rows without a number and those with one come from a part each,
-/// so that an index can serve each.
-fn settled_ctes(rows: &EventRows, query: &PageQuery, of_job: &str, undelivered: &str) -> String {
+/// CTE `jobcast_settled`: the rows up to the end of the range. Each part of the job's rows is read by itself, so that an
+/// index can serve it, and only if those before it leave room.
+fn settled_ctes(parts: &[RowsPart], query: &PageQuery, of_job: &str, undelivered: &str) -> String {
     let PageQuery { job, position, end, .. } = query;
-    let (events, limit) = (rows.table(), query.limit + 1);
-    let since = rows.written_since(&XidBound::Fixed(position.settled().clone()));
-    let before_end = rows.written_before(end);
+    let limit = query.limit + 1;
     let delivered_to = position.range().map(|Range { key, .. }| key);
-    let Some((unnumbered, numbered)) = rows.split_numbered() else {
-        return format!(
-            "jobcast_settled AS MATERIALIZED (
-               SELECT 0 AS part, {columns} FROM {events} e
-               WHERE {of_job} AND {since} AND {before_end} AND {after_key}{undelivered}
+    let mut ctes: Vec<(String, String)> = Vec::new();
+    for (number, part) in parts.iter().enumerate() {
+        let name = if parts.len() == 1 { "jobcast_settled".into() } else { format!("jobcast_part_{number}") };
+        let has_room = ctes.iter().map(|(name, _)| format!("(SELECT count(*) FROM {name}) < {limit} AND "));
+        let rows = &part.rows;
+        let sql = format!(
+            "{name} AS MATERIALIZED (
+               SELECT {number} AS part, {columns} FROM {events} e
+               WHERE {has_room}{of_job}{of_part} AND {since} AND {before_end} AND {after_key}{undelivered}
                ORDER BY {order} LIMIT {limit}
              )",
+            has_room = has_room.collect::<String>(),
             columns = rows.select_list(),
-            after_key = delivered_to.map_or_else(|| "true".into(), |key| rows.after_key(job.as_str(), key)),
+            events = rows.table(),
+            of_part = part.and_condition(),
+            since = rows.written_since(&XidBound::Fixed(position.settled().clone())),
+            before_end = rows.written_before(end),
+            after_key = delivered_to.map_or_else(|| "true".into(), |key| part.after_key(job.as_str(), key)),
             order = rows.order(),
         );
-    };
-    let (unnumbered_after, numbered_after) = match delivered_to {
-        None => ("true".into(), "true".into()),
-        Some(key @ Key::Time { .. }) => (unnumbered.after_key(job.as_str(), key), "true".into()),
-        Some(key @ Key::Number(_)) => ("false".into(), numbered.after_key(job.as_str(), key)),
-    };
-    format!(
-        "jobcast_unnumbered AS MATERIALIZED (
-           SELECT 0 AS part, {unnumbered_columns} FROM {events} e
-           WHERE {of_job} AND {is_unnumbered} AND {since} AND {before_end} AND {unnumbered_after}{undelivered}
-           ORDER BY {unnumbered_order} LIMIT {limit}
-         ), jobcast_numbered AS MATERIALIZED (
-           SELECT 1 AS part, {numbered_columns} FROM {events} e
-           WHERE (SELECT count(*) FROM jobcast_unnumbered) < {limit} AND {of_job} AND NOT {is_unnumbered}
-             AND {since} AND {before_end} AND {numbered_after}{undelivered}
-           ORDER BY {numbered_order} LIMIT {limit}
-         ), jobcast_settled AS (SELECT * FROM jobcast_unnumbered UNION ALL SELECT * FROM jobcast_numbered)",
-        unnumbered_columns = unnumbered.select_list(),
-        is_unnumbered = rows.is_unnumbered(),
-        unnumbered_order = unnumbered.order(),
-        numbered_columns = numbered.select_list(),
-        numbered_order = numbered.order(),
-    )
+        ctes.push((name, sql));
+    }
+    let all = ctes.iter().map(|(name, _)| format!("SELECT * FROM {name}")).collect::<Vec<_>>().join(" UNION ALL ");
+    let mut sql: Vec<String> = ctes.into_iter().map(|(_, sql)| sql).collect();
+    if sql.len() > 1 {
+        sql.push(format!("jobcast_settled AS ({all})"));
+    }
+    sql.join(", ")
 }
 
 /// Condition: the row is of the job, and, where only published rows are asked for, one of those.

@@ -4,6 +4,11 @@ use super::super::columns::EventColumns;
 use super::super::position::{EndedXids, Key, KeyId};
 use super::super::tables::{CursorScheme, RowOrder, Tables, XidSource};
 use super::{literal, number_list};
+use crate::event::JobId;
+use std::collections::BTreeSet;
+
+/// Rows of a job that are newer than its reach, for those who draw a number a little before their transaction begins.
+const ROWS_ABOVE: u64 = 32;
 
 /// The rows of the event table as cursors of one scheme number and order them.
 #[derive(Clone, Copy)]
@@ -12,6 +17,33 @@ pub struct EventRows<'a> {
     scheme: CursorScheme,
     /// Some of these rows have no number.
     has_unnumbered: bool,
+    /// All of these rows have a time, or a number in its place, that is not the lowest.
+    is_timed: bool,
+}
+
+/// A part of a job's rows, in an order that an index can serve.
+pub struct RowsPart<'a> {
+    pub rows: EventRows<'a>,
+    /// The row is of this part; `None` where all are.
+    condition: Option<String>,
+    /// Rows with a number come after all of these.
+    is_unnumbered: bool,
+}
+
+impl RowsPart<'_> {
+    /// The condition behind an `AND`, or nothing.
+    pub fn and_condition(&self) -> String {
+        self.condition.as_ref().map(|condition| format!(" AND {condition}")).unwrap_or_default()
+    }
+
+    /// Condition: the row of this part comes after the row of the job that has this key.
+    pub fn after_key(&self, job: &str, key: &Key) -> String {
+        match (key, self.rows.scheme.order) {
+            (Key::Number(_), _) if self.is_unnumbered => "false".into(),
+            (Key::Time { .. }, RowOrder::Number) => "true".into(),
+            _ => self.rows.after_key(job, key),
+        }
+    }
 }
 
 /// Expression: the transaction in the system column of a row, as a bigint.
@@ -32,26 +64,61 @@ impl XidBound {
     pub fn below(mark: u64) -> Self {
         Self::Fixed(EndedXids::below(mark))
     }
+
+    /// Ended transactions above the mark; `None` where there are none.
+    fn also(&self) -> Option<&BTreeSet<u64>> {
+        match self {
+            Self::Fixed(ended) => Some(&ended.also).filter(|also| !also.is_empty()),
+            Self::OwnMark => None,
+        }
+    }
 }
 
 impl<'a> EventRows<'a> {
     pub fn new(tables: &'a Tables, scheme: CursorScheme) -> Self {
         let has_unnumbered = tables.events.has_unnumbered && scheme.order == RowOrder::Number;
-        Self { tables, scheme, has_unnumbered }
+        Self { tables, scheme, has_unnumbered, is_timed: false }
     }
 
     pub fn xid_source(&self) -> XidSource {
         self.scheme.xids
     }
 
-    /// Splits rows of which some have no number into those, which come first and are ordered by time, and the others.
-    /// `None` where all have a number, or none.
-    pub fn split_numbered(&self) -> Option<(Self, Self)> {
+    /// Splits the rows into parts that come one after the other: those without a number, ordered by time, and of these
+    /// the ones without a time first; then those with a number.
+    pub fn parts(&self) -> Vec<RowsPart<'a>> {
         if !self.has_unnumbered {
-            return None;
+            return self.parts_by_time(None);
         }
         let by_time = CursorScheme { order: RowOrder::Time, ..self.scheme };
-        Some((Self { scheme: by_time, has_unnumbered: false, ..*self }, Self { has_unnumbered: false, ..*self }))
+        let is_unnumbered = self.is_unnumbered();
+        let numbered = Self { has_unnumbered: false, ..*self };
+        let condition = Some(format!("NOT {is_unnumbered}"));
+        let mut parts = Self { scheme: by_time, ..numbered }.parts_by_time(Some(is_unnumbered));
+        parts.push(RowsPart { rows: numbered, condition, is_unnumbered: false });
+        parts
+    }
+
+    fn parts_by_time(&self, is_unnumbered: Option<String>) -> Vec<RowsPart<'a>> {
+        let by_time = || self.columns().order.lowest_and_others().filter(|_| self.scheme.order == RowOrder::Time);
+        let part = |is_timed, more: Option<String>| RowsPart {
+            rows: Self { is_timed, ..*self },
+            is_unnumbered: is_unnumbered.is_some(),
+            condition: match (&is_unnumbered, more) {
+                (Some(one), Some(other)) => Some(format!("{one} AND {other}")),
+                (one, other) => one.clone().or(other),
+            },
+        };
+        match by_time() {
+            Some((lowest, others)) => vec![part(false, Some(lowest)), part(true, Some(others))],
+            None => vec![part(false, None)],
+        }
+    }
+
+    /// Expression: the first part of the key where that is a time, or a number in its place.
+    fn time_key(&self) -> String {
+        let order = &self.columns().order;
+        order.column().filter(|_| self.is_timed).map_or_else(|| order.key(), str::to_string)
     }
 
     /// The event table's quoted name.
@@ -104,13 +171,17 @@ impl<'a> EventRows<'a> {
     /// Condition: the row was written by a transaction that had not ended at the bound.
     pub fn written_since(&self, bound: &XidBound) -> String {
         let xid = self.indexed_xid();
-        match bound {
+        let since = match bound {
             XidBound::OwnMark => format!("{xid} >= {}", self.own_mark()),
             XidBound::Fixed(ended) if ended.mark == 0 => "true".into(),
             XidBound::Fixed(ended) if ended.open.is_empty() => format!("{xid} >= {}", self.xid_value(ended.mark)),
             XidBound::Fixed(ended) => {
                 format!("({xid} >= {} OR {xid} = ANY ({}))", self.xid_value(ended.mark), self.xid_array(&ended.open))
             }
+        };
+        match bound.also() {
+            Some(also) => format!("({since} AND ({xid} = ANY ({})) IS NOT TRUE)", self.xid_array(also)),
+            None => since,
         }
     }
 
@@ -124,11 +195,11 @@ impl<'a> EventRows<'a> {
                 format!("({xid} < {} AND {xid} <> ALL ({}))", self.xid_value(ended.mark), self.xid_array(&ended.open))
             }
         };
-        match self.scheme.xids {
-            // Rows from before the column was added have none.
-            XidSource::Column => format!("({xid} IS NULL OR {below})"),
-            XidSource::System => below,
-        }
+        let also = bound.also().map(|also| format!("{xid} = ANY ({})", self.xid_array(also)));
+        // Rows from before the column was added have none.
+        let is_old = (self.scheme.xids == XidSource::Column).then(|| format!("{xid} IS NULL"));
+        let any: Vec<String> = is_old.into_iter().chain([below]).chain(also).collect();
+        if any.len() == 1 { any.concat() } else { format!("({})", any.join(" OR ")) }
     }
 
     /// Condition: the row was written by this transaction. Only rows that no column tells of have transaction 0.
@@ -149,10 +220,27 @@ impl<'a> EventRows<'a> {
         format!("(e.{xid} >= {} OR e.{xid} = ANY ('{{{open}}}'::xid8[]))", self.xid_value(durable_xid.min(xmax)))
     }
 
+    /// The number by which new rows are looked for; `None` where a column tells their transactions, or none has a number.
+    pub fn number(&self) -> Option<&'a str> {
+        self.columns().number.as_deref().filter(|_| self.scheme.xids == XidSource::System)
+    }
+
+    /// Expression: a number that all rows of the job but the newest are at or below. Null where it has no more, and where new
+    /// rows are not looked for by number.
+    pub fn reach(&self, job: &JobId) -> String {
+        let Some(number) = self.number() else { return "NULL::bigint".into() };
+        format!(
+            "(SELECT {number}::bigint FROM {} e WHERE {} AND {number} IS NOT NULL ORDER BY {number} DESC
+              OFFSET {ROWS_ABOVE} LIMIT 1)",
+            self.table(),
+            self.tables.events.job_id.equals(job.as_str()),
+        )
+    }
+
     /// The terms of `ORDER BY`.
     pub fn order(&self) -> String {
-        let EventColumns { seq, order, id_key, .. } = self.columns();
-        let time_key = order.key();
+        let EventColumns { seq, id_key, .. } = self.columns();
+        let time_key = self.time_key();
         match self.scheme.order {
             RowOrder::Number if self.has_unnumbered => format!("e.{seq} NULLS FIRST, {time_key}, {id_key}"),
             RowOrder::Number => format!("e.{seq}"),
@@ -162,8 +250,8 @@ impl<'a> EventRows<'a> {
 
     /// The terms of `ORDER BY` from the last row to the first.
     pub fn newest_first(&self) -> String {
-        let EventColumns { seq, order, id_key, .. } = self.columns();
-        let by_time = format!("{} DESC, {id_key} DESC", order.key());
+        let EventColumns { seq, id_key, .. } = self.columns();
+        let by_time = format!("{} DESC, {id_key} DESC", self.time_key());
         match self.scheme.order {
             RowOrder::Number if self.has_unnumbered => format!("e.{seq} DESC NULLS LAST, {by_time}"),
             RowOrder::Number => format!("e.{seq} DESC"),
@@ -201,7 +289,7 @@ impl<'a> EventRows<'a> {
 
     fn after_time(&self, job: &str, at: i64, id: &KeyId) -> String {
         let EventColumns { order, id_key, id_key_type, .. } = self.columns();
-        let (time_key, at) = (order.key(), order.key_value(at));
+        let (time_key, at) = (self.time_key(), order.key_value(at));
         match id {
             KeyId::Whole(id) => format!("({time_key}, {id_key}) > ({at}, {}::{id_key_type})", literal(id)),
             // The digest finds the event that it is of. Where that is gone, all of the same time come once more.

@@ -22,14 +22,16 @@ pub const NO_SNAPSHOT: &str = "NULL, NULL, NULL, NULL, NULL, NULL, NULL";
 /// - `jobcast_mark`: the settled mark, the lower of the snapshot's xmin and `durable_xid`.
 ///
 /// A commit is on the disk before anybody sees it, so rows raise the durable mark: those of `job`, or without one all,
-/// where an index on the transactions finds the last.
+/// where an index on the transactions finds the last. Without an index only where the log's position does not tell, since
+/// all rows of the job are read for it.
 pub fn snapshot_ctes(rows: &EventRows, durable_xid: u64, job: Option<&JobId>) -> String {
     let (inserted, flushed) = if rows.tables.reports_wal {
         ("pg_current_wal_insert_lsn() - '0/0'", "pg_current_wal_flush_lsn() - '0/0'")
     } else {
         ("1", "0")
     };
-    let last_committed = if job.is_none() && rows.xid_source() == XidSource::System {
+    let is_dear = rows.xid_source() == XidSource::System && (job.is_none() || rows.tables.reports_wal);
+    let last_committed = if is_dear {
         "0".into()
     } else {
         let of_job = job.map_or_else(|| "true".into(), |job| rows.tables.events.job_id.equals(job.as_str()));
@@ -119,19 +121,19 @@ pub fn open_xids(rows: &EventRows, durable_xid: u64, started_at: i64, known: &En
 }
 
 /// Asks whether the server knows the end of all transactions that a cursor speaks of: those from `xmin` up to `mark`
-/// but the `open`, and those that are `counted`.
+/// but the `open`, and others that are `known`.
 pub fn has_ended<'a>(
     xmin: u64,
     mark: u64,
     open: impl IntoIterator<Item = &'a u64>,
-    counted: impl IntoIterator<Item = &'a u64>,
+    known: impl IntoIterator<Item = &'a u64>,
 ) -> String {
-    let (open, counted) = (number_list(open), number_list(counted));
+    let (open, known) = (number_list(open), number_list(known));
     format!(
         "SELECT NOT EXISTS (
            SELECT FROM (
              SELECT generate_series({xmin}, {mark}::bigint - 1) EXCEPT SELECT unnest('{open}'::bigint[])
-             UNION SELECT unnest('{counted}'::bigint[])
+             UNION SELECT unnest('{known}'::bigint[])
            ) known (xid)
            WHERE xid >= {xmin} AND pg_xact_status(xid::text::xid8) = 'in progress'
          ) AS has_ended"

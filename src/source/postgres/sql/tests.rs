@@ -1,7 +1,7 @@
 //! Snapshots of all statements. After a wanted change, review the difference and write them anew with
 //! `INSTA_UPDATE=always cargo test --release sql::tests`.
 
-use super::super::position::{EndedXids, Key, KeyId, Position};
+use super::super::position::{Advance, EndedXids, Key, KeyId, Position};
 use super::super::tables::{Column, CursorScheme, Relation, RelationKind, RowOrder, Tables, XidSource};
 use super::*;
 use crate::config;
@@ -9,6 +9,7 @@ use crate::event::{JobId, JobStatus, Payload};
 use crate::source::NewEvent;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 const DURABLE_XID: u64 = 690;
 
@@ -69,11 +70,18 @@ fn key(scheme: CursorScheme) -> Key {
 }
 
 fn ended(mark: u64, open: &[u64]) -> EndedXids {
-    EndedXids { mark, open: open.iter().copied().collect() }
+    EndedXids::listed(mark, open.iter().copied().collect())
 }
 
 fn page_sql(rows: &EventRows, position: &Position, end: XidBound, published_by: Option<&Position>) -> String {
     page(rows.tables, DURABLE_XID, &PageQuery { job: &job(), position, end, published_by, limit: 200 })
+}
+
+/// The position in the midst of a range.
+fn within(mut before: Position, end: &EndedXids) -> Position {
+    let key = key(before.scheme);
+    before.advance(739, key, &Advance::Range(Arc::new(end.clone())));
+    before
 }
 
 #[test]
@@ -85,15 +93,42 @@ fn the_page_statement_is_the_reviewed_one_at_every_kind_of_position() {
     });
     assert_in_each_scheme("page_within_a_range", |rows| {
         let (best, end) = (rows.tables.best, ended(740, &[]));
-        let position = Position::new_settled(best, end.clone(), BTreeMap::from([(741, 2)])).up_to_key(key(best));
-        page_sql(rows, &position, XidBound::Fixed(end), None)
+        let before = Position::new_settled(best, EndedXids::default(), BTreeMap::from([(741, 2)]));
+        page_sql(rows, &within(before, &end), XidBound::Fixed(end), None)
     });
+    for (scheme, tables) in [&schemes()[0], &schemes()[2]] {
+        let (best, end) = (tables.best, ended(740, &[]).and([744, 746]));
+        let before = Position::new_settled(best, ended(740, &[]).and([741]), BTreeMap::new());
+        let sql = page_sql(&tables.rows(best), &within(before, &end), XidBound::Fixed(end), None);
+        assert_statement(&format!("page_among_newer_rows.{scheme}"), &sql);
+    }
     assert_in_each_scheme("page_of_published_rows", |rows| {
         let best = rows.tables.best;
         let position = Position::new_settled(best, ended(700, &[]), BTreeMap::new());
         let published = Position::new_settled(best, ended(745, &[740, 743]), BTreeMap::from([(746, 1)]));
         page_sql(rows, &position, XidBound::below(740), Some(&published))
     });
+}
+
+#[test]
+fn the_look_by_number_is_the_reviewed_one() {
+    let (_, tables) = &schemes()[2];
+    let new_rows = NewRows::SinceAndAbove(700, vec![("o'job", 58), ("job\\\"2", -1)]);
+    let by_status = BTreeMap::from([(None, vec!["o'job"])]);
+    let query = ChangesQuery { jobs: vec!["o'job"], new_rows, by_status, ..ChangesQuery::default() };
+    assert_statement("changes_by_number", &changes(&tables.rows(tables.best), DURABLE_XID, &query));
+}
+
+#[test]
+fn where_the_time_may_be_null_both_parts_of_a_job_are_read_by_an_index() {
+    let mut events = relation("job_events", columns(&[]));
+    events.columns.iter_mut().filter(|column| column.name == "timestamp").for_each(|time| time.may_be_null = true);
+    let tables = Tables::resolve(&config::Postgres::default(), &events, None, true).expect("all columns");
+    let (job, rows, best) = (&job(), &tables.rows(tables.best), tables.best);
+    let end = ended(740, &[]);
+    let position = Position::new_settled(best, end.clone(), BTreeMap::new()).up_to_key(key(best));
+    assert_statement("page_by_parts", &page_sql(rows, &position, XidBound::Fixed(end.clone()), None));
+    assert_statement("key_from_end_by_parts", &key_from_end(rows, DURABLE_XID, job, Some(&end), 20));
 }
 
 #[test]

@@ -106,7 +106,12 @@ impl PostgresTail {
             } else {
                 session.read_missing(job, &mut start.clone(), &published, READ_LIMIT).await
             };
-            caught_up.push(draft.narrow(job, missing)?.flatten());
+            let missing = draft.narrow(job, missing)?.flatten();
+            // An UPDATE since the job was read may have taken an event away that the joiner lacks in any version.
+            if let Some(published) = draft.positions.get_mut(job).filter(|_| missing.is_some()) {
+                published.forget_moment();
+            }
+            caught_up.push(missing);
         }
         Ok(caught_up)
     }

@@ -158,7 +158,7 @@ impl Model {
         if self.is_flushed {
             *known = (*known).max(open.first().copied().unwrap_or(xmax));
         }
-        Seen { listed: EndedXids { mark: xmax, open }, durable }
+        Seen { listed: EndedXids::listed(xmax, open), durable }
     }
 
     fn act(&mut self, act: &Act) {
@@ -238,15 +238,13 @@ impl Model {
                 }
             }
             let counts = counts && position.range().is_none();
-            let undelivered = UndeliveredRows { rows, end: end.clone(), listed: None };
+            let undelivered =
+                UndeliveredRows { rows, end: end.clone(), listed: None, is_whole: true, counts_settled: counts };
             for step in undelivered.into_steps(position, |_| true, |row| row.xid) {
                 if read.len() == most {
                     return (read, false);
                 }
-                match counts {
-                    true => position.count(step.row.xid),
-                    false => position.advance(step.row.xid, Key::Number(step.row.number), &end),
-                }
+                position.advance(step.row.xid, Key::Number(step.row.number), &step.advance);
                 read.push((step.row, token(position)));
             }
             position.finish(&end);
