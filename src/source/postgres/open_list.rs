@@ -35,7 +35,7 @@ pub struct KnownEnded {
 }
 
 impl KnownEnded {
-    /// What is known of the server that was started then.
+    /// The transactions known to have ended, by the server that was started then.
     pub fn of(&self, started_at: i64) -> EndedXids {
         if self.started_at == started_at { self.ended.clone() } else { EndedXids::default() }
     }

@@ -37,8 +37,8 @@ pub enum Act {
     Poll {
         stops_after: Option<u8>,
         lists_open: bool,
-        /// So far below the last transaction the list ends: less is known to be on the disk than the time before, or it
-        /// has no room for more.
+        /// Transactions by which the list ends below the last one: less is known to be on the disk than the time before,
+        /// or it has no room for more.
         list_lacks: u8,
         counts: bool,
         /// There are many rows, so those that are listed are delivered by key.
