@@ -19,9 +19,9 @@ const INTERNAL = `
   rules task taskId timerAtMs deadlineMs startedMs notBeforeMs lastWaitMs openedMs warning hasAnswered failures lastCode
   lastCodeCount flow suspectStreams isTokenAsked isAsked probes probeAtMs leaderView isFollower canPoll canStream hasEvents
   hasHeartbeat isEmpty isCut sleptMs waitMs isShared isBlocked isTokenOver giveUpAfter onAnswer onEvents onBytes
-  onOffline onCursor forgetToken send broadcastEvents broadcastReset broadcastAlive broadcastView takeOver applyHeldBack
+  onWake onOffline onCursor forgetToken send broadcastEvents broadcastReset broadcastAlive broadcastView takeOver applyHeldBack
   seenIds options lastId dispatch deliver handlers members shared uniquePart emit wake urls carry wrap query jobIds resumeAt
-  resumeAfter sameToken scope phase isGuest inner carrier hasOwn snapshot publish untilMs openOrClose subscribers
+  resumeAfter sameToken scope goesOn mayGoOn goOn phase isGuest inner carrier hasOwn snapshot publish untilMs openOrClose subscribers
 `.match(/\w+/g);
 
 const common = {

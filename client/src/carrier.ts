@@ -36,6 +36,10 @@ export interface Connections {
   onOver(carrier: Carrier): void;
   /** There is no address for sets of jobs. */
   onRefused(): void;
+  /** Tells if streams wait for this job to go on after its end. */
+  mayGoOn(jobId: string): boolean;
+  /** The job goes on after its end, with this event or with none yet. Returns whether there are streams to which it is new. */
+  goOn(jobId: string, lastId: string | null): boolean;
   /** The jobs that one connection may have. Fewer, where so many are refused. */
   maxJobs: number;
 }
@@ -105,10 +109,12 @@ export class Carrier implements Carry {
     // One that comes with a cursor of this connection goes on; what would be lost is told to it.
     const phase = inner.now().cursor === null ? "added" : "replaying";
     const job = this.jobs.get(inner.jobId) ?? this.#addJob(inner.jobId, { phase, lastId: inner.now().lastId });
-    if (!this.#asked.has(inner.jobId)) job.phase = phase;
+    const isAsked = this.#asked.has(inner.jobId);
+    if (!isAsked) job.phase = phase;
+    job.isGuest = false;
     // One that was open so far does not show that it has another connection now.
     const { view } = inner.now().state;
-    const isShown = this.#view.status === "retrying" || this.#view.status === "polling";
+    const isShown = isAsked || this.#view.status === "retrying" || this.#view.status === "polling";
     this.#follow(member, job, isShown ? this.#view : view.status === "open" ? view : CONNECTING);
   }
 
@@ -176,10 +182,11 @@ export class Carrier implements Carry {
   /** Connects anew if other jobs are wanted than were asked for. `isAwaited` tells of guests if they are still wanted. */
   update(isAwaited: (jobId: string) => boolean): void {
     const wanted = this.#wanted(isAwaited);
-    const rest = [...this.#asked].filter((id) => this.jobs.get(id)?.phase !== "over");
-    if (wanted.length === 0) this.close();
+    const isRunning = (id: string) => this.jobs.get(id)?.phase !== "over";
+    const running = wanted.filter(isRunning);
+    if (running.length === 0) this.close();
     else if (wanted.some((id) => !this.#asked.has(id))) this.#connect(wanted);
-    else if (wanted.length === rest.length) clearTimeout(this.#shrinkTimer);
+    else if (running.length === [...this.#asked].filter(isRunning).length) clearTimeout(this.#shrinkTimer);
     else {
       clearTimeout(this.#shrinkTimer);
       this.#shrinkTimer = setTimeout(() => this.#connect(this.#wanted(isAwaited)), SHRINK_AFTER_MS);
@@ -188,7 +195,7 @@ export class Carrier implements Carry {
 
   #wanted(isAwaited: (jobId: string) => boolean): string[] {
     const isWanted = ([id, { phase, members, isGuest }]: [string, Carried]) =>
-      phase !== "over" && (members.size > 0 || (isGuest && isAwaited(id)));
+      phase === "over" ? this.#page.mayGoOn(id) : members.size > 0 || (isGuest && isAwaited(id));
     return [...this.jobs].filter(isWanted).map(([id]) => id);
   }
 
@@ -309,9 +316,17 @@ export class Carrier implements Carry {
       job.lastId = batch.at(-1)![this.unique];
       // A listener may close the next stream.
       for (const member of [...job.members]) if (job.members.has(member)) member.inner.deliver(batch);
+      if (job.phase === "over") this.#goOn(jobId, job, job.lastId);
       this.#page.onProgress(this, jobId);
     }
     return events.length;
+  }
+
+  /** A job goes on after its end. Its streams come when they have seen what they had not. */
+  #goOn(jobId: string, job: Carried, lastId: string | null): void {
+    if (!this.#page.goOn(jobId, lastId)) return;
+    job.phase = "live";
+    job.isGuest = true;
   }
 
   /** A job that the request's cursor did not name has no history here that could be lost. */
@@ -330,7 +345,9 @@ export class Carrier implements Carry {
     const job = this.jobs.get(jobId);
     if (!job) return;
     const isOver = action.type === "complete" || (action.type === "warned" && !action.error.retryable);
-    if (action.type === "status") job.status = action.jobStatus;
+    if (action.type === "status" && job.phase === "over" && action.jobStatus !== job.status)
+      this.#goOn(jobId, job, null);
+    if (action.type === "status" || action.type === "complete") job.status = action.jobStatus ?? job.status;
     if (isOver) job.phase = "over";
     for (const { inner } of [...job.members]) inner.handlers.dispatch(action);
     if (isOver && [...this.jobs.values()].every(({ phase }) => phase === "over")) this.close();

@@ -62,7 +62,6 @@ export async function readStream(
     const { done, value } = await reader.read();
     if (signal.aborted || done) break;
     const bye = parse(value);
-    if (signal.aborted) break;
     if (bye) return bye;
   }
   return clientFailure("client.ended", "it ended early");

@@ -201,10 +201,11 @@ export class JobStream<Events extends object = AnyEvents> {
   /** Loads the way in which this stream shares, if it does. */
   #loadJoin(): Promise<{ join: Join }> | null {
     const { share } = this.options;
-    const isOne = !this.members;
-    if (isOne && share) return import("./share.js");
-    const isAlone = isOne && (share === false || streams.size < 2);
-    return isAlone ? null : import("./together.js");
+    if (!this.members) {
+      if (share) return import("./share.js");
+      if (share === false || streams.size < 2) return null;
+    }
+    return import("./together.js");
   }
 
   /** @internal */
@@ -282,8 +283,7 @@ export class JobStream<Events extends object = AnyEvents> {
     this.#stopListening();
     this.options.signal?.removeEventListener("abort", this.#onAbort);
     streams.delete(this as unknown as InnerStream);
-    this.shared?.close();
-    this.shared = null;
+    this.shared = this.shared?.close() ?? null;
   }
 
   // ---- connections

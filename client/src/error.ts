@@ -94,6 +94,10 @@ export function failureFromControlEvent(type: string, data: UnknownRecord): Fail
     asString(data.message) ?? `Jobcast says ${data.reason ?? type}`,
     isBye || data.retryable !== false,
   );
-  const isTokenOver = data.reason === "expired";
-  return { error, from: "jobcast", isTokenOver, ...(typeof data.retryInMs === "number" && { waitMs: data.retryInMs }) };
+  return {
+    error,
+    from: "jobcast",
+    isTokenOver: data.reason === "expired",
+    ...(typeof data.retryInMs === "number" && { waitMs: data.retryInMs }),
+  };
 }

@@ -35,6 +35,7 @@ export interface InnerStream {
   /** The ids of the newest events. */
   readonly seenIds: ReadonlySet<string>;
   now(): Place;
+  reconnect(): void;
   /** Delivers events of another stream that has the connection. Returns the number of those that are no repeats. */
   deliver(events: readonly JobEvent[]): number;
   /** Hands an event on that another stream has delivered once. */
@@ -44,7 +45,8 @@ export interface InnerStream {
 /** One of the ways to share. What happens to the stream is told to it. */
 export interface Shared {
   reconnect(): void;
-  close(): void;
+  /** Called when the stream has ended, and again when it is closed. Returns itself where it may make the stream go on. */
+  close(): Shared | undefined;
   broadcastEvents(after: string | null, events: readonly JobEvent[]): void;
   broadcastReset?(reset: ToldReset): void;
   broadcastAlive?(): void;

@@ -42,6 +42,7 @@ export class List implements Shared {
         ...options,
         maxBuffered: 0,
         resumeAt: cursor,
+        goesOn: true,
         // Without sharing the list has a connection of its own, for all of its jobs.
         ...(share === false && { scope: this.#list }),
       });
@@ -53,7 +54,7 @@ export class List implements Shared {
     for (const member of this.#members) member.reconnect();
   }
 
-  close(): void {
+  close(): undefined {
     for (const stop of this.#stopListening) stop();
     for (const member of this.#members) {
       member.close();

@@ -63,6 +63,8 @@ export interface JobStreamOptions {
   sameToken?: unknown;
   /** @internal */
   scope?: object | undefined;
+  /** @internal The stream goes on by itself when its job does, as long as it is not closed and shares a connection. */
+  goesOn?: boolean;
   /** @internal The set of jobs that this stream reads for others. */
   carry?: Carry;
   /** The `http.stream_path` of Jobcast, if it was changed. */

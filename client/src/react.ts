@@ -145,10 +145,13 @@ class Store {
     const nothing = this.#begin(0);
     const snapshot = kept.get(this.key);
     if (!snapshot || snapshot.untilMs < performance.now() || (reduce && snapshot.dropped > 0)) return nothing;
-    const { reconnect, reduced } = nothing;
-    const { events, jobStatus } = snapshot;
-    const state = { ...nothing.state, cursor: snapshot.state.cursor, jobStatus };
-    return withParts({ ...snapshot, reduced: reduce ? events.reduce(reduce, reduced) : reduced, reconnect, state });
+    const { reconnect, reduced, state } = nothing;
+    return withParts({
+      ...snapshot,
+      reduced: reduce ? snapshot.events.reduce(reduce, reduced) : reduced,
+      reconnect,
+      state: { ...state, cursor: snapshot.state.cursor, jobStatus: snapshot.jobStatus },
+    });
   }
 
   #keep(): void {
@@ -176,7 +179,6 @@ class Store {
     const { options, jobId } = this;
     const streamOptions = {
       ...options,
-      maxBuffered: 0,
       // A store that had a stream before goes on where that one was.
       resumeAt: cursor,
       resumeAfter: this.#next.lastEvent?.id,

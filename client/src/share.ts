@@ -144,7 +144,7 @@ class Share implements Shared {
     this.#requestLock({ steal: true }, () => this.#lead());
   }
 
-  close(): void {
+  close(): undefined {
     this.#closing.abort();
     this.#release?.();
     this.#channel.close();

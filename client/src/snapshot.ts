@@ -39,7 +39,7 @@ export function open(
   onFailed: (error: JobStreamError) => void,
 ): JobStream | null {
   try {
-    return new JobStream(jobId, options);
+    return new JobStream(jobId, { ...options, maxBuffered: 0, goesOn: true });
   } catch (error) {
     // What failed for another reason is for the caller to see.
     if (!(error instanceof JobStreamError)) throw error;

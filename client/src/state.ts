@@ -141,6 +141,8 @@ export type Action =
 /** The first try to stream again comes after so many times `fallbackAfterMs`, the next after twice as many, … */
 const FIRST_PROBE_FACTOR = 2;
 const MAX_PROBE_FACTOR = 40;
+/** The shortest time from one poll to the next, unless there is more to read at once. */
+const MIN_POLL_MS = 250;
 /** After so many suspect streams in a row events are polled. */
 const MAX_SUSPECT_STREAMS = 3;
 
@@ -381,8 +383,9 @@ function onPolled(d: Draft, result: Extract<Action, { type: "polled" }>, nowMs: 
     setView(d, "polling", { attempt: 0, jobStatus });
   if (result.isCaughtUp) setCaughtUp(d, true);
   if (nowMs >= d.probeAtMs) return probe(d, nowMs);
-  // A server that does not hold the request would otherwise be asked without a pause.
-  const nextMs = result.isEmpty ? d.startedMs + (d.retryMs ?? rules.initialMs) : nowMs;
+  // A server that does not hold the request would otherwise be asked without a pause, and one of a busy job for each event.
+  const pauseMs = result.isEmpty ? (d.retryMs ?? rules.initialMs) : result.isCaughtUp ? MIN_POLL_MS : 0;
+  const nextMs = d.startedMs + pauseMs;
   if (nextMs > nowMs) endTask(d, nextMs);
   else connect(d, nowMs, "poll");
 }

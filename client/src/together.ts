@@ -63,6 +63,7 @@ export class Member implements Shared {
   reconnect(): void {
     if (this.carrier) this.carrier.reconnect();
     else if (this.hasOwn) this.connectAlone();
+    else this.page.beginAnew(this);
   }
 
   connectAlone(): void {
@@ -71,8 +72,8 @@ export class Member implements Shared {
     this.inner.handlers.dispatch({ type: "start" });
   }
 
-  close(): void {
-    this.page.remove(this);
+  close(): Member | undefined {
+    return this.page.remove(this);
   }
 
   broadcastEvents(): void {
@@ -84,14 +85,16 @@ export class Member implements Shared {
     if (!isOver(view)) this.page.merge(this);
     // One that has failed begins anew as any other.
     if (view.status !== "failed") return;
-    this.inner.shared = null;
     this.page.remove(this);
+    this.inner.shared = null;
   }
 }
 
 export class Page implements Connections {
   readonly like: InnerStream;
   readonly #members = new Set<Member>();
+  /** Streams that are complete, and go on should their job do so. */
+  readonly #ended = new Set<Member>();
   #carriers: Carrier[] = [];
   /** The connection that the others are given up for. It can let in others. */
   #main: Carrier | undefined;
@@ -122,12 +125,36 @@ export class Page implements Connections {
     member.hasOwn = isRunning && (this.#isRefused || !isPortable(inner));
   }
 
-  remove(member: Member): void {
+  /** Takes a stream out that has ended. Returns it if it may go on. */
+  remove(member: Member): Member | undefined {
+    const hadEnded = this.#ended.delete(member);
     this.#members.delete(member);
     this.#others = this.#others.filter((other) => other !== member);
     member.carrier?.leave(member);
     if (this.#members.size === 0) this.#close();
     else this.#updateSoon();
+    const { inner } = member;
+    if (hadEnded || !inner.options.goesOn || inner.now().state.view.status !== "complete") return;
+    member.carrier = null;
+    member.hasOwn = false;
+    this.#ended.add(member);
+    return member;
+  }
+
+  beginAnew(member: Member): void {
+    this.#ended.delete(member);
+    member.inner.shared = null;
+    member.inner.reconnect();
+  }
+
+  mayGoOn(jobId: string): boolean {
+    return [...this.#ended].some(({ inner }) => inner.jobId === jobId);
+  }
+
+  goOn(jobId: string, lastId: string | null): boolean {
+    const ended = [...this.#ended].filter(({ inner }) => inner.jobId === jobId && !inner.seenIds.has(lastId ?? ""));
+    for (const member of ended) this.beginAnew(member);
+    return ended.length > 0;
   }
 
   #close(): void {

@@ -23,7 +23,7 @@ export interface Watch {
 export function watch(jobId: string, options: WatchOptions, onChange: (snapshot: Snapshot) => void): Watch {
   let shown = before("connecting");
   let newEvents: JobEvent[] = [];
-  const stream = open(jobId, { ...options, maxBuffered: 0 }, (error) => onChange(failed(shown, error)));
+  const stream = open(jobId, options, (error) => onChange(failed(shown, error)));
   if (!stream) return { reconnect() {}, close() {} };
   const { schedule, stop } = throttled(() => {
     shown = { ...append(shown, newEvents, options.maxEvents), state: stream.state };

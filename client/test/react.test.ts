@@ -176,7 +176,7 @@ describe.each(["18", "19"])("React %s", (wanted) => {
     await untilShown("all there is", ({ payloads, last }) => payloads.join() === "7,8" && last === 8);
   });
 
-  it("a hook of many jobs uses one connection, and a list that changes keeps what stays in it", async () => {
+  it("a hook of many jobs uses one connection, keeps what stays in a list that changes, and shows a job that is run again", async () => {
     const ids = [0, 1, 2, 3].map((number) => `${job}-${number}`);
     for (const id of ids) await daemon.number(id, 0, 3);
     const showAll = (ids: string[]) => page.evaluate((ids) => window.showAll(ids), ids);
@@ -206,6 +206,13 @@ describe.each(["18", "19"])("React %s", (wanted) => {
     expect(new Set(others).size).toBe(others.length);
     const { told } = await page.evaluate(() => window.seen);
     expect(told.events.sort()).toEqual([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 4]);
+    await daemon.end(ids[2]!, "FAILED");
+    const ended = page.locator(`p[id="${ids[2]}"][data-state^="complete"]`);
+    await eventually("one is complete", async () => (await ended.count()) === 1);
+    await daemon.end(ids[2]!, "RUNNING");
+    await daemon.number(ids[2]!, 5, 1);
+    await untilRows([`${ids[1]}: 0,1,2`, `${ids[2]}: 0,1,2,3,4,5`, `${ids[3]}: 0,1,2`]);
+    await eventually("all are open again", async () => (await caughtUp.count()) === 3);
     await page.evaluate(() => window.leave());
     await eventually("no connection is left", () => gateway.openStreams === 0);
   });

@@ -312,6 +312,42 @@ describe("a stream of a list", () => {
     expect([...list.stream.jobs.values()].map(({ status }) => status)).toEqual(Array(4).fill("complete"));
   });
 
+  it("hears of a job that goes on after its end, with a late line or because it is run again, and of its next end", async () => {
+    const [job, other] = await makeJobs(2, 5);
+    const list = watch([job!, other!]);
+    const statuses: string[] = [];
+    list.stream.on("state", () => {
+      const { status, jobStatus } = list.stream.jobs.get(job!)!;
+      const now = `${status} ${jobStatus}`;
+      if (statuses.at(-1) !== now) statuses.push(now);
+    });
+    const is = (expected: string) => eventually(`it is ${expected}`, () => statuses.at(-1) === expected);
+    await has(list, 5);
+    await daemon.end(job!, "FAILED");
+    await is("complete FAILED");
+    // A reconnect tells its end once more, and does not show.
+    const connections = sets().length;
+    const changes = statuses.length;
+    gateway.cut();
+    await eventually("it connects anew", () => sets().length > connections && gateway.openStreams === 1);
+    await daemon.number(other!, 5, 1);
+    await eventually("the other goes on", () => list.seen.get(other!)?.length === 6);
+    expect(statuses).toHaveLength(changes);
+    await daemon.number(job!, 5, 1);
+    await eventually("the late line has come", () => list.seen.get(job!)?.length === 6);
+    await is("complete FAILED");
+    await daemon.end(job!, "RUNNING");
+    await is("open RUNNING");
+    for (let n = 6; n < 20; n += 1) await daemon.number(job!, n, 1);
+    await eventually("the next run has come", () => list.seen.get(job!)?.length === 20);
+    await oneConnection();
+    await daemon.end(job!, "COMPLETED");
+    await is("complete COMPLETED");
+    await daemon.end(other!, "CANCELLED");
+    await eventually("all have ended", () => list.stream.state.status === "complete");
+    expect([list.seen.get(job!), list.seen.get(other!), list.resets]).toEqual([upTo(20), upTo(6), []]);
+  });
+
   it("is read by a loop, and goes on after close() where it was", async () => {
     const jobs = await makeJobs(3, 5);
     const list = watch(jobs, { share: false });

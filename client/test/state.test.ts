@@ -164,6 +164,24 @@ describe("a silent stream", () => {
   });
 });
 
+describe("polls of a job that always has news", () => {
+  const polled: Action = { type: "polled", isEmpty: false, isCaughtUp: true, jobStatus: null };
+  it("come four times a second at most", () => {
+    const life = new Life();
+    life.after(12_000, timer);
+    life.after(10, polled);
+    expect([life.state.task, life.state.timerAtMs - life.nowMs]).toEqual(["none", 240]);
+  });
+  it("follow each other at once while there is more to read, or when the answer was long in coming", () => {
+    const life = new Life();
+    life.after(12_000, timer);
+    life.after(10, { ...polled, isCaughtUp: false });
+    expect(life.state.task).toBe("poll");
+    life.after(250, polled);
+    expect(life.state.task).toBe("poll");
+  });
+});
+
 describe("a page that wakes", () => {
   it("connects at once and counts the tries anew", () => {
     const life = new Life();

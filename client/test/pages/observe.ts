@@ -2,4 +2,4 @@ import "./leftovers.js";
 import { Observer } from "../support/observe.js";
 
 window.observers = [];
-window.observe = (jobId, options) => window.observers.push(new Observer(jobId, options)) - 1;
+window.observe = (jobs, options) => window.observers.push(new Observer(jobs, options)) - 1;

@@ -14,7 +14,7 @@ export interface Watch {
 
 export interface Client {
   readonly name: string;
-  watch(jobId: string, options: ObserveOptions & { baseUrl: string }): Promise<Watch>;
+  watch(jobs: string | readonly string[], options: ObserveOptions & { baseUrl: string }): Promise<Watch>;
   /** Stops the clock of streams that are watched from now on. Their time passes by `advance` only. */
   stopClock(): Promise<void>;
   advance(ms: number): Promise<void>;
@@ -37,8 +37,8 @@ export function inNode(): Client {
   };
   return {
     name: "Node",
-    async watch(jobId, options) {
-      const observer = new Observer(jobId, options);
+    async watch(jobs, options) {
+      const observer = new Observer(jobs, options);
       observers.push(observer);
       return {
         now: async () => observer.now(),
@@ -83,13 +83,17 @@ export async function closeAll(context: BrowserContext): Promise<void> {
 
 declare global {
   interface Window {
-    observe(jobId: string, options: ObserveOptions): number;
+    observe(jobs: string | readonly string[], options: ObserveOptions): number;
     observers: Observer[];
   }
 }
 
-export async function inPage(page: Pick<Page, "evaluate">, jobId: string, options: ObserveOptions): Promise<Watch> {
-  const index = await page.evaluate(([id, given]) => window.observe(id, given), [jobId, options] as const);
+export async function inPage(
+  page: Pick<Page, "evaluate">,
+  jobs: string | readonly string[],
+  options: ObserveOptions,
+): Promise<Watch> {
+  const index = await page.evaluate(([jobs, given]) => window.observe(jobs, given), [jobs, options] as const);
   return {
     now: () => page.evaluate((index) => window.observers[index]!.now(), index),
     do: (action) =>
@@ -123,12 +127,12 @@ export async function inChromium(origin: () => string, before = ""): Promise<Cli
           Date.now = () => now() + byMs;
         }, byMs);
     },
-    async watch(jobId, options) {
+    async watch(jobs, options) {
       context ??= await browser.newContext();
       const page = await newPage(context);
       if (before) await page.addInitScript(before);
       await page.goto(`${origin()}/__test/observe.html`);
-      return inPage(page, jobId, options);
+      return inPage(page, jobs, options);
     },
     async reset() {
       if (context) await closeAll(context);

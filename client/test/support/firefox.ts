@@ -32,8 +32,8 @@ export const launchFirefox = (): Promise<Browser> =>
   });
 
 /** Watches a job in a page of Firefox. What is called of a page is the same for both drivers. */
-export const inFirefoxPage = (page: Page, jobId: string, options: ObserveOptions): Promise<Watch> =>
-  inPage(page as unknown as Parameters<typeof inPage>[0], jobId, options);
+export const inFirefoxPage = (page: Page, jobs: string | readonly string[], options: ObserveOptions): Promise<Watch> =>
+  inPage(page as unknown as Parameters<typeof inPage>[0], jobs, options);
 
 /** Starts a Firefox whose pages come from `origin`. */
 export async function inFirefox(origin: () => string): Promise<Client> {
@@ -50,11 +50,11 @@ export async function inFirefox(origin: () => string): Promise<Client> {
           Date.now = () => now() + byMs;
         }, byMs);
     },
-    async watch(jobId, options) {
+    async watch(jobs, options) {
       context ??= await browser.createBrowserContext();
       const page = await context.newPage();
       await page.goto(`${origin()}/__test/observe.html`);
-      return inFirefoxPage(page, jobId, options);
+      return inFirefoxPage(page, jobs, options);
     },
     async reset() {
       await context?.close();

@@ -50,7 +50,7 @@ export class Observer {
     tokensAsked: 0,
   };
 
-  constructor(jobId: string, { tokens, listenFor, isBodiless, ...options }: ObserveOptions) {
+  constructor(jobs: string | readonly string[], { tokens, listenFor, isBodiless, ...options }: ObserveOptions) {
     const { fetch } = globalThis;
     if (isBodiless)
       globalThis.fetch = async (...args) => Object.defineProperty(await fetch(...args), "body", { value: null });
@@ -62,7 +62,7 @@ export class Observer {
       if (result === "is final") throw new JobStreamError("app.signed_out", "sign in again", false);
       return result === "hangs" ? new Promise<string>(() => {}) : result;
     };
-    this.stream = new JobStream(jobId, { ...options, signal: this.#abort.signal, ...(tokens && { token }) });
+    this.stream = new JobStream(jobs, { ...options, signal: this.#abort.signal, ...(tokens && { token }) });
     const seen = this.#seen;
     seen.statuses.push(this.stream.state.status);
     this.stream.on("event", (event) => seen.events.push(event));
