@@ -21,7 +21,7 @@ const INTERNAL = `
   hasHeartbeat isEmpty isCut sleptMs waitMs isShared isBlocked isTokenOver giveUpAfter onAnswer onEvents onBytes
   onWake onOffline onCursor forgetToken send broadcastEvents broadcastReset broadcastAlive broadcastView takeOver applyHeldBack
   seenIds options lastId dispatch deliver handlers members shared uniquePart emit wake urls carry wrap query jobIds resumeAt
-  resumeAfter sameToken scope goesOn mayGoOn goOn phase isGuest inner carrier hasOwn snapshot publish untilMs openOrClose subscribers
+  resumeAfter sameToken scope goesOn goOn phase isGuest inner carrier hasOwn snapshot publish untilMs openOrClose subscribers
 `.match(/\w+/g);
 
 const common = {

@@ -4,7 +4,7 @@
 import type { StreamHandlers, ToldReset } from "./connection.js";
 import { JobStream, type JobStreamState } from "./core.js";
 import { asString, type JobEvent, type JobStatus, type UniquePart } from "./event.js";
-import type { Carry } from "./inner.js";
+import type { Carry, InnerStream } from "./inner.js";
 import { EVENTS_PATH, type JobStreamOptions, type JobUrls, jobUrls, STREAM_PATH } from "./options.js";
 import { type Action, CONNECTING, type View } from "./state.js";
 import type { Member } from "./together.js";
@@ -36,10 +36,10 @@ export interface Connections {
   onOver(carrier: Carrier): void;
   /** There is no address for sets of jobs. */
   onRefused(): void;
-  /** Tells if streams wait for this job to go on after its end. */
-  mayGoOn(jobId: string): boolean;
-  /** The job goes on after its end, with this event or with none yet. Returns whether there are streams to which it is new. */
-  goOn(jobId: string, lastId: string | null): boolean;
+  /** Tells if streams of this job have another connection, or wait for it to go on after its end. */
+  isAwaited(jobId: string): boolean;
+  /** Lets the streams of the job that have ended go on, if something is news to them. */
+  goOn(jobId: string, isNews: (stream: InnerStream) => boolean): void;
   /** The jobs that one connection may have. Fewer, where so many are refused. */
   maxJobs: number;
 }
@@ -101,7 +101,7 @@ export class Carrier implements Carry {
   }
 
   get #hasRoom(): boolean {
-    return this.#wanted(() => true).length < this.#page.maxJobs;
+    return this.#wanted().length < this.#page.maxJobs;
   }
 
   add(member: Member): void {
@@ -179,9 +179,9 @@ export class Carrier implements Carry {
 
   // ---- the connection
 
-  /** Connects anew if other jobs are wanted than were asked for. `isAwaited` tells of guests if they are still wanted. */
-  update(isAwaited: (jobId: string) => boolean): void {
-    const wanted = this.#wanted(isAwaited);
+  /** Connects anew if other jobs are wanted than were asked for. */
+  update(): void {
+    const wanted = this.#wanted();
     const isRunning = (id: string) => this.jobs.get(id)?.phase !== "over";
     const running = wanted.filter(isRunning);
     if (running.length === 0) this.close();
@@ -189,13 +189,13 @@ export class Carrier implements Carry {
     else if (running.length === [...this.#asked].filter(isRunning).length) clearTimeout(this.#shrinkTimer);
     else {
       clearTimeout(this.#shrinkTimer);
-      this.#shrinkTimer = setTimeout(() => this.#connect(this.#wanted(isAwaited)), SHRINK_AFTER_MS);
+      this.#shrinkTimer = setTimeout(() => this.#connect(this.#wanted()), SHRINK_AFTER_MS);
     }
   }
 
-  #wanted(isAwaited: (jobId: string) => boolean): string[] {
+  #wanted(): string[] {
     const isWanted = ([id, { phase, members, isGuest }]: [string, Carried]) =>
-      phase === "over" ? this.#page.mayGoOn(id) : members.size > 0 || (isGuest && isAwaited(id));
+      members.size > 0 || ((isGuest || phase === "over") && this.#page.isAwaited(id));
     return [...this.jobs].filter(isWanted).map(([id]) => id);
   }
 
@@ -313,20 +313,15 @@ export class Carrier implements Carry {
       if (job.phase === "added") job.phase = "replaying";
       else if (job.phase === "empty") job.phase = "live";
       const batch = events.slice(from, to);
-      job.lastId = batch.at(-1)![this.unique];
+      const lastId = batch.at(-1)![this.unique];
+      job.lastId = lastId;
       // A listener may close the next stream.
       for (const member of [...job.members]) if (job.members.has(member)) member.inner.deliver(batch);
-      if (job.phase === "over") this.#goOn(jobId, job, job.lastId);
+      if (job.phase === "over") goOn(job);
+      this.#page.goOn(jobId, ({ seenIds }) => !seenIds.has(lastId));
       this.#page.onProgress(this, jobId);
     }
     return events.length;
-  }
-
-  /** A job goes on after its end. Its streams come when they have seen what they had not. */
-  #goOn(jobId: string, job: Carried, lastId: string | null): void {
-    if (!this.#page.goOn(jobId, lastId)) return;
-    job.phase = "live";
-    job.isGuest = true;
   }
 
   /** A job that the request's cursor did not name has no history here that could be lost. */
@@ -345,12 +340,17 @@ export class Carrier implements Carry {
     const job = this.jobs.get(jobId);
     if (!job) return;
     const isOver = action.type === "complete" || (action.type === "warned" && !action.error.retryable);
-    if (action.type === "status" && job.phase === "over" && action.jobStatus !== job.status)
-      this.#goOn(jobId, job, null);
-    if (action.type === "status" || action.type === "complete") job.status = action.jobStatus ?? job.status;
+    if (action.type === "status" || action.type === "complete") this.#onStatus(jobId, job, action.jobStatus);
     if (isOver) job.phase = "over";
     for (const { inner } of [...job.members]) inner.handlers.dispatch(action);
     if (isOver && [...this.jobs.values()].every(({ phase }) => phase === "over")) this.close();
+  }
+
+  #onStatus(jobId: string, job: Carried, jobStatus: JobStatus | null): void {
+    if (jobStatus === null || jobStatus === job.status) return;
+    job.status = jobStatus;
+    if (job.phase === "over") goOn(job);
+    this.#page.goOn(jobId, (stream) => stream.now().state.view.jobStatus !== jobStatus);
   }
 
   #onState(state: JobStreamState): void {
@@ -392,6 +392,12 @@ export class Carrier implements Carry {
     }
     this.#page.onSettled();
   }
+}
+
+/** A job goes on after its end. Its streams come when they have seen what they had not. */
+function goOn(job: Carried): void {
+  job.phase = "live";
+  job.isGuest = true;
 }
 
 const isCaughtUp = ({ phase }: Carried): boolean => phase === "live" || phase === "empty";

@@ -147,14 +147,13 @@ export class Page implements Connections {
     member.inner.reconnect();
   }
 
-  mayGoOn(jobId: string): boolean {
-    return [...this.#ended].some(({ inner }) => inner.jobId === jobId);
+  isAwaited(jobId: string): boolean {
+    return [...this.#others, ...this.#ended].some(({ inner }) => inner.jobId === jobId);
   }
 
-  goOn(jobId: string, lastId: string | null): boolean {
-    const ended = [...this.#ended].filter(({ inner }) => inner.jobId === jobId && !inner.seenIds.has(lastId ?? ""));
-    for (const member of ended) this.beginAnew(member);
-    return ended.length > 0;
+  goOn(jobId: string, isNews: (stream: InnerStream) => boolean): void {
+    for (const member of [...this.#ended])
+      if (member.inner.jobId === jobId && isNews(member.inner)) this.beginAnew(member);
   }
 
   #close(): void {
@@ -178,12 +177,9 @@ export class Page implements Connections {
     const main = [this.#main, ...this.#carriers].find((carrier) => carrier?.isSettled) ?? this.#carriers[0];
     this.#main = main;
     this.#others = [...this.#members].filter(({ carrier }) => carrier !== main);
-    for (const member of [...this.#others]) {
-      main?.invite(member.inner.jobId);
-      this.merge(member);
-    }
-    for (const carrier of [...this.#carriers])
-      carrier.update((jobId) => this.#others.some(({ inner }) => inner.jobId === jobId));
+    for (const { inner } of [...this.#others, ...this.#ended]) main?.invite(inner.jobId);
+    for (const member of [...this.#others]) this.merge(member);
+    for (const carrier of [...this.#carriers]) carrier.update();
   }
 
   #place(member: Member): void {

@@ -15,7 +15,7 @@ let turn = 0;
 const open: Watched[] = [];
 
 beforeAll(async () => {
-  daemon = await Daemon.start();
+  daemon = await Daemon.start({ "source.end_grace": "100ms" });
   gateway = await Gateway.before(() => daemon.origin);
 });
 afterEach(async () => {
@@ -401,12 +401,15 @@ it("whatever comes and goes on a page, each stream gets each event of its jobs o
     () => gateway.cut(),
     () => write(random.of(jobs), 1 + random.below(5)),
     () => write(random.of(jobs), 1 + random.below(5)),
+    () => daemon.end(random.of(jobs), random.of(["FAILED", "RUNNING"])),
     () => new Promise((resume) => setTimeout(resume, random.below(30))),
   ];
   for (let step = 0; step < 250; step += 1) await random.of(steps)();
+  for (const job of jobs) await daemon.end(job, "RUNNING");
   await eventually(`all are open (${random.seed})`, () => open.every(({ stream }) => stream.state.isCaughtUp), 60_000);
   for (const job of jobs) await write(job, 1);
-  const isDone = ({ seen, jobs }: Watched) => jobs.every((job) => seen.get(job)?.at(-1) === written.get(job)! - 1);
+  const isDone = ({ seen, jobs, stream }: Watched) =>
+    stream.state.status === "complete" || jobs.every((job) => seen.get(job)?.at(-1) === written.get(job)! - 1);
   await eventually(`everything has come (${random.seed})`, () => open.every(isDone), 60_000);
   for (const { seen, resets, stream } of all) {
     expect(resets, random.seed).toEqual([]);
