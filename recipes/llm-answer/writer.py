@@ -1,8 +1,10 @@
 """Writes a model's answer into a stream, piece by piece. Needs redis-py."""
 
+import os
+
 import redis
 
-store = redis.Redis.from_url("redis://localhost:6379/0")
+store = redis.Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost:6379/0"))
 
 
 def write(answer_id, pieces):
