@@ -209,6 +209,29 @@ it("its list is live: the state, the progress and the last line of each job, on 
   await eventually("there is one connection", () => gateway.openStreams === 1);
 });
 
+it("shows that a job is run again after its end, in its list and in its picture", async () => {
+  for (const job of ["again-1", "again-2"]) {
+    await daemon.write(job, [output("first")]);
+    await daemon.end(job, "FAILED");
+  }
+  await open("again-1");
+  await state("complete");
+  const link = (job: string) => page.locator(`section:has(h2:text("Running")) a[href="#job=${job}"]`);
+  const lists = () => gateway.seen.filter(({ url }) => url.pathname === "/runner-jobs").length;
+  const before = lists();
+  await eventually("the list has been read since they ended", () => lists() > before + 1);
+  for (const job of ["again-1", "again-2"]) {
+    await daemon.end(job, "RUNNING");
+    await daemon.write(job, [output("second")]);
+  }
+  await state("live");
+  await shown(["first", "second"]);
+  expect(await page.getAttribute("#job-status", "data-status")).toBe("RUNNING");
+  expect(await page.textContent("#notice")).toBe("");
+  for (const job of ["again-1", "again-2"])
+    await eventually(`${job} is running`, async () => (await link(job).locator(".last").textContent()) === "second");
+});
+
 it("with 200 jobs at 200 events a second it has one connection, and no task of more than 50 ms", async () => {
   const many = await Daemon.start();
   const between = await Gateway.before(() => many.origin);

@@ -5,7 +5,6 @@ import { type Client, inChromium, inNode, type Watch } from "./support/client.ts
 import { Daemon } from "./support/daemon.ts";
 import { eventually } from "./support/eventually.ts";
 import { type Fault, Gateway, type Seen } from "./support/gateway.ts";
-import type { Observed } from "./support/observe.ts";
 import { numbers, until, upTo } from "./support/world.ts";
 
 const MINUTES = Number(process.env.SOAK_MINUTES ?? 0.4);
@@ -150,9 +149,15 @@ it(
     writing.isOver = true;
     const written = await Promise.all(writers);
     for (const job of JOBS) await daemons[0]!.end(job);
-    const isOver = ({ status }: Observed) => status === "complete" || status === "failed";
-    const seen: Observed[] = [];
-    for (const watch of watches) seen.push(await until(watch, "it is complete", isOver));
+    let states: Awaited<ReturnType<Watch["current"]>>[] = [];
+    const areOver = async () => {
+      states = await Promise.all(watches.map((watch) => watch.current()));
+      return states.every(({ status }) => status === "complete" || status === "failed");
+    };
+    await eventually("all are complete", areOver, 60_000).catch((error: Error) => {
+      throw new Error(`${error.message}: ${JSON.stringify(states)}`);
+    });
+    const seen = await Promise.all(watches.map((watch) => watch.now()));
     for (const [at, now] of seen.entries()) {
       expect([now.status, now.statuses.includes("failed"), now.resets], `client ${at}`).toEqual([
         "complete",

@@ -9,6 +9,8 @@ import { type Observed, type ObserveOptions, Observer } from "./observe.ts";
 /** A stream that is watched in one of these places. */
 export interface Watch {
   now(): Promise<Observed>;
+  /** Its state alone, which costs little however much it has seen. */
+  current(): Promise<ReturnType<Observer["current"]>>;
   do(action: "close" | "reconnect" | "abort"): Promise<void>;
 }
 
@@ -42,6 +44,7 @@ export function inNode(): Client {
       observers.push(observer);
       return {
         now: async () => observer.now(),
+        current: async () => observer.current(),
         do: async (action) => (action === "abort" ? observer.abort() : observer.stream[action]()),
       };
     },
@@ -96,6 +99,7 @@ export async function inPage(
   const index = await page.evaluate(([jobs, given]) => window.observe(jobs, given), [jobs, options] as const);
   return {
     now: () => page.evaluate((index) => window.observers[index]!.now(), index),
+    current: () => page.evaluate((index) => window.observers[index]!.current(), index),
     do: (action) =>
       page.evaluate(
         ([index, action]) => {

@@ -45,6 +45,17 @@ const GROUPS = [
 /** @param {ListedJob} job */
 const isWaiting = ({ status }) => status === "QUEUED" || status === "PENDING";
 
+/**
+ * Returns the jobs that had ended by the list before and are running by the new one.
+ *
+ * @param {ListedJob[]} before
+ * @param {ListedJob[]} now
+ */
+function jobsRunAgain(before, now) {
+  const ended = new Set(before.filter(({ status }) => isEnded(status)).map(({ jobId }) => jobId));
+  return new Set(now.flatMap(({ jobId, status }) => (status && !isEnded(status) && ended.has(jobId) ? [jobId] : [])));
+}
+
 export class Jobs {
   /** @type {ListedJob[]} */
   #jobs = [];
@@ -74,7 +85,8 @@ export class Jobs {
 
   /**
    * @param {HTMLElement} nav
-   * @param {(jobs: ListedJob[]) => void} onList receives each new list
+   * @param {(jobs: ListedJob[], runAgain: Set<string>) => void} onList receives each new list, and the jobs that have ended and
+   *   are run again
    */
   constructor(nav, onList) {
     this.#onList = onList;
@@ -170,12 +182,14 @@ export class Jobs {
       if (status !== this.#status.value) return;
       if (!response.ok || !Array.isArray(answer?.jobs)) return this.#setNote(refusal(response, answer));
       serverClock.adjust(response.headers.get("Date"));
+      const runAgain = jobsRunAgain(this.#jobs, answer.jobs);
       this.#jobs = answer.jobs;
       this.#draw();
       const listed = this.#shown(this.#jobs).map(({ jobId }) => jobId);
       // The selected job is watched in any case, and counts among those that share a connection.
       this.#live.watch(this.#selected === null ? listed : [this.#selected, ...listed]);
-      this.#onList(this.#jobs);
+      for (const jobId of runAgain) this.#live.runAgain(jobId);
+      this.#onList(this.#jobs, runAgain);
     } catch {
       this.#setNote("Jobcast does not answer; trying again.");
     }

@@ -55,6 +55,15 @@ export class Live {
   }
 
   /**
+   * The list says that a job is run again after its end.
+   *
+   * @param {string} jobId
+   */
+  runAgain(jobId) {
+    this.#jobs.get(jobId)?.runAgain();
+  }
+
+  /**
    * @param {string} jobId
    * @returns {Readonly<Now> | null}
    */
@@ -106,6 +115,10 @@ class LiveJob {
   leave() {
     for (const unsubscribe of this.#unsubscribes) unsubscribe();
     this.#stream.close();
+  }
+
+  runAgain() {
+    if (this.#stream.state.status === "complete") this.#stream.reconnect();
   }
 
   /** Tries again if the stream failed a while ago. */

@@ -51,7 +51,7 @@ class Page {
   #tools = new Tools(this.#output, () => this.#watched?.job ?? null);
   #steps = new Steps(byId("steps"), (id) => this.#selectStep(id === this.#selectedStep ? null : id));
   #timeline = new Timeline(byId("timeline", HTMLCanvasElement));
-  #jobs = new Jobs(byId("jobs"), (jobs) => this.#onJobs(jobs));
+  #jobs = new Jobs(byId("jobs"), (jobs, runAgain) => this.#onJobs(jobs, runAgain));
   #stillness = matchMedia("(prefers-reduced-motion: reduce)");
 
   constructor() {
@@ -172,8 +172,9 @@ class Page {
    * Takes over a new list of jobs. If the reader has chosen nothing yet, the newest running job is watched.
    *
    * @param {ListedJob[]} jobs
+   * @param {Set<string>} runAgain those that have ended, and are run again
    */
-  #onJobs(jobs) {
+  #onJobs(jobs, runAgain) {
     const first = this.#jobs.newestRunning(null) ?? jobs[0];
     if (!this.#hasChosen && first) this.#watch(first.jobId);
     byId("empty").hidden = this.#watched !== null || jobs.length > 0 || this.#jobs.isFiltered;
@@ -182,6 +183,7 @@ class Page {
     const listed = jobs.find((job) => job.jobId === watched?.job.id);
     if (!watched || !listed) return;
     if (watched.connection === "missing") watched.reconnect();
+    if (runAgain.has(watched.job.id)) watched.runAgain();
     if (watched.connection === "complete") this.#announceEnd(watched.job.id);
     // The list knows the status of a job that has no event yet, and of one whose stream ended before this page came.
     if (!isEnded(listed.status)) watched.job.status ??= listed.status;

@@ -2,7 +2,7 @@
 // The job that the page shows: its stream, its model, and the count of what arrived.
 
 import { JobStream } from "../jobcast.js";
-import { Job } from "./job.js";
+import { isEnded, Job } from "./job.js";
 import { duration, serverClock } from "./time.js";
 import { authorization, token } from "./token.js";
 
@@ -86,6 +86,8 @@ export class WatchedJob {
    */
   #announcedError = null;
   #lastTimeMs = 0;
+  /** The stream was complete, and the job is not known to be run again. */
+  #hasEnded = false;
   /** The notice of a loss of history, which stays until the job is left. */
   #loss = "";
   #view;
@@ -121,6 +123,11 @@ export class WatchedJob {
 
   reconnect() {
     this.#stream.reconnect();
+  }
+
+  /** The list says that the job is run again after its end. */
+  runAgain() {
+    if (this.connection === "complete") this.reconnect();
   }
 
   /** Drops the connection for some seconds, as a lost network would. */
@@ -185,7 +192,11 @@ export class WatchedJob {
       this.#missingTimer = setTimeout(() => this.#stream.reconnect(), MISSING_RETRY_MS);
     if (connection === "complete") {
       if (state.jobStatus) this.job.end(state.jobStatus);
+      this.#hasEnded = true;
       this.#view.onComplete();
+    } else if (this.#hasEnded && state.jobStatus && !isEnded(state.jobStatus)) {
+      this.job.status = state.jobStatus;
+      this.#hasEnded = false;
     }
     this.#view.onChange();
   }
