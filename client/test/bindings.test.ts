@@ -4,44 +4,18 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { build } from "esbuild";
-import type { Browser, BrowserContext, Page } from "playwright-core";
 import { createComponent } from "solid-js";
 import { renderToString as renderSolid } from "solid-js/web";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
+import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { createSSRApp, h } from "vue";
 import { renderToString as renderVue } from "vue/server-renderer";
 import { createJobStream } from "../src/solid.js";
 import { useJobStream } from "../src/vue.js";
-import { closeAll, launch, newPage } from "./support/client.ts";
-import { Daemon } from "./support/daemon.ts";
 import { eventually } from "./support/eventually.ts";
-import { Gateway } from "./support/gateway.ts";
+import { daemon, gateway, page, usePage } from "./support/stage.ts";
 import { svelte } from "./support/svelte.ts";
 
-let daemon: Daemon;
-let gateway: Gateway;
-let browser: Browser;
-let context: BrowserContext;
-let page: Page;
-
-beforeAll(async () => {
-  daemon = await Daemon.start();
-  gateway = await Gateway.before(() => daemon.origin);
-  browser = await launch();
-});
-beforeEach(async () => {
-  context = await browser.newContext();
-  page = await newPage(context);
-});
-afterEach(async () => {
-  await closeAll(context);
-  gateway.reset();
-});
-afterAll(async () => {
-  await browser?.close();
-  await gateway?.stop();
-  await daemon?.stop();
-});
+usePage();
 
 const show = (jobId: string | null) => page.evaluate((id) => window.binding.show(id), jobId);
 const numbers = async () => (await page.locator("li").allTextContents()).map((text) => JSON.parse(text).n);

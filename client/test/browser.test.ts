@@ -1,37 +1,20 @@
 // Behaviour that only a browser has: tabs, reloads, other origins, going online.
-import type { Browser, BrowserContext, Page } from "playwright-core";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
-import { closeAll, inPage, launch, newPage, type Watch } from "./support/client.ts";
+import type { Page } from "playwright-core";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { inPage, newPage, type Watch } from "./support/client.ts";
 import { Daemon } from "./support/daemon.ts";
 import { eventually } from "./support/eventually.ts";
 import { Gateway, problem } from "./support/gateway.ts";
 import type { ObserveOptions } from "./support/observe.ts";
+import { context, daemon, gateway, useBrowser } from "./support/stage.ts";
 import { numbers, until, untilCount, untilStatus, upTo } from "./support/world.ts";
 
-let daemon: Daemon;
-let gateway: Gateway;
-let browser: Browser;
-let context: BrowserContext;
 let job = "";
 let jobs = 0;
 
-beforeAll(async () => {
-  daemon = await Daemon.start();
-  gateway = await Gateway.before(() => daemon.origin);
-  browser = await launch();
-});
+useBrowser();
 beforeEach(async () => {
-  context = await browser.newContext();
   job = `tab-${(jobs += 1)}`;
-});
-afterEach(async () => {
-  await closeAll(context);
-  gateway.reset();
-});
-afterAll(async () => {
-  await browser?.close();
-  await gateway?.stop();
-  await daemon?.stop();
 });
 
 const quick = { heartbeatTimeoutMs: 5000, fallbackAfterMs: 2500, retry: { initialMs: 50, maxMs: 400 } };

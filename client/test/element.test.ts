@@ -1,39 +1,18 @@
 // <jobcast-log> in a page with a strict policy.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
-import type { Browser, BrowserContext, Page } from "playwright-core";
-import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from "vitest";
-import { closeAll, launch, newPage } from "./support/client.ts";
-import { Daemon } from "./support/daemon.ts";
+import { afterEach, beforeEach, expect, it } from "vitest";
 import { eventually } from "./support/eventually.ts";
-import { Gateway } from "./support/gateway.ts";
+import { daemon, gateway, page, usePage } from "./support/stage.ts";
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
-let daemon: Daemon;
-let gateway: Gateway;
-let browser: Browser;
-let context: BrowserContext;
-let page: Page;
 
-beforeAll(async () => {
-  daemon = await Daemon.start();
-  gateway = await Gateway.before(() => daemon.origin);
-  browser = await launch();
-});
+usePage();
 beforeEach(async () => {
-  context = await browser.newContext();
-  page = await newPage(context);
   await page.goto(`${gateway.origin}/__test/element.html`);
 });
 afterEach(async () => {
   expect(await page.evaluate(() => window.violations)).toEqual([]);
-  await closeAll(context);
-  gateway.reset();
-});
-afterAll(async () => {
-  await browser?.close();
-  await gateway?.stop();
-  await daemon?.stop();
 });
 
 const watch = (job: string) =>

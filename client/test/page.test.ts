@@ -4,42 +4,18 @@ import { randomUUID } from "node:crypto";
 import { createServer, request, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
-import type { Browser, BrowserContext, Page } from "playwright-core";
-import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from "vitest";
-import { closeAll, launch, newPage } from "./support/client.ts";
+import { expect, it } from "vitest";
 import { Daemon } from "./support/daemon.ts";
 import { eventually } from "./support/eventually.ts";
 import { Gateway } from "./support/gateway.ts";
 import { longestTaskMs } from "./support/longest-task.mjs";
+import { browser, daemon, gateway, page, usePage } from "./support/stage.ts";
 
 /** The seconds for which 200 jobs write, and the folder that keeps a picture of the page then (`npm run page-load`). */
 const LOAD_SECONDS = Number(process.env.LOAD_SECONDS ?? 5);
 const { PICTURES } = process.env;
 
-let daemon: Daemon;
-let gateway: Gateway;
-let browser: Browser;
-let context: BrowserContext;
-let page: Page;
-
-beforeAll(async () => {
-  daemon = await Daemon.start();
-  gateway = await Gateway.before(() => daemon.origin);
-  browser = await launch();
-});
-beforeEach(async () => {
-  context = await browser.newContext();
-  page = await newPage(context);
-});
-afterEach(async () => {
-  await closeAll(context);
-  gateway.reset();
-});
-afterAll(async () => {
-  await browser?.close();
-  await gateway?.stop();
-  await daemon?.stop();
-});
+usePage();
 
 const open = (job: string, more = "") => page.goto(`${gateway.origin}/#job=${job}${more}`);
 const state = (expected: string) =>

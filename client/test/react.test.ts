@@ -1,33 +1,19 @@
 // The React hook in a real page.
-import type { Browser, BrowserContext, Page } from "playwright-core";
 import { createElement } from "react";
 import { renderToString } from "react-dom/server";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { type UseJobStreamOptions, useJobStream } from "../src/react.js";
-import { closeAll, launch, newPage } from "./support/client.ts";
-import { Daemon } from "./support/daemon.ts";
 import { eventually } from "./support/eventually.ts";
-import { Gateway } from "./support/gateway.ts";
 import { longestTaskMs } from "./support/longest-task.mjs";
+import { browser, daemon, gateway, page, usePage } from "./support/stage.ts";
 import { upTo } from "./support/world.ts";
 
-let daemon: Daemon;
-let gateway: Gateway;
-let browser: Browser;
-let context: BrowserContext;
-let page: Page;
 let version = "";
 let job = "";
 let jobs = 0;
 
-beforeAll(async () => {
-  daemon = await Daemon.start();
-  gateway = await Gateway.before(() => daemon.origin);
-  browser = await launch();
-});
+usePage();
 beforeEach(async () => {
-  context = await browser.newContext();
-  page = await newPage(context);
   await page.goto(`${gateway.origin}/__test/react-${version}.html`);
   await page.waitForFunction(() => typeof window.show === "function");
   expect(await page.evaluate(() => window.reactVersion)).toMatch(new RegExp(`^${version}\\.`));
@@ -35,14 +21,7 @@ beforeEach(async () => {
 });
 afterEach(async () => {
   const problems = await page.evaluate(() => window.seen.problems);
-  await closeAll(context);
-  gateway.reset();
   expect(problems).toEqual([]);
-});
-afterAll(async () => {
-  await browser?.close();
-  await gateway?.stop();
-  await daemon?.stop();
 });
 
 type Options = UseJobStreamOptions & { tokens?: boolean; counts?: boolean };
