@@ -127,20 +127,21 @@ export class Page implements Connections {
 
   /** Takes a stream out that has ended. Returns it if it may go on. */
   remove(member: Member): Member | undefined {
-    const hadEnded = this.#ended.delete(member);
+    const { inner } = member;
+    const wasClosed = this.#ended.delete(member);
+    const mayGoOn = !wasClosed && inner.options.goesOn && inner.now().state.view.status === "complete";
     this.#members.delete(member);
     this.#others = this.#others.filter((other) => other !== member);
     member.carrier?.leave(member);
-    if (this.#members.size === 0) this.#close();
-    else this.#updateSoon();
-    const { inner } = member;
-    if (hadEnded || !inner.options.goesOn || inner.now().state.view.status !== "complete") return;
     member.carrier = null;
     member.hasOwn = false;
-    this.#ended.add(member);
-    return member;
+    if (mayGoOn) this.#ended.add(member);
+    if (this.#members.size === 0) this.#close();
+    else this.#updateSoon();
+    return mayGoOn ? member : undefined;
   }
 
+  /** Lets a stream go on after the end of its job. */
   beginAnew(member: Member): void {
     this.#ended.delete(member);
     member.inner.shared = null;
@@ -158,7 +159,7 @@ export class Page implements Connections {
 
   #close(): void {
     for (const carrier of this.#carriers) carrier.close();
-    pages.delete(this);
+    if (this.#ended.size === 0) pages.delete(this);
   }
 
   /** Finds a connection for each stream that has none, and lets the connections ask for other jobs, once in a turn. */
