@@ -41,6 +41,38 @@ async fn daemon_on(server: &Postgres, more: &[(&str, &str)]) -> Daemon {
     Daemon::on("postgres", &server.url("reader"), more).await
 }
 
+/// Watches a job that has 100 events, while `insert` adds, each time, an event whose key is below all others and one above
+/// them: both come once to who watches, and to whoever resumes after any of them.
+async fn comes_once_wherever_readers_resume(
+    daemon: &Daemon,
+    server: &Postgres,
+    times: u64,
+    insert: impl AsyncFn(u64, u64),
+) {
+    let mut stream = daemon.stream("job").await;
+    let mut cursors = vec![stream.take(100).await.last().expect("an event").cursor().to_string()];
+    let mut order = Vec::new();
+    for (below, above) in (1000..).zip(2000..2000 + times) {
+        insert(below, above).await;
+        let two = stream.take(2).await;
+        let mut seen = numbers(&two);
+        order.extend(seen.iter().copied());
+        cursors.extend(two.iter().map(|event| event.cursor().to_string()));
+        seen.sort();
+        assert_eq!(seen, [below, above]);
+    }
+    for (after, cursor) in cursors.iter().enumerate() {
+        let mut resumed = daemon.stream_after("job", cursor).await;
+        let mut rest = numbers(&resumed.take(order.len() - after).await);
+        rest.sort();
+        let mut expected = order[after..].to_vec();
+        expected.sort();
+        assert_eq!(rest, expected, "after {after} events, with {cursor}");
+    }
+    server.execute("UPDATE runner_jobs SET status = 'COMPLETED'").await;
+    assert!(stream.event().await.is("stream.complete"));
+}
+
 #[tokio::test]
 async fn a_table_is_tailed_with_no_more_than_the_right_to_read_it() {
     let triggered = [RECOMMENDED, TRIGGER].concat();

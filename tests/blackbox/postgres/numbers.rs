@@ -1,6 +1,6 @@
 //! Tables whose new rows are found by number: a serial, or a number that each job counts for itself.
 
-use super::daemon_on;
+use super::{comes_once_wherever_readers_resume, daemon_on};
 use crate::support::postgres::append;
 use crate::support::{Daemon, Postgres, numbers};
 use serde_json::Value;
@@ -93,30 +93,11 @@ async fn a_row_with_a_number_long_past_comes_with_the_sweep_once_to_all_and_wher
     let server = numbered().await;
     let settings = [&BY_NUMBER[..3], &[("source.postgres.sweep", "100ms")]].concat();
     let daemon = daemon_on(&server, &settings).await;
-    let mut stream = daemon.stream("job").await;
-    let mut cursors = vec![stream.take(100).await.last().expect("an event").cursor().to_string()];
-    let mut order = Vec::new();
-    for round in 0..10_u64 {
-        let (below, above) = (1000 + round, 2000 + round);
+    comes_once_wherever_readers_resume(&daemon, &server, 10, async |below, above| {
         insert_below(&server, below).await;
         append(&mut server.connect().await, "job", [above]).await;
-        let two = stream.take(2).await;
-        let mut seen = numbers(&two);
-        order.extend(seen.iter().copied());
-        cursors.extend(two.iter().map(|event| event.cursor().to_string()));
-        seen.sort();
-        assert_eq!(seen, [below, above]);
-    }
-    for (after, cursor) in cursors.iter().enumerate() {
-        let mut resumed = daemon.stream_after("job", cursor).await;
-        let mut rest = numbers(&resumed.take(order.len() - after).await);
-        rest.sort();
-        let mut expected = order[after..].to_vec();
-        expected.sort();
-        assert_eq!(rest, expected, "after {after} events, with {cursor}");
-    }
-    server.execute("UPDATE runner_jobs SET status = 'COMPLETED'").await;
-    assert!(stream.event().await.is("stream.complete"));
+    })
+    .await;
 }
 
 #[tokio::test]

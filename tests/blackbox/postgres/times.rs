@@ -1,8 +1,8 @@
 //! Times of every kind, of any calendar; and tables that order events by time, or by a number that may be null or repeat, as a
 //! view's does.
 
-use super::{LEGACY, daemon_on};
-use crate::support::{Daemon, Postgres, eventually, numbers};
+use super::{LEGACY, comes_once_wherever_readers_resume, daemon_on};
+use crate::support::{Daemon, Postgres, eventually};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor, Row};
 
@@ -163,29 +163,10 @@ async fn a_row_with_a_time_long_past_comes_with_the_sweep_once_to_all_and_wherev
         ("source.postgres.sweep", "100ms"),
     ];
     let daemon = daemon_on(&server, &settings).await;
-    let mut stream = daemon.stream("job").await;
-    let mut cursors = vec![stream.take(100).await.last().expect("an event").cursor().to_string()];
-    let mut order = Vec::new();
-    for round in 0..20_u64 {
-        let (below, above) = (1000 + round, 2000 + round);
-        let times = ["now() - interval '1 day'", "'-infinity'", "now() - interval '59 minutes'"];
-        server.execute(&at(below, times[round as usize % times.len()])).await;
+    let times = ["now() - interval '1 day'", "'-infinity'", "now() - interval '59 minutes'"];
+    comes_once_wherever_readers_resume(&daemon, &server, 20, async |below, above| {
+        server.execute(&at(below, times[below as usize % times.len()])).await;
         server.execute(&at(above, "now()")).await;
-        let two = stream.take(2).await;
-        let mut seen = numbers(&two);
-        order.extend(seen.iter().copied());
-        cursors.extend(two.iter().map(|event| event.cursor().to_string()));
-        seen.sort();
-        assert_eq!(seen, [below, above]);
-    }
-    for (after, cursor) in cursors.iter().enumerate() {
-        let mut resumed = daemon.stream_after("job", cursor).await;
-        let mut rest = numbers(&resumed.take(order.len() - after).await);
-        rest.sort();
-        let mut expected = order[after..].to_vec();
-        expected.sort();
-        assert_eq!(rest, expected, "after {after} events, with {cursor}");
-    }
-    server.execute("UPDATE runner_jobs SET status = 'COMPLETED'").await;
-    assert!(stream.event().await.is("stream.complete"));
+    })
+    .await;
 }
