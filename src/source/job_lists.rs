@@ -18,8 +18,12 @@ use std::time::{Duration, Instant};
 
 /// Longest list of jobs.
 pub const MAX_JOBS: usize = 1000;
-/// Time for which a list is given to all who ask alike.
-const LIFETIME: Duration = Duration::from_secs(1);
+/// Least time for which a list is given to all who ask alike.
+const MIN_LIFETIME: Duration = Duration::from_secs(1);
+/// Longest such time.
+const MAX_LIFETIME: Duration = Duration::from_secs(60);
+/// A list is kept for so many times as long as it took: reading lists takes a tenth of the store's time, at most.
+const REST: u32 = 10;
 
 /// A source whose lists of jobs are shared.
 pub struct SharedLists {
@@ -45,15 +49,25 @@ struct List {
     /// Changes before it was read.
     changes: u64,
     read_at: Instant,
-    jobs: Jobs,
+    lifetime: Duration,
+    jobs: Result<Jobs, SourceError>,
+}
+
+/// Returns the time for which an answer is kept, from the question on. Of errors only that a list takes too long, which the
+/// store has worked for; any other may have passed.
+fn lifetime(took: Duration, jobs: &Result<Jobs, SourceError>) -> Duration {
+    match jobs {
+        Err(error) if error.code != SourceCode::TimedOut => Duration::ZERO,
+        _ => (took * REST).clamp(MIN_LIFETIME, MAX_LIFETIME),
+    }
 }
 
 impl Lists {
     /// Returns the list for `status`, if there is one that is fresh and from after so many changes.
-    fn fresh(&self, status: Option<JobStatus>, changes: u64) -> Option<Jobs> {
+    fn fresh(&self, status: Option<JobStatus>, changes: u64) -> Option<Result<Jobs, SourceError>> {
         let lists = self.by_status.lock().unwrap_or_else(PoisonError::into_inner);
         let list = lists.get(&status)?;
-        (list.changes == changes && list.read_at.elapsed() < LIFETIME).then(|| list.jobs.clone())
+        (list.changes == changes && list.read_at.elapsed() < list.lifetime).then(|| list.jobs.clone())
     }
 
     fn changes(&self) -> u64 {
@@ -66,8 +80,8 @@ impl Lists {
 
     /// Notes events of a job. A job that is in the list may be some places too low for a moment; a new one may not miss.
     fn note_events(&self, job: &JobId) {
-        let is_listed = self.fresh(None, self.changes()).is_some_and(|jobs| jobs.iter().any(|one| one.job_id == *job));
-        if !is_listed {
+        let fresh = self.fresh(None, self.changes()).and_then(Result::ok);
+        if !fresh.is_some_and(|jobs| jobs.iter().any(|one| one.job_id == *job)) {
             self.note_change();
         }
     }
@@ -75,10 +89,11 @@ impl Lists {
     async fn read(&self, source: &dyn Source, status: Option<JobStatus>, changes: u64) -> Result<Jobs, SourceError> {
         let _turn = self.turn.lock().await;
         let read_at = Instant::now();
-        let jobs: Jobs = source.jobs(status, MAX_JOBS).await?.into();
-        let list = List { changes, read_at, jobs: jobs.clone() };
+        let jobs = source.jobs(status, MAX_JOBS).await.map(Jobs::from);
+        let lifetime = lifetime(read_at.elapsed(), &jobs);
+        let list = List { changes, read_at, lifetime, jobs: jobs.clone() };
         self.by_status.lock().unwrap_or_else(PoisonError::into_inner).insert(status, list);
-        Ok(jobs)
+        jobs
     }
 }
 
@@ -150,7 +165,7 @@ impl Source for SharedLists {
     async fn jobs(&self, status: Option<JobStatus>, limit: usize) -> Result<Vec<JobSummary>, SourceError> {
         let changes = self.lists.changes();
         let jobs = match self.lists.fresh(status, changes) {
-            Some(jobs) => jobs,
+            Some(jobs) => jobs?,
             None => {
                 let (source, lists) = (self.source.clone(), self.lists.clone());
                 let read = || async move { lists.read(&*source, status, changes).await };
@@ -241,6 +256,15 @@ mod tests {
 
     fn job(id: &str) -> JobId {
         id.parse().expect("an id")
+    }
+
+    #[test]
+    fn lists_take_a_tenth_of_the_time_of_a_slow_store_at_most_and_an_outage_is_not_kept() {
+        let kept = |seconds, jobs: &_| lifetime(Duration::from_secs(seconds), jobs).as_secs();
+        let list = Ok(Jobs::from([]));
+        assert_eq!((kept(0, &list), kept(2, &list), kept(30, &list)), (1, 20, 60));
+        let failed = |code| Err(SourceError::new(code, "listing jobs", "a test", ""));
+        assert_eq!((kept(5, &failed(SourceCode::TimedOut)), kept(5, &failed(SourceCode::Unreachable))), (50, 0));
     }
 
     #[tokio::test]
