@@ -462,9 +462,9 @@ function onWake(d: Draft, isCut: boolean, nowMs: number): void {
   if (view.status === "retrying") {
     // The waits begin anew. Failures of one kind are counted on, so that they have an end.
     d.failures = 0;
-    // The wait that the server asked for holds even now.
-    if (d.notBeforeMs <= nowMs) return connect(d, nowMs);
-    d.timerAtMs = Math.min(d.timerAtMs, d.notBeforeMs);
+    // The wait that the server asked for holds even now. So does a pause since the last try: many streams wake each other.
+    d.timerAtMs = Math.min(d.timerAtMs, Math.max(d.notBeforeMs, d.startedMs + rules.initialMs));
+    if (nowMs >= d.timerAtMs) return connect(d, nowMs);
     d.view = { ...view, attempt: 0, retryInMs: Math.round(d.timerAtMs - nowMs) };
   } else if (view.status === "polling") {
     if (isCut && rules.canStream) probe(d, nowMs);

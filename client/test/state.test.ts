@@ -186,7 +186,19 @@ describe("a page that wakes", () => {
   it("connects at once and counts the tries anew", () => {
     const life = new Life();
     life.dispatch(lost(), lost());
-    expect(life.dispatch({ type: "wake", isCut: false })).toMatchObject({ status: "connecting", attempt: 0 });
+    expect(life.after(1000, { type: "wake", isCut: false })).toMatchObject({ status: "connecting", attempt: 0 });
+  });
+  it("tries once more each second at most, however many streams of the page wake it", () => {
+    const life = new Life({ fallback: "none" });
+    const tries = new Set<number>();
+    for (let ms = 0; ms < 5000; ms += 10) {
+      life.after(10, { type: "wake", isCut: false });
+      if (life.state.view.status !== "connecting") continue;
+      tries.add(life.state.taskId);
+      life.dispatch(lost());
+    }
+    expect(tries.size).toBe(6);
+    expect(life.state.view.status).toBe("retrying");
   });
   it("waits as long as the server asked for", () => {
     const life = new Life();

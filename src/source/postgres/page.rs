@@ -5,10 +5,10 @@
 //!
 //! | part | bytes | bound |
 //! |---|---|---|
-//! | settled mark, with a list of open transactions | 44 | [`MAX_LIST_BYTES`] |
+//! | settled mark, with a list of open transactions | 36 | [`MAX_LIST_BYTES`] |
 //! | counts beside it, while there is no range | 10 | [`MAX_COUNTED_BYTES`], of both together |
 //! | key of a range | 28 | [`MAX_KEY_BYTES`] |
-//! | end of a range, as it differs from what is settled | 9 or more | the rest of 91 |
+//! | end of a range, as it differs from what is settled | 17 or more | the rest of 91 |
 //!
 //! A cursor counts [`MAX_COUNTED_XIDS`] transactions without ado; where there are more, or a transaction at or above the
 //! mark has a long history, the open ones are listed instead: `open_list.rs`. Where a cursor has no room for anything new,
@@ -45,9 +45,9 @@ const MAX_COUNT: u64 = 1 << 40;
 /// delivered by key, in a range.
 const MAX_CHEAP_COUNT: u64 = 10_000;
 /// Most bytes of a position that is nothing but a mark and a list of open transactions.
-pub const MAX_LIST_BYTES: usize = 44;
+pub const MAX_LIST_BYTES: usize = 36;
 /// Most bytes of a position that also counts.
-const MAX_COUNTED_BYTES: usize = 54;
+const MAX_COUNTED_BYTES: usize = 46;
 /// Most bytes of a key: its kind, a time, and an id of 16 bytes with its length.
 pub const MAX_KEY_BYTES: usize = 28;
 
