@@ -141,6 +141,8 @@ export type Action =
 /** The first try to stream again comes after so many times `fallbackAfterMs`, the next after twice as many, … */
 const FIRST_PROBE_FACTOR = 2;
 const MAX_PROBE_FACTOR = 40;
+/** Least time between two tries of a stream that is woken. */
+const MIN_WAKE_MS = 1000;
 /** The shortest time from one poll to the next, unless there is more to read at once. */
 const MIN_POLL_MS = 250;
 /** After so many suspect streams in a row events are polled. */
@@ -463,7 +465,7 @@ function onWake(d: Draft, isCut: boolean, nowMs: number): void {
     // The waits begin anew. Failures of one kind are counted on, so that they have an end.
     d.failures = 0;
     // The wait that the server asked for holds even now. So does a pause since the last try: many streams wake each other.
-    d.timerAtMs = Math.min(d.timerAtMs, Math.max(d.notBeforeMs, d.startedMs + rules.initialMs));
+    d.timerAtMs = Math.min(d.timerAtMs, Math.max(d.notBeforeMs, d.startedMs + MIN_WAKE_MS));
     if (nowMs >= d.timerAtMs) return connect(d, nowMs);
     d.view = { ...view, attempt: 0, retryInMs: Math.round(d.timerAtMs - nowMs) };
   } else if (view.status === "polling") {
