@@ -31,7 +31,7 @@ impl Position {
     }
 
     /// Returns true for a level that a cursor has room for, also where a range goes on from it.
-    fn fits_list(&self) -> bool {
+    pub fn fits_list(&self) -> bool {
         self.encoded_length() <= MAX_LIST_BYTES
     }
 

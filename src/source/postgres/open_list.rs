@@ -5,13 +5,11 @@
 //! found ([`KnownEnded`]), and costs no more the longer a transaction stays open.
 
 use super::error::QueryError;
-use super::page::{MAX_KEY_BYTES, MAX_LIST_BYTES};
 use super::position::{EndedXids, Position};
 use super::session::Session;
 use super::snapshot::Snapshot;
 use super::sql;
 use super::tables::XidSource;
-use crate::cursor::Cursor;
 use sqlx::Row;
 use std::collections::BTreeSet;
 
@@ -36,7 +34,7 @@ pub struct KnownEnded {
 
 impl KnownEnded {
     /// The transactions known to have ended, by the server that was started then.
-    pub fn of(&self, started_at: i64) -> EndedXids {
+    fn of(&self, started_at: i64) -> EndedXids {
         if self.started_at == started_at { self.ended.clone() } else { EndedXids::default() }
     }
 
@@ -62,8 +60,8 @@ impl Position {
     }
 
     fn has_room_for(&self, ended: &EndedXids, ends_range: bool) -> bool {
-        Self::at_level(self.scheme, ended.clone(), self.life()).encoded_length() <= MAX_LIST_BYTES
-            && (!ends_range || self.at_range_start(ended).encoded_length() + MAX_KEY_BYTES <= Cursor::MAX_INSIDE)
+        let level = Self::at_level(self.scheme, ended.clone(), self.life());
+        level.fits_list() && (!ends_range || self.has_room_up_to(&level))
     }
 
     /// Replaces counts by the list of the transactions that were open in the very snapshot of a primary in which they

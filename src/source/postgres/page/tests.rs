@@ -15,19 +15,9 @@ fn row(xid: u64, number: i64) -> StoredRow {
 
 /// A page with rows of these transactions, whose settled part ends at `mark`.
 fn page(mark: u64, xids: impl IntoIterator<Item = u64>) -> PageRows {
-    PageRows {
-        snapshot: Snapshot::of(mark, mark + 1_000_000_000),
-        status: None,
-        has_job: true,
-        rows: xids.into_iter().zip(1..).map(|(xid, number)| row(xid, number)).collect(),
-        end: EndedXids::below(mark),
-        listed: None,
-        has_more: false,
-        is_cut: false,
-        notes_moment: false,
-        reach: None,
-        best: CursorScheme::default(),
-    }
+    let answer = PageEnd { snapshot: Snapshot::of(mark, mark + 1_000_000_000), status: None, has_job: true };
+    let rows = xids.into_iter().zip(1..).map(|(xid, number)| row(xid, number)).collect();
+    PageRows { rows, ..PageRows::new(answer, EndedXids::below(mark), CursorScheme::default()) }
 }
 
 fn settled(mark: u64) -> Position {
