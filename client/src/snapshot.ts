@@ -1,7 +1,9 @@
 // Snapshots of a job, as all bindings show them, and the stream that they are of.
 
 import {
+  type AnyEvents,
   CONNECTING,
+  type EventOf,
   type JobEvent,
   JobStream,
   JobStreamError,
@@ -12,12 +14,12 @@ import {
 export { JobStreamError };
 
 /** What is shown of a job. Each change makes a new object. */
-export interface Snapshot {
+export interface Snapshot<Events extends object = AnyEvents> {
   /** The newest events, `maxEvents` at most. */
-  readonly events: readonly JobEvent[];
+  readonly events: readonly EventOf<Events>[];
   /** The number of events before those in `events`. */
   readonly dropped: number;
-  readonly lastEvent: JobEvent | null;
+  readonly lastEvent: EventOf<Events> | null;
   readonly state: JobStreamState;
 }
 

@@ -1,14 +1,15 @@
 // The primitives for Solid.
 
 import { type Accessor, createEffect, createMemo, createSignal, onCleanup } from "solid-js";
+import type { AnyEvents } from "./index.js";
 import { before, type Snapshot, type Snapshots, type Watch, type WatchOptions, watch, watchAll } from "./watch.js";
 
-export type { JobEvent, JobStatus, JobStreamState } from "./index.js";
+export type { AnyEvents, EventOf, JobEvent, JobStatus, JobStreamState } from "./index.js";
 export type { Snapshot, Snapshots, WatchOptions } from "./watch.js";
 
-export interface CreateJobStream {
+export interface CreateJobStream<Events extends object = AnyEvents> {
   /** The events, the state, and what else is shown of the job; changes at most 16 times a second. */
-  readonly job: Accessor<Snapshot>;
+  readonly job: Accessor<Snapshot<Events>>;
   reconnect(): void;
 }
 
@@ -16,6 +17,10 @@ export interface CreateJobStream {
  * Watches a job until its owner is disposed of. Another job id makes another stream; `null` watches nothing. On the
  * server nothing is watched.
  */
+export function createJobStream<Events extends object = AnyEvents>(
+  jobId: Accessor<string | null | undefined>,
+  options?: WatchOptions<Events>,
+): CreateJobStream<Events>;
 export function createJobStream(
   jobId: Accessor<string | null | undefined>,
   options: WatchOptions = {},
@@ -36,9 +41,9 @@ export function createJobStream(
   return { job, reconnect: () => current?.reconnect() };
 }
 
-export interface CreateJobStreams {
+export interface CreateJobStreams<Events extends object = AnyEvents> {
   /** The snapshot of each job, by the job; changes at most 16 times a second. */
-  readonly jobs: Accessor<Snapshots>;
+  readonly jobs: Accessor<Snapshots<Events>>;
   reconnect(): void;
 }
 
@@ -46,6 +51,10 @@ export interface CreateJobStreams {
  * Watches several jobs on one connection until its owner is disposed of. The list may change; jobs that stay in it go on. On
  * the server nothing is watched.
  */
+export function createJobStreams<Events extends object = AnyEvents>(
+  jobIds: Accessor<readonly string[]>,
+  options?: WatchOptions<Events>,
+): CreateJobStreams<Events>;
 export function createJobStreams(jobIds: Accessor<readonly string[]>, options: WatchOptions = {}): CreateJobStreams {
   const [jobs, setJobs] = createSignal<Snapshots>(new Map());
   const all = watchAll(options, (snapshots) => setJobs(snapshots));

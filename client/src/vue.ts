@@ -8,6 +8,7 @@ import {
   toValue,
   watch as watchSources,
 } from "vue";
+import type { AnyEvents } from "./index.js";
 import {
   before,
   type Snapshot,
@@ -19,12 +20,12 @@ import {
   watchAll,
 } from "./watch.js";
 
-export type { JobEvent, JobStatus, JobStreamState } from "./index.js";
+export type { AnyEvents, EventOf, JobEvent, JobStatus, JobStreamState } from "./index.js";
 export type { Snapshot, Snapshots, WatchOptions } from "./watch.js";
 
-export interface UseJobStream {
+export interface UseJobStream<Events extends object = AnyEvents> {
   /** The events, the state, and what else is shown of the job; changes at most 16 times a second. */
-  readonly job: Readonly<ShallowRef<Snapshot>>;
+  readonly job: Readonly<ShallowRef<Snapshot<Events>>>;
   reconnect(): void;
 }
 
@@ -32,6 +33,10 @@ export interface UseJobStream {
  * Watches a job until the component unmounts. Another job id, or other options, make another stream; `null` watches
  * nothing. On the server nothing is watched.
  */
+export function useJobStream<Events extends object = AnyEvents>(
+  jobId: MaybeRefOrGetter<string | null | undefined>,
+  options?: MaybeRefOrGetter<WatchOptions<Events>>,
+): UseJobStream<Events>;
 export function useJobStream(
   jobId: MaybeRefOrGetter<string | null | undefined>,
   options: MaybeRefOrGetter<WatchOptions> = {},
@@ -56,9 +61,9 @@ export function useJobStream(
   return { job, reconnect: () => current?.reconnect() };
 }
 
-export interface UseJobStreams {
+export interface UseJobStreams<Events extends object = AnyEvents> {
   /** The snapshot of each job, by the job; changes at most 16 times a second. */
-  readonly jobs: Readonly<ShallowRef<Snapshots>>;
+  readonly jobs: Readonly<ShallowRef<Snapshots<Events>>>;
   reconnect(): void;
 }
 
@@ -66,6 +71,10 @@ export interface UseJobStreams {
  * Watches several jobs on one connection until the component unmounts. The list may change; jobs that stay in it go on.
  * Other options make other streams. On the server nothing is watched.
  */
+export function useJobStreams<Events extends object = AnyEvents>(
+  jobIds: MaybeRefOrGetter<readonly string[]>,
+  options?: MaybeRefOrGetter<WatchOptions<Events>>,
+): UseJobStreams<Events>;
 export function useJobStreams(
   jobIds: MaybeRefOrGetter<readonly string[]>,
   options: MaybeRefOrGetter<WatchOptions> = {},

@@ -1,15 +1,15 @@
 // What all bindings share: one stream or several, and snapshots of them that change at most 16 times a second.
 
-import type { JobEvent, JobStreamOptions, Reset } from "./index.js";
+import type { AnyEvents, EventOf, JobEvent, JobStreamOptions, Reset } from "./index.js";
 import { append, before, failed, INTERVAL_MS, open, type Snapshot } from "./snapshot.js";
 
 export { before, type Snapshot } from "./snapshot.js";
 
-export interface WatchOptions extends JobStreamOptions {
+export interface WatchOptions<Events extends object = AnyEvents> extends JobStreamOptions {
   /** The number of newest events that are kept. Default 1000. */
   maxEvents?: number | undefined;
   /** Called with each event, once and in order. */
-  onEvent?: ((event: JobEvent) => void) | undefined;
+  onEvent?: ((event: EventOf<Events>) => void) | undefined;
   /** History was lost: the events that follow are all there are. */
   onReset?: ((reset: Reset) => void) | undefined;
 }
@@ -56,7 +56,7 @@ export function watch(jobId: string, options: WatchOptions, onChange: (snapshot:
 }
 
 /** The snapshots of several jobs, by the job. Each change makes a new map. */
-export type Snapshots = ReadonlyMap<string, Snapshot>;
+export type Snapshots<Events extends object = AnyEvents> = ReadonlyMap<string, Snapshot<Events>>;
 
 export interface WatchAll extends Watch {
   /** Watches these jobs and no others. Those that are watched already go on. */

@@ -1,6 +1,9 @@
 // Types of one's own events: what must compile does, and what must not is an error that is expected.
 import { type JobEvent, JobStream } from "../src/index.js";
 import { useJobStream, useJobStreams } from "../src/react.js";
+import { createJobStream, createJobStreams } from "../src/solid.js";
+import { jobStream, jobStreams } from "../src/svelte.js";
+import { useJobStream as useJobStreamOfVue, useJobStreams as useJobStreamsOfVue } from "../src/vue.js";
 
 interface MyEvents {
   "step.output": { line: string };
@@ -54,4 +57,59 @@ export function hook(): void {
   plain.events.map(({ payload }) => payload satisfies unknown);
   // @ts-expect-error: there is no such option
   useJobStream("job", { maxEvent: 3 });
+}
+
+export function vue(): void {
+  const { job } = useJobStreamOfVue<MyEvents>(() => "job", {
+    onEvent: (event) => event.type === "step.output" && event.payload.line.toUpperCase(),
+  });
+  for (const event of job.value.events) if (event.type === "step.output") event.payload.line.toUpperCase();
+  // @ts-expect-error: this type is none of them
+  job.value.lastEvent?.type === "step.outptu";
+  // @ts-expect-error: this payload has no such field
+  useJobStreamOfVue<MyEvents>("job", { onEvent: (event) => event.type === "state" && event.payload.moods });
+  const { jobs } = useJobStreamsOfVue<MyEvents>(() => ["a", "b"], { last: 1 });
+  for (const { lastEvent } of jobs.value.values())
+    if (lastEvent?.type === "step.progress") lastEvent.payload.percent.toFixed();
+  // @ts-expect-error: this type is none of them
+  jobs.value.get("a")?.lastEvent?.type === "step.progres";
+  useJobStreamOfVue("job").job.value.events.map(({ payload }) => payload satisfies unknown);
+}
+
+export function solid(): void {
+  const { job } = createJobStream<MyEvents>(() => "job", {
+    onEvent: (event) => event.type === "step.output" && event.payload.line.toUpperCase(),
+  });
+  for (const event of job().events) if (event.type === "step.output") event.payload.line.toUpperCase();
+  // @ts-expect-error: this type is none of them
+  job().lastEvent?.type === "step.outptu";
+  // @ts-expect-error: this payload has no such field
+  createJobStream<MyEvents>(() => "job", { onEvent: (event) => event.type === "state" && event.payload.moods });
+  const { jobs } = createJobStreams<MyEvents>(() => ["a", "b"], { last: 1 });
+  for (const { lastEvent } of jobs().values())
+    if (lastEvent?.type === "step.progress") lastEvent.payload.percent.toFixed();
+  // @ts-expect-error: this type is none of them
+  jobs().get("a")?.lastEvent?.type === "step.progres";
+  const plain = createJobStream(() => null, { onEvent: ({ payload }) => payload satisfies unknown });
+  plain.job().events.map(({ type }) => type.toUpperCase());
+}
+
+export function svelte(): void {
+  const job = jobStream<MyEvents>("job", {
+    onEvent: (event) => event.type === "step.output" && event.payload.line.toUpperCase(),
+  });
+  job.subscribe(({ events }) => {
+    for (const event of events) if (event.type === "step.output") event.payload.line.toUpperCase();
+    // @ts-expect-error: this type is none of them
+    events[0]?.type === "step.outptu";
+  });
+  // @ts-expect-error: this payload has no such field
+  jobStream<MyEvents>("job", { onEvent: (event) => event.type === "state" && event.payload.moods });
+  jobStreams<MyEvents>(["a", "b"], { last: 1 }).subscribe((jobs) => {
+    for (const { lastEvent } of jobs.values())
+      if (lastEvent?.type === "step.progress") lastEvent.payload.percent.toFixed();
+    // @ts-expect-error: this type is none of them
+    jobs.get("a")?.lastEvent?.type === "step.progres";
+  });
+  jobStream(null).subscribe(({ events }) => events.map(({ payload }) => payload satisfies unknown));
 }
