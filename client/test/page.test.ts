@@ -82,6 +82,31 @@ it("goes back to the list, and keeps a token in the address and out of its links
   expect(await page.locator('a[href*="token"]').count()).toBe(0);
 });
 
+it("keeps the chosen step in the address: a reload, or a link to it, shows its lines alone", async () => {
+  for (const stepId of ["build", "test", "build"])
+    await daemon.write("stepped", [{ ...output(`of ${stepId}`), stepId }]);
+  await open("stepped");
+  await shown(["of build", "of test", "of build"]);
+  const step = page.locator("#steps button", { hasText: "test" });
+  const isChosen = async () => {
+    await shown(["of test"]);
+    expect(new URLSearchParams(new URL(page.url()).hash.slice(1)).get("step")).toBe("test");
+    await eventually("the step is pressed", async () => (await step.getAttribute("aria-pressed")) === "true");
+    expect(await page.isVisible("#show-all")).toBe(true);
+  };
+  await step.click();
+  await isChosen();
+  await page.reload();
+  await isChosen();
+  const link = page.url();
+  await page.locator("#show-all").click();
+  await shown(["of build", "of test", "of build"]);
+  expect(page.url()).not.toContain("step=");
+  await page.goto("about:blank");
+  await page.goto(link);
+  await isChosen();
+});
+
 it("says which part of an event cannot be read", async () => {
   say(
     event("1", { payload: { line: "l\ufffdst" }, unreadable: ["payload"] }),
