@@ -14,6 +14,7 @@ import { eventually } from "./support/eventually.ts";
 import { PAGES } from "./support/gateway.ts";
 import { Redis } from "./support/redis.ts";
 
+const run = promisify(execFile);
 const RECIPE = join(import.meta.dirname, "../../recipes/llm-answer");
 const { PICTURES } = process.env;
 /** The writer, where it finds the packages of this folder. */
@@ -131,8 +132,32 @@ it("an answer that breaks off says so, and keeps what there is", async () => {
 });
 
 it("the writer by itself writes an answer, which its page shows", async () => {
-  await promisify(execFile)("node", [WRITER], { env: { ...process.env, REDIS_URL: redis.url } });
+  await run("node", [WRITER], { env: { ...process.env, REDIS_URL: redis.url } });
   const page = await newPage(context);
   await page.goto(origin);
   await shows(page, "Hello, 42!", "COMPLETED");
+});
+
+/** Uses the writer in Python as a program would: one answer to its end, and one that breaks off. */
+const IN_PYTHON = `
+import writer
+
+def broken():
+    yield "Once upon a"
+    raise RuntimeError("the model broke")
+
+writer.write("python", iter(["Hel", "lo, ", "42", "\\n<b>not HTML</b> ", "true", " 😀"]))
+try:
+    writer.write("python-broken", broken())
+except RuntimeError as error:
+    print(error)
+`;
+
+it("the writer in Python does the same: an answer to its end, and one that breaks off", async () => {
+  const env = { ...process.env, REDIS_URL: redis.url, PYTHONDONTWRITEBYTECODE: "1" };
+  // The interpreter of the system has the packages of the system.
+  const { stdout } = await run("/usr/bin/python3", ["-c", IN_PYTHON], { cwd: RECIPE, env });
+  expect(stdout).toBe("the model broke\n");
+  await shows(await open("python"), "Hello, 42\n<b>not HTML</b> true 😀", "COMPLETED");
+  await shows(await open("python-broken"), "Once upon a", "FAILED");
 });
