@@ -1,5 +1,5 @@
-// A soak: twenty clients with a connection each and two daemons, through a proxy that has another fault every second and
-// now and then loses a daemon to kill -9. Each client's account must be that of the table. SOAK_MINUTES makes it long.
+// A soak: twenty clients with a connection each and two daemons, through a proxy that has another fault every second. Now
+// and then a daemon is lost to kill -9, and the clocks of the clients are set an hour forward or back. Each client's account must be that of the table. SOAK_MINUTES makes it long.
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { type Client, inChromium, inNode, type Watch } from "./support/client.ts";
 import { Daemon } from "./support/daemon.ts";
@@ -15,6 +15,7 @@ const IN_CHROMIUM = 5;
 const CLIENTS = 20;
 /** A client's requests within any minute, at most: four polls a second for news, or less. A loop without pauses makes thousands. */
 const MAX_REQUESTS_A_MINUTE = 240;
+const HOUR_MS = 3_600_000;
 
 /** Old answers to requests for events and streams, by their path, as a cache has them. */
 const old = new Map<string, string>();
@@ -117,6 +118,7 @@ async function misbehave(): Promise<{ kinds: Set<string>; requests: Map<string, 
     return fault(seen);
   };
   let restarted = Promise.resolve();
+  let offMs = 0;
   const endsAt = performance.now() + MINUTES * 60_000;
   while (performance.now() < endsAt) {
     const [name, plan] = FAULTS[Math.floor(Math.random() * FAULTS.length)]!;
@@ -124,6 +126,13 @@ async function misbehave(): Promise<{ kinds: Set<string>; requests: Map<string, 
     fault = plan;
     proxy.isFrozen = Math.random() < 0.1;
     if (Math.random() < 0.3) proxy.cut();
+    // What measures time here goes by the monotonic clock. A clock that jumps forward looks like sleep.
+    if (Math.random() < 0.1) {
+      const others = [-HOUR_MS, 0, HOUR_MS].filter((other) => other !== offMs);
+      offMs = others[Math.floor(Math.random() * others.length)]!;
+      kinds.add("the time of day is set");
+      for (const place of places) await place.setTimeOfDay(offMs);
+    }
     // A fault holds for its second, however long the daemon takes to come back.
     if (Math.random() < 0.05)
       restarted = restarted.then(async () => {
@@ -134,6 +143,7 @@ async function misbehave(): Promise<{ kinds: Set<string>; requests: Map<string, 
     await new Promise((resolve) => setTimeout(resolve, 1000));
   }
   await restarted;
+  for (const place of places) await place.setTimeOfDay(0);
   proxy.reset();
   return { kinds, requests };
 }

@@ -20,7 +20,7 @@ export interface Client {
   /** Stops the clock of streams that are watched from now on. Their time passes by `advance` only. */
   stopClock(): Promise<void>;
   advance(ms: number): Promise<void>;
-  /** Sets the time of day by so much, for all streams; the monotonic clock goes on. */
+  /** Sets the time of day so far off the true one, for all streams; the monotonic clock goes on. */
   setTimeOfDay(byMs: number): Promise<void>;
   /** Closes all streams. */
   reset(): Promise<void>;
@@ -127,8 +127,7 @@ export async function inChromium(origin: () => string, before = ""): Promise<Cli
     async setTimeOfDay(byMs) {
       for (const page of context?.pages() ?? [])
         await page.evaluate((byMs) => {
-          const { now } = Date;
-          Date.now = () => now() + byMs;
+          Date.now = () => Math.round(performance.timeOrigin + performance.now()) + byMs;
         }, byMs);
     },
     async watch(jobs, options) {

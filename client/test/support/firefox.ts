@@ -46,8 +46,7 @@ export async function inFirefox(origin: () => string): Promise<Client> {
     async setTimeOfDay(byMs) {
       for (const page of (await context?.pages()) ?? [])
         await page.evaluate((byMs) => {
-          const { now } = Date;
-          Date.now = () => now() + byMs;
+          Date.now = () => Math.round(performance.timeOrigin + performance.now()) + byMs;
         }, byMs);
     },
     async watch(jobs, options) {
