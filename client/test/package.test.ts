@@ -1,14 +1,15 @@
 // The package as others get it: packed, in a project of its own, and as the module that Jobcast serves.
-import { execFile } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
+import { once } from "node:events";
 import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { promisify } from "node:util";
+import { promisify, stripVTControlCharacters } from "node:util";
 import { build } from "esbuild";
 import { compile } from "svelte/compiler";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { launch } from "./support/client.ts";
-import { Daemon } from "./support/daemon.ts";
+import { BINARY, Daemon } from "./support/daemon.ts";
 import { eventually } from "./support/eventually.ts";
 import { Gateway, PAGES } from "./support/gateway.ts";
 
@@ -132,6 +133,40 @@ it("the example builds, and two tabs of it show a job over one connection", asyn
   for (const tab of tabs) await tab.getByText("the job has ended · completed").waitFor();
   await browser.close();
   await gateway.stop();
+});
+
+/** Starts a program, and returns the first address that it prints, and how to stop it. */
+async function start(program: string, args: string[], env: Record<string, string> = {}) {
+  const child = spawn(program, args, { cwd: root, env: { ...process.env, ...env } });
+  let printed = "";
+  for (const output of [child.stdout, child.stderr]) output.on("data", (bytes) => void (printed += bytes));
+  const address = () => /http:\/\/[\d.]+:\d+/.exec(stripVTControlCharacters(printed))?.[0];
+  await eventually(`${program} prints an address: ${printed}`, address);
+  const ended = once(child, "exit");
+  const stop = async () => {
+    child.kill();
+    await ended;
+  };
+  return { origin: address()!, stop };
+}
+
+it("the example runs beside `jobcast demo` as it stands here: the jobs of the demo, and the screen of one", async () => {
+  const demo = await start(BINARY, ["demo", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+  const example = await start(bin("vite"), ["examples/react", "--host", "127.0.0.1", "--port", "0"], {
+    JOBCAST: demo.origin,
+  });
+  const browser = await launch();
+  const page = await browser.newPage();
+  await page.goto(example.origin);
+  await page.locator("main li a").first().click();
+  await page.locator("ol li").first().waitFor();
+  await page
+    .getByRole("status")
+    .getByText(/live|has ended/)
+    .waitFor();
+  await browser.close();
+  await example.stop();
+  await demo.stop();
 });
 
 it("the first example of each README shows a job in a browser", async () => {

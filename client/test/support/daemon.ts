@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { stripVTControlCharacters } from "node:util";
 import { eventually } from "./eventually.ts";
 
-const BINARY = process.env.JOBCAST ?? join(import.meta.dirname, "../../../target/release/jobcast");
+export const BINARY = process.env.JOBCAST ?? join(import.meta.dirname, "../../../target/release/jobcast");
 
 export interface Numbered {
   type?: string;
