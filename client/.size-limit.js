@@ -12,6 +12,14 @@ export default [
     modifyEsbuildConfig,
   },
   {
+    name: "core, with several jobs on a page",
+    path: "dist/index.js",
+    limit: "12.3 kB",
+    gzip: true,
+    ignore: ["./share.js", "./poll.js", "./diagnose.js", "./loop.js"],
+    modifyEsbuildConfig,
+  },
+  {
     name: "react",
     path: "dist/react.js",
     limit: "1536 B",
