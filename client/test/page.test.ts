@@ -233,6 +233,48 @@ it("shows that a job is run again after its end, in its list and in its picture"
     await eventually(`${job} is running`, async () => (await link(job).locator(".last").textContent()) === "second");
 });
 
+it("shows what happens after the end of a job between two reads of the list: a run that goes on, and a whole one", async () => {
+  const jobs = ["between-1", "between-2"];
+  for (const job of jobs) await daemon.write(job, [output("first")]);
+  await open("between-1");
+  await state("live");
+  const link = (group: string, job: string) =>
+    page.locator(`section:has(h2:text("${group}")) a[href="#job=${job}"] .last`);
+  const listed = async (group: string, line: string) => {
+    for (const job of jobs)
+      await eventually(
+        `${job} is among ${group} with ${line}`,
+        async () => (await link(group, job).textContent()) === line,
+      );
+  };
+  const setAll = (status: string) => Promise.all(jobs.map((job) => daemon.end(job, status)));
+  const writeAll = (line: string) => Promise.all(jobs.map((job) => daemon.write(job, [output(line)])));
+  await listed("Running", "first");
+  const withoutList: typeof gateway.plan = ({ url }) =>
+    url.pathname === "/runner-jobs" ? { kind: "answer", status: 503 } : null;
+  gateway.plan = withoutList;
+  await setAll("FAILED");
+  await state("complete");
+  await listed("Ended", "first");
+  await setAll("RUNNING");
+  await writeAll("second");
+  gateway.plan = () => null;
+  await state("live");
+  await shown(["first", "second"]);
+  await listed("Running", "second");
+  await setAll("FAILED");
+  await state("complete");
+  await listed("Ended", "second");
+  gateway.plan = withoutList;
+  await setAll("RUNNING");
+  await writeAll("third");
+  await setAll("FAILED");
+  gateway.plan = () => null;
+  await shown(["first", "second", "third"]);
+  await listed("Ended", "third");
+  await state("complete");
+});
+
 it("with 200 jobs at 200 events a second it has one connection, and no task of more than 50 ms", async () => {
   const many = await Daemon.start();
   const between = await Gateway.before(() => many.origin);

@@ -34,6 +34,7 @@ pub const ASSETS: &[Asset] = &[
     script!("address.js"),
     script!("describe.js"),
     script!("dom.js"),
+    script!("ended.js"),
     script!("history.js"),
     script!("job.js"),
     script!("jobs.js"),

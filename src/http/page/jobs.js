@@ -188,7 +188,7 @@ export class Jobs {
       const listed = this.#shown(this.#jobs).map(({ jobId }) => jobId);
       // The selected job is watched in any case, and counts among those that share a connection.
       this.#live.watch(this.#selected === null ? listed : [this.#selected, ...listed]);
-      for (const jobId of runAgain) this.#live.runAgain(jobId);
+      for (const job of this.#jobs) this.#live.onListed(job, runAgain.has(job.jobId));
       this.#onList(this.#jobs, runAgain);
     } catch {
       this.#setNote("Jobcast does not answer; trying again.");

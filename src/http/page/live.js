@@ -4,6 +4,7 @@
 
 import { JobStream } from "../jobcast.js";
 import { describe } from "./describe.js";
+import { Ended } from "./ended.js";
 import { isEnded } from "./job.js";
 import { asNumber, asRecord } from "./payload.js";
 import { plainText } from "./terminal.js";
@@ -55,12 +56,13 @@ export class Live {
   }
 
   /**
-   * The list says that a job is run again after its end.
+   * Goes on with a job where the list says so after its end.
    *
-   * @param {string} jobId
+   * @param {import("./jobs.js").ListedJob} job
+   * @param {boolean} isRunAgain
    */
-  runAgain(jobId) {
-    this.#jobs.get(jobId)?.runAgain();
+  onListed({ jobId, lastEventAt }, isRunAgain) {
+    this.#jobs.get(jobId)?.onListed(lastEventAt, isRunAgain);
   }
 
   /**
@@ -77,6 +79,7 @@ class LiveJob {
   /** @type {Now} */
   now = { status: null, percent: null, line: "" };
   #failedMs = 0;
+  #ended = new Ended();
   #stream;
   #unsubscribes;
 
@@ -100,6 +103,7 @@ class LiveJob {
       }),
       stream.on("reset", () => {
         this.now = { ...this.now, percent: null, line: "" };
+        this.#ended = new Ended();
         onChange();
       }),
       stream.on("state", ({ status, jobStatus }) => {
@@ -117,8 +121,13 @@ class LiveJob {
     this.#stream.close();
   }
 
-  runAgain() {
-    if (this.#stream.state.status === "complete") this.#stream.reconnect();
+  /**
+   * @param {string | null} lastEventAt
+   * @param {boolean} isRunAgain
+   */
+  onListed(lastEventAt, isRunAgain) {
+    if (this.#stream.state.status !== "complete") return;
+    if (isRunAgain || this.#ended.isBehind(lastEventAt)) this.#stream.reconnect();
   }
 
   /** Tries again if the stream failed a while ago. */
@@ -129,7 +138,8 @@ class LiveJob {
   }
 
   /** @param {JobEvent} event */
-  #apply({ type, stepId, payload }) {
+  #apply({ type, stepId, timestamp, payload }) {
+    this.#ended.note(Date.parse(timestamp));
     if (type === "step.progress") this.now.percent = asNumber(asRecord(payload).percent);
     else if (type !== "step.output") this.now.percent = null;
     const described = describe({ type, stepId, payload });

@@ -183,7 +183,7 @@ class Page {
     const listed = jobs.find((job) => job.jobId === watched?.job.id);
     if (!watched || !listed) return;
     if (watched.connection === "missing") watched.reconnect();
-    if (runAgain.has(watched.job.id)) watched.runAgain();
+    watched.onListed(listed.lastEventAt, runAgain.has(watched.job.id));
     if (watched.connection === "complete") this.#announceEnd(watched.job.id);
     // The list knows the status of a job that has no event yet, and of one whose stream ended before this page came.
     if (!isEnded(listed.status)) watched.job.status ??= listed.status;

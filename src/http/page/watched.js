@@ -2,6 +2,7 @@
 // The job that the page shows: its stream, its model, and the count of what arrived.
 
 import { JobStream } from "../jobcast.js";
+import { Ended } from "./ended.js";
 import { isEnded, Job } from "./job.js";
 import { duration, serverClock } from "./time.js";
 import { authorization, token } from "./token.js";
@@ -88,6 +89,7 @@ export class WatchedJob {
   #lastTimeMs = 0;
   /** The stream was complete, and the job is not known to be run again. */
   #hasEnded = false;
+  #ended = new Ended();
   /** The notice of a loss of history, which stays until the job is left. */
   #loss = "";
   #view;
@@ -125,9 +127,14 @@ export class WatchedJob {
     this.#stream.reconnect();
   }
 
-  /** The list says that the job is run again after its end. */
-  runAgain() {
-    if (this.connection === "complete") this.reconnect();
+  /**
+   * Goes on with the job where the list says so after its end.
+   *
+   * @param {string | null} lastEventAt
+   * @param {boolean} isRunAgain
+   */
+  onListed(lastEventAt, isRunAgain) {
+    if (this.connection === "complete" && (isRunAgain || this.#ended.isBehind(lastEventAt))) this.reconnect();
   }
 
   /** Drops the connection for some seconds, as a lost network would. */
@@ -280,6 +287,7 @@ export class WatchedJob {
     const parsedMs = unreadable?.includes("timestamp") ? NaN : Date.parse(timestamp);
     const timeMs = Number.isFinite(parsedMs) ? parsedMs : this.#lastTimeMs || serverClock.now();
     this.#lastTimeMs = timeMs;
+    this.#ended.note(parsedMs);
     const fillsGap = this.#gap !== null && timeMs < this.#gap.toMs;
     if (this.#gap && fillsGap) this.#gap.filled += 1;
     this.#view.timeline.add(timeMs, fillsGap);
@@ -297,6 +305,7 @@ export class WatchedJob {
   /** @param {string} reason */
   #onReset(reason) {
     this.job = new Job(this.job.id);
+    this.#ended = new Ended();
     this.#seen.clear();
     this.#gap = null;
     this.events = 0;
