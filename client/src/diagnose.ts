@@ -46,8 +46,10 @@ async function describeAnswer(response: Response, type: string, text?: string): 
     .replace(/\s+/g, " ")
     .trim()
     .slice(0, MAX_WORDS);
+  // The query of a set of jobs is long, and that of a sign-on page is nobody's business.
+  const address = response.url.replace(/\?.*/, "");
   const kind = type || "without a content type";
-  return `${response.url} answered ${response.status} ${kind}, which is not Jobcast: "${words}"`;
+  return `${address} answered ${response.status} ${kind}, which is not Jobcast${words && `: "${words}"`}`;
 }
 
 /** Reads the first piece of a body, which may be endless. */

@@ -39,8 +39,11 @@ const answers: Behaviour[] = [
       expect(now.attempts).toEqual([1, 2, 3]);
       const { message, retryable, status } = now.errors.at(-1)!;
       expect([retryable, status]).toEqual([false, 200]);
-      expect(message).toContain(`${w.proxy.origin}/runner-jobs/${w.job}/events`);
-      expect(message).toContain('answered 200 text/html, which is not Jobcast: "Sign in to Example"');
+      const address = `${w.proxy.origin}/runner-jobs/${w.job}/events`;
+      expect(message).toBe(`${address} answered 200 text/html, which is not Jobcast: "Sign in to Example"`);
+      w.proxy.plan = () => ({ kind: "answer", status: 404, body: "" });
+      const empty = await untilStatus(await w.watch(), "failed");
+      expect(empty.errors.at(-1)?.message).toMatch(/ answered 404 text\/html, which is not Jobcast$/);
     },
   },
   {
