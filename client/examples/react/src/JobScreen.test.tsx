@@ -20,6 +20,6 @@ it("shows a line of output, and the end", async () => {
   await vi.waitFor(() => {
     expect(document.querySelector("li")?.textContent).toContain("hello");
     expect(document.querySelector("[role=status]")?.textContent).toContain("completed");
-  });
+  }, 10_000);
   root.unmount();
 });
