@@ -168,6 +168,29 @@ pub fn say(line: impl Display) {
 /// A text as people may read it: characters that would drive their terminal, end a line, or turn the direction of what
 /// follows are shown by their number, as `\u{1b}`.
 pub struct Escaped<'a>(pub &'a str);
+/// Changes the level alone, which the next [`set_level`] overrides. The change is said at whichever of the two levels shows more.
+pub fn change_level(level: &str) {
+    let (before, access) = (self::level(), logged().access);
+    let rank = |level: &str| LEVELS.iter().position(|known| *known == level);
+    let is_more_detailed = rank(level) > rank(&before);
+    if is_more_detailed {
+        set_level(level, access);
+    }
+    tracing::warn!(
+        before,
+        after = level,
+        "the level of the log is changed by an operator, until the settings are read again"
+    );
+    if !is_more_detailed {
+        set_level(level, access);
+    }
+}
+
+/// Tells if the access log is written.
+pub fn has_access_log() -> bool {
+    tracing::enabled!(target: ACCESS, Level::INFO)
+}
+
 
 impl Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -407,6 +407,14 @@ impl ControlEvent {
         }
     }
 
+    /// The position that clients come back with after it, where the event has an `id`.
+    pub fn cursor(&self) -> Option<&Cursor> {
+        match self {
+            Self::Complete { cursor, .. } | Self::Reset { cursor, .. } | Self::ResetOf { cursor, .. } => Some(cursor),
+            Self::Error { .. } | Self::ErrorOf { .. } | Self::Status { .. } | Self::Bye { .. } => None,
+        }
+    }
+
     /// The event as a streaming body sends it.
     pub fn encode(&self) -> Bytes {
         let (fields, data) = match self {

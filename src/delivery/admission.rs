@@ -2,6 +2,7 @@
 //! so the limits are kept here.
 
 use crate::auth::{Grant, Withdrawal};
+use crate::cursor::Cursor;
 use crate::event::JobId;
 use crate::logging::ACCESS;
 use crate::telemetry;
@@ -172,6 +173,7 @@ impl Admission {
             is_ip_counted: counted_ip.is_some(),
             has_connection: false,
             reason: None,
+            logged: None,
         })
     }
 
@@ -230,6 +232,22 @@ impl Drop for CountedConnection {
     }
 }
 
+/// The request that a stream answers, as the log names it.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The request's id.
+    pub request: String,
+    /// The proxy that it came through.
+    pub peer: Option<IpAddr>,
+}
+
+/// What is kept of a stream only because the access log tells it in the end.
+struct Logged {
+    origin: Origin,
+    /// The position that the stream has come to, as far as it was noted.
+    cursor: Option<Cursor>,
+}
+
 /// One open stream, from its admission to its end, wherever it is served.
 pub struct StreamPermit {
     admission: Admission,
@@ -249,6 +267,8 @@ pub struct StreamPermit {
     has_connection: bool,
     /// The reason to be counted when it ends. None until the request is answered with a stream.
     reason: Option<Reason>,
+    /// None where there is no access log, so that a stream costs nothing for it.
+    logged: Option<Box<Logged>>,
 }
 
 impl StreamPermit {
@@ -303,11 +323,23 @@ impl StreamPermit {
         self.delivered
     }
 
-    /// Counts a subscriber, since the request is now answered with a stream.
-    pub fn begins(&mut self, job: &JobId) {
+    /// Counts a subscriber, since the request is now answered with a stream. `origin` is kept for the access log, and None
+    /// where there is none.
+    pub fn begins(&mut self, job: &JobId, origin: Option<Origin>) {
         self.job = Some(job.clone());
+        self.logged = origin.map(|origin| Box::new(Logged { origin, cursor: None }));
         self.reason = Some(Reason::Gone);
         self.admission.0.subscribers.increment(1.0);
+    }
+
+    /// Notes the position that the stream has come to, where the access log will tell it. Called once for a page of history,
+    /// and when a stream leaves its ring or ends, never for a delivery.
+    pub fn note_cursor(&mut self, cursor: impl FnOnce() -> Option<Cursor>) {
+        if let Some(logged) = &mut self.logged
+            && let Some(cursor) = cursor()
+        {
+            logged.cursor = Some(cursor);
+        }
     }
 
     /// Sets the reason for which it is about to end. The first reason stays.
@@ -331,8 +363,11 @@ impl Drop for StreamPermit {
         let open_for = self.since.elapsed();
         inner.durations.record(open_for);
         telemetry::DISCONNECTS.increment(&[("reason", reason.as_str())], 1);
+        let logged = self.logged.as_deref();
         tracing::info!(
             target: ACCESS,
+            request = logged.map(|logged| logged.origin.request.as_str()),
+            peer = logged.and_then(|logged| logged.origin.peer).map(tracing::field::display),
             connection = self.id(),
             job = self.job.as_ref().map(JobId::as_str),
             address = self.ip.map(tracing::field::display),
@@ -341,6 +376,7 @@ impl Drop for StreamPermit {
             seconds = open_for.as_secs_f64(),
             events = self.delivered,
             bytes = self.bytes,
+            cursor = logged.and_then(|logged| logged.cursor.as_ref()).map(Cursor::as_str),
             "stream ended"
         );
     }

@@ -195,6 +195,7 @@ impl Body {
                 self.go_live(subscription, place, cursor);
             }
             Reaction::Replay(cursor) => {
+                self.note_cursor(Some(&cursor));
                 let (told, over) = match &self.state {
                     State::Live(live) => {
                         let channel = live.listening.channel();
@@ -220,6 +221,8 @@ impl Body {
     }
 
     fn notify(&mut self, notice: Notice) {
+        self.note_cursor(None);
+        self.note_cursor(notice.event.cursor());
         self.queue.push_back(notice.event.encode());
         if let Some(reason) = notice.closes {
             if let Some(permit) = &mut self.permit {
@@ -245,6 +248,7 @@ impl Body {
             self.state = State::Live(Live { listening, place, cursor });
             return;
         };
+        self.note_cursor(Some(&cursor));
         if let Some(permit) = self.permit.take() {
             let registration = self.registration.take();
             let (deadline, is_told_live) = (self.deadline, self.told == Told::Live);
@@ -304,6 +308,20 @@ impl Body {
         }
         telemetry::REPLAYED.increment(&[("from", "source")], (self.queue.len() - before) as u64);
         self.count_delivered(before);
+        if let (Some(permit), Some(last)) = (&mut self.permit, segments.last()) {
+            permit.note_cursor(|| Some(last.end()));
+        }
+    }
+
+    /// Notes, for the log, that the stream has come to `cursor`, or to its place in the ring where that is not given.
+    fn note_cursor(&mut self, cursor: Option<&Cursor>) {
+        let in_ring = match &self.state {
+            State::Live(live) => Some(&live.cursor),
+            State::Replaying { .. } | State::Over | State::Left => None,
+        };
+        if let Some(permit) = &mut self.permit {
+            permit.note_cursor(|| cursor.or(in_ring).cloned());
+        }
     }
 
     /// Counts the events that wait in the queue from index `from` on.
@@ -325,6 +343,7 @@ impl Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
+        self.note_cursor(None);
         if let Some(permit) = self.permit.as_mut().filter(|_| self.stalled.is_set()) {
             permit.ends(Reason::Slow);
         }

@@ -5,13 +5,14 @@ use super::App;
 use super::client_address::ClientAddress;
 use super::problem::Code;
 use crate::auth::Grant;
+use crate::delivery::admission::Origin;
 use crate::event::JobId;
-use crate::logging::ACCESS;
+use crate::logging::{self, ACCESS};
 use crate::traces::{self, TraceHeaders};
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::middleware::Next;
-use actix_web::{Error, HttpRequest};
+use actix_web::{Error, HttpMessage, HttpRequest};
 use std::time::Instant;
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
@@ -26,7 +27,11 @@ pub async fn log(
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let began = Instant::now();
-    let (span, traced) = (span(request.request()), traced(request.request()));
+    let (span, origin) = span(request.request());
+    let traced = traced(request.request());
+    if logging::has_access_log() {
+        request.extensions_mut().insert(origin);
+    }
     let answered = next.call(request).instrument(span.clone()).instrument(traced.clone()).await;
     let _entered = span.enter();
     if let Ok(response) = &answered {
@@ -53,24 +58,23 @@ fn traced(request: &HttpRequest) -> Span {
     traces::request(request.method().as_str(), route.as_deref(), request.path(), &headers)
 }
 
-/// The span is made at the highest level, so that lines of each level have its fields. The query is not among them: it may
-/// hold a token.
-fn span(request: &HttpRequest) -> Span {
+/// The span of a request, and of its fields those that a stream outlives. The span is made at the highest level, so that lines
+/// of each level have its fields. The query is not among them: it may hold a token.
+fn span(request: &HttpRequest) -> (Span, Origin) {
     let peer = request.peer_addr().map(|peer| peer.ip().to_canonical());
     let address = App::of(request).ok().and_then(|app| ClientAddress::of(request, app).0);
-    let peer = peer.filter(|peer| Some(*peer) != address).map(tracing::field::display);
-    let address = address.map(tracing::field::display);
-    let id = id(request);
-    tracing::error_span!(
+    let origin = Origin { request: id(request), peer: peer.filter(|peer| Some(*peer) != address) };
+    let span = tracing::error_span!(
         "request",
-        request = id,
-        address,
-        peer,
+        request = origin.request,
+        address = address.map(tracing::field::display),
+        peer = origin.peer.map(tracing::field::display),
         job = Empty,
         subject = Empty,
         connection = Empty,
         outcome = Empty
-    )
+    );
+    (span, origin)
 }
 
 /// The id that a proxy gave the request in `X-Request-Id`, so that its log and this one can be laid side by side; else one of

@@ -7,7 +7,7 @@ use super::stream::{head, stalled};
 use super::{App, access};
 use crate::cursor::set::{self, MAX_TEXT, Members};
 use crate::cursor::{Cursor, Start};
-use crate::delivery::admission::StreamPermit;
+use crate::delivery::admission::{Origin, StreamPermit};
 use crate::delivery::body::Body;
 use crate::delivery::handoff::HandoffSlot;
 use crate::delivery::source_error;
@@ -20,7 +20,7 @@ use crate::sse::{self, ControlEvent, Reset};
 use crate::telemetry;
 use crate::topic::Topic;
 use actix_web::http::{Method, Version};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::convert::Infallible;
@@ -259,7 +259,7 @@ impl Opened {
         if request.method() == Method::HEAD {
             return response.finish();
         }
-        permit.begins(&self.replay.topic().jobs()[0]);
+        permit.begins(&self.replay.topic().jobs()[0], request.extensions_mut().remove::<Origin>());
         // actix keeps the sockets of answers without chunks, which HTTP/1.0 does not know; HTTP/2 and TLS have no slot.
         let is_chunked = request.version() >= Version::HTTP_11 && !edge::wants_other_protocol(request);
         let slot = request.conn_data::<HandoffSlot>().filter(|_| is_chunked).cloned();

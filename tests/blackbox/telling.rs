@@ -4,11 +4,13 @@ use crate::support::daemon::{run, stream_path};
 use crate::support::http::{encode, request};
 use crate::support::postgres::append;
 use crate::support::web::{Reply, Web};
-use crate::support::{Daemon, Postgres, eventually, narrow, write_big};
+use crate::support::{Daemon, Postgres, Redis, Stream, eventually, narrow, write_big};
 use serde_json::Value;
 use sqlx::Executor;
 use std::process::Command;
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 // ---- metrics
 
@@ -171,15 +173,15 @@ async fn every_line_of_a_request_has_its_id_its_job_and_its_caller_in_one_schema
     daemon.write("job", 0..3).await;
     let headers = [("X-Request-Id", "from-the-proxy-7"), ("X-Forwarded-For", "192.0.2.7")];
     let path = format!("{}?token=hunter2", stream_path("job"));
-    let mut stream = crate::support::Stream::open(daemon.http, &path, &headers).await;
-    stream.take(3).await;
+    let mut stream = Stream::open(daemon.http, &path, &headers).await;
+    let seen = stream.take(3).await;
     let connection = stream.head.header("X-Jobcast-Connection").expect("an id").to_string();
     drop(stream);
 
     let begins = line(&daemon, "stream begins", |_| true).await;
     let answered = line(&daemon, "request", |line| line["connection"] == connection).await;
     let ended = line(&daemon, "stream ended", |_| true).await;
-    for line in [&begins, &answered] {
+    for line in [&begins, &answered, &ended] {
         assert_eq!((&line["request"], &line["peer"]), (&"from-the-proxy-7".into(), &"127.0.0.1".into()), "{line}");
     }
     for line in [&begins, &answered, &ended] {
@@ -189,6 +191,7 @@ async fn every_line_of_a_request_has_its_id_its_job_and_its_caller_in_one_schema
     }
     assert_eq!((&answered["status"], &answered["outcome"]), (&200.into(), &"accepted".into()));
     assert_eq!((&ended["reason"], &ended["events"]), (&"gone".into(), &3.into()));
+    assert_eq!(ended["cursor"], seen[2].cursor(), "{ended}");
     assert!(answered["seconds"].is_f64() && ended["seconds"].is_f64());
     assert!(ended["bytes"].as_u64() > Some(150), "{ended}");
 
@@ -203,17 +206,87 @@ async fn every_line_of_a_request_has_its_id_its_job_and_its_caller_in_one_schema
     assert_eq!(bad[..12], *b"HTTP/1.1 421");
     line(&daemon, "request", |line| line["code"] == "request.host").await;
 
-    // A line that another part writes for a request has its fields, too.
+    // A line that another part writes for a request has its fields, too. Nobody but the writer has met this failure.
     let mut rows = daemon.rows().await;
+    let full = "CREATE TRIGGER full BEFORE INSERT ON job_events BEGIN SELECT RAISE(ABORT, 'full'); END";
+    sqlx::raw_sql(full).execute(&mut rows).await.expect("a trigger");
+    let (kind, body) = (("Content-Type", "application/json"), br#"{"type":"log"}"#);
+    let sent = [("X-Request-Id", "from-a-runner-8"), kind];
+    let refused = request(daemon.http, "POST", "/runner-jobs/job/events", &sent, body).await;
+    assert!(refused.status >= 400, "{refused:?}");
+    let warned = line(&daemon, "a request failed at the source", |_| true).await;
+    assert_eq!((&warned["request"], &warned["job"]), (&"from-a-runner-8".into(), &"job".into()), "{warned}");
+    assert_eq!(warned["code"], refused.code(), "{warned}");
+
     sqlx::raw_sql("ALTER TABLE job_events RENAME TO elsewhere").execute(&mut rows).await.expect("rename");
     request(daemon.http, "GET", "/runner-jobs/other/events", &headers, b"").await;
     let failed = line(&daemon, "request", |line| line["job"] == "other").await;
     assert!(failed["status"].as_u64().is_some_and(|status| status >= 500), "{failed}");
-    let warned = lines(&daemon.log()).into_iter().find(|line| line["message"] == "a request failed at the source");
-    if let Some(warned) = warned {
-        assert_eq!(warned["request"], "from-the-proxy-7", "{warned}");
-    }
     assert!(!daemon.log().contains("hunter2"), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn the_end_of_every_stream_is_told_with_its_request_and_with_the_last_id_that_it_was_sent() {
+    let log = [("log.format", "json"), ("log.access", "true")];
+    // nobody is closed for reading slowly, and a connection that has gone is soon noticed
+    let rules = [("hub.ring_events", "10"), ("stream.write_timeout", "10m"), ("stream.heartbeat", "500ms")];
+    let daemon = Daemon::with(&[&log[..], &rules].concat()).await;
+    daemon.write("job", 0..3).await;
+    let open = async |request: &str| Stream::open(daemon.http, &stream_path("job"), &[("X-Request-Id", request)]).await;
+    let ended = async |request: &str| line(&daemon, "stream ended", |line| line["request"] == request).await;
+    // One ends among the events that it was sent live, one that has stayed with actix as well.
+    let (mut live, mut stays) = (open("live").await, old_stream(&daemon, "job", "stays").await);
+    live.take(3).await;
+    stays.take(3).await;
+    daemon.has_subscribers(2).await;
+    daemon.write("job", 3..5).await;
+    let (seen, seen_there) = (live.take(2).await, stays.take(2).await);
+    drop((live, stays));
+    for (request, seen) in [("live", seen), ("stays", seen_there)] {
+        let ended = ended(request).await;
+        assert_eq!((&ended["cursor"], &ended["reason"]), (&seen[1].cursor().into(), &"gone".into()), "{ended}");
+    }
+    // A reader that the ring overtakes is sent pages again, and leaves among them.
+    let asks = encode("GET", &stream_path("job"), &[("X-Request-Id", "overtaken")], b"");
+    let mut overtaken = Stream::on(narrow(daemon.http, &asks).await).await.expect("an answer");
+    overtaken.take(5).await;
+    eventually("a live stream", async || {
+        let listed = daemon.ask_admin("/connections").await.json();
+        (listed["connections"][0]["lag"] == 0).then_some(())
+    })
+    .await;
+    write_big(&daemon, "job", 5..800).await;
+    overtaken.take(400).await;
+    daemon.metric_reaches("jobcast_subscriber_overtaken_total", 1.0).await;
+    drop(overtaken);
+    let ended_there = ended("overtaken").await;
+    let reached = ended_there["cursor"].as_str().expect("a cursor");
+    let rest = daemon.get(&format!("/runner-jobs/job/events?limit=1&after={reached}")).await.json();
+    let next = rest["events"].get(0).map_or(800.into(), |event| event["payload"]["n"].clone());
+    assert_eq!(next, ended_there["events"], "{ended_there} {rest}");
+    // An operator closes one, and one comes to the end of its job.
+    let mut closed = open("closed").await;
+    let seen = closed.take(800).await;
+    let id = closed.head.header("X-Jobcast-Connection").expect("an id");
+    request(daemon.admin, "DELETE", &format!("/connections?id={id}"), &[], b"").await;
+    let ended_closed = ended("closed").await;
+    assert_eq!(ended_closed["cursor"], seen[799].cursor(), "{ended_closed}");
+    let mut complete = open("complete").await;
+    complete.take(800).await;
+    daemon.set_status("job", "COMPLETED").await;
+    let told = complete.rest().await;
+    drop(complete);
+    let last = told.last().filter(|last| last.is("stream.complete")).expect("its end");
+    let ended_complete = ended("complete").await;
+    assert_eq!(ended_complete["cursor"], last.cursor(), "{ended_complete}");
+}
+
+/// A stream over HTTP/1.0, which stays with actix.
+async fn old_stream(daemon: &Daemon, job: &str, request: &str) -> Stream {
+    let mut socket = TcpStream::connect(daemon.http).await.expect("connect");
+    let head = format!("GET {} HTTP/1.0\r\nX-Request-Id: {request}\r\n\r\n", stream_path(job));
+    socket.write_all(head.as_bytes()).await.expect("ask");
+    Stream::on(socket).await.expect("an answer")
 }
 
 #[tokio::test]
@@ -291,7 +364,7 @@ async fn a_collector_is_sent_requests_and_reads_within_their_callers_traces_and_
     request(daemon.http, "GET", "/nothing", &[("traceparent", "nonsense")], b"").await;
     let headers = [("traceparent", trace("c", "01"))];
     let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let mut stream = crate::support::Stream::open(daemon.http, &stream_path("job"), &headers).await;
+    let mut stream = Stream::open(daemon.http, &stream_path("job"), &headers).await;
     stream.take(100).await;
     daemon.write("job", 100..200).await;
     stream.take(100).await;

@@ -196,7 +196,10 @@ impl Worker {
 
     pub(super) fn send_notice(&mut self, key: usize, notice: &Notice) {
         match notice.closes {
-            None => self.send_control(key, notice.event.encode_framed()),
+            None => {
+                self.subscribers[key].permit.note_cursor(|| notice.event.cursor().cloned());
+                self.send_control(key, notice.event.encode_framed());
+            }
             Some(reason) => self.send_last_and_close(key, &notice.event, reason),
         }
     }
@@ -237,7 +240,10 @@ impl Worker {
         if self.subscribers[key].state.is_closing() {
             return;
         }
-        self.subscribers[key].permit.ends(reason);
+        self.note_cursor(key);
+        let permit = &mut self.subscribers[key].permit;
+        permit.note_cursor(|| event.cursor().cloned());
+        permit.ends(reason);
         let backlog = self.detach(key).unwrap_or_default();
         self.subscribers[key].state = State::Closing { backlog };
         self.push(key, Bytes::from([&event.encode_framed()[..], sse::LAST_CHUNK].concat()));

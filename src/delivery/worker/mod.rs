@@ -250,8 +250,22 @@ impl Worker {
         backlog
     }
 
+    /// Notes, for the log, the position that a subscriber has come to, as far as its state says it.
+    fn note_cursor(&mut self, key: usize) {
+        let groups = &self.groups;
+        let Subscriber { permit, state, .. } = &mut self.subscribers[key];
+        permit.note_cursor(|| match state {
+            State::Member { membership: Membership { group, place, .. }, cursor, .. } => {
+                Some(cursor.clone().unwrap_or_else(|| groups[*group].cursor_at(*place)))
+            }
+            State::Lagging { cursor, .. } => Some(cursor.clone()),
+            State::Replaying { .. } | State::Closing { .. } | State::Closed { .. } | State::Detached => None,
+        });
+    }
+
     /// Forgets a subscriber, and closes its socket.
     fn remove(&mut self, key: usize) {
+        self.note_cursor(key);
         let backlog = self.detach(key);
         self.backlog_bytes -= backlog.map_or(0, |backlog| backlog.len());
         let mut subscriber = self.subscribers.remove(key);

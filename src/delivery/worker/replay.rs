@@ -19,6 +19,7 @@ impl Worker {
     /// Leaves the ring, and replays everything after `cursor` from the source.
     pub(super) fn start_replay(&mut self, key: usize, cursor: Cursor) {
         self.meters.overtaken.increment(1);
+        self.subscribers[key].permit.note_cursor(|| Some(cursor.clone()));
         let (State::Member { membership, .. } | State::Lagging { membership, .. }) = &self.subscribers[key].state
         else {
             debug_assert!(false, "only a subscriber of a channel can be overtaken");
@@ -69,6 +70,9 @@ impl Worker {
             self.delivered.bytes += bytes;
             telemetry::REPLAYED.increment(&[("from", "source")], events);
             self.push(key, segment.framed().clone());
+        }
+        if let Some(last) = segments.last() {
+            self.subscribers[key].permit.note_cursor(|| Some(last.end()));
         }
     }
 }
