@@ -175,8 +175,9 @@ async fn serve_in(
     let admin = http::serve_admin(admin, health, delivery.connections(auth))?;
     let admin = Server::start("admin", admin, &supervisor);
 
-    let version = env!("CARGO_PKG_VERSION");
-    tracing::info!(version, http = %public_address, admin = %admin_address, source = source.kind(), "serving");
+    let (version, store) = (env!("CARGO_PKG_VERSION"), source.store());
+    let (http, admin_at) = (tracing::field::display(public_address), tracing::field::display(admin_address));
+    tracing::info!(version, http, admin = admin_at, source = source.kind(), store, "serving");
     systemd::ready();
     on_serving(public_address, shutdown.watch());
     let leaving = Leaving { grace: settings.shutdown.grace, drain: settings.shutdown.drain };

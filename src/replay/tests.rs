@@ -42,6 +42,10 @@ impl Source for Memory {
         "memory"
     }
 
+    fn store(&self) -> String {
+        "memory".into()
+    }
+
     fn event_key(&self) -> EventKey {
         EventKey::Id
     }

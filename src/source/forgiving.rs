@@ -101,6 +101,10 @@ impl Source for Forgiving {
         self.source.kind()
     }
 
+    fn store(&self) -> String {
+        self.source.store()
+    }
+
     fn event_key(&self) -> EventKey {
         self.source.event_key()
     }

@@ -109,6 +109,10 @@ impl Source for SharedLists {
         self.source.kind()
     }
 
+    fn store(&self) -> String {
+        self.source.store()
+    }
+
     fn event_key(&self) -> EventKey {
         self.source.event_key()
     }
@@ -195,6 +199,10 @@ mod tests {
     impl Source for Counting {
         fn kind(&self) -> &'static str {
             "counting"
+        }
+
+        fn store(&self) -> String {
+            "nowhere".into()
         }
 
         fn event_key(&self) -> EventKey {

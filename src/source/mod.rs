@@ -91,6 +91,9 @@ pub trait Source: Send + Sync {
     /// The name of its kind, in metrics and logs.
     fn kind(&self) -> &'static str;
 
+    /// Returns where the store is, for the log: a file, or servers and database. Never a secret.
+    fn store(&self) -> String;
+
     /// Returns the part of an event that no other event of its job has.
     fn event_key(&self) -> EventKey;
 

@@ -290,6 +290,26 @@ async fn old_stream(daemon: &Daemon, job: &str, request: &str) -> Stream {
 }
 
 #[tokio::test]
+async fn the_first_line_says_which_store_is_served_and_no_password() {
+    let daemon = Daemon::with(&[("log.format", "json")]).await;
+    let serving = line(&daemon, "serving", |_| true).await;
+    let store = [&serving["source"], &serving["store"]];
+    assert_eq!(store, [&Value::from("sqlite"), &daemon.database().display().to_string().into()], "{serving}");
+
+    let server = Postgres::start().await;
+    let url = server.url("postgres").replace("postgres@", "postgres:hunter2@");
+    let daemon = Daemon::on("postgres", &url, &[("log.format", "json")]).await;
+    let serving = line(&daemon, "serving", |_| true).await;
+    assert_eq!(serving["store"], format!("{}/postgres", server.address()), "{serving}");
+
+    let server = Redis::start().await;
+    let daemon = Daemon::on("redis", &server.url(), &[("log.format", "json")]).await;
+    let serving = line(&daemon, "serving", |_| true).await;
+    assert!(server.url().contains(serving["store"].as_str().expect("a store")), "{serving} {}", server.url());
+    assert!(!daemon.log().contains("hunter2"));
+}
+
+#[tokio::test]
 async fn without_an_access_log_no_request_is_logged_and_the_reason_of_a_failed_start_is_json_where_lines_are() {
     let daemon = Daemon::start().await;
     daemon.write("job", 0..1).await;

@@ -65,6 +65,10 @@ impl Source for Postgres {
         "postgres"
     }
 
+    fn store(&self) -> String {
+        self.store.address().to_string()
+    }
+
     fn event_key(&self) -> EventKey {
         self.store.event_key()
     }

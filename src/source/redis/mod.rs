@@ -324,6 +324,10 @@ impl Source for Redis {
         "redis"
     }
 
+    fn store(&self) -> String {
+        self.0.topology.deployment().to_string()
+    }
+
     fn beginning(&self, job: &JobId) -> Cursor {
         Position::BEGINNING.seal(job)
     }

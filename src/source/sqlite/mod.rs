@@ -92,6 +92,11 @@ impl Source for Sqlite {
         "sqlite"
     }
 
+    fn store(&self) -> String {
+        let path = self.database.path();
+        std::path::absolute(path).as_deref().unwrap_or(path).display().to_string()
+    }
+
     fn event_key(&self) -> EventKey {
         // Nobody promises that the ids in tables of others differ.
         if self.database.require_own().is_ok() { EventKey::Id } else { EventKey::Cursor }
