@@ -284,6 +284,10 @@ metrics_table! {
     BUILD_INFO = gauge("jobcast_build_info", "1; the version is in the label").by(&[listed_elsewhere("version")]);
 }
 
+/// The type of the one counter that has fractions. The recorder counts in whole numbers, so the CPU time is a gauge of its.
+const CPU_AS_GAUGE: &str = "# TYPE process_cpu_seconds_total gauge";
+const CPU_AS_COUNTER: &str = "# TYPE process_cpu_seconds_total counter";
+
 /// Renders all metrics of this process in the text format of Prometheus.
 #[derive(Clone)]
 pub struct MetricsExporter {
@@ -322,7 +326,7 @@ impl MetricsExporter {
     pub fn render(&self) -> String {
         self.process.collect();
         self.measures.iter().for_each(|measure| measure());
-        self.handle.render()
+        self.handle.render().replacen(CPU_AS_GAUGE, CPU_AS_COUNTER, 1)
     }
 
     /// Folds what the histograms gathered since the last call; must be called every few seconds.

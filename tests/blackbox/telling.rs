@@ -310,6 +310,21 @@ async fn the_first_line_says_which_store_is_served_and_no_password() {
 }
 
 #[tokio::test]
+async fn cpu_time_is_a_counter_with_fractions() {
+    let daemon = Daemon::start().await;
+    let scraped = daemon.ask_admin("/metrics").await.text();
+    assert!(scraped.contains("\n# TYPE process_cpu_seconds_total counter\n"), "{scraped}");
+    let used = async || daemon.metric("process_cpu_seconds_total").await;
+    let first = used().await;
+    eventually("some of a second", async || {
+        daemon.write("job", 0..100).await;
+        let more = used().await;
+        (more > first && more.fract() != 0.0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn without_an_access_log_no_request_is_logged_and_the_reason_of_a_failed_start_is_json_where_lines_are() {
     let daemon = Daemon::start().await;
     daemon.write("job", 0..1).await;
