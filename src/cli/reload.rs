@@ -1,6 +1,8 @@
 //! Reloading: the settings are read again after SIGHUP, or when one of their files has changed, and the parts that can
 //! take new ones do. A part that cannot says nothing: its keys are reported as waiting for a restart.
 
+pub mod parts;
+
 use super::{ConfigFile, meters};
 use crate::config::{ConfigErrors, Effective, Settings, Values};
 use crate::shutdown::{Phase, ReloadSignal, ShutdownWatch};

@@ -1,7 +1,7 @@
 //! `jobcast serve`: puts source, hub, delivery and http together, and takes them apart again in the right order.
 
 use super::files::{OpenFiles, TooFewFiles};
-use super::reload::{Reloadable, Reloader};
+use super::reload::{Reloadable, Reloader, parts};
 use super::{ConfigFile, failed, meters, misused};
 use crate::auth::{Auth, SetupError};
 use crate::config::{self, AuthMode, Effective, Settings};
@@ -159,9 +159,9 @@ async fn serve_in(
     let in_flight = InFlight::default();
     let app = delivery.app(&settings, auth.clone(), source.clone(), current_cors, in_flight.clone());
     let app = web::Data::new(app);
-    let mut parts = vec![reloadable_log(), reloadable_cors(cors), reloadable_limits(files, admission.clone())];
-    parts.extend([reloadable_keys(auth.clone()), reloadable_credentials(source.clone(), delivery.streams.hub.clone())]);
-    parts.extend(certificates.clone().map(reloadable_certificates));
+    let mut parts = vec![parts::log(), parts::cors(cors), parts::limits(files, admission.clone())];
+    parts.extend([parts::keys(auth.clone()), parts::credentials(source.clone(), delivery.streams.hub.clone())]);
+    parts.extend(certificates.clone().map(parts::certificates));
     let mut helpers = vec![
         supervisor.task("metrics", keep_metrics(metrics.clone(), shutdown.watch())),
         supervisor.task("auth", auth.clone().run(shutdown.watch())),
@@ -222,62 +222,6 @@ async fn all_answered(public: ServerHandle, outlives: bool, admission: Admission
             return;
         }
     }
-}
-
-/// Takes a new secret, or the new content of the key file.
-fn reloadable_keys(auth: Auth) -> Reloadable {
-    Reloadable::new(&["auth.jwt.secret"], move |settings| {
-        auth.read_key(&settings.auth).map_err(|error| error.to_string())
-    })
-}
-
-/// Takes new credentials for the source, or the new content of the file that holds them. Whoever waits for the source tries
-/// again with them.
-fn reloadable_credentials(source: Arc<dyn Source>, hub: Hub) -> Reloadable {
-    Reloadable::new(&["source.postgres.url", "source.redis.url"], move |settings| {
-        let (change, hub) = (source.prepare(&settings.source).map_err(|error| error.to_string())?, hub.clone());
-        Ok(Box::new(move || {
-            change();
-            hub.announce_renewal();
-        }))
-    })
-}
-
-/// Takes the new content of the certificate's files. Other names for them need a restart.
-fn reloadable_certificates(certificates: Arc<Certificates>) -> Reloadable {
-    Reloadable::new(&[], move |_| {
-        let certificates = certificates.clone();
-        Ok(Box::new(move || {
-            if let Err(error) = certificates.reload() {
-                tracing::error!(%error, "the new certificate is not used; the one before it stays");
-            }
-        }))
-    })
-}
-
-fn reloadable_log() -> Reloadable {
-    Reloadable::new(&["log.level", "log.access"], |settings| {
-        let (level, access) = (settings.log.level.clone(), settings.log.access);
-        Ok(Box::new(move || logging::set_level(&level, access)))
-    })
-}
-
-fn reloadable_cors(current: watch::Sender<config::Cors>) -> Reloadable {
-    let current = Arc::new(current);
-    Reloadable::new(&["http.cors"], move |settings| {
-        let (current, cors) = (current.clone(), settings.http.cors.clone());
-        Ok(Box::new(move || {
-            current.send_replace(cors);
-        }))
-    })
-}
-
-fn reloadable_limits(files: OpenFiles, admission: Admission) -> Reloadable {
-    Reloadable::new(&["http.max_connections", "http.max_connections_per_ip"], move |settings| {
-        let shares = files.share(settings.http.max_connections).map_err(|error| error.to_string())?;
-        let (admission, max_per_ip) = (admission.clone(), settings.http.max_connections_per_ip);
-        Ok(Box::new(move || admission.set_limits(shares.streams, max_per_ip, shares.connections)))
-    })
 }
 
 /// Tells the service manager how the process stands, for as long as its delivery threads answer.
