@@ -12,8 +12,8 @@ use std::borrow::Cow;
 use std::fmt::{self, Display, Write as _};
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
-use std::sync::OnceLock;
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 use tracing::field::Field;
@@ -31,6 +31,9 @@ pub const ACCESS: &str = "jobcast::access";
 
 /// Target of the spans that are traced, which are no part of the log.
 pub const TRACES: &str = "jobcast::spans";
+
+/// The levels from which lines may be logged, from few lines to many.
+pub const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 /// Lines that wait for standard error to take them; those beyond are lost.
 const MAX_WAITING_LINES: usize = 4096;
@@ -66,6 +69,17 @@ type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Syn
 /// A layer that hands spans on to somebody else than the log.
 pub type Traces = Box<dyn Layer<Registry> + Send + Sync>;
 
+/// The lines that are logged.
+struct Logged {
+    /// From this level on.
+    level: Cow<'static, str>,
+    /// With the access log.
+    access: bool,
+}
+
+/// The lines that are logged at the moment.
+static LOGGED: Mutex<Logged> = Mutex::new(Logged { level: Cow::Borrowed("info"), access: false });
+
 /// Present once there is a log.
 static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
 
@@ -93,6 +107,7 @@ pub fn to_stderr(level: &str, access: bool, format: LogFormat, traces: Option<Tr
     drop(writer);
     let _ = QUEUE.set(queue);
     let _ = FORM.set(format);
+    *logged() = Logged { level: level.to_string().into(), access };
     let (filter, handle) = reload::Layer::new(filter(level, access));
     let _ = SET_FILTER.set(Box::new(move |filter| handle.reload(filter)));
     let layer = lines::layer().with_target(false).log_internal_errors(false);
@@ -135,12 +150,45 @@ impl<S: Subscriber> Layer<S> for AcceptErrors {
     }
 }
 
+fn logged() -> MutexGuard<'static, Logged> {
+    LOGGED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns the level from which lines are logged.
+pub fn level() -> String {
+    logged().level.to_string()
+}
+
 /// Changes the level from which lines are logged, and whether the access log is.
 pub fn set_level(level: &str, access: bool) {
     let Some(set) = SET_FILTER.get() else { return };
-    if let Err(error) = set(filter(level, access)) {
-        tracing::error!(%error, level, "the level of the log cannot be changed");
+    match set(filter(level, access)) {
+        Ok(()) => *logged() = Logged { level: level.to_string().into(), access },
+        Err(error) => tracing::error!(%error, wanted = level, "the level of the log cannot be changed"),
     }
+}
+
+/// Changes the level alone, which the next [`set_level`] overrides. The change is said at whichever of the two levels shows more.
+pub fn change_level(level: &str) {
+    let (before, access) = (self::level(), logged().access);
+    let rank = |level: &str| LEVELS.iter().position(|known| *known == level);
+    let is_more_detailed = rank(level) > rank(&before);
+    if is_more_detailed {
+        set_level(level, access);
+    }
+    tracing::warn!(
+        before,
+        after = level,
+        "the level of the log is changed by an operator, until the settings are read again"
+    );
+    if !is_more_detailed {
+        set_level(level, access);
+    }
+}
+
+/// Tells if the access log is written.
+pub fn has_access_log() -> bool {
+    tracing::enabled!(target: ACCESS, Level::INFO)
 }
 
 /// The server library's words on its workers, and on peers that do not talk HTTP, are of no use to operators. A level
@@ -168,29 +216,6 @@ pub fn say(line: impl Display) {
 /// A text as people may read it: characters that would drive their terminal, end a line, or turn the direction of what
 /// follows are shown by their number, as `\u{1b}`.
 pub struct Escaped<'a>(pub &'a str);
-/// Changes the level alone, which the next [`set_level`] overrides. The change is said at whichever of the two levels shows more.
-pub fn change_level(level: &str) {
-    let (before, access) = (self::level(), logged().access);
-    let rank = |level: &str| LEVELS.iter().position(|known| *known == level);
-    let is_more_detailed = rank(level) > rank(&before);
-    if is_more_detailed {
-        set_level(level, access);
-    }
-    tracing::warn!(
-        before,
-        after = level,
-        "the level of the log is changed by an operator, until the settings are read again"
-    );
-    if !is_more_detailed {
-        set_level(level, access);
-    }
-}
-
-/// Tells if the access log is written.
-pub fn has_access_log() -> bool {
-    tracing::enabled!(target: ACCESS, Level::INFO)
-}
-
 
 impl Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -81,7 +81,7 @@ impl Shutdown {
         });
     }
 
-    /// Waits for a signal to leave, then goes through the phases. A second signal skips to the last. The drain ends early
+    /// Waits for a signal to leave, or a request to, then goes through the phases. A second signal skips to the last. The drain ends early
     /// when `empty` resolves, which means that no stream is left and every request is answered; it is polled only once the
     /// drain has begun.
     ///
@@ -96,13 +96,17 @@ impl Shutdown {
         empty: impl Future<Output = ()>,
     ) -> Left<F> {
         let (mut failed, mut empty) = (pin!(failed), pin!(empty));
+        let mut is_asked = false;
         let mut failure = tokio::select! {
             biased;
             failure = &mut failed => Some(failure),
-            Some(first) = signals.0.recv() => {
-                let Leaving { grace, drain } = settings;
-                tracing::info!(signal = first, grace_s = grace.as_secs_f64(), drain_s = drain.as_secs_f64(), "leaving: saying not ready, still serving");
-                self.enter(Phase::Unready);
+            Some(first) = signals.received.recv() => {
+                self.begin_to_leave(first, settings);
+                None
+            }
+            () = signals.asked.0.notified() => {
+                self.begin_to_leave("POST /drain", settings);
+                is_asked = true;
                 None
             }
         };
@@ -122,7 +126,7 @@ impl Shutdown {
         };
         let is_hurried = tokio::select! {
             () = leave => false,
-            Some(second) = signals.0.recv() => {
+            second = signals.second(is_asked) => {
                 tracing::warn!(signal = second, "leaving at once");
                 true
             }
@@ -133,6 +137,12 @@ impl Shutdown {
             None if is_hurried => Left::AtOnce,
             None => Left::InOrder,
         }
+    }
+
+    fn begin_to_leave(&self, signal: &'static str, settings: &Leaving) {
+        let (grace_s, drain_s) = (settings.grace.as_secs_f64(), settings.drain.as_secs_f64());
+        tracing::info!(signal, grace_s, drain_s, "leaving: saying not ready, still serving");
+        self.enter(Phase::Unready);
     }
 
     async fn drain(&self, settings: &Leaving, empty: impl Future<Output = ()>) {
@@ -162,8 +172,23 @@ pub struct Leaving {
     pub drain: Duration,
 }
 
-/// The signals that ask the process to leave, as they come: SIGTERM, SIGINT and SIGQUIT.
-pub struct Signals(mpsc::Receiver<&'static str>);
+/// The signals that ask the process to leave, as they come: SIGTERM, SIGINT and SIGQUIT; and an operator's request to.
+pub struct Signals {
+    received: mpsc::Receiver<&'static str>,
+    asked: DrainRequest,
+}
+
+/// A request to leave as after SIGTERM; cheap to clone. Only the first counts. The signal that usually follows it, as from an
+/// orchestrator whose hook has made the request, does not hurry the process.
+#[derive(Clone, Debug, Default)]
+pub struct DrainRequest(Arc<Notify>);
+
+impl DrainRequest {
+    /// Asks the process to leave, unless it is leaving already.
+    pub fn make(&self) {
+        self.0.notify_one();
+    }
+}
 
 /// SIGHUP, which asks the process to reload its settings; cheap to clone. Several that come at once count as one.
 #[derive(Clone, Debug, Default)]
@@ -177,6 +202,23 @@ impl ReloadSignal {
 }
 
 impl Signals {
+    /// Returns the signal that ends a process at once which is leaving: the second one. Where it was asked to leave
+    /// (`is_asked`), the first signal says only what it knows.
+    async fn second(&mut self, is_asked: bool) -> &'static str {
+        if is_asked && let Some(first) = self.received.recv().await {
+            tracing::info!(signal = first, "leaving already");
+        }
+        match self.received.recv().await {
+            Some(second) => second,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The request to leave that these signals wait for as well.
+    pub fn drain_request(&self) -> DrainRequest {
+        self.asked.clone()
+    }
+
     /// Begins to receive the signals. They come for as long as the work that is returned goes on.
     pub fn receive() -> std::io::Result<(Self, ReloadSignal, impl Future<Output = ()> + Send + 'static)> {
         let mut system = SystemSignals::new()?;
@@ -193,7 +235,7 @@ impl Signals {
                 }
             }
         };
-        Ok((Self(receiver), reload, receive))
+        Ok((Self { received: receiver, asked: DrainRequest::default() }, reload, receive))
     }
 }
 

@@ -17,7 +17,9 @@ use crate::http::{
 use crate::hub::Hub;
 use crate::logging;
 use crate::replay::{Pages, Turns};
-use crate::shutdown::{FAILED_DRAIN, Leaving, Left, Phase, ReloadSignal, Shutdown, ShutdownWatch, Signals};
+use crate::shutdown::{
+    DrainRequest, FAILED_DRAIN, Leaving, Left, Phase, ReloadSignal, Shutdown, ShutdownWatch, Signals,
+};
 use crate::source::{self, Forgiving, SharedLists, Source};
 use crate::supervise::{PartFailure, Supervisor, guarded};
 use crate::systemd::{self, Sockets};
@@ -171,7 +173,7 @@ async fn serve_in(
     helpers.extend(certificates.map(|renewed| supervisor.task("certificates", renewed.watch(shutdown.watch()))));
     let receiver = supervisor.task("signals", receive_signals);
     let public = Server::start("http", http::serve(public, app, delivery.threads.clone(), tls)?, &supervisor);
-    let health = delivery.health(&supervisor, metrics, &settings, effective);
+    let health = delivery.health(&supervisor, metrics, &settings, effective, signals.drain_request());
     let admin = http::serve_admin(admin, health, delivery.connections(auth))?;
     let admin = Server::start("admin", admin, &supervisor);
 
@@ -359,11 +361,19 @@ impl Delivery {
         }
     }
 
-    fn health(&self, of: &Supervisor, metrics: MetricsExporter, settings: &Settings, effective: Effective) -> Health {
+    fn health(
+        &self,
+        of: &Supervisor,
+        metrics: MetricsExporter,
+        settings: &Settings,
+        effective: Effective,
+        drain: DrainRequest,
+    ) -> Health {
         Health {
             hub: self.streams.hub.clone(),
             admission: self.streams.admission.clone(),
             shutdown: self.streams.shutdown.clone(),
+            drain,
             supervisor: of.clone(),
             metrics,
             ready_grace: settings.source.ready_grace,

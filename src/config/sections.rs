@@ -5,7 +5,7 @@
 
 use super::validate::{Problems, is_header_name, is_host, is_job_path, is_origin};
 use super::values::{AutoBool, Network, Secret, duration, listen, one_of, size};
-use crate::logging::LogFormat;
+use crate::logging::{self, LogFormat};
 use crate::sse::Shape;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -345,7 +345,7 @@ impl Default for Log {
 impl Log {
     pub(super) fn validate(&self, problems: &mut Problems) {
         problems.require(
-            matches!(&*self.level, "error" | "warn" | "info" | "debug" | "trace"),
+            logging::LEVELS.contains(&&*self.level),
             "log.level",
             "must be error, warn, info, debug or trace",
         );

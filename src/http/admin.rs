@@ -1,19 +1,22 @@
-//! The admin listener: health, readiness, metrics, the settings, a view of the live jobs, and the open streams. It must not be
-//! reachable for the public.
+//! The admin listener: health, readiness, metrics, the settings, the log's level, a view of the live jobs, the open streams, and
+//! the way out. It must not be reachable for the public.
 
 use super::connections::{self, Connections};
 use super::edge;
+use super::extract::{LevelQuery, Query};
 use super::hosts::Hosts;
 use super::problem::Problem;
 use super::routes::{self, address, reading};
 use crate::config::Effective;
 use crate::delivery::admission::Admission;
 use crate::hub::Hub;
-use crate::shutdown::{Phase, ShutdownWatch};
+use crate::logging;
+use crate::shutdown::{DrainRequest, Phase, ShutdownWatch};
 use crate::supervise::Supervisor;
 use crate::telemetry::MetricsExporter;
+use actix_web::http::header;
 use actix_web::middleware::from_fn;
-use actix_web::{App, HttpResponse, HttpServer, ResponseError, web};
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, ResponseError, web};
 use actix_web_lab::middleware::CatchPanic;
 use serde_json::json;
 use std::io;
@@ -28,6 +31,7 @@ pub struct Health {
     /// Count of open streams.
     pub admission: Admission,
     pub shutdown: ShutdownWatch,
+    pub drain: DrainRequest,
     /// The parts without which the process is of no use.
     pub supervisor: Supervisor,
     pub metrics: MetricsExporter,
@@ -57,6 +61,13 @@ pub fn serve(listener: TcpListener, health: Health, connections: Connections) ->
             .service(reading("/debug/channels", channels))
             .service(reading("/settings", settings))
             .service(
+                address("/log/level", "GET, HEAD, PUT")
+                    .route(web::get().to(log_level))
+                    .route(web::head().to(log_level))
+                    .route(web::put().to(set_log_level)),
+            )
+            .service(address("/drain", "POST").route(web::post().to(drain)))
+            .service(
                 address("/connections", "GET, HEAD, DELETE")
                     .route(web::get().to(connections::list))
                     .route(web::head().to(connections::list))
@@ -69,8 +80,8 @@ pub fn serve(listener: TcpListener, health: Health, connections: Connections) ->
 }
 
 /// The answer's detail where nothing is.
-const ADDRESSES: &str =
-    "nothing is here; there are /healthz, /readyz, /metrics, /settings, /debug/channels and /connections";
+const ADDRESSES: &str = "nothing is here; there are /healthz, /readyz, /metrics, /settings, /log/level, /debug/channels, \
+                         /connections and /drain";
 
 /// Problem code of a process that ends because one of its parts has failed.
 const PART_FAILED: &str = "server.part_failed";
@@ -117,6 +128,29 @@ async fn metrics(health: web::Data<Health>) -> HttpResponse {
 async fn settings(health: web::Data<Health>) -> HttpResponse {
     // The media type of TOML v1.0.0, section "MIME Type".
     HttpResponse::Ok().content_type("application/toml; charset=utf-8").body(health.settings.to_toml())
+}
+
+/// Answers with the level from which lines are logged: `{"level"}`.
+async fn log_level() -> HttpResponse {
+    HttpResponse::Ok().json(json!({ "level": logging::level() }))
+}
+
+/// Changes that level until the settings are read again, or the process ends.
+async fn set_log_level(Query(LevelQuery(level)): Query<LevelQuery>) -> HttpResponse {
+    logging::change_level(&level);
+    log_level().await
+}
+
+/// Makes the process leave, as SIGTERM does. Whoever asks again, or while it leaves, changes nothing.
+async fn drain(request: HttpRequest, health: web::Data<Health>) -> Result<HttpResponse, Problem> {
+    // A browser sends this with every POST, also with those that a page of anywhere makes it send to this machine.
+    if request.headers().contains_key(header::ORIGIN) {
+        return Err(Problem::sent_by_page("pages may not make Jobcast leave; ask from a program"));
+    }
+    if health.shutdown.phase() == Phase::Serving {
+        health.drain.make();
+    }
+    Ok(HttpResponse::Accepted().json(json!({ "status": "leaving", "streams": health.admission.open() })))
 }
 
 async fn channels(health: web::Data<Health>) -> HttpResponse {

@@ -7,6 +7,7 @@ use crate::cursor::Start;
 use crate::cursor::set::Size;
 use crate::delivery::connections::Filter;
 use crate::event::{BadJobId, JobId, JobStatus};
+use crate::logging::LEVELS;
 use crate::source::MAX_JOBS;
 use crate::topic::Types;
 use actix_web::dev::Payload;
@@ -299,6 +300,21 @@ impl FromQuery for ConnectionsQuery {
             },
             limit: parameters.number("limit", 100, 1..=10_000)?,
         })
+    }
+}
+
+/// Query of `PUT /log/level` on the admin listener: the new level.
+pub struct LevelQuery(pub String);
+
+impl FromQuery for LevelQuery {
+    fn from_query(parameters: &Parameters) -> Result<Self, Problem> {
+        parameters.only(&["level"])?;
+        let accepted = LEVELS.join(", ");
+        match parameters.text("level") {
+            Some(level) if LEVELS.contains(&level) => Ok(Self(level.to_string())),
+            Some(other) => Err(Problem::bad_query(format!("level={other:?} is none of {accepted}"))),
+            None => Err(Problem::bad_query(format!("say which level, as in ?level=debug; there are {accepted}"))),
+        }
     }
 }
 

@@ -42,6 +42,8 @@ problems! {
     target_too_long = URI_TOO_LONG, "request.target";
     headers_too_large = REQUEST_HEADER_FIELDS_TOO_LARGE, "request.headers";
     bad_preflight = BAD_REQUEST, "request.cors";
+    /// A page has made a browser send what only programs may.
+    sent_by_page = FORBIDDEN, "request.origin";
     body_timeout = REQUEST_TIMEOUT, "request.timeout";
     bad_job_id = BAD_REQUEST, "request.job_id";
     bad_query = BAD_REQUEST, "request.query";

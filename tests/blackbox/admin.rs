@@ -142,14 +142,87 @@ async fn connections_are_closed_only_by_a_choice_that_is_understood() {
 #[tokio::test]
 async fn the_admin_listener_answers_head_like_get_and_says_what_is_allowed() {
     let daemon = Daemon::start().await;
-    for path in ["/healthz", "/readyz", "/metrics", "/settings", "/debug/channels", "/connections"] {
+    for path in ["/healthz", "/readyz", "/metrics", "/settings", "/debug/channels", "/connections", "/log/level"] {
         let head = request(daemon.admin, "HEAD", path, &[], b"").await;
         assert_eq!((head.status, head.body.len()), (200, 0), "{path}");
         let refused = request(daemon.admin, "PATCH", path, &[], b"").await;
         assert_eq!((refused.status, refused.code().as_str()), (405, "request.method"), "{path}");
-        let allowed = if path == "/connections" { "GET, HEAD, DELETE" } else { "GET, HEAD" };
+        let allowed = match path {
+            "/connections" => "GET, HEAD, DELETE",
+            "/log/level" => "GET, HEAD, PUT",
+            _ => "GET, HEAD",
+        };
         assert_eq!(refused.header("Allow"), Some(allowed), "{path}");
     }
     let nothing = daemon.ask_admin("/nothing").await;
     assert_eq!((nothing.status, nothing.code().as_str()), (404, "request.not_found"));
+}
+
+#[tokio::test]
+async fn an_operator_sees_more_of_the_log_until_the_settings_are_read_again() {
+    let daemon = Daemon::with(&[("log.format", "json")]).await;
+    let level = async || daemon.ask_admin("/log/level").await.json()["level"].clone();
+    let set = async |query: &str| request(daemon.admin, "PUT", &format!("/log/level{query}"), &[], b"").await;
+    let path = "/runner-jobs/nobody/events";
+    let is_logged = || daemon.log().lines().any(|line| line.contains(path));
+    assert_eq!(level().await, "info");
+    for query in ["", "?level=", "?level=loud", "?level=DEBUG", "?level=debug&level=info", "?level=debug&access=true"] {
+        let answer = set(query).await;
+        assert_eq!((answer.status, answer.code().as_str()), (400, "request.query"), "{query}");
+    }
+    let detail = set("?level=loud").await.json()["detail"].clone();
+    assert_eq!(detail, "level=\"loud\" is none of error, warn, info, debug, trace");
+    daemon.get(path).await;
+    assert_eq!((level().await, is_logged()), ("info".into(), false));
+
+    assert_eq!(set("?level=debug").await.json()["level"], "debug");
+    daemon.logs(&["the level of the log is changed by an operator", "\"before\":\"info\",\"after\":\"debug\""]).await;
+    daemon.get(path).await;
+    daemon.logs(&[path]).await;
+    assert_eq!(level().await, "debug");
+    let settings = daemon.ask_admin("/settings").await.text();
+    assert!(settings.contains("level = \"info\""), "the settings are still those of the file: {settings}");
+
+    daemon.signal("HUP");
+    daemon.logs(&["settings reloaded"]).await;
+    assert_eq!(level().await, "info");
+    // The less is logged, the more this is said before.
+    set("?level=error").await;
+    daemon.logs(&["the level of the log is changed by an operator", "\"level\":\"WARN\"", "\"after\":\"error\""]).await;
+}
+
+#[tokio::test]
+async fn an_operator_makes_it_leave_as_a_signal_does_and_the_signal_that_follows_does_not_hurry_it() {
+    let settings = [("shutdown.grace", "0s"), ("shutdown.drain", "10m"), ("stream.write_timeout", "10m")];
+    let mut daemon = Daemon::with(&settings).await;
+    daemon.write("job", 0..1).await;
+    let mut stream = daemon.stream("job").await;
+    stream.event().await;
+    // It keeps the process from leaving for as long as the test wants.
+    daemon.write("other", 0..1).await;
+    let stalled = narrow(daemon.http, &encode("GET", &stream_path("other"), &[], b"")).await;
+    daemon.has_subscribers(2).await;
+    write_big(&daemon, "other", 1..800).await;
+    daemon.metric_reaches("jobcast_blocked_subscribers", 1.0).await;
+    let of_page = request(daemon.admin, "POST", "/drain", &[("Origin", "https://evil.example")], b"").await;
+    assert_eq!((of_page.status, of_page.code().as_str()), (403, "request.origin"));
+    assert_eq!(daemon.ask_admin("/readyz").await.status, 200);
+    let refused = daemon.ask_admin("/drain").await;
+    assert_eq!((refused.status, refused.header("Allow")), (405, Some("POST")));
+
+    for _ in 0..2 {
+        let answer = request(daemon.admin, "POST", "/drain", &[], b"").await;
+        assert_eq!((answer.status, &answer.json()["status"]), (202, &"leaving".into()), "{answer:?}");
+    }
+    daemon.logs(&["leaving: saying not ready", "POST /drain"]).await;
+    assert_eq!(daemon.ask_admin("/readyz").await.json()["code"], "server.draining");
+    // An orchestrator sends it once its hook has returned.
+    daemon.signal("TERM");
+    daemon.logs(&["leaving already", "SIGTERM"]).await;
+    let told = stream.rest().await;
+    assert!(told.len() == 1 && told[0].is("stream.bye"), "{told:?}");
+    assert_eq!(told[0].json()["reason"], "drain");
+    drop(stalled);
+    assert!(daemon.exit().await.success());
+    assert!(!daemon.log().contains("leaving at once"), "{}", daemon.log());
 }
