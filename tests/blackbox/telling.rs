@@ -52,6 +52,35 @@ async fn every_metric_stands_in_the_guide_and_every_series_that_is_known_is_ther
     assert!(daemon.metric("jobcast_settings_hash").await > 0.0);
 }
 
+/// Series of our own as `(name, label, value)`, one for each label.
+fn labels(scraped: &str) -> Vec<(String, String, String)> {
+    let series = scraped.lines().filter(|line| line.starts_with("jobcast_")).filter_map(|line| line.split_once('{'));
+    let pairs = series.flat_map(|(name, rest)| {
+        let labels = rest.split_once('}').expect("an end of the labels").0;
+        labels.split(',').map(move |label| (name, label.split_once('=').expect("a value")))
+    });
+    pairs.map(|(name, (label, value))| (name.into(), label.into(), value.trim_matches('"').into())).collect()
+}
+
+#[tokio::test]
+async fn the_guide_says_what_each_value_of_a_label_means_beside_the_metric_that_has_it() {
+    let daemon = Daemon::start().await;
+    let labels = labels(&daemon.ask_admin("/metrics").await.text());
+    let guide = include_str!("../../docs/operate.md");
+    let of_metrics = guide.split_once("\n## Metrics\n").and_then(|(_, rest)| rest.split_once("\n## Log\n"));
+    let of_metrics = of_metrics.expect("the section of metrics").0;
+    let mut known = std::collections::BTreeSet::new();
+    for (name, label, value) in labels.iter().filter(|(_, label, _)| !["le", "version"].contains(&label.as_str())) {
+        let row = of_metrics.lines().find(|line| line.contains(&format!("`{name}{{")));
+        let row = row.unwrap_or_else(|| panic!("{name}{{{label}}} has no row in docs/operate.md"));
+        // The codes of failures stand where one reads what to do.
+        let place = if label == "code" { guide } else { row };
+        assert!(place.contains(&format!("`{value}`")), "{name}{{{label}={value:?}}} is not explained: {row}");
+        known.insert((name, label));
+    }
+    assert!(known.len() >= 15 && labels.len() > 90, "{known:?} {}", labels.len());
+}
+
 #[tokio::test]
 async fn lag_grows_while_the_source_is_away_or_hangs_and_the_log_says_how_long_it_was_away() {
     let server = Postgres::start().await;
