@@ -11,7 +11,8 @@ use crate::event::JobId;
 use actix_web::http::header::HttpDate;
 use finding::{Finding, Weight};
 use handshake::HandshakeError;
-use reqwest::{Method, Response, Url, header};
+use reqwest::header::{self, HeaderMap};
+use reqwest::{Method, Response, Url};
 use rustls::RootCertStore;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
@@ -101,7 +102,7 @@ impl<'a> Doctor<'a> {
         };
         let events = self.jobcast.events_url(&job);
         let answer = self.ask(Method::GET, &format!("{events}?limit=1"), &[]).await?;
-        findings.extend(clock(&answer, SystemTime::now()));
+        findings.extend(clock(answer.headers(), SystemTime::now()));
         let status = answer.status();
         if !status.is_success() {
             let body = answer.text().await.unwrap_or_default();
@@ -221,8 +222,8 @@ impl<'a> Doctor<'a> {
 }
 
 /// Compares the answer's `Date` with this machine's clock.
-fn clock(answer: &Response, now: SystemTime) -> Option<Finding> {
-    let date = answer.headers().get(header::DATE)?.to_str().ok()?;
+fn clock(answer: &HeaderMap, now: SystemTime) -> Option<Finding> {
+    let date = answer.get(header::DATE)?.to_str().ok()?;
     let theirs: SystemTime = date.parse::<HttpDate>().ok()?.into();
     let apart = now.duration_since(theirs).unwrap_or_else(|error| error.duration());
     (apart > CLOCK_TOLERANCE).then_some(Finding::Clock { apart })
@@ -248,4 +249,33 @@ fn judge(watched: &Watched, limit: Duration) -> Option<Finding> {
 /// Time since a moment, for the arrivals.
 fn since(moment: Instant) -> Duration {
     moment.elapsed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reqwest::header::HeaderValue;
+
+    /// What is said of an answer with this `Date` when this machine's clock shows 12:00:00.
+    fn said(date: Option<&'static str>) -> Option<String> {
+        let noon = SystemTime::from("Fri, 27 Nov 2026 12:00:00 GMT".parse::<HttpDate>().expect("a date"));
+        let date = date.map(|date| (header::DATE, HeaderValue::from_static(date)));
+        clock(&date.into_iter().collect(), noon).map(|finding| finding.to_string())
+    }
+
+    #[test]
+    fn clocks_that_are_too_far_apart_are_named_whichever_is_ahead_and_others_are_not() {
+        for (date, apart) in [
+            ("Fri, 27 Nov 2026 12:00:06 GMT", "6.0 s"),
+            ("Fri, 27 Nov 2026 11:59:54 GMT", "6.0 s"),
+            ("Thu, 26 Nov 2026 12:00:00 GMT", "86400.0 s"),
+        ] {
+            let said = said(Some(date)).expect("a finding");
+            let line = format!("warning  clock: this clock and the server's are {apart} apart: ");
+            assert!(said.starts_with(&line) && said.contains("chrony"), "{said}");
+        }
+        for date in [None, Some("Fri, 27 Nov 2026 12:00:05 GMT"), Some("Fri, 27 Nov 2026 11:59:55 GMT"), Some("noon")] {
+            assert_eq!(said(date), None, "{date:?}");
+        }
+    }
 }

@@ -1,8 +1,11 @@
 //! `jobcast doctor`, through an nginx that is set up wrongly in one place.
 
 use crate::support::daemon::run;
+use crate::support::http2::Secure;
 use crate::support::proxy::{Kind, Proxy};
+use crate::support::tls::{Authority, keep};
 use crate::support::{Daemon, address};
+use std::net::SocketAddr;
 
 /// Report of the doctor and its exit code.
 async fn examine(url: &str, more: &[&str]) -> (String, Option<i32>) {
@@ -121,4 +124,45 @@ async fn the_doctor_tells_no_answer_from_a_wrong_one_and_from_a_certificate_that
 
     let (said, code) = examine("app.example.org", &[]).await;
     assert_eq!(code, Some(2), "{said}");
+}
+
+/// Examines a server whose certificate is for `localhost`, below `path`, with its authority.
+async fn examine_tls(server: SocketAddr, authority: &Authority, path: &str) -> (String, Option<i32>) {
+    let folder = tempfile::tempdir().expect("a directory");
+    let ca = keep(&folder, "ca.pem", &authority.pem());
+    let url = format!("https://localhost:{}{path}", address::localhost_to(server).await);
+    examine(&url, &["--ca", &ca]).await
+}
+
+#[tokio::test]
+async fn the_doctor_is_content_with_http_2_over_tls_whoever_speaks_it() {
+    let daemon = daemon(&[("stream.heartbeat", "1s")]).await;
+    let proxy = Proxy::start(Kind::Nginx, [&daemon, &daemon]).await;
+    let secure = Secure::start(&[("stream.heartbeat", "1s")]).await;
+    let client = secure.client().await;
+    client.write("job", 0..3).await;
+    let running = client.request("PUT", "/runner-jobs/job", br#"{"status":"RUNNING"}"#).await.expect("an answer");
+    assert_eq!(running.status(), 200);
+    for (server, authority, path) in
+        [(proxy.https, &proxy.authority, "/live"), (secure.daemon.http, &secure.authority, "")]
+    {
+        let (said, code) = examine_tls(server, authority, path).await;
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("ok       connections: browsers speak HTTP/2"), "{said}");
+        assert!(said.contains("ok       answer: ") && said.contains("ok       idle: "), "{said}");
+        assert!(said.lines().all(|line| line.starts_with("ok ")), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn the_doctor_names_the_six_connections_of_tls_without_http_2() {
+    let daemon = daemon(&[("stream.heartbeat", "1s")]).await;
+    let wrong = [("8443 ssl http2;", "8443 ssl;")];
+    let proxy = Proxy::start_changed(Kind::Nginx, [&daemon, &daemon], &wrong).await;
+    let (said, code) = examine_tls(proxy.https, &proxy.authority, "/live").await;
+    assert_eq!(code, Some(0), "{said}");
+    let warned = "warning  connections: browsers speak HTTP/1.1 here (the TLS handshake did not choose HTTP/2 (h2)): six \
+                  connections to a host";
+    assert!(said.contains(warned), "{said}");
+    assert!(said.contains("nginx       listen 443 ssl http2;") && said.contains("ok       idle: "), "{said}");
 }

@@ -24,6 +24,8 @@ pub struct Proxy {
     pub http: SocketAddr,
     /// Listener with TLS and HTTP/2; only nginx's file has one.
     pub https: SocketAddr,
+    /// The authority that has certified it as `localhost`.
+    pub authority: Authority,
 }
 
 impl Proxy {
@@ -64,14 +66,15 @@ impl Proxy {
             text = text.replace(written, real);
         }
         text = text.replace("/tmp/nginx", &format!("{own}/nginx"));
-        let (certificate, key) = Authority::new("proxies").certify("localhost");
+        let authority = Authority::new("proxies");
+        let (certificate, key) = authority.certify("localhost");
         std::fs::write(folder.path().join("tls.crt"), certificate.pem()).expect("a certificate");
         std::fs::write(folder.path().join("tls.key"), key.serialize_pem()).expect("a key");
         let config = folder.path().join(name);
         std::fs::write(&config, text).expect("the proxy's file");
         let mut command = command(kind, &config, http, folder.path());
         let child = command.stdout(Stdio::null()).spawn().unwrap_or_else(|error| panic!("{kind:?}: {error}"));
-        let proxy = Self { child, _folder: folder, http, https };
+        let proxy = Self { child, _folder: folder, http, https, authority };
         eventually("the proxy to listen", async || TcpStream::connect(http).await.ok()).await;
         proxy
     }
