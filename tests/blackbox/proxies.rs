@@ -2,6 +2,7 @@
 
 use crate::support::daemon::finish;
 use crate::support::proxy::{Kind, Proxy};
+use crate::support::web::{Reply, Web};
 use crate::support::{Daemon, Message, Stream, eventually, http, numbers};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -39,6 +40,52 @@ async fn nginx_gives_browsers_http_2_over_tls() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     assert!(said.contains("event: stream.complete") && said.ends_with("\n2"), "{said}");
+}
+
+/// The block of the guide that has this mark, up to where it names the rest of the proxy's file.
+fn of_guide(mark: &str) -> &'static str {
+    let guide = include_str!("../../docs/behind-your-api.md");
+    let block = guide.split_once(&format!("```{mark}\n")).expect(mark).1;
+    block.split_once("    # … and the rest").expect("the rest of the file").0
+}
+
+#[tokio::test]
+async fn nginx_and_caddy_ask_the_api_as_the_guide_says_before_anything_of_a_job_is_shown() {
+    let api = Web::start(|asked| {
+        let uri = asked.header("x-original-uri").or(asked.header("x-forwarded-uri")).unwrap_or_default();
+        match asked.header("cookie") {
+            Some("session=ann") if uri.contains("/runner-jobs/job/") => Reply::status(204),
+            Some(_) => Reply::status(403),
+            None => Reply::status(401),
+        }
+    })
+    .await;
+    let daemon = Daemon::with(&[("auth.allow_anonymous", "true")]).await;
+    for job in ["job", "other"] {
+        daemon.write(job, 0..3).await;
+    }
+    let mut written = 3;
+    for (kind, mark, place) in
+        [(Kind::Nginx, "nginx auth", "location /live/ {"), (Kind::Caddy, "caddy auth", "handle_path /live/* {")]
+    {
+        let asks = of_guide(mark).replace("127.0.0.1:3000", &api.address.to_string());
+        assert!(asks.contains(place) && asks.contains(&api.address.to_string()), "{asks}");
+        let proxy = Proxy::start_changed(kind, [&daemon, &daemon], &[(place, &asks)]).await;
+        let status =
+            async |path: &str, headers: &[(&str, &str)]| Stream::open(proxy.http, path, headers).await.head.status;
+        let (own, others) = (STREAM, "/live/runner-jobs/other/events/stream");
+        let cookie = [("Cookie", "session=ann")];
+        assert_eq!(status(own, &[]).await, 401, "{kind:?}");
+        assert_eq!(status(own, &[("Cookie", "session=bob")]).await, 403, "{kind:?}");
+        assert_eq!(status(others, &cookie).await, 403, "{kind:?}");
+        assert_eq!(status("/live/runner-jobs", &cookie).await, 403, "{kind:?}");
+        let mut stream = Stream::open(proxy.http, STREAM, &cookie).await;
+        assert_eq!(numbers(&stream.take(written as usize).await), Vec::from_iter(0..written), "{kind:?}");
+        daemon.write("job", [written]).await;
+        assert_eq!(stream.event().await.number(), written, "{kind:?}");
+        written += 1;
+    }
+    assert!(api.asked().iter().all(|asked| asked.path == "/may-watch"), "{:?}", api.asked());
 }
 
 /// Two Jobcasts on the same file.

@@ -58,9 +58,7 @@ impl Proxy {
             ("9464", to[0].admin),
             ("9465", to[1].admin),
         ];
-        for (written, real) in ports {
-            text = text.replace(written, &real.port().to_string());
-        }
+        text = with_ports(&text, &ports);
         let own = folder.path().display().to_string();
         for (written, real) in [("127.0.0.1", host().to_string().as_str()), ("/etc/jobcast", &own), ("/run", &own)] {
             text = text.replace(written, real);
@@ -82,6 +80,21 @@ impl Proxy {
     pub fn url(&self) -> String {
         format!("http://{}/live", self.http)
     }
+}
+
+/// The text with each port that it names in place of another, none of which is taken for part of a longer number.
+fn with_ports(text: &str, ports: &[(&str, SocketAddr)]) -> String {
+    let is_digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_digit());
+    let mut parts: Vec<String> = Vec::new();
+    for c in text.chars() {
+        match parts.last_mut() {
+            Some(part) if is_digit(part.chars().last()) == c.is_ascii_digit() => part.push(c),
+            _ => parts.push(c.into()),
+        }
+    }
+    let real =
+        |part: &String| ports.iter().find(|(written, _)| written == part).map(|(_, real)| real.port().to_string());
+    parts.iter().map(|part| real(part).unwrap_or_else(|| part.clone())).collect()
 }
 
 impl Drop for Proxy {
