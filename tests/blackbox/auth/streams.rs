@@ -2,6 +2,7 @@
 
 use super::{SECRET, ask_with, refusal, with_tokens};
 use crate::support::daemon::stream_path;
+use crate::support::http::request;
 use crate::support::token::{bearer, claims, claims_with, seconds_from_now};
 use crate::support::{Daemon, Signer, Stream};
 use serde_json::json;
@@ -59,6 +60,40 @@ async fn a_long_poll_that_outlives_its_token_is_told_so() {
     let cursor = daemon.get(&path).await.json()["cursor"].as_str().expect("a cursor").to_string();
     let path = format!("/runner-jobs/job/events?wait=4&after={cursor}");
     assert_eq!(refusal(&ask_with(&daemon, &path, &token).await), (401, "auth.invalid".into()));
+}
+
+#[tokio::test]
+async fn an_operator_finds_and_ends_the_streams_of_one_caller_by_name() {
+    let daemon = with_tokens(&[("log.format", "json"), ("log.access", "true")]).await;
+    daemon.write("job", 0..1).await;
+    let token = |name: &str| Signer::secret(SECRET).token(&claims_with(&["job"], json!({ "sub": name })));
+    let (mut of_ann, mut of_bob) =
+        (open(&daemon, "job", &token("ann")).await, open(&daemon, "job", &token("bob")).await);
+    assert_eq!((of_ann.event().await.number(), of_bob.event().await.number()), (0, 0));
+    let id = |stream: &Stream| stream.head.header("X-Jobcast-Connection").expect("an id").to_string();
+    let of = async |name: &str| daemon.ask_admin(&format!("/connections?subject={name}")).await.json();
+    let (listed, nobody) = (of("ann").await, of("an").await);
+    assert_eq!((&listed["total"], &nobody["total"]), (&1.into(), &0.into()), "{listed}");
+    let one = &listed["connections"][0];
+    assert_eq!((&one["subject"], &one["id"]), (&"ann".into(), &id(&of_ann).into()), "{one}");
+
+    let closed = request(daemon.admin, "DELETE", "/connections?subject=ann", &[], b"").await;
+    assert_eq!((closed.status, &closed.json()["closed"]), (200, &1.into()));
+    let told = of_ann.rest().await;
+    assert!(told.len() == 1 && told[0].is("stream.bye"), "{told:?}");
+    assert_eq!(told[0].json()["reason"], "revoked");
+    daemon.write("job", 1..2).await;
+    assert_eq!(of_bob.event().await.number(), 1);
+    assert_eq!((&of("ann").await["total"], &of("bob").await["total"]), (&0.into(), &1.into()));
+    drop(of_ann);
+    for message in ["stream begins", "stream ended", "request"] {
+        let parts = [
+            format!("\"message\":\"{message}\""),
+            format!("\"connection\":\"{}\"", one["id"].as_str().expect("an id")),
+        ];
+        let line = daemon.logs(&[&parts[0], &parts[1]]).await;
+        assert!(line.contains("\"subject\":\"ann\""), "{line}");
+    }
 }
 
 #[tokio::test]
