@@ -168,6 +168,33 @@ async fn all_yaml_of_deploy_can_be_read() {
 }
 
 #[tokio::test]
+async fn the_charts_templates_use_values_that_there_are_and_let_operators_open_the_network_policy() {
+    let values = &yaml("deploy/helm/jobcast/values.yaml").await[0];
+    let schema: Value = serde_json::from_str(&read("deploy/helm/jobcast/values.schema.json")).expect("JSON");
+    let mut used = BTreeSet::new();
+    for template in files(&root().join("deploy/helm/jobcast/templates")) {
+        let text = std::fs::read_to_string(&template).expect("text");
+        for rest in text.split(".Values.").skip(1) {
+            let path: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '.').collect();
+            let found = path.split('.').try_fold(values, |at, key| at.get(key));
+            assert!(found.is_some(), "{}: there is no value {path}", template.display());
+            used.insert(path);
+        }
+    }
+    for (group, of_group) in values.as_object().expect("values") {
+        let known = &schema["properties"][group];
+        let keys = of_group.as_object().filter(|_| known["additionalProperties"] == false);
+        for key in keys.into_iter().flat_map(|of_group| of_group.keys()) {
+            assert!(known["properties"][key].is_object(), "the schema does not know {group}.{key}");
+        }
+    }
+    for key in values["networkPolicy"].as_object().expect("a group").keys() {
+        assert!(used.contains(&format!("networkPolicy.{key}")), "no template uses networkPolicy.{key}");
+    }
+    assert_eq!(values["networkPolicy"]["extraEgress"], serde_json::json!([]));
+}
+
+#[tokio::test]
 async fn the_systemd_unit_is_as_hard_as_its_first_line_says() {
     let mut analyze = Command::new("systemd-analyze");
     let unit = root().join("deploy/systemd/jobcast.service");
