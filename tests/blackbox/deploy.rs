@@ -234,6 +234,26 @@ async fn the_sbom_names_every_crate_that_is_linked_with_its_licence_and_hash_and
     }
 }
 
+#[tokio::test]
+async fn every_package_and_image_has_the_version_of_the_crate_and_the_changelog_tells_of_it() {
+    let version = env!("CARGO_PKG_VERSION");
+    for package in ["client/package.json", "deploy/npm/package.json"] {
+        let manifest: Value = serde_json::from_str(&read(package)).expect("JSON");
+        assert_eq!(manifest["version"], version, "{package}");
+    }
+    let chart = &yaml("deploy/helm/jobcast/Chart.yaml").await[0];
+    assert_eq!((&chart["version"], &chart["appVersion"]), (&version.into(), &version.into()));
+    let image = format!("jobcast:{version}");
+    let base = &yaml("deploy/kustomize/base/deployment.yaml").await[0]["spec"]["template"]["spec"];
+    let sidecar = &yaml("deploy/kustomize/sidecar/patch.yaml").await[0]["spec"]["template"]["spec"];
+    for container in [&base["containers"][0], &sidecar["initContainers"][0]] {
+        assert_eq!(container["image"], image, "{container}");
+    }
+    let changes = read("CHANGELOG.md");
+    let newest = changes.lines().find_map(|line| line.strip_prefix("## "));
+    assert_eq!(newest.and_then(|title| title.split(' ').next()), Some(version));
+}
+
 // ---- the composition
 
 #[tokio::test]
