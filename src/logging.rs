@@ -360,6 +360,24 @@ mod tests {
     }
 
     #[test]
+    fn a_level_below_info_is_for_our_own_lines_and_not_for_those_of_a_library_that_sees_each_line_of_the_log() {
+        let shown = |level: &str, access: bool| {
+            tracing::subscriber::with_default(registry().with(filter(level, access)), || {
+                [
+                    tracing::enabled!(target: "jobcast::tail", Level::TRACE),
+                    tracing::enabled!(target: "notify::inotify", Level::DEBUG),
+                    tracing::enabled!(target: "notify::inotify", Level::INFO),
+                    tracing::enabled!(target: ACCESS, Level::INFO),
+                ]
+            })
+        };
+        assert_eq!(shown("trace", false), [true, false, true, true]);
+        assert_eq!(shown("info", true), [false, false, true, true]);
+        assert_eq!(shown("info", false), [false, false, true, false]);
+        assert_eq!(shown("error", false), [false; 4]);
+    }
+
+    #[test]
     fn the_fields_of_spans_stand_beside_those_of_their_line() {
         let line = r#"{"level":"INFO","job":"own","spans":[{"name":"request","job":"outer","request":"7"},{"name":"read","request":"8"}]}"#;
         let flat: Value = serde_json::from_str(&flat(line)).expect("JSON");

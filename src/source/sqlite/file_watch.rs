@@ -96,16 +96,20 @@ fn watch(path: &Path, changed: Arc<Notify>) -> notify::Result<RecommendedWatcher
     let name = path.file_name().unwrap_or_default().to_os_string();
     let folder = path.parent().unwrap_or(Path::new("/")).to_path_buf();
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // After an error, which means that events were missed, rather check.
-        let is_change = event.map_or(true, |event| {
-            !matches!(event.kind, EventKind::Access(_)) && event.paths.iter().any(|path| is_database(path, &name))
-        });
-        if is_change {
+        if is_change(&event, &name) {
             changed.notify_one();
         }
     })?;
     watcher.watch(&folder, RecursiveMode::NonRecursive)?;
     Ok(watcher)
+}
+
+/// Tells if the database of this name may have changed.
+fn is_change(event: &notify::Result<notify::Event>, name: &OsStr) -> bool {
+    // After an error, which means that events were missed, rather check.
+    event.as_ref().map_or(true, |event| {
+        !matches!(event.kind, EventKind::Access(_)) && event.paths.iter().any(|path| is_database(path, name))
+    })
 }
 
 /// Tells the database and its `-wal` from other files. `-shm` does not count: our own reads change it.
@@ -117,6 +121,7 @@ fn is_database(path: &Path, name: &OsStr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use notify::event::{AccessKind, DataChange, ModifyKind, RenameMode};
 
     #[test]
     fn checks_after_a_change_grow_rarer_and_go_on_for_longer_than_a_disk_takes() {
@@ -128,5 +133,35 @@ mod tests {
         let pauses: Vec<Duration> = checks.windows(2).map(|pair| pair[1].at - pair[0].at).collect();
         assert!(pauses.is_sorted() && pauses.iter().all(|pause| *pause <= MAX_BACKOFF), "{pauses:?}");
         assert!(checks.len() < 40 && checks.last().is_some_and(|last| last.at - changed >= CHECKED_FOR));
+    }
+
+    #[test]
+    fn a_log_beside_the_database_and_what_our_own_reads_change_are_not_the_database() {
+        let is_of = |file: &str| is_database(Path::new(file), OsStr::new("jobs.db"));
+        for file in ["/data/jobs.db", "/data/jobs.db-wal", "jobs.db"] {
+            assert!(is_of(file), "{file}");
+        }
+        for file in
+            ["jobs.db-shm", "jobs.db-journal", "jobs.db.log", "jobs.db2", "jobs", "old-jobs.db", "jobs.db/x", ""]
+        {
+            assert!(!is_of(file), "{file}");
+        }
+    }
+
+    #[test]
+    fn a_change_of_the_database_wakes_and_neither_a_look_at_it_nor_a_line_of_a_log_beside_it_does() {
+        let modified = EventKind::Modify(ModifyKind::Data(DataChange::Any));
+        let wakes = |kind: EventKind, files: &[&str]| {
+            let event = files.iter().fold(notify::Event::new(kind), |event, file| event.add_path(file.into()));
+            is_change(&Ok(event), OsStr::new("jobs.db"))
+        };
+        assert!(wakes(modified, &["/data/jobs.db"]) && wakes(modified, &["/data/jobs.db-wal"]));
+        // A file that is put in the place of another is named second.
+        let renamed = EventKind::Modify(ModifyKind::Name(RenameMode::Both));
+        assert!(wakes(renamed, &["/data/restored", "/data/jobs.db"]));
+        assert!(!wakes(modified, &["/data/jobs.db.log"]) && !wakes(modified, &["/data/jobs.db-shm"]));
+        assert!(!wakes(renamed, &["/data/jobs.db.log", "/data/jobs.db.log.1"]));
+        assert!(!wakes(EventKind::Access(AccessKind::Read), &["/data/jobs.db"]));
+        assert!(is_change(&Err(notify::Error::generic("the queue overflowed")), OsStr::new("jobs.db")));
     }
 }
