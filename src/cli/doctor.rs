@@ -256,7 +256,7 @@ mod tests {
     use super::*;
     use reqwest::header::HeaderValue;
 
-    /// What is said of an answer with this `Date` when this machine's clock shows 12:00:00.
+    /// The finding on an answer with this `Date` while this machine's clock shows 12:00:00, as it is printed.
     fn said(date: Option<&'static str>) -> Option<String> {
         let noon = SystemTime::from("Fri, 27 Nov 2026 12:00:00 GMT".parse::<HttpDate>().expect("a date"));
         let date = date.map(|date| (header::DATE, HeaderValue::from_static(date)));

@@ -241,7 +241,7 @@ pub struct Origin {
     pub peer: Option<IpAddr>,
 }
 
-/// What is kept of a stream only because the access log tells it in the end.
+/// Fields of the access log's line at a stream's end that are kept for it alone.
 struct Logged {
     origin: Origin,
     /// The position that the stream has come to, as far as it was noted.

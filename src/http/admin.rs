@@ -135,7 +135,7 @@ async fn log_level() -> HttpResponse {
     HttpResponse::Ok().json(json!({ "level": logging::level() }))
 }
 
-/// Changes that level until the settings are read again, or the process ends.
+/// Changes the level of the log until the settings are read again, or the process ends.
 async fn set_log_level(Query(LevelQuery(level)): Query<LevelQuery>) -> HttpResponse {
     logging::change_level(&level);
     log_level().await
