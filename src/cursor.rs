@@ -108,13 +108,19 @@ impl serde::Serialize for Cursor {
 pub const CHECK_BYTES: usize = 4;
 
 fn checksum(job: &JobId, inside: &[u8]) -> [u8; CHECK_BYTES] {
-    fingerprint(&[job.as_str().as_bytes(), &[0], inside].concat())
+    fingerprint_of([job.as_str().as_bytes(), &[0], inside])
 }
 
 /// Hashes bytes to 32 bits: FNV-1a, folded. Cursors hold such hashes, so the function must never change.
 pub fn fingerprint(bytes: &[u8]) -> [u8; CHECK_BYTES] {
-    let hash = bytes
-        .iter()
+    fingerprint_of([bytes])
+}
+
+/// Hashes bytes that lie in several places as if they were one after the other.
+pub fn fingerprint_of<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; CHECK_BYTES] {
+    let hash = parts
+        .into_iter()
+        .flatten()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
     ((hash >> 32) as u32 ^ hash as u32).to_be_bytes()
 }

@@ -1,7 +1,7 @@
 //! Entries of a stream, and the state of the stream as the server knows it.
 
 use super::reply::{bytes, check_reply, is_no_such_key, number, text, unexpected_reply};
-use crate::cursor::{CHECK_BYTES, fingerprint};
+use crate::cursor::{CHECK_BYTES, fingerprint_of};
 use redis::{RedisError, Value};
 use std::fmt;
 use std::str::FromStr;
@@ -61,8 +61,7 @@ impl Entry {
     }
 
     pub fn fingerprint(&self) -> Fingerprint {
-        let parts = self.fields.iter().flat_map(|(name, value)| [&name[..], &[0], value, &[0]]);
-        fingerprint(&parts.collect::<Vec<_>>().concat())
+        fingerprint_of(self.fields.iter().flat_map(|(name, value)| [&name[..], &[0], value, &[0]]))
     }
 
     /// Returns the bytes of a field, the first of this name.

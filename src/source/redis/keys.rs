@@ -60,8 +60,25 @@ pub fn slot(key: &str) -> u16 {
 
 /// Updates a CRC-16/XMODEM by one byte.
 fn crc16(crc: u16, byte: u8) -> u16 {
-    (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| (crc << 1) ^ if crc & 0x8000 != 0 { 0x1021 } else { 0 })
+    let [high, low] = crc.to_be_bytes();
+    (u16::from(low) << 8) ^ CRC16[usize::from(high ^ byte)]
 }
+
+/// The CRC-16/XMODEM of each byte alone: every read computes slots.
+const CRC16: [u16; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        let (mut crc, mut bit) = ((byte as u16) << 8, 0);
+        while bit < 8 {
+            crc = (crc << 1) ^ if crc & 0x8000 != 0 { 0x1021 } else { 0 };
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+};
 
 #[cfg(test)]
 mod tests {

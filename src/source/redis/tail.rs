@@ -20,7 +20,7 @@ use super::error::{Extent, extent, failed, is_moved};
 use super::invalidation::Invalidations;
 use super::keys::slot;
 use super::position::{Position, StreamSlice};
-use super::topology::NodeError;
+use super::topology::{NodeError, Topology};
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId, JobStatus};
@@ -94,7 +94,9 @@ struct Watched {
     is_new: bool,
     /// Mean bytes of the entries that were read last.
     entry_size: Option<usize>,
-    /// The nodes that the stream and the hash were read from, and that track them.
+    /// The slots of the stream and of the key with the status.
+    slots: [Option<u16>; 2],
+    /// The nodes that these two were read from, and that track them.
     nodes: [Option<Address>; 2],
 }
 
@@ -103,6 +105,10 @@ impl Watched {
     fn count(&self, bytes: usize, max: usize) -> usize {
         self.entry_size.map_or(MIN_ENTRIES_PER_JOB, |size| (bytes / size).clamp(1, max))
     }
+}
+
+fn nodes_of(topology: &Topology, slots: [Option<u16>; 2]) -> [Option<Address>; 2] {
+    slots.map(|slot| topology.node_of(slot?).ok())
 }
 
 /// The results of one read, as they come in.
@@ -148,10 +154,6 @@ impl RedisTail {
         }
     }
 
-    fn nodes_of(&self, job: &JobId) -> [Option<Address>; 2] {
-        self.store.keys(job).map(|key| self.store.topology.node_of(slot(&key?)).ok())
-    }
-
     fn remove(&mut self, job: &JobId) {
         if self.watched.remove(job).is_some_and(|watched| watched.is_queued) {
             self.queue.retain(|queued| queued != job);
@@ -168,9 +170,8 @@ impl RedisTail {
 
     async fn read_jobs(&mut self, jobs: &[JobId], read: &mut ReadProgress) {
         for job in jobs {
-            let nodes = self.nodes_of(job);
             if let Some(watched) = self.watched.get_mut(job) {
-                watched.nodes = nodes;
+                watched.nodes = nodes_of(&self.store.topology, watched.slots);
             }
         }
         // The statuses come first: where one is final by then, all events come before the end.
@@ -369,7 +370,9 @@ impl Tail for RedisTail {
             return self.queue_first(&job);
         }
         let position = Position::open(&job, after.as_str()).unwrap_or(Position::BEGINNING);
-        for key in self.store.keys(&job).into_iter().flatten() {
+        let keys = self.store.keys(&job);
+        let slots = keys.each_ref().map(|key| key.as_deref().map(slot));
+        for key in keys.into_iter().flatten() {
             self.by_key.insert(key, job.clone());
         }
         let watched = Watched {
@@ -379,6 +382,7 @@ impl Tail for RedisTail {
             is_queued: false,
             is_new: true,
             entry_size: None,
+            slots,
             nodes: [None, None],
         };
         self.watched.insert(job.clone(), watched);

@@ -1,6 +1,6 @@
 //! The queue of jobs to read.
 
-use super::{JOBS_PER_POLL, MAX_JOBS_PER_REQUEST, RedisTail};
+use super::{JOBS_PER_POLL, MAX_JOBS_PER_REQUEST, RedisTail, Watched, nodes_of};
 use crate::event::JobId;
 use std::ops::Bound;
 use std::time::Instant;
@@ -73,10 +73,11 @@ impl RedisTail {
         }
         self.topology_version = version;
         self.queue_held();
-        for job in self.watched.keys().cloned().collect::<Vec<_>>() {
-            if self.watched.get(&job).is_some_and(|watched| watched.nodes != self.nodes_of(&job)) {
-                self.queue(&job, true);
-            }
+        let has_moved = |watched: &Watched| watched.nodes != nodes_of(&self.store.topology, watched.slots);
+        let moved: Vec<JobId> =
+            self.watched.iter().filter(|(_, watched)| has_moved(watched)).map(|(job, _)| job.clone()).collect();
+        for job in moved {
+            self.queue(&job, true);
         }
     }
 
