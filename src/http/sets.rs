@@ -248,7 +248,7 @@ impl<'a> Poll<'a> {
                     self.resets.push((job.clone(), reset));
                     levels[index] = beginning;
                 }
-                Err(error) => self.faults.push((job.clone(), error)),
+                Ok(PageResult::Unreadable(error)) | Err(error) => self.faults.push((job.clone(), error)),
             }
         }
         self.position = match &self.topic {

@@ -106,7 +106,7 @@ pub(super) struct Encoded {
 fn events_of(page: &PageResult) -> usize {
     match page {
         PageResult::Page(page) => page.events.len(),
-        PageResult::NoSuchJob | PageResult::Lost(_) => 0,
+        PageResult::NoSuchJob | PageResult::Unreadable(_) | PageResult::Lost(_) => 0,
     }
 }
 
@@ -206,14 +206,15 @@ impl Pages {
                     moved: Vec::new(),
                 })
             }
-            PageResult::NoSuchJob => EncodedPage::NoSuchJob,
+            PageResult::NoSuchJob | PageResult::Unreadable(_) => EncodedPage::NoSuchJob,
             PageResult::Lost(reset) => EncodedPage::Lost(reset),
         }
     }
 
     /// Joins the pages of a set's jobs, in their order. A job that there is not yet is one without events.
     fn encode_set(&self, topic: &Topic, before: &Position, from: usize, results: Vec<SetPage>) -> EncodedPage {
-        if from == 0 && results.iter().all(|result| matches!(result, Ok(PageResult::NoSuchJob))) {
+        let is_none = |result: &SetPage| matches!(result, Ok(PageResult::NoSuchJob | PageResult::Unreadable(_)));
+        if from == 0 && results.iter().all(is_none) {
             return EncodedPage::NoSuchJob;
         }
         let read = ReadSet::new(self, topic, before, from, results);
@@ -285,6 +286,10 @@ impl ReadSet {
                     read.over.extend(page.status.filter(|_| page.is_complete).map(|status| (job.clone(), status)));
                     read.pages.push(JobPage { index, page });
                 }
+                // Its reader goes live, and the tail says what is wrong with it.
+                Ok(PageResult::Unreadable(_)) if before.levels[index] == beginning().level() => {
+                    read.pages.push(JobPage { index, page: nothing(beginning(), true) });
+                }
                 Ok(PageResult::NoSuchJob) => {
                     if before.levels[index] != beginning().level() {
                         read.resets.push((job.clone(), Reset::Unknown));
@@ -296,7 +301,7 @@ impl ReadSet {
                     read.resets.push((job.clone(), reset));
                     read.pages.push(JobPage { index, page: nothing(beginning(), false) });
                 }
-                Err(error) => {
+                Ok(PageResult::Unreadable(error)) | Err(error) => {
                     read.faults.push((job.clone(), error));
                     read.pages.push(JobPage { index, page: nothing(before.levels[index].cursor(job), true) });
                 }

@@ -113,7 +113,7 @@ pub async fn before_last_by_paging(
     loop {
         let page = match source.page(job, &after, COUNTED).await? {
             PageResult::Page(page) => page,
-            PageResult::NoSuchJob => return Ok(None),
+            PageResult::NoSuchJob | PageResult::Unreadable(_) => return Ok(None),
             PageResult::Lost(_) => return Ok(Some(source.beginning(job))),
         };
         let is_empty = page.events.is_empty();

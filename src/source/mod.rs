@@ -320,6 +320,8 @@ impl Limit {
 pub enum PageResult {
     Page(Page),
     NoSuchJob,
+    /// A job of a set whose place in the store is taken by something else. Alone it is no job.
+    Unreadable(SourceError),
     /// Some of the events after the cursor are gone.
     Lost(Reset),
 }

@@ -118,6 +118,7 @@ impl<A: AsyncFn(&JobId, Range<u64>)> Reader<'_, A> {
                     done.insert(job.clone());
                     continue;
                 }
+                PageResult::Unreadable(error) => panic!("{job:?} cannot be read: {error}"),
                 PageResult::Lost(reset) => panic!("{job:?} was reset: {reset:?}"),
             };
             for event in page.events {
@@ -234,6 +235,6 @@ impl<A: AsyncFn(&JobId, Range<u64>)> Reader<'_, A> {
 fn of_page<'a>(((job, _), result): (&'a (JobId, Cursor), &'a PageResult)) -> Option<(&'a JobId, &'a Page)> {
     match result {
         PageResult::Page(page) => Some((job, page)),
-        PageResult::NoSuchJob | PageResult::Lost(_) => None,
+        PageResult::NoSuchJob | PageResult::Unreadable(_) | PageResult::Lost(_) => None,
     }
 }

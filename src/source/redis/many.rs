@@ -1,8 +1,10 @@
 //! Pages of many jobs: what their first requests ask for goes to each server in one batch.
 
+use super::error::{failed, is_wrong_type};
 use super::history::PageHead;
 use super::position::Position;
 use super::shared::Shared;
+use super::status::JobState;
 use super::topology::NodeError;
 use super::{JobKey, Store};
 use crate::event::JobId;
@@ -32,9 +34,12 @@ impl Store {
             for ((job, after), head) in batch.iter().zip(self.page_heads(batch).await) {
                 let Some(rest) = pages.rest() else { break };
                 let page = match (after, head) {
+                    (None, _) => Ok(PageResult::Lost(Reset::Unknown)),
+                    (Some(_), Err(error) | Ok(PageHead { slice: Err(error), .. })) if is_wrong_type(&error.error) => {
+                        Ok(PageResult::Unreadable(failed("reading history", error).of_job((*job).clone())))
+                    }
                     (Some(after), Ok(head)) => self.page_from(job, *after, rest, head).await,
                     (Some(_), Err(error)) => Err(error),
-                    (None, _) => Ok(PageResult::Lost(Reset::Unknown)),
                 };
                 if !pages.add(page).map_err(|error| (*job, error))? {
                     return Ok(pages.into_results());
@@ -46,27 +51,27 @@ impl Store {
 
     /// Reads how jobs are, and then the first entries of each.
     async fn page_heads(&self, batch: &[Wanted<'_>]) -> Vec<Result<PageHead, NodeError>> {
-        let keys = self.job_states(batch).await;
+        let states = self.job_states(batch).await;
         let at = |after: Option<Position>| after.unwrap_or(Position::BEGINNING);
         let requests: Vec<_> =
             batch.iter().map(|(job, after)| self.stream_request(job, &at(*after), ENTRIES_AHEAD)).collect();
         let replies = self.nodes.send(&requests).await;
-        let heads = batch.iter().zip(keys).zip(replies).map(|(((_, after), key), replies)| {
+        let heads = batch.iter().zip(states).zip(replies).map(|(((_, after), state), replies)| {
             let slice = self.parse_stream(replies, &at(*after), ENTRIES_AHEAD);
-            Ok(PageHead { key: key?, slice })
+            Ok(PageHead { key: JobKey::State(state?), slice })
         });
         heads.collect()
     }
 
     /// Reads the keys that say how jobs are.
-    async fn job_states(&self, jobs: &[Wanted<'_>]) -> Vec<Result<JobKey, NodeError>> {
+    async fn job_states(&self, jobs: &[Wanted<'_>]) -> Vec<Result<JobState, NodeError>> {
         let requests: Option<Vec<_>> = jobs.iter().map(|(job, _)| self.status_request(job)).collect();
         match requests {
             Some(requests) => {
                 let replies = self.nodes.send(&requests).await;
-                replies.into_iter().map(|replies| self.parse_job_key(replies)).collect()
+                replies.into_iter().map(|replies| self.parse_status(replies)).collect()
             }
-            None => jobs.iter().map(|_| Ok(JobKey::default())).collect(),
+            None => jobs.iter().map(|_| Ok(JobState::default())).collect(),
         }
     }
 
@@ -78,14 +83,14 @@ impl Store {
         limit: Limit,
     ) -> Result<Vec<PageResult>, FailedAt<'a>> {
         // The statuses come before the events: where one is final by then, all events come before the end.
-        let keys = self.job_states(wanted).await;
+        let states = self.job_states(wanted).await;
         let mut mirror = shared.lock().await;
         let mut pages = PagesBuilder::new(limit);
         let Some((first, _)) = wanted.first() else { return Ok(Vec::new()) };
         mirror.refresh(self, &self.nodes).await.map_err(|error| (*first, error))?;
-        for ((job, after), key) in wanted.iter().zip(keys) {
+        for ((job, after), state) in wanted.iter().zip(states) {
             let Some(rest) = pages.rest() else { break };
-            let page = match (after, key) {
+            let page = match (after, JobKey::of(state)) {
                 (Some(after), Ok(key)) => self.page_of(&mirror, (job, &key), *after, rest).await,
                 (Some(_), Err(error)) => Err(error),
                 (None, _) => Ok(PageResult::Lost(Reset::Unknown)),

@@ -247,11 +247,7 @@ impl Store {
 
     /// Parses the replies to [`Store::status_request`], for readers to whom a key of another type is none of this job's.
     fn parse_job_key(&self, replies: Replies) -> Result<JobKey, NodeError> {
-        match self.parse_status(replies) {
-            Ok(state) => Ok(JobKey::State(state)),
-            Err(error) if is_wrong_type(&error.error) => Ok(JobKey::OtherType),
-            Err(error) => Err(error),
-        }
+        JobKey::of(self.parse_status(replies))
     }
 
     async fn job_state(&self, job: &JobId) -> Result<JobKey, NodeError> {
@@ -281,6 +277,14 @@ impl Default for JobKey {
 }
 
 impl JobKey {
+    fn of(found: Result<JobState, NodeError>) -> Result<Self, NodeError> {
+        match found {
+            Ok(state) => Ok(Self::State(state)),
+            Err(error) if is_wrong_type(&error.error) => Ok(Self::OtherType),
+            Err(error) => Err(error),
+        }
+    }
+
     fn state(&self) -> Option<&JobState> {
         match self {
             Self::State(state) => Some(state),

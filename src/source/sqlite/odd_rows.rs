@@ -191,7 +191,7 @@ async fn read_history(source: &dyn Source, job: &JobId) -> Vec<String> {
                     return all;
                 }
             }
-            PageResult::NoSuchJob => return all,
+            PageResult::NoSuchJob | PageResult::Unreadable(_) => return all,
             PageResult::Lost(reset) => panic!("{job}: {reset:?}"),
         }
     }

@@ -12,7 +12,7 @@ pub mod reading;
 mod resume;
 pub mod set_faults;
 mod set_torture;
-mod sets;
+pub mod sets;
 
 use crate::support::store::Sqlite;
 use crate::support::{Postgres, Redis};

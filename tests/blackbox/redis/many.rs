@@ -19,7 +19,7 @@ async fn read(source: &dyn Source, job: &JobId, after: &Cursor) -> Result<Vec<St
     match source.page(job, after, LIMIT).await.expect("a page") {
         PageResult::Page(page) => Ok(page.events.into_iter().map(|(event, _)| event.id).collect()),
         PageResult::Lost(reset) => Err(reset),
-        PageResult::NoSuchJob => panic!("no such job"),
+        PageResult::NoSuchJob | PageResult::Unreadable(_) => panic!("no such job"),
     }
 }
 

@@ -2,9 +2,10 @@
 //! job, for as long as it is so.
 
 use super::super::contract::set_faults::{self, Spoils};
+use super::super::contract::sets::set_path;
 use super::{HEARS, READER, daemon_on};
 use crate::support::daemon::stream_path;
-use crate::support::redis::{append, ask, set_status, stream_key};
+use crate::support::redis::{append, ask, job_key, set_status, stream_key};
 use crate::support::{Daemon, Redis, Stream, eventually, numbers};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -182,6 +183,47 @@ async fn a_watched_key_that_becomes_another_type_stops_its_own_job_until_it_is_m
     }
     // in between it is not asked for without pause
     assert!(count < 20, "{count} errors");
+}
+
+#[tokio::test]
+async fn a_key_of_another_type_in_a_set_is_that_jobs_error_in_json_as_it_is_on_the_stream() {
+    let server = Redis::start().await;
+    let daemon = daemon_on(&server.url(), &[]).await;
+    let mut rows = server.connect().await;
+    append(&mut rows, "good", 0..2).await;
+    append(&mut rows, "hash", 0..1).await;
+    let odd_keys = [stream_key("stream"), job_key("hash")];
+    for key in &odd_keys {
+        ask::<()>(&mut rows, &["SET", key, "x"]).await;
+    }
+    let (jobs, odd) = (["good", "hash", "stream"], ["hash", "stream"]);
+    let poll = set_path(&jobs, "").replace("/stream", "");
+    let page = daemon.get(&poll).await.json();
+    assert_eq!((page["events"].as_array().map(Vec::len), &page["complete"]), (Some(2), &json!(false)), "{page}");
+    for job in odd {
+        let error = &page["jobs"][job]["error"];
+        assert_eq!((&error["code"], &error["retryable"]), (&json!("source.schema"), &json!(true)), "{page}");
+    }
+    assert!(page["jobs"]["good"].get("error").is_none() && page.get("resets").is_none(), "{page}");
+    let mut stream = Stream::open(daemon.http, &set_path(&jobs, ""), &[]).await;
+    let (mut events, mut errors) = (Vec::new(), Vec::new());
+    while events.len() < 2 || errors.len() < 2 {
+        let message = stream.event().await;
+        if message.is("stream.error") { errors.push(message) } else { events.push(message.number()) }
+    }
+    assert_eq!(events, [0, 1]);
+    let mut told: Vec<_> =
+        errors.iter().map(|error| (error.json()["jobId"].clone(), error.json()["code"].clone())).collect();
+    told.sort_by_key(|(job, _)| job.to_string());
+    assert_eq!(told, odd.map(|job| (json!(job), json!("source.schema"))));
+    // a place of that time is one after it is mended
+    for key in &odd_keys {
+        ask::<()>(&mut rows, &["DEL", key]).await;
+    }
+    append(&mut rows, "stream", 0..2).await;
+    let after = page["cursor"].as_str().expect("a cursor");
+    let rest = daemon.get(&format!("{poll}&after={after}")).await.json();
+    assert_eq!((rest["events"].as_array().map(Vec::len), rest.get("resets")), (Some(3), None), "{rest}");
 }
 
 #[tokio::test]

@@ -47,7 +47,7 @@ async fn read(source: &dyn Source, wanted: &[(JobId, Cursor)]) -> Vec<Result<Vec
     let ids = results.into_iter().map(|result| match result {
         PageResult::Page(page) => Ok(page.events.into_iter().map(|(event, _)| event.id).collect()),
         PageResult::Lost(reset) => Err(reset),
-        PageResult::NoSuchJob => panic!("no such job"),
+        PageResult::NoSuchJob | PageResult::Unreadable(_) => panic!("no such job"),
     });
     ids.collect()
 }
