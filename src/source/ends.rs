@@ -169,14 +169,23 @@ struct Look<L> {
 
 /// A job with a final status.
 enum Known<S> {
-    /// The tail watches it, and waits for the end of its grace.
-    Ending,
+    /// The tail watches it, and waits for the end of its grace. It has seen it in this state, if it said so.
+    Ending { state: Option<S> },
     /// The tail has published its end, and has seen nothing new of it since. It watches it still, or did until then.
-    Ended { watched_until: Option<Instant> },
+    Ended { state: Option<S>, watched_until: Option<Instant> },
     /// It was in this state at that time, and since then.
     Final { state: S, since: Instant },
     /// It has ended, in this state.
     Over { state: S },
+}
+
+impl<S> Known<S> {
+    fn into_state(self) -> Option<S> {
+        match self {
+            Self::Ending { state } | Self::Ended { state, .. } => state,
+            Self::Final { state, .. } | Self::Over { state } => Some(state),
+        }
+    }
 }
 
 /// A job's last changes, compared with a look.
@@ -232,11 +241,11 @@ impl<L, S> Ends<L, S> {
         let long_ago = now.checked_sub(self.grace).unwrap_or(now);
         match seen.jobs.get_mut(job) {
             Some(Known::Over { .. }) => long_ago,
-            Some(Known::Ended { watched_until }) if watched_until.is_none_or(is_recent) => {
+            Some(Known::Ended { watched_until, .. }) if watched_until.is_none_or(is_recent) => {
                 *watched_until = None;
                 long_ago
             }
-            _ => match seen.note(job, Known::Ending) {
+            _ => match seen.note(job, Known::Ending { state: None }) {
                 Some(Known::Final { since, .. }) => since,
                 _ => now,
             },
@@ -245,13 +254,25 @@ impl<L, S> Ends<L, S> {
 
     /// Notes that the tail has found something new of a job with a final status. Returns since when the job is quiet.
     fn begin_anew(&self, job: &JobId) -> Instant {
-        self.seen().note(job, Known::Ending);
+        self.seen().note(job, Known::Ending { state: None });
         Instant::now()
     }
 
     /// Notes that the tail has published the end of a job, after its grace.
     fn end(&self, job: &JobId) {
-        self.seen().note(job, Known::Ended { watched_until: None });
+        let mut seen = self.seen();
+        let before = seen.note(job, Known::Ended { state: None, watched_until: None });
+        if let (Some(before), Some(Known::Ended { state, .. })) = (before, seen.jobs.get_mut(job)) {
+            *state = before.into_state();
+        }
+    }
+
+    /// Notes the state in which the tail sees a job that is ending, or has ended.
+    pub fn note_state(&self, job: &JobId, state: S) {
+        if let Some(Known::Ending { state: known } | Known::Ended { state: known, .. }) = self.seen().jobs.get_mut(job)
+        {
+            *known = Some(state);
+        }
     }
 
     /// Notes that a job has not ended.
@@ -263,8 +284,8 @@ impl<L, S> Ends<L, S> {
     fn unwatch(&self, job: &JobId) {
         let mut seen = self.seen();
         match seen.jobs.get_mut(job) {
-            Some(Known::Ending) => drop(seen.jobs.remove(job)),
-            Some(Known::Ended { watched_until }) => *watched_until = Some(Instant::now()),
+            Some(Known::Ending { .. }) => drop(seen.jobs.remove(job)),
+            Some(Known::Ended { watched_until, .. }) => *watched_until = Some(Instant::now()),
             Some(Known::Over { .. } | Known::Final { .. }) | None => {}
         }
     }
@@ -335,8 +356,8 @@ impl<L: PartialOrd, S: PartialEq> Ends<L, S> {
             matches!(age, Age::ChangedAfter(after) if now.saturating_duration_since(after) < self.grace);
         let mut is_over = is_past(since);
         match seen.jobs.get(job) {
-            Some(Known::Ending) if !is_over => return false,
-            Some(Known::Ended { watched_until }) => {
+            Some(Known::Ending { .. }) if !is_over => return false,
+            Some(Known::Ended { watched_until, .. }) => {
                 is_over |= !has_just_changed && watched_until.is_none_or(is_recent);
             }
             Some(Known::Over { state: known }) => is_over |= *known == state,
@@ -344,7 +365,7 @@ impl<L: PartialOrd, S: PartialEq> Ends<L, S> {
                 since = since.min(*known_since);
                 is_over |= is_past(since);
             }
-            Some(Known::Final { .. } | Known::Ending) | None => {}
+            Some(Known::Final { .. } | Known::Ending { .. }) | None => {}
         }
         is_over |= !has_just_changed && newest_at.is_some_and(|at| is_older_than(at, window + CLOCK_MARGIN));
         seen.note(job, if is_over { Known::Over { state } } else { Known::Final { state, since } });
@@ -355,7 +376,7 @@ impl<L: PartialOrd, S: PartialEq> Ends<L, S> {
     pub fn with_state<T>(&self, job: &JobId, look: impl FnOnce(&S) -> T) -> Option<T> {
         match self.seen().jobs.get(job)? {
             Known::Final { state, .. } | Known::Over { state } => Some(look(state)),
-            Known::Ending | Known::Ended { .. } => None,
+            Known::Ending { state } | Known::Ended { state, .. } => state.as_ref().map(look),
         }
     }
 }
@@ -442,6 +463,23 @@ mod tests {
         assert!(is_over(&ends, 1, Age::Unknown, None));
         assert!(is_over(&ends, 1, Age::Unknown, None), "and stays so");
         assert!(!is_over(&ends, 2, Age::Unknown, None));
+    }
+
+    #[test]
+    fn the_state_in_which_the_tail_saw_a_job_end_is_remembered_until_something_comes() {
+        let ends: Ends<u64, u32> = Ends::new(HOUR);
+        let known = || ends.with_state(&job(), |state| *state);
+        ends.note_state(&job(), 1);
+        assert_eq!(known(), None, "it is not ending");
+        let mut endings: Endings<()> = Endings::new(HOUR);
+        endings.begin(&ends, &job(), JobStatus::Failed, ());
+        ends.note_state(&job(), 2);
+        endings.publish(&ends, &job());
+        endings.unwatch(&ends, &job());
+        assert_eq!(known(), Some(2));
+        endings.begin(&ends, &job(), JobStatus::Failed, ());
+        endings.note_events(&ends, &job());
+        assert_eq!(known(), None);
     }
 
     #[test]

@@ -52,6 +52,13 @@ impl Store {
         true
     }
 
+    /// Returns the status with which a job has ended of which nothing is left, for a reader at `after` who has missed nothing
+    /// of it. `None` where this process has not seen the end, or does not remember it.
+    pub(super) fn remembered_end(&self, job: &JobId, after: &Position) -> Option<JobStatus> {
+        let (status, last) = self.ends.with_state(job, |state| *state)?;
+        (last > EntryId::ZERO && last <= after.id).then_some(status)
+    }
+
     /// Returns the newest entry that was seen of a job with a final status, if it is remembered.
     fn last_known(&self, job: &JobId) -> Option<EntryId> {
         self.ends.with_state(job, |(_, last)| *last)

@@ -218,10 +218,12 @@ impl Store {
         after: &Position,
         reader: PageReader,
     ) -> Option<PageResult> {
-        let status = key.state()?.end?;
-        if !self.has_ended_without_stream(job, status, after) {
-            return None;
-        }
+        let state = key.state()?;
+        let status = match (state.end, &state.text) {
+            (Some(status), _) => self.has_ended_without_stream(job, status, after).then_some(status)?,
+            (None, None) => self.remembered_end(job, after)?,
+            (None, Some(_)) => return None,
+        };
         let (events, end) = reader.finish(job, Some(Position::newest(None)));
         Some(PageResult::Page(Page { events, end, is_last: true, is_complete: true, status: Some(status) }))
     }

@@ -1,15 +1,17 @@
 //! A language model's answer: pieces of text.
 
-use super::{add, is_told, rest, serve};
-use crate::support::daemon::stream_path;
-use crate::support::{Redis, Stream};
+use super::{Servers, add, is_told, rest, serve};
+use crate::support::Redis;
 use serde_json::{Value, json};
 
 #[tokio::test]
 async fn an_answer_arrives_as_the_text_that_it_is_and_a_reload_loses_nothing() {
-    let server = Redis::start().await;
-    let mut rows = server.connect().await;
-    let daemon = serve("llm-answer", &server).await;
+    answers_are_told(&Redis::start().await).await;
+}
+
+pub async fn answers_are_told(servers: &impl Servers) {
+    let daemon = serve("llm-answer", servers).await;
+    let mut rows = servers.link("answer:a").await;
     let pieces = ["Hel", "42", "true", "null", "", " {\"a\":1} ", "[DONE]", "\u{1f600}\n"];
     add(&mut rows, "answer:a", &["chunk", pieces[0]]).await;
     let mut stream = daemon.stream("a").await;
@@ -31,12 +33,13 @@ async fn an_answer_arrives_as_the_text_that_it_is_and_a_reload_loses_nothing() {
     assert_eq!((rest_of_it.len(), &*status), (expected.len() - 2, "COMPLETED"));
     assert_eq!(rest_of_it[0].1, json!("true"));
     let live = rest(&mut whole).await;
-    is_told("llm-answer", &server, &daemon, "a", live, (&expected, "COMPLETED")).await;
+    is_told("llm-answer", servers, &daemon, "a", live, (&expected, "COMPLETED")).await;
     for (end, status) in [("failed", "FAILED"), ("stopped", "CANCELLED")] {
         let key = format!("answer:{end}");
+        let mut rows = servers.link(&key).await;
         add(&mut rows, &key, &["chunk", "a"]).await;
         add(&mut rows, &key, &["done", end]).await;
-        let (_, told) = rest(&mut Stream::open(daemon.http, &stream_path(end), &[]).await).await;
+        let (_, told) = rest(&mut daemon.stream(end).await).await;
         assert_eq!(told, status);
     }
 }

@@ -3,9 +3,11 @@
 mod autogpt;
 mod awx;
 mod bullmq;
+mod cluster;
 mod coder;
 mod concourse;
 mod dify;
+mod expiry;
 mod hatchet;
 mod kestra;
 mod llm_answer;
@@ -16,7 +18,7 @@ mod product;
 mod woodpecker;
 
 use crate::support::daemon::{run, stream_path};
-use crate::support::{Daemon, Redis, Stream};
+use crate::support::{Cluster, Daemon, Redis, Stream};
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
 use std::path::Path;
@@ -32,9 +34,37 @@ fn settings(recipe: &str) -> String {
     file_of(recipe, "jobcast.toml")
 }
 
-/// Serves a recipe from this server.
-async fn serve(recipe: &str, server: &Redis) -> Daemon {
-    Daemon::with(&[("config", &settings(recipe)), ("source.redis.url", &server.url())]).await
+/// Servers that hold the keys of a recipe, as its writer finds them.
+trait Servers {
+    fn url(&self) -> String;
+
+    /// Connects to the server that has this key.
+    async fn link(&self, key: &str) -> MultiplexedConnection;
+}
+
+impl Servers for Redis {
+    fn url(&self) -> String {
+        self.url()
+    }
+
+    async fn link(&self, _: &str) -> MultiplexedConnection {
+        self.connect().await
+    }
+}
+
+impl Servers for Cluster {
+    fn url(&self) -> String {
+        self.url()
+    }
+
+    async fn link(&self, key: &str) -> MultiplexedConnection {
+        self.nodes[self.owner(key).await].connect().await
+    }
+}
+
+/// Serves a recipe from these servers.
+async fn serve(recipe: &str, servers: &impl Servers) -> Daemon {
+    Daemon::with(&[("config", &settings(recipe)), ("source.redis.url", &servers.url())]).await
 }
 
 /// Adds an entry of names and values.
@@ -58,7 +88,7 @@ async fn rest(stream: &mut Stream) -> (Vec<(String, Value)>, String) {
 /// that `jobcast check` finds nothing to mend.
 async fn is_told(
     recipe: &str,
-    server: &Redis,
+    servers: &impl Servers,
     daemon: &Daemon,
     job: &str,
     live: (Vec<(String, Value)>, String),
@@ -73,7 +103,7 @@ async fn is_told(
     let last = all.last().expect("an end").cursor().to_string();
     let back = Stream::open(daemon.http, &stream_path(job), &[("Last-Event-ID", &last)]).await;
     assert_eq!(back.head.status, 204);
-    let checked = run(&["check"], &[("config", &settings(recipe)), ("source.redis.url", &server.url())]).await;
+    let checked = run(&["check"], &[("config", &settings(recipe)), ("source.redis.url", &servers.url())]).await;
     let said = String::from_utf8_lossy(&checked.stdout).into_owned();
     assert!(checked.status.success(), "{said}");
 }

@@ -2,15 +2,42 @@
 
 use super::daemon_on;
 use crate::support::redis::{append, ask, job_key, set_status, stream_key};
-use crate::support::{Daemon, Redis, Stream, numbers};
+use crate::support::{Daemon, Redis, Stream, eventually, numbers};
 use redis::{Pipeline, Value};
 
-/// Ends a job and deletes its stream in one transaction.
-async fn end_and_delete(server: &Redis, job: &str) {
+/// The ways in which a stream goes: it is deleted, or expires.
+#[derive(Clone, Copy, Debug)]
+enum Goes {
+    Deleted,
+    Expired,
+}
+
+impl Goes {
+    fn add_to(self, all: &mut Pipeline, job: &str) {
+        match self {
+            Self::Deleted => all.cmd("DEL").arg(stream_key(job)),
+            Self::Expired => all.cmd("PEXPIRE").arg(stream_key(job)).arg(1),
+        };
+    }
+
+    /// Waits until it has gone.
+    async fn happens(self, server: &Redis, job: &str) {
+        let mut one = Pipeline::new();
+        self.add_to(&mut one, job);
+        one.query_async::<Value>(&mut server.connect().await).await.expect("an end");
+        eventually("the stream to go", async || {
+            (server.ask::<u64>(&["EXISTS", &stream_key(job)]).await == 0).then_some(())
+        })
+        .await;
+    }
+}
+
+/// Ends a job and lets its stream go, in one transaction.
+async fn end_and_go(server: &Redis, job: &str, goes: Goes) {
     let mut both = Pipeline::new();
     both.atomic();
     both.cmd("HSET").arg(job_key(job)).arg("status").arg("COMPLETED");
-    both.cmd("DEL").arg(stream_key(job));
+    goes.add_to(&mut both, job);
     both.query_async::<Value>(&mut server.connect().await).await.expect("an end");
 }
 
@@ -21,7 +48,7 @@ async fn is_over(daemon: &Daemon, job: &str, after: &str) {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_deleted_with_the_final_status_ends_its_readers_without_a_reset() {
+async fn a_stream_that_goes_with_the_final_status_ends_its_readers_without_a_reset() {
     let server = Redis::start().await;
     let daemon = daemon_on(&server.url(), &[("source.end_grace", "500ms")]).await;
     let mut rows = server.connect().await;
@@ -31,7 +58,7 @@ async fn a_stream_that_is_deleted_with_the_final_status_ends_its_readers_without
         append(&mut rows, &job, 0..5).await;
         let mut stream = daemon.stream(&job).await;
         let seen = stream.take(5).await;
-        end_and_delete(&server, &job).await;
+        end_and_go(&server, &job, if number % 2 == 0 { Goes::Deleted } else { Goes::Expired }).await;
         let rest = stream.rest().await;
         assert_eq!((rest.len(), rest[0].is("stream.complete")), (1, true), "{rest:?}");
         for cursor in [seen[4].cursor(), rest[0].cursor()] {
@@ -48,20 +75,23 @@ async fn a_stream_that_expires_after_the_end_is_over_for_who_had_it_and_lost_for
     let server = Redis::start().await;
     let daemon = daemon_on(&server.url(), &[("source.end_grace", "100ms")]).await;
     let mut rows = server.connect().await;
-    append(&mut rows, "job", 0..5).await;
-    set_status(&mut rows, "job", "FAILED").await;
-    let seen = daemon.stream("job").await.rest().await;
-    assert_eq!(numbers(&seen[..5]), [0, 1, 2, 3, 4]);
-    is_over(&daemon, "job", seen[4].cursor()).await;
-    ask::<()>(&mut rows, &["DEL", &stream_key("job")]).await;
-    is_over(&daemon, "job", seen[4].cursor()).await;
-    assert!(daemon.stream_after("job", seen[2].cursor()).await.event().await.is("stream.reset"));
-    set_status(&mut rows, "other", "RUNNING").await;
-    append(&mut rows, "other", 0..5).await;
-    let seen = daemon.stream("other").await.take(5).await;
-    ask::<()>(&mut rows, &["DEL", &stream_key("other")]).await;
-    // Without a final status it is a loss.
-    assert!(daemon.stream_after("other", seen[4].cursor()).await.event().await.is("stream.reset"));
+    for goes in [Goes::Deleted, Goes::Expired] {
+        let (ended, other) = (format!("{goes:?}"), format!("other-{goes:?}"));
+        append(&mut rows, &ended, 0..5).await;
+        set_status(&mut rows, &ended, "FAILED").await;
+        let seen = daemon.stream(&ended).await.rest().await;
+        assert_eq!(numbers(&seen[..5]), [0, 1, 2, 3, 4]);
+        is_over(&daemon, &ended, seen[4].cursor()).await;
+        goes.happens(&server, &ended).await;
+        is_over(&daemon, &ended, seen[4].cursor()).await;
+        assert!(daemon.stream_after(&ended, seen[2].cursor()).await.event().await.is("stream.reset"));
+        set_status(&mut rows, &other, "RUNNING").await;
+        append(&mut rows, &other, 0..5).await;
+        let seen = daemon.stream(&other).await.take(5).await;
+        goes.happens(&server, &other).await;
+        // Without a final status it is a loss.
+        assert!(daemon.stream_after(&other, seen[4].cursor()).await.event().await.is("stream.reset"));
+    }
 }
 
 #[tokio::test]

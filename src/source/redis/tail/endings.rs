@@ -59,6 +59,10 @@ impl RedisTail {
         if !slice.entries.is_empty() {
             self.endings.note_events(&self.store.ends, job);
         }
+        if let Some((ending, watched)) = self.endings.get(job).zip(self.watched.get(job)) {
+            // The stream may be gone before anybody comes back.
+            self.store.ends.note_state(job, (ending.status, watched.position.id));
+        }
         if let Some(status) = self.endings.due_status(job, read.began) {
             read.batch.end(job, JobEnd::Complete(status));
             self.endings.publish(&self.store.ends, job);
