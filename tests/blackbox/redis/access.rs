@@ -1,5 +1,6 @@
 //! Rights, passwords and TLS: each trouble has its code, and no message holds a password.
 
+use super::shared::SHARED;
 use super::{HEARS, READER, daemon_on};
 use crate::support::daemon::{run, stream_path};
 use crate::support::redis::{append, ask, set_status, stream_key};
@@ -101,9 +102,30 @@ async fn the_rights_that_the_guide_names_are_enough_on_another_database() {
     has_met_no_error(&daemon).await;
 }
 
-async fn has_met_no_error(daemon: &Daemon) {
+pub async fn has_met_no_error(daemon: &Daemon) {
     assert_eq!(daemon.metric("jobcast_source_errors_total").await, 0.0, "{}", daemon.log());
     assert!(!daemon.log().contains("NOPERM") && !daemon.log().contains("hunter2"), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn the_rights_that_the_guide_names_are_enough_for_check_and_the_list_of_jobs_of_either_shape() {
+    let server = Redis::start().await;
+    for rights in [&READER[..], &HEARS, &["ACL", "SETUSER", "reader", "~queue", "+scan", "+pttl", "+xlen"]] {
+        server.ask::<()>(rights).await;
+    }
+    let url = server.url().replace("//", "//reader:hunter2@");
+    let mut rows = server.connect().await;
+    append(&mut rows, "job", 0..3).await;
+    ask::<()>(&mut rows, &["XADD", "queue", "*", "job", "job", "type", "x"]).await;
+    for more in [&[][..], &SHARED] {
+        let daemon = daemon_on(&url, more).await;
+        let jobs = daemon.get("/runner-jobs").await;
+        assert_eq!((jobs.status, &jobs.json()["jobs"][0]["jobId"]), (200, &"job".into()));
+        has_met_no_error(&daemon).await;
+        let checked = run(&["check"], &[&[("source.kind", "redis"), ("source.redis.url", &url)], more].concat()).await;
+        let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+        assert!(checked.status.success() && !said.contains("NOPERM"), "{said}");
+    }
 }
 
 #[tokio::test]

@@ -1,11 +1,13 @@
 //! Streams that others write: what their entries become, and by what a job ends.
 
-use super::daemon_on;
+use super::access::has_met_no_error;
+use super::{HEARS, READER, daemon_on};
 use crate::support::daemon::run;
-use crate::support::redis::{append, ask, set_status, stream_key};
-use crate::support::{Daemon, Redis, Stream, numbers};
+use crate::support::redis::{append, ask, job_key, set_status, stream_key};
+use crate::support::{Daemon, Message, Redis, Stream, numbers};
 use redis::aio::MultiplexedConnection;
 use serde_json::json;
+use std::time::{Duration, Instant};
 
 #[tokio::test]
 async fn an_entry_without_a_type_is_an_event_with_all_that_is_in_it() {
@@ -42,9 +44,13 @@ async fn ends(daemon: &Daemon, job: &str, mut stream: Stream, status: &str) {
 }
 
 #[tokio::test]
-async fn how_a_job_is_stands_in_a_text_or_inside_of_one_or_in_any_field_of_a_hash() {
+async fn how_a_job_is_stands_in_a_text_or_inside_of_one_or_in_any_field_of_a_hash_with_the_rights_of_the_guide() {
     let server = Redis::start().await;
     let mut rows = server.connect().await;
+    for rights in [&READER[..], &HEARS, &["ACL", "SETUSER", "reader", "~state:*", "+hmget", "+get"]] {
+        server.ask::<()>(rights).await;
+    }
+    let url = server.url().replace("//", "//reader:hunter2@");
     // the setting, the command that ends the job, and the status that is told
     type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a str);
     let cases: [Case; 4] = [
@@ -70,12 +76,13 @@ async fn how_a_job_is_stands_in_a_text_or_inside_of_one_or_in_any_field_of_a_has
             settings.iter().map(|(name, value)| (format!("source.redis.{name}"), *value)).collect();
         let mut more: Vec<(&str, &str)> = own.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         more.push(("source.redis.job_key", "state:$job_id"));
-        let daemon = daemon_on(&server.url(), &more).await;
+        let daemon = daemon_on(&url, &more).await;
         append(&mut rows, "job", 0..2).await;
         let mut stream = daemon.stream("job").await;
         assert_eq!(numbers(&stream.take(2).await), [0, 1]);
         ask::<()>(&mut rows, end).await;
         ends(&daemon, "job", stream, status).await;
+        has_met_no_error(&daemon).await;
         ask::<()>(&mut rows, &["FLUSHALL"]).await;
     }
 }
@@ -115,6 +122,30 @@ async fn a_final_event_ends_its_job_for_those_who_come_later_too_wherever_it_sta
 }
 
 #[tokio::test]
+async fn a_mark_by_its_value_ends_a_stream_and_no_other_value_does() {
+    let server = Redis::start().await;
+    let mut rows = server.connect().await;
+    let settings = [
+        ("source.redis.job_key", ""),
+        ("source.redis.end_marker", "data = [DONE]"),
+        ("source.redis.fields.id", ""),
+        ("source.redis.fields.type", "= token"),
+        ("source.redis.fields.payload", "data"),
+    ];
+    let daemon = daemon_on(&server.url(), &settings).await;
+    for piece in ["Hel", "DONE", " [DONE] ", "[DONE]."] {
+        add(&mut rows, "job", &["data", piece]).await;
+    }
+    let mut stream = daemon.stream("job").await;
+    let pieces =
+        |messages: &[Message]| Vec::from_iter(messages.iter().map(|message| message.json()["payload"].clone()));
+    assert_eq!(pieces(&stream.take(4).await), ["Hel", "DONE", " [DONE] ", "[DONE]."]);
+    assert_eq!(daemon.get("/runner-jobs/job/events").await.json()["complete"], false);
+    add(&mut rows, "job", &["data", "[DONE]"]).await;
+    ends(&daemon, "job", stream, "COMPLETED").await;
+}
+
+#[tokio::test]
 async fn a_stream_that_expires_before_its_end_is_said_to_have_expired() {
     let server = Redis::start().await;
     let mut rows = server.connect().await;
@@ -128,6 +159,34 @@ async fn a_stream_that_expires_before_its_end_is_said_to_have_expired() {
     assert_eq!((reset.is("stream.reset"), &reset.json()["reason"]), (true, &json!("expired")), "{reset:?}");
     let back = daemon.stream_after("job", seen[1].cursor()).await.event().await;
     assert_eq!((back.is("stream.reset"), &back.json()["reason"]), (true, &json!("expired")), "{back:?}");
+}
+
+#[tokio::test]
+async fn a_job_of_which_nothing_is_left_is_reset_and_left_at_once_and_is_none_after_the_wait_for_it() {
+    let server = Redis::start().await;
+    let mut rows = server.connect().await;
+    let wait = Duration::from_secs(1);
+    let daemon = daemon_on(&server.url(), &[("source.appear", "1s")]).await;
+    set_status(&mut rows, "job", "RUNNING").await;
+    append(&mut rows, "job", 0..3).await;
+    let mut stream = daemon.stream("job").await;
+    let seen = stream.take(3).await;
+    // Where only the hash goes, events go on, and the next status counts.
+    ask::<()>(&mut rows, &["DEL", &job_key("job")]).await;
+    append(&mut rows, "job", 3..5).await;
+    assert_eq!(numbers(&stream.take(2).await), [3, 4]);
+    let left = daemon.get("/runner-jobs/job").await.json();
+    assert_eq!(left["status"], json!(null), "{left}");
+    ask::<()>(&mut rows, &["DEL", &stream_key("job")]).await;
+    let (reset, bye) = (stream.event().await, stream.event().await);
+    assert_eq!((reset.is("stream.reset"), &reset.json()["reason"]), (true, &json!("expired")), "{reset:?}");
+    assert_eq!((bye.is("stream.bye"), &bye.json()["reason"]), (true, &json!("age")), "{bye:?}");
+    assert!(stream.next().await.is_none());
+    let began = Instant::now();
+    let back = daemon.stream_after("job", seen[2].cursor()).await;
+    assert_eq!((back.head.status, back.head.code().as_str()), (404, "job.not_found"));
+    assert!(began.elapsed() >= wait, "it is waited for");
+    assert_eq!(daemon.get("/runner-jobs/job/events").await.status, 404);
 }
 
 #[tokio::test]
