@@ -11,6 +11,7 @@ mod scale;
 mod scopes;
 mod shared;
 mod torture;
+mod trimmed;
 
 use super::contract::reading::is_tailed;
 use crate::support::daemon::{numbered, run};
