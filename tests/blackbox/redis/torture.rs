@@ -33,7 +33,17 @@ enum Shape {
     Shared,
 }
 
+const SHAPES: [Shape; 3] = [Shape::Own, Shape::Envelope, Shape::Shared];
+
 impl Shape {
+    /// The key of the stream that has the entries of a job.
+    fn stream_key(self, job: &str) -> String {
+        match self {
+            Self::Own | Self::Envelope => stream_key(job),
+            Self::Shared => "queue".into(),
+        }
+    }
+
     fn settings(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Own => &[],
@@ -195,11 +205,7 @@ async fn all_see_each_event_once(daemons: &[Daemon; 2]) {
 }
 
 /// Writes, watches, and does something evil meanwhile.
-async fn withstand(url: &str, writer: Arc<Writer>, evil: impl Future<Output = ()>) -> [Daemon; 2] {
-    withstand_with(Shape::Own, url, writer, evil).await
-}
-
-async fn withstand_with(shape: Shape, url: &str, writer: Arc<Writer>, evil: impl Future<Output = ()>) -> [Daemon; 2] {
+async fn withstand(shape: Shape, url: &str, writer: Arc<Writer>, evil: impl Future<Output = ()>) -> [Daemon; 2] {
     let more = [&[("hub.linger", "200ms"), ("source.retry_initial", "50ms")], shape.settings()].concat();
     let daemons = [daemon_on(url, &more).await, daemon_on(url, &more).await];
     let write = tokio::spawn(async move { writer.write_all(shape).await });
@@ -207,6 +213,7 @@ async fn withstand_with(shape: Shape, url: &str, writer: Arc<Writer>, evil: impl
     written.expect("all written");
     for daemon in &daemons {
         daemon.has_subscribers(0).await;
+        assert_eq!(daemon.metric("jobcast_resets_total").await, 0.0, "{}", daemon.log());
     }
     daemons
 }
@@ -214,30 +221,17 @@ async fn withstand_with(shape: Shape, url: &str, writer: Arc<Writer>, evil: impl
 #[tokio::test]
 async fn flapping_subscribers_on_two_daemons_see_each_entry_once_in_order() {
     let _alone = alone();
-    let server = Redis::start().await;
-    let daemons = withstand(&server.url(), Writer::new(vec![server.port]), async {}).await;
-    for daemon in &daemons {
-        assert_eq!(daemon.metric("jobcast_source_errors_total").await, 0.0);
-        daemon.metric_reaches("jobcast_source_wakeups_total{by=\"notify\"}", 1.0).await;
-    }
-}
-
-#[tokio::test]
-async fn envelopes_and_a_shared_stream_in_a_cluster_lose_and_repeat_nothing() {
-    let _alone = alone();
-    let cluster = Cluster::start().await;
-    let ports: Vec<u16> = cluster.nodes.iter().map(|node| node.port).collect();
-    for shape in [Shape::Envelope, Shape::Shared] {
-        withstand_with(shape, &cluster.url(), Writer::new(ports.clone()), async {}).await;
-        for node in cluster.primaries().await {
-            cluster.nodes[node].ask::<()>(&["FLUSHALL"]).await;
+    for shape in SHAPES {
+        let server = Redis::start().await;
+        let daemons = withstand(shape, &server.url(), Writer::new(vec![server.port]), async {}).await;
+        for daemon in &daemons {
+            assert_eq!(daemon.metric("jobcast_source_errors_total").await, 0.0);
+            daemon.metric_reaches("jobcast_source_wakeups_total{by=\"notify\"}", 1.0).await;
         }
     }
 }
 
-#[tokio::test]
-async fn a_shared_stream_on_a_server_that_is_killed_again_and_again_loses_and_repeats_nothing() {
-    let _alone = alone();
+async fn is_killed_again_and_again(shape: Shape) {
     let mut server = Redis::start().await;
     let (url, writer) = (server.url(), Writer::new(vec![server.port]));
     let kill = async {
@@ -248,28 +242,28 @@ async fn a_shared_stream_on_a_server_that_is_killed_again_and_again_loses_and_re
             server.restart().await;
         }
     };
-    withstand_with(Shape::Shared, &url, writer, kill).await;
+    withstand(shape, &url, writer, kill).await;
 }
 
 #[tokio::test]
 async fn a_server_that_is_killed_again_and_again_loses_and_repeats_nothing() {
     let _alone = alone();
-    let mut server = Redis::start().await;
-    let (url, writer) = (server.url(), Writer::new(vec![server.port]));
-    let kill = async {
-        for _ in 0..3 {
-            sleep(Duration::from_millis(1200)).await;
-            server.kill();
-            sleep(Duration::from_millis(300)).await;
-            server.restart().await;
-        }
-    };
-    withstand(&url, writer, kill).await;
+    is_killed_again_and_again(Shape::Own).await;
 }
 
 #[tokio::test]
-async fn a_primary_that_dies_while_sentinel_names_another_loses_nothing() {
+async fn envelopes_on_a_server_that_is_killed_again_and_again_lose_and_repeat_nothing() {
     let _alone = alone();
+    is_killed_again_and_again(Shape::Envelope).await;
+}
+
+#[tokio::test]
+async fn a_shared_stream_on_a_server_that_is_killed_again_and_again_loses_and_repeats_nothing() {
+    let _alone = alone();
+    is_killed_again_and_again(Shape::Shared).await;
+}
+
+async fn dies_while_sentinel_names_another(shape: Shape) {
     let mut sentinel = Sentinel::start().await;
     let ports = sentinel.servers.iter().map(|server| server.port).collect();
     let (url, writer) = (sentinel.url(), Writer::new(ports));
@@ -285,7 +279,25 @@ async fn a_primary_that_dies_while_sentinel_names_another_loses_nothing() {
         // the old one comes back as a replica: no writer takes it for what it was
         sentinel.servers[0].restart_with(&["--replicaof", &host().to_string(), &now.to_string()]).await;
     };
-    withstand(&url, writer.clone(), kill).await;
+    withstand(shape, &url, writer.clone(), kill).await;
+}
+
+#[tokio::test]
+async fn a_primary_that_dies_while_sentinel_names_another_loses_nothing() {
+    let _alone = alone();
+    dies_while_sentinel_names_another(Shape::Own).await;
+}
+
+#[tokio::test]
+async fn a_primary_with_envelopes_that_dies_while_sentinel_names_another_loses_nothing() {
+    let _alone = alone();
+    dies_while_sentinel_names_another(Shape::Envelope).await;
+}
+
+#[tokio::test]
+async fn a_primary_with_a_shared_stream_that_dies_while_sentinel_names_another_loses_nothing() {
+    let _alone = alone();
+    dies_while_sentinel_names_another(Shape::Shared).await;
 }
 
 async fn reaches_a_replica(primary: &Redis) {
@@ -300,22 +312,20 @@ async fn reaches_a_replica(primary: &Redis) {
     .await;
 }
 
-#[tokio::test]
-async fn a_cluster_whose_slots_move_and_whose_primary_dies_loses_nothing() {
-    let _alone = alone();
+async fn has_slots_that_move_and_a_primary_that_dies(shape: Shape) {
     let mut cluster = Cluster::start().await;
     let ports = cluster.nodes.iter().map(|node| node.port).collect();
     let (url, writer) = (cluster.url(), Writer::new(ports));
     let evil = async {
         sleep(Duration::from_millis(700)).await;
         for index in [0, 1] {
-            let key = stream_key(&job(index));
+            let key = shape.stream_key(&job(index));
             let (slot, from) = (cluster.slot(&key).await, cluster.owner(&key).await);
             let slots = cluster.primaries().await;
             let to = slots.into_iter().find(|node| *node != from).expect("another primary");
             cluster.move_slot(slot, from, to).await;
         }
-        let dies = cluster.owner(&stream_key(&job(2))).await;
+        let dies = cluster.owner(&shape.stream_key(&job(2))).await;
         let round = writer.round.lock().await;
         reaches_a_replica(&cluster.nodes[dies]).await;
         cluster.nodes[dies].kill();
@@ -323,7 +333,25 @@ async fn a_cluster_whose_slots_move_and_whose_primary_dies_loses_nothing() {
         cluster.takes_over(dies).await;
         cluster.nodes[dies].restart().await;
     };
-    withstand(&url, writer.clone(), evil).await;
+    withstand(shape, &url, writer.clone(), evil).await;
+}
+
+#[tokio::test]
+async fn a_cluster_whose_slots_move_and_whose_primary_dies_loses_nothing() {
+    let _alone = alone();
+    has_slots_that_move_and_a_primary_that_dies(Shape::Own).await;
+}
+
+#[tokio::test]
+async fn envelopes_in_a_cluster_whose_slots_move_and_whose_primary_dies_lose_nothing() {
+    let _alone = alone();
+    has_slots_that_move_and_a_primary_that_dies(Shape::Envelope).await;
+}
+
+#[tokio::test]
+async fn a_shared_stream_in_a_cluster_whose_slots_move_and_whose_primary_dies_loses_nothing() {
+    let _alone = alone();
+    has_slots_that_move_and_a_primary_that_dies(Shape::Shared).await;
 }
 
 #[tokio::test]
