@@ -2,7 +2,7 @@
 
 use super::daemon_on;
 use crate::support::daemon::stream_path;
-use crate::support::redis::{append, ask, cpu_seconds, payload, set_status, stream_key, xadd};
+use crate::support::redis::{append, ask, cpu_seconds, job_key, payload, set_status, stream_key, xadd};
 use crate::support::{Daemon, Redis, Stream, alone, numbers};
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, Value};
@@ -149,10 +149,12 @@ async fn long_entries_are_read_a_few_at_a_time() {
     assert!(most < 80 << 10, "{most} KiB");
 }
 
-/// Many jobs at once, each with a trickle: what streams of tokens are.
+/// Many jobs at once, each with a trickle: what streams of tokens are. Each millisecond has the entries of other jobs.
 #[tokio::test]
 async fn four_hundred_jobs_with_fifty_entries_a_second_each_lose_nothing() {
     const JOBS: usize = 400;
+    const TURNS: usize = 20;
+    const JOBS_EACH_TURN: usize = JOBS / TURNS;
     const ROUNDS: usize = 250;
     let _alone = alone();
     let server = Redis::with("appendonly no").await;
@@ -166,30 +168,41 @@ async fn four_hundred_jobs_with_fifty_entries_a_second_each_lose_nothing() {
         assert_eq!(stream.event().await.number(), 0);
         watchers.push(tokio::spawn(async move {
             let mut delays = Vec::with_capacity(ROUNDS);
-            for _ in 0..ROUNDS {
-                let written = Duration::from_micros(stream.event().await.number());
+            for number in 1..=ROUNDS {
+                let payload = stream.event().await.json()["payload"].take();
+                assert_eq!(payload["n"], number, "job {job}");
+                let written = Duration::from_micros(payload["written"].as_u64().expect("a time"));
                 delays.push(began.elapsed().saturating_sub(written));
             }
+            let end = stream.event().await;
+            assert!(end.is("stream.complete"), "job {job}: {end:?}");
             delays
         }));
     }
     let cpu = || (cpu_seconds(daemon.pid()), server.cpu_seconds());
     let (before, writes) = (cpu(), Instant::now());
-    let mut pace = tokio::time::interval(Duration::from_millis(20));
-    for _ in 0..ROUNDS {
+    let mut pace = tokio::time::interval(Duration::from_millis(1));
+    for turn in 0..TURNS * ROUNDS {
         pace.tick().await;
+        let first = turn % TURNS * JOBS_EACH_TURN;
+        let number = (turn / TURNS + 1) as u64;
         let mut all = Pipeline::new();
-        (0..JOBS).for_each(|job| {
-            let now = began.elapsed().as_micros() as u64;
-            xadd(&mut all, &format!("token-{job}"), now, &payload(now));
-        });
+        for job in first..first + JOBS_EACH_TURN {
+            let payload = format!("{{\"n\":{number},\"written\":{}}}", began.elapsed().as_micros());
+            xadd(&mut all, &format!("token-{job}"), number, &payload);
+        }
         all.query_async::<Value>(&mut rows).await.expect("XADD");
     }
+    let (after, spent) = (cpu(), writes.elapsed().as_secs_f64());
+    let mut ends = Pipeline::new();
+    for job in 0..JOBS {
+        ends.cmd("HSET").arg(job_key(&format!("token-{job}"))).arg("status").arg("COMPLETED");
+    }
+    ends.query_async::<Value>(&mut rows).await.expect("HSET");
     let mut delays = Vec::new();
     for watcher in watchers {
-        delays.extend(watcher.await.expect("each entry"));
+        delays.extend(watcher.await.expect("each entry once, in order, and the end"));
     }
-    let (after, spent) = (cpu(), writes.elapsed().as_secs_f64());
     delays.sort();
     let at = |percent: usize| delays[(delays.len() - 1) * percent / 100];
     println!(
