@@ -1,4 +1,5 @@
 // Many jobs on one connection: streams of one page that share it, and streams of lists.
+import { createHmac } from "node:crypto";
 import type { Browser, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { type JobEvent, JobStream, type JobStreamOptions } from "../src/index.js";
@@ -230,6 +231,32 @@ describe("streams of one page", () => {
     await has(all[1]!, 3);
     expect(all[1]!.stream.state).toMatchObject({ status: "open", isCaughtUp: true });
     expect(all[2]!.seen.size).toBe(0);
+
+    const secret = "a secret of the tests, with 32 bytes and more";
+    const guarded = await Daemon.start({ "auth.mode": "jwt", "auth.jwt.secret": secret });
+    const between = await Gateway.before(() => guarded.origin);
+    const jobs = ["mine", "others", "mine-too"];
+    for (const one of jobs) await guarded.number(one, 0, 2);
+    const claims = { exp: Math.floor(Date.now() / 1000) + 3600, "jobcast.jobs": ["mine", "mine-too"] };
+    const part = (value: unknown) => Buffer.from(JSON.stringify(value)).toString("base64url");
+    const signed = `${part({ alg: "HS256" })}.${part(claims)}`;
+    const token = `${signed}.${createHmac("sha256", secret).update(signed).digest("base64url")}`;
+    const options = { baseUrl: between.origin, token };
+    const [mine, others, mineToo] = jobs.map((one) => watch(one, options));
+    const list = watch(jobs, { ...options, share: false });
+    const refused = () => [others!.stream.state, list.stream.jobs.get("others")!];
+    await eventually("one has failed", () => refused().every(({ status }) => status === "failed"));
+    for (const { error } of refused()) expect(error).toMatchObject({ code: "auth.forbidden", retryable: false });
+    for (const one of jobs) await guarded.number(one, 2, 1);
+    for (const one of [mine!, mineToo!]) await has(one, 3);
+    await eventually("the list has theirs", () =>
+      ["mine", "mine-too"].every((one) => list.seen.get(one)?.length === 3),
+    );
+    expect([others!.seen.size, list.seen.has("others"), list.resets]).toEqual([0, false, []]);
+    for (const { stream } of [mine!, mineToo!, list]) expect(stream.state.status).toBe("open");
+    for (const { stream } of open) stream.close();
+    await between.stop();
+    await guarded.stop();
   });
 
   it("are told of a reset of their own job alone", async () => {
