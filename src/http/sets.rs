@@ -3,14 +3,14 @@
 
 use super::App;
 use super::answer::Room;
-use super::appear::{GivenUp, Wait};
+use super::appear::{CLOSED, GivenUp, Wait};
 use super::client_address::ClientAddress;
 use super::events::{Held, gave_up, retry_of, something_new};
 use super::extract::{PollQuery, Query};
 use super::limits::Refusal;
 use super::opening::Begun;
 use super::problem::Problem;
-use super::rights::WatchedSet;
+use super::rights::{Right, WatchedSet};
 use crate::auth::Grant;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
@@ -89,8 +89,19 @@ pub async fn get(
     let topic = Topic::new(allowed.iter().map(|(job, _)| job.clone()), wanted.types, wanted.ids);
     let grants = allowed.iter().filter_map(|(_, right)| right.clone().into_grant());
     let (poll, room) = Poll::read(&app, topic, &query, grants, client, &method).await?;
-    allowed.iter().try_for_each(|(_, right)| right.check())?;
+    check(&app, &allowed)?;
     poll.answer(room, &forbidden)
+}
+
+/// Fails if a right has ended meanwhile. Where others hold, the caller comes back from the same position, and is told of that
+/// job alone; an answer without its events would move the position over them.
+fn check(app: &App, allowed: &[(JobId, Right)]) -> Result<(), Problem> {
+    let mut ended = allowed.iter().filter_map(|(_, right)| right.check().err());
+    match (ended.next(), ended.count() + 1 < allowed.len()) {
+        (None, _) => Ok(()),
+        (Some(_), true) => Err(Problem::closed(CLOSED).retry_after(app.retry_later().as_secs())),
+        (Some(problem), false) => Err(problem),
+    }
 }
 
 /// A poll on its way to an answer.

@@ -4,6 +4,7 @@ mod documented;
 mod forward;
 mod keys;
 mod secrets;
+mod sets;
 mod streams;
 mod tokens;
 
