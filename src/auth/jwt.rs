@@ -109,6 +109,11 @@ impl Jwt {
         grant
     }
 
+    /// Tells if the key is a secret's or a file's, and not one of a key set.
+    pub fn has_fixed_key(&self) -> bool {
+        matches!(self.keys, Keys::Fixed(_))
+    }
+
     /// Replaces a secret or the key of a file by another. Streams that the old one vouched for are closed at the next
     /// recheck.
     pub fn replace_key(&self, key: Key) {

@@ -69,6 +69,10 @@ pub enum SetupError {
     KeyFile { file: PathBuf, cause: std::io::Error },
     #[error("auth.jwt.key_file: {} {problem}", file.display())]
     NoKey { file: PathBuf, problem: &'static str },
+    #[error(
+        "auth.jwt: a key set takes the place of a secret or a key file, and they that of a key set, only at a start (restart Jobcast)"
+    )]
+    OtherOrigin,
     #[error("auth.root_cert: {} cannot be used: {cause} (name the PEM file with the authority's certificate)", file.display())]
     Authority { file: PathBuf, cause: String },
     #[error("the client of auth cannot be set up: {0}")]
@@ -160,8 +164,11 @@ impl Auth {
 
     /// Reads the secret or the key file of reloaded settings. What is returned puts the key in the place of the old one.
     pub fn read_key(&self, settings: &config::Auth) -> Result<Box<dyn FnOnce() + Send>, SetupError> {
-        let Mode::Jwt(jwt) = &self.mode else { return Ok(Box::new(|| ())) };
+        let (Mode::Jwt(jwt), AuthMode::Jwt) = (&self.mode, settings.mode) else { return Ok(Box::new(|| ())) };
         let (jwt, key) = (jwt.clone(), jwt::fixed_key(&settings.jwt)?);
+        if key.is_some() != jwt.has_fixed_key() {
+            return Err(SetupError::OtherOrigin);
+        }
         Ok(Box::new(move || key.map_or((), |key| jwt.replace_key(key))))
     }
 }

@@ -9,7 +9,7 @@ use crate::shutdown::{Phase, ReloadSignal, ShutdownWatch};
 use crate::systemd;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 /// Interval between two looks whether a file has changed. A look sees also what no notification tells of: files on a
@@ -84,15 +84,15 @@ impl Reloader {
         signal: ReloadSignal,
         shutdown: ShutdownWatch,
     ) {
-        let mut files = Files::look(&self.config);
+        let mut files = Files::look(self.files());
         loop {
             let cause = tokio::select! {
                 () = signal.received() => "SIGHUP",
-                () = files.changed(&self.config) => "a changed file",
+                () = files.changed(|| self.files()) => "a changed file",
                 () = shutdown.reached(Phase::Stopped) => return,
             };
             systemd::reloading();
-            files = Files::look(&self.config);
+            files = Files::look(self.files());
             match self.reload(&parts, &effective) {
                 Ok(Outcome { reloaded, need_restart }) if need_restart.is_empty() => {
                     tracing::info!(cause, ?reloaded, "settings reloaded");
@@ -104,6 +104,12 @@ impl Reloader {
             }
             systemd::ready();
         }
+    }
+
+    /// The files that the settings come from, and the key file that they name. Certificates are looked at where they are served.
+    fn files(&self) -> Vec<PathBuf> {
+        let key_file = self.running.text("auth.jwt.key_file").filter(|name| !name.is_empty());
+        self.config.files().into_iter().chain(key_file.map(PathBuf::from)).collect()
     }
 
     fn reload(&mut self, parts: &[Reloadable], effective: &Effective) -> Result<Outcome, ReloadError> {
@@ -127,18 +133,18 @@ impl Reloader {
 struct Files(Vec<Option<(SystemTime, u64, u64)>>);
 
 impl Files {
-    fn look(config: &ConfigFile) -> Self {
+    fn look(files: Vec<PathBuf>) -> Self {
         let state =
             |path: &Path| fs::metadata(path).and_then(|file| Ok((file.modified()?, file.len(), file.ino()))).ok();
-        Self(config.files().iter().map(|path| state(path)).collect())
+        Self(files.iter().map(|path| state(path)).collect())
     }
 
     /// Returns when a file differs from this look and has come to rest, so that none is read half written.
-    async fn changed(&self, config: &ConfigFile) {
+    async fn changed(&self, files: impl Fn() -> Vec<PathBuf>) {
         let mut changed = None;
         loop {
             tokio::time::sleep(if changed.is_some() { REST } else { LOOK_INTERVAL }).await;
-            let now = Self::look(config);
+            let now = Self::look(files());
             if changed.as_ref() == Some(&now) {
                 return;
             }

@@ -100,6 +100,14 @@ impl Values {
         keys.into_iter().filter(|key| self.0.get(*key) != other.0.get(*key)).cloned().collect()
     }
 
+    /// Returns the value of a key that is a text.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        match self.0.get(key)? {
+            ValueKind::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
     /// Takes over the value of one key.
     pub fn take(&mut self, key: &str, from: &Self) {
         if let Some(value) = from.0.get(key) {
@@ -197,11 +205,16 @@ impl Defaults {
 
     /// Removes values that cannot be taken from a layer and notes why, so that the others can still be looked at.
     fn keep_valid(&self, layer: &mut Layer, errors: &mut Vec<SettingError>) {
-        layer.0.retain_mut(|one| {
+        for one in &mut layer.0 {
             self.split_list(one);
             split_map(one);
-            self.validate_value(one).map_err(|error| errors.push(error)).is_ok()
-        });
+        }
+        // To try one value costs as much as to try all of them: they are tried one by one only where something is wrong.
+        let are_settings = layer.0.iter().all(|one| self.setting(one).is_ok());
+        if are_settings && self.with([layer.clone()]).is_ok() {
+            return;
+        }
+        layer.0.retain(|one| self.validate_value(one).map_err(|error| errors.push(error)).is_ok());
     }
 
     /// Splits a text at its commas where a list is wanted: variables cannot hold lists.
@@ -214,20 +227,25 @@ impl Defaults {
         }
     }
 
-    /// Tries this one value alone over the defaults.
-    fn validate_value(&self, one: &Override) -> Result<(), SettingError> {
+    /// Fails if there is no setting with this key.
+    fn setting(&self, one: &Override) -> Result<(), SettingError> {
         let (key, origin) = (one.key.clone(), one.origin().to_string());
         match self.0.get::<Value>(&key).map(|known| known.kind) {
             Err(_) => Err(SettingError::UnknownKey { meant: self.nearest(&key), key, origin }),
             Ok(ValueKind::Table(_)) if !MAPS.contains(&&*key) => Err(SettingError::NotAValue { key, origin }),
-            Ok(_) => match self.with([Layer(vec![one.clone()])]) {
-                Ok(_) => Ok(()),
-                Err(_) if SECRETS.contains(&&*key) => {
-                    Err(SettingError::Invalid { key, origin, problem: "wrong type".into() })
-                }
-                Err(error) => Err(SettingError::Invalid { key, origin, problem: problem(error) }),
-            },
+            Ok(_) => Ok(()),
         }
+    }
+
+    /// Tries this one value alone over the defaults.
+    fn validate_value(&self, one: &Override) -> Result<(), SettingError> {
+        self.setting(one)?;
+        let tried = self.with([Layer(vec![one.clone()])]);
+        tried.map(|_| ()).map_err(|error| SettingError::Invalid {
+            key: one.key.clone(),
+            origin: one.origin().to_string(),
+            problem: if SECRETS.contains(&&*one.key) { "wrong type".into() } else { problem(error) },
+        })
     }
 
     /// Returns the known key with the same last part, which was probably meant.

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 /// Takes a new secret, or the new content of the key file.
 pub fn keys(auth: Auth) -> Reloadable {
-    Reloadable::new(&["auth.jwt.secret"], move |settings| {
+    Reloadable::new(&["auth.jwt.secret", "auth.jwt.key_file"], move |settings| {
         auth.read_key(&settings.auth).map_err(|error| error.to_string())
     })
 }
