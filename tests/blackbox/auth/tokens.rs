@@ -5,7 +5,7 @@ use crate::support::daemon::stream_path;
 use crate::support::http::request;
 use crate::support::tls::keep;
 use crate::support::token::{bearer, claims, claims_with, seconds_from_now, unsigned};
-use crate::support::{Signer, Stream};
+use crate::support::{Daemon, Signer, Stream, numbers};
 use serde_json::{Value, json};
 
 const INVALID: (u16, &str) = (401, "auth.invalid");
@@ -189,11 +189,31 @@ async fn a_token_comes_by_header_cookie_or_address_and_never_twice() {
     ] {
         assert_eq!(ask(&daemon, path, headers).await.status, status, "{headers:?} {path}");
     }
-    // the prefix ends where it says
-    for (job, status) in [("team-1", 403), ("team-10%2Fjob", 403), ("team-1%2Fx%2Fy", 404), ("team-1%2F", 404)] {
-        assert_eq!(ask_with(&daemon, &format!("/runner-jobs/{job}"), &good).await.status, status, "{job}");
+}
+
+#[tokio::test]
+async fn a_prefix_counts_on_every_address_for_the_jobs_that_begin_with_it_and_ends_where_it_says() {
+    let daemon = with_tokens(&[("source.appear", "0s")]).await;
+    let token = Signer::secret(SECRET).token(&claims(&["team-1/*"]));
+    for job in ["team-1%2Fjob", "team-1", "team-10%2Fjob", "x%2Fteam-1%2Fjob"] {
+        daemon.write(job, 0..1).await;
     }
-    assert_eq!(ask_with(&daemon, "/runner-jobs", &good).await.status, 403);
+    for (job, status) in [
+        ("team-1%2Fjob", 200),
+        ("team-1%2Fx%2Fy", 404),
+        ("team-1%2F", 404),
+        ("team-1", 403),
+        ("team-10%2Fjob", 403),
+        ("TEAM-1%2Fjob", 403),
+        ("x%2Fteam-1%2Fjob", 403),
+        ("team-1%2F..%2F..%2Fx", 404),
+    ] {
+        for path in addresses(&daemon, job).await {
+            // the list of all jobs is no job's
+            let expected = if path.contains(job) { status } else { 403 };
+            assert_eq!(ask_with(&daemon, &path, &token).await.status, expected, "{path}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -215,12 +235,13 @@ async fn neither_a_cookie_nor_a_right_to_watch_lets_anybody_write() {
 }
 
 #[tokio::test]
-async fn a_cursor_of_one_job_shows_nothing_of_it_on_another() {
+async fn a_cursor_of_one_job_shows_nothing_of_it_on_another_nor_in_a_set() {
     let daemon = with_tokens(&[]).await;
     daemon.write("secret", 0..5).await;
     daemon.write("mine", 100..102).await;
+    daemon.write("mine-too", 200..201).await;
     let signer = Signer::secret(SECRET);
-    let (all, mine) = (signer.token(&claims(&["*"])), bearer(&signer.token(&claims(&["mine"]))));
+    let (all, mine) = (signer.token(&claims(&["*"])), bearer(&signer.token(&claims(&["mine", "mine-too"]))));
     let page =
         request(daemon.http, "GET", "/runner-jobs/secret/events", &[("Authorization", &bearer(&all))], b"").await;
     let page = page.json();
@@ -246,5 +267,69 @@ async fn a_cursor_of_one_job_shows_nothing_of_it_on_another() {
         let path = format!("/runner-jobs/mine/events?after={last}");
         let polled = request(daemon.http, "GET", &path, &[headers[0]], b"").await.text();
         assert!(polled.contains("\"reset\"") && !polled.contains("secret"), "{polled}");
+        // the same by the addresses of sets, of one job and of several
+        for set in ["?job=mine", "?job=mine&job=mine-too"] {
+            let seen = resumed(&daemon, set, &headers).await;
+            let expected = if set.contains("too") { vec![100, 101, 200] } else { vec![100, 101] };
+            assert_eq!(seen, (true, expected), "{set} {last}");
+        }
     }
+}
+
+/// Resumes a set as a stream and as JSON, and returns whether it was told to begin anew, and the numbers that it got. Neither
+/// may show anything of the job "secret".
+async fn resumed(daemon: &Daemon, set: &str, headers: &[(&str, &str); 2]) -> (bool, Vec<u64>) {
+    let [token, (_, last)] = headers;
+    let polled = request(daemon.http, "GET", &format!("/runner-jobs/events{set}&after={last}"), &[*token], b"").await;
+    assert!(polled.status == 200 && !polled.text().contains("secret"), "{set} {last}: {polled:?}");
+    let page = polled.json();
+    let is_reset = page["resets"].as_array().is_some_and(|resets| !resets.is_empty());
+    let number = |event: &Value| event["payload"]["n"].as_u64().expect("a number");
+    let mut numbers: Vec<u64> = page["events"].as_array().expect("events").iter().map(number).collect();
+    let mut stream = Stream::open(daemon.http, &format!("/runner-jobs/events/stream{set}"), headers).await;
+    let mut told = stream.take(numbers.len() + usize::from(is_reset)).await;
+    assert!(told.iter().all(|message| !format!("{message:?}").contains("secret")), "{set} {last}: {told:?}");
+    assert_eq!(told.first().is_some_and(|message| message.is("stream.reset")), is_reset, "{set} {last}: {told:?}");
+    told.retain(|message| !message.is("stream.reset"));
+    let mut streamed: Vec<u64> = told.iter().map(|message| message.number()).collect();
+    numbers.sort_unstable();
+    streamed.sort_unstable();
+    assert_eq!(streamed, numbers, "{set} {last}");
+    (is_reset, numbers)
+}
+
+#[tokio::test]
+async fn a_cursor_of_a_set_shows_nothing_of_those_of_its_jobs_that_its_bearer_may_not_watch() {
+    let daemon = with_tokens(&[]).await;
+    daemon.write("secret", 0..3).await;
+    daemon.write("mine", 100..103).await;
+    let signer = Signer::secret(SECRET);
+    let (all, mine) = (bearer(&signer.token(&claims(&["*"]))), bearer(&signer.token(&claims(&["mine"]))));
+    for ids in ["short", "full"] {
+        let path = format!("/runner-jobs/events?job=secret&job=mine&ids={ids}");
+        let page = request(daemon.http, "GET", &path, &[("Authorization", &all)], b"").await.json();
+        let events = page["events"].as_array().expect("events");
+        assert_eq!(events.len(), 6, "{page}");
+        for (given, event) in events.iter().enumerate() {
+            let before = events[..=given].iter().filter(|event| event["jobId"] == "mine").count() as u64;
+            let rest = Vec::from_iter(100 + before..103);
+            let headers = [("Authorization", mine.as_str()), ("Last-Event-ID", event["cursor"].as_str().expect("one"))];
+            assert_eq!(resumed(&daemon, &format!("?job=mine&ids={ids}"), &headers).await, (false, rest.clone()));
+            let mut alone = Stream::open(daemon.http, &stream_path("mine"), &headers).await;
+            assert_eq!(numbers(&alone.take(rest.len()).await), rest);
+            assert_eq!(ask(&daemon, &stream_path("secret"), &headers).await.status, 403);
+            // whoever names it is told that it may not be watched, and gets the rest
+            let path = format!("/runner-jobs/events/stream?job=secret&job=mine&ids={ids}");
+            let mut both = Stream::open(daemon.http, &path, &headers).await;
+            let told = both.take(1 + rest.len()).await;
+            assert!(told[0].is("stream.error") && told[0].json()["jobId"] == "secret", "{told:?}");
+            assert_eq!(numbers(&told[1..]), rest);
+        }
+    }
+    // One that names none of its bearer's jobs begins anew.
+    daemon.write("hidden", 0..1).await;
+    let path = "/runner-jobs/events?job=secret&job=hidden";
+    let page = request(daemon.http, "GET", path, &[("Authorization", &all)], b"").await.json();
+    let headers = [("Authorization", mine.as_str()), ("Last-Event-ID", page["cursor"].as_str().expect("a cursor"))];
+    assert_eq!(resumed(&daemon, "?job=mine", &headers).await, (true, vec![100, 101, 102]));
 }
