@@ -9,7 +9,7 @@ use crate::telemetry;
 use metrics::{Gauge, Histogram};
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::sync::watch;
@@ -26,8 +26,6 @@ struct Inner {
     max_connections: AtomicUsize,
     /// The number of open public connections, wherever they are served.
     connections: AtomicUsize,
-    /// Set while connections are refused, which is logged once.
-    is_refusing: AtomicBool,
     /// The number of open streams. A drain waits until it is 0.
     open: watch::Sender<usize>,
     /// The number of open streams by address, of those that were opened while there was a limit on them.
@@ -95,7 +93,6 @@ impl Admission {
         Self(Arc::new(Inner {
             max_connections: AtomicUsize::new(max_connections),
             connections: AtomicUsize::new(0),
-            is_refusing: AtomicBool::new(false),
             max_streams: AtomicUsize::new(max_streams),
             max_per_ip: AtomicUsize::new(max_per_ip),
             open: watch::Sender::new(0),
@@ -112,31 +109,20 @@ impl Admission {
         self.0.max_per_ip.load(Ordering::Relaxed)
     }
 
+    /// The most public connections, with and without a stream.
+    pub fn max_connections(&self) -> usize {
+        self.0.max_connections.load(Ordering::Relaxed)
+    }
+
     /// Counts one more connection, until what is returned is dropped. None if there is no room for it.
     pub fn connect(&self) -> Option<CountedConnection> {
-        let inner = &self.0;
-        let open = inner.connections.fetch_add(1, Ordering::Relaxed);
+        let open = self.0.connections.fetch_add(1, Ordering::Relaxed);
         let counted = CountedConnection { admission: self.clone(), is_kept: false };
-        let limit = inner.max_connections.load(Ordering::Relaxed);
-        if open < limit {
-            return Some(counted);
-        }
-        if !inner.is_refusing.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                limit,
-                "connections are refused: as many are open as there are files for (ulimit -n, LimitNOFILE)"
-            );
-        }
-        None
+        (open < self.max_connections()).then_some(counted)
     }
 
     fn disconnect(&self) {
-        let inner = &self.0;
-        // Again below the limit by a tenth: what comes next is another incident.
-        let limit = inner.max_connections.load(Ordering::Relaxed);
-        if inner.connections.fetch_sub(1, Ordering::Relaxed) <= limit - limit.div_ceil(10) {
-            inner.is_refusing.store(false, Ordering::Relaxed);
-        }
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Counts one more stream, from `ip` where it is known, until the permit is dropped.

@@ -3,6 +3,7 @@
 
 use super::bounded::{Bounded, ConnectionPermit, OpenConnections};
 use super::h2::{self, Exchange, Times};
+use super::limits::Refusal;
 use super::server::{KEEP_ALIVE, tune};
 use crate::config::Network;
 use crate::delivery::StreamContext;
@@ -90,11 +91,9 @@ where
 
     /// Serves a connection to its end, or until its socket has left for a delivery thread.
     pub async fn serve(&self, tcp: TcpStream) {
-        // Without room the socket is closed: an answer would need what there is no more of.
-        let Some(counted) = self.admission.connect() else { return };
         let peer = tcp.peer_addr().ok();
-        let Some(permit) = self.admit(peer) else { return };
-        let held = Held { counted, permit };
+        // Without room the socket is closed: an answer would need what there is no more of.
+        let Some(held) = self.admit(peer.map(|peer| peer.ip().to_canonical())) else { return };
         tune(&tcp, self.rules.write_timeout);
         let socket = Socket::new(tcp, self.rules.write_timeout);
         let Some(tls) = &self.tls else { return self.serve_http1(Transport::Plain(socket), peer, held).await };
@@ -116,12 +115,15 @@ where
         telemetry::TLS_HANDSHAKES.increment(&[("outcome", outcome)], 1);
     }
 
-    /// Counts the connection for its address. None where the address has too many, which is noted.
-    fn admit(&self, peer: Option<SocketAddr>) -> Option<ConnectionPermit> {
-        let ip = peer.map(|peer| peer.ip().to_canonical());
+    /// Counts the connection, in all and for its address. None where there are too many, which is noted.
+    fn admit(&self, ip: Option<IpAddr>) -> Option<Held> {
         // A trusted proxy has the connections of all of its clients.
         let is_trusted = |ip: &IpAddr| self.rules.trusted_proxies.iter().any(|network| network.contains(*ip));
-        let admitted = self.rules.connections.admit(ip.filter(|ip| !is_trusted(ip)), self.admission.max_per_ip());
+        let counted = self.admission.connect().ok_or(Refusal::Connections);
+        let admitted = counted.and_then(|counted| {
+            let permit = self.rules.connections.admit(ip.filter(|ip| !is_trusted(ip)))?;
+            Ok(Held { counted, permit })
+        });
         admitted.map_err(|refusal| refusal.note(ip)).ok()
     }
 

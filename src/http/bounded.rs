@@ -1,4 +1,4 @@
-//! The public listener's connections while actix has them: they are counted against limits of the process, and none of
+//! The public listener's connections while actix has them: they are counted against the limit of their address, and none of
 //! them waits for its peer without an end.
 //!
 //! actix bounds the time of a connection's first head, and the silence between two requests; a later head that drips, or a
@@ -8,6 +8,7 @@
 use super::client_address::counted;
 use super::limits::Refusal;
 use super::server::KEEP_ALIVE;
+use crate::delivery::admission::Admission;
 use crate::telemetry;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -33,12 +34,13 @@ const TOO_LARGE: &[u8] =
 /// Connections without a stream that one address may have besides its streams: browsers open a few ahead.
 const SPARE_FOR_ADDRESS: usize = 16;
 
-/// The connections that are open, against their limits; cheap to clone.
+/// The connections that actix or HTTP/2 has, and their numbers by address; cheap to clone. How many there may be in all, with
+/// those that have left, `Admission` decides.
 #[derive(Clone)]
 pub struct OpenConnections(Arc<Inner>);
 
 struct Inner {
-    max: usize,
+    admission: Admission,
     open: Mutex<Open>,
 }
 
@@ -50,18 +52,16 @@ struct Open {
 }
 
 impl OpenConnections {
-    pub fn new(max: usize) -> Self {
-        Self(Arc::new(Inner { max, open: Mutex::default() }))
+    pub fn new(admission: Admission) -> Self {
+        Self(Arc::new(Inner { admission, open: Mutex::default() }))
     }
 
     /// Counts one more connection until the permit is dropped. `peer` is None where its number is not limited, as that of a
-    /// trusted proxy. `max_streams` is the most streams of one address; 0 for no limit.
-    pub fn admit(&self, peer: Option<IpAddr>, max_streams: usize) -> Result<ConnectionPermit, Refusal> {
+    /// trusted proxy.
+    pub fn admit(&self, peer: Option<IpAddr>) -> Result<ConnectionPermit, Refusal> {
+        let max_streams = self.0.admission.max_per_ip();
         let peer = peer.map(counted).filter(|_| max_streams > 0);
         let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.all >= self.0.max {
-            return Err(Refusal::Connections);
-        }
         if let Some(peer) = peer {
             let of_peer = open.by_ip.entry(peer).or_default();
             if *of_peer >= max_streams + SPARE_FOR_ADDRESS {
@@ -74,9 +74,9 @@ impl OpenConnections {
         Ok(ConnectionPermit { connections: self.clone(), peer })
     }
 
-    /// Tells if more than half of them are open: then none is kept after its answer.
+    /// Tells if they are more than half of all that may be open: then none is kept after its answer.
     fn is_crowded(&self) -> bool {
-        self.0.open.lock().unwrap_or_else(PoisonError::into_inner).all > self.0.max / 2
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner).all > self.0.admission.max_connections() / 2
     }
 }
 

@@ -30,7 +30,7 @@ pub enum Refusal {
     Body,
     /// Ingest without a token came through a proxy.
     Forwarded,
-    /// More connections are open than streams may be.
+    /// As many connections are open as there may be: `http.max_connections`, and some for short requests.
     Connections,
     /// More connections of one address are open than it may have.
     AddressConnections,
@@ -85,7 +85,10 @@ impl Refusal {
             Self::Forwarded => {
                 "they came through a proxy, and ingest.token is not set: set it to take events from there"
             }
-            Self::Connections => "more connections are open than http.max_connections allows for",
+            Self::Connections => {
+                "as many connections are open as http.max_connections and the process's open files (ulimit -n, \
+                 LimitNOFILE) allow for"
+            }
             Self::AddressConnections => "one address has more connections than http.max_connections_per_ip allows for",
             Self::Streams => "http.max_connections streams are open",
             Self::AddressStreams => "one address has http.max_connections_per_ip streams",

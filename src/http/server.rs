@@ -29,8 +29,6 @@ const BACKLOG: i32 = 4096;
 const SEND_BUFFER: usize = 128 * 1024;
 /// Time that an idle connection is kept for the next request.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// Connections beyond `http.max_connections` that are kept for a next request; half of all makes it crowded.
-const SPARE_CONNECTIONS: usize = 1024;
 
 /// One of the two listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +96,7 @@ pub fn serve(
         header_timeout: app.settings.header_timeout,
         write_timeout: app.streams.rules.write_timeout,
         trusted_proxies: app.settings.trusted_proxies.clone().into(),
-        connections: OpenConnections::new(app.settings.max_connections.saturating_add(SPARE_CONNECTIONS)),
+        connections: OpenConnections::new(app.streams.admission.clone()),
     };
     let server = actix_server::Server::build()
         .workers(app.settings.worker_count())

@@ -1,6 +1,7 @@
 //! Requests that wait for a job that is not there yet: the limits that they count against, and their ends.
 
 use crate::auth::{SECRET, with_tokens};
+use crate::limits::refusals;
 use crate::support::daemon::stream_path;
 use crate::support::http::{encode, request};
 use crate::support::http2::Secure;
@@ -36,6 +37,7 @@ async fn so_many_may_wait_and_one_more_is_told_to_come_back_until_somebody_leave
     assert_eq!((polled.status, polled.code().as_str()), (503, "server.too_many_waiting"));
     assert!(polled.header("Retry-After").is_some());
     daemon.logs_times("http.max_waiting", 1).await;
+    daemon.metric_is(&refusals("waiting"), 2.0).await;
     for count in [1, 0] {
         drop(held.pop());
         daemon.has_waiting(count).await;

@@ -1,6 +1,7 @@
 //! Requests as proxies, pages of others, monitors and mischief send them: the names, origins, methods and forms that the
 //! listeners take.
 
+use crate::limits::refusals;
 use crate::support::daemon::{run, stream_path};
 use crate::support::http::{encode, exchange, raw, request};
 use crate::support::{Daemon, PATIENCE, Stream, numbers};
@@ -50,7 +51,7 @@ async fn a_page_that_rebinds_its_name_to_loopback_gets_nothing_from_either_liste
     );
     assert_eq!(raw(daemon.http, b"GET /runner-jobs HTTP/1.0\r\n\r\n").await[..12], *b"HTTP/1.0 200");
     // counted, and said once
-    daemon.metric_is("jobcast_refused_requests_total{reason=\"host\"}", 29.0).await;
+    daemon.metric_is(&refusals("host"), 29.0).await;
     daemon.logs_times("http.hosts", 1).await;
 }
 
@@ -78,6 +79,8 @@ async fn ingest_without_a_token_takes_nothing_that_came_through_a_proxy() {
         assert_eq!(request(guarded.http, "POST", EVENTS, &[JSON, header, token], ONE).await.status, 201);
     }
     assert_eq!(open.get(EVENTS).await.code(), "job.not_found", "nothing was stored");
+    open.metric_is(&refusals("forwarded"), 8.0).await;
+    guarded.metric_is(&refusals("forwarded"), 0.0).await;
     assert_eq!(request(open.http, "POST", EVENTS, &[JSON], ONE).await.status, 201);
 }
 
@@ -251,7 +254,7 @@ async fn every_wait_for_a_peer_has_an_end() {
     let text = String::from_utf8_lossy(&answer);
     assert!(text.starts_with("HTTP/1.1 408") && text.contains("request.timeout"), "{text}");
     for (reason, times) in [("head_timeout", 3.0), ("body_timeout", 1.0)] {
-        daemon.metric_is(&format!("jobcast_refused_requests_total{{reason=\"{reason}\"}}"), times).await;
+        daemon.metric_is(&refusals(reason), times).await;
     }
     daemon.metric_is("jobcast_open_connections", 0.0).await;
 }

@@ -1,5 +1,6 @@
 //! The bytes on the wire.
 
+use crate::limits::refusals;
 use crate::support::daemon::stream_path;
 use crate::support::http::{encode, exchange, raw, request};
 use crate::support::{Answer, Daemon, Stream, numbers};
@@ -228,6 +229,7 @@ async fn streams_beyond_the_limit_are_told_to_come_back_later_and_others_get_a_4
     let plain = request(daemon.http, "GET", &stream_path("job"), &[("Accept", "application/json")], b"").await;
     assert_eq!((plain.status, plain.code().as_str()), (429, "server.too_many_from_address"));
     assert!(plain.header("Retry-After").is_some());
+    daemon.metric_is(&refusals("address_streams"), 2.0).await;
     // what is closed makes room
     drop(open);
     daemon.has_subscribers(0).await;

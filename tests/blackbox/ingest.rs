@@ -1,5 +1,6 @@
 //! Sending events in: what is bad stores nothing, and says why.
 
+use crate::limits::refusals;
 use crate::support::Daemon;
 use crate::support::http::request;
 use serde_json::{Value, json};
@@ -43,6 +44,7 @@ async fn bad_ingest_of_every_kind_gets_a_4xx_with_a_code_and_stores_nothing() {
         let shown = String::from_utf8_lossy(&body[..body.len().min(100)]).into_owned();
         assert_eq!((answer.status, answer.code().as_str()), (*status, *code), "{shown}: {}", answer.text());
     }
+    daemon.metric_is(&refusals("body"), 1.0).await;
     // nested beyond what any reader takes: refused, one way or the other
     let answer = request(daemon.http, "POST", PATH, &[("Content-Type", "application/json")], deep.as_bytes()).await;
     assert!(matches!(answer.status, 400 | 422), "{answer:?}");

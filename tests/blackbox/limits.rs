@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 const EVENTS: &str = "/runner-jobs/job/events";
 
 /// The name of the count of requests that were refused for this reason.
-fn refusals(reason: &str) -> String {
+pub fn refusals(reason: &str) -> String {
     format!("jobcast_refused_requests_total{{reason=\"{reason}\"}}")
 }
 
@@ -52,6 +52,7 @@ async fn long_polls_that_are_held_count_as_streams_do() {
     // whoever is answered makes room
     drop(held);
     eventually("room", async || (daemon.get(&one_more).await.status == 200).then_some(())).await;
+    daemon.metric_reaches(&refusals("streams"), 2.0).await;
     daemon.logs_times("http.max_connections", 1).await;
 }
 
@@ -101,6 +102,8 @@ async fn streams_of_more_jobs_than_may_be_live_come_back_later_and_idle_jobs_mak
     .await;
     daemon.write("a", 1..2).await;
     assert_eq!(a.event().await.number(), 1, "whoever was there stays");
+    daemon.metric_reaches(&refusals("jobs"), 2.0).await;
+    daemon.logs_times("hub.max_jobs", 1).await;
 }
 
 #[tokio::test]
@@ -147,6 +150,8 @@ async fn reads_of_history_wait_in_line_and_new_streams_are_turned_away_when_it_i
     let mut refused =
         eventually("a full line", async || Some(daemon.stream("d").await).filter(|s| s.head.status == 200)).await;
     is_refused(&mut refused, "server.too_many_replays").await;
+    daemon.metric_reaches(&refusals("replays"), 1.0).await;
+    daemon.logs_times("http.max_queued_replays", 1).await;
     sqlx::raw_sql("COMMIT").execute(&mut blocker).await.expect("no lock");
     for socket in waiting {
         let mut stream = Stream::on(socket).await.expect("an answer");
@@ -162,6 +167,7 @@ async fn a_request_may_bring_so_many_events_and_no_more() {
     let events = |count: u64| Value::from_iter((0..count).map(numbered));
     let refused = daemon.send("POST", EVENTS, &events(4)).await;
     assert_eq!((refused.status, refused.code().as_str()), (413, "ingest.too_many"));
+    daemon.metric_is(&refusals("body"), 1.0).await;
     assert_eq!(daemon.get(EVENTS).await.code(), "job.not_found", "none was stored");
     assert_eq!(daemon.send("POST", EVENTS, &events(3)).await.status, 201);
 }
@@ -188,6 +194,29 @@ async fn everything_that_is_parsed_is_bounded_and_what_is_beyond_is_said() {
     let mut answer = raw(daemon.http, &endless).await;
     assert!(answer.is_empty() || Answer::head(&mut answer).is_some_and(|head| head.status == 431));
     daemon.metric_is(&refusals("head"), 5.0).await;
+}
+
+#[tokio::test]
+async fn fifty_types_may_be_named_and_one_more_is_refused_on_every_address_that_takes_them() {
+    let daemon = Daemon::start().await;
+    daemon.write("job", 0..1).await;
+    let types = |count: usize| {
+        let names: Vec<String> = (1..count).map(|number| format!("type-{number}")).chain(["step.*".into()]).collect();
+        names.join(",")
+    };
+    for path in [EVENTS, &stream_path("job"), "/runner-jobs/events?job=job", "/runner-jobs/events/stream?job=job"] {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let asked =
+            async |count| Stream::open(daemon.http, &format!("{path}{separator}types={}", types(count)), &[]).await;
+        let mut allowed = asked(50).await;
+        assert_eq!(allowed.head.status, 200, "{path}");
+        if path.contains("/stream") {
+            assert_eq!(allowed.event().await.number(), 0, "{path}: the last one counts");
+        }
+        let refused = asked(51).await.head;
+        assert_eq!((refused.status, refused.code().as_str()), (400, "request.query"), "{path}");
+        assert!(refused.text().contains("more than 50 types"), "{path}: {}", refused.text());
+    }
 }
 
 #[tokio::test]
@@ -230,6 +259,31 @@ async fn connections_that_carry_no_stream_are_counted_and_bounded_for_an_address
     daemon.metric_is(&refusals("address_connections"), 1.0).await;
     open.pop();
     eventually("room", async || kept().await).await;
+}
+
+#[tokio::test]
+async fn connections_in_all_are_bounded_above_the_streams_and_one_that_goes_makes_room() {
+    // A silent one is kept for as long as a head may take.
+    let daemon = Daemon::with(&[("http.max_connections", "1"), ("http.header_timeout", "10m")]).await;
+    let _ = rlimit::increase_nofile_limit(4000);
+    daemon.write("job", 0..1).await;
+    daemon.metric_is("jobcast_open_connections", 0.0).await;
+    let mut open = Vec::new();
+    for _ in 0..1025 {
+        open.push(TcpStream::connect(daemon.http).await.expect("connect"));
+    }
+    daemon.metric_is("jobcast_open_connections", 1025.0).await;
+    let mut beyond = TcpStream::connect(daemon.http).await.expect("connect");
+    let closed = tokio::time::timeout(crate::support::PATIENCE, beyond.read(&mut [0])).await.expect("an end");
+    assert!(matches!(closed, Ok(0) | Err(_)), "one too many is closed: {closed:?}");
+    daemon.metric_is(&refusals("connections"), 1.0).await;
+    assert_eq!(daemon.ask_admin("/readyz").await.status, 200, "the admin listener has connections of its own");
+    open.pop();
+    daemon.metric_is("jobcast_open_connections", 1024.0).await;
+    // Whoever gets in then is served, and not kept, since half of all connections are open.
+    let answer = raw(daemon.http, &encode("GET", EVENTS, &[], b"")).await;
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    daemon.logs_times("as many connections are open", 1).await;
 }
 
 #[tokio::test]
