@@ -518,7 +518,6 @@ mod tests {
     #[test]
     fn a_row_of_others_can_neither_speak_in_our_name_nor_break_a_line() {
         assert!(text("stream.complete", "{}", Shape::Envelope).starts_with("id: c1\ndata: {"));
-        assert!(text("a\nid: 9", "{}", Shape::Envelope).starts_with("id: c1\ndata: {"));
         for fires_a_handler in ["error", "open"] {
             let sent = text(fires_a_handler, "{}", Shape::Envelope);
             assert!(
@@ -529,6 +528,33 @@ mod tests {
         assert!(text("errors", "{}", Shape::Envelope).contains("event: errors\n"));
         let broken = text("x", "not\njson", Shape::Envelope);
         assert!(broken.contains(r#""payload":"not\njson""#), "{broken}");
+    }
+
+    #[test]
+    fn no_line_end_or_nul_of_a_row_forges_a_field_whatever_part_of_the_event_it_stands_in() {
+        for forged in ["a\nid: 9", "a\rid: 9", "a\r\nid: 9", "\nevent: x", "a\0", "\0", "a\r\rdata: {}\n\n", "a\n"] {
+            for shape in [Shape::Envelope, Shape::Payload] {
+                let sent = |event: &Event| {
+                    let segments = encode([(event, &Cursor::trusted("c1"))], shape);
+                    String::from_utf8(segments[0].event(0).to_vec()).expect("UTF-8")
+                };
+                let in_type = sent(&event(forged, "{}"));
+                assert!(in_type.starts_with("id: c1\ndata: {"), "{forged:?}: {in_type:?}");
+                let elsewhere = sent(&Event {
+                    id: forged.into(),
+                    step_id: Some(forged.into()),
+                    actor: Some(forged.into()),
+                    payload: Payload::from_text(forged.into()),
+                    ..event("x", "{}")
+                });
+                assert!(elsewhere.starts_with("id: c1\nevent: x\ndata: "), "{forged:?}: {elsewhere:?}");
+                for (sent, fields) in [(&in_type, 2), (&elsewhere, 3)] {
+                    // Lines end at CR, LF or both (WHATWG HTML, "Parsing an event stream").
+                    let lines = sent.trim_end_matches('\n').split(['\r', '\n']).count();
+                    assert!(lines == fields && !sent.contains(['\r', '\0']), "{forged:?}: {sent:?}");
+                }
+            }
+        }
     }
 
     #[test]
