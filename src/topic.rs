@@ -78,20 +78,26 @@ pub enum BadTypes {
 impl Types {
     /// Reads a list of types, with commas between them.
     pub fn parse(text: &str) -> Result<Self, BadTypes> {
-        let mut patterns = Vec::new();
-        for part in text.split(',') {
-            if patterns.len() == MAX_TYPES {
+        let (mut patterns, mut has_all) = (Vec::new(), false);
+        for (index, part) in text.split(',').enumerate() {
+            if index == MAX_TYPES {
                 return Err(BadTypes::TooMany);
             }
             if part.is_empty() || part.chars().count() > MAX_TYPE_CHARS {
                 return Err(BadTypes::Length);
             }
             patterns.push(match part.strip_suffix('*') {
-                Some("") => return Ok(Self::All),
+                Some("") => {
+                    has_all = true;
+                    continue;
+                }
                 Some(prefix) if prefix.ends_with('.') && !prefix.contains('*') => Pattern::Prefix(prefix.into()),
                 None if !part.contains('*') => Pattern::Exact(part.into()),
                 _ => return Err(BadTypes::Star(part.into())),
             });
+        }
+        if has_all {
+            return Ok(Self::All);
         }
         patterns.sort_unstable();
         patterns.dedup();
@@ -208,7 +214,7 @@ mod tests {
         }
         assert_eq!(Types::parse("b,a,b"), Types::parse("a,b"));
         assert_eq!(Types::parse("a,*"), Ok(Types::All));
-        for bad in ["", "a,", "*.x", "st*", "a.*.b", "a*.*"] {
+        for bad in ["", "a,", "*,", "*,st*", "*.x", "st*", "a.*.b", "a*.*"] {
             assert!(Types::parse(bad).is_err(), "{bad}");
         }
         assert_eq!(Types::parse(&["x"; 51].join(",")), Err(BadTypes::TooMany));

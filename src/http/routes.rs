@@ -5,7 +5,6 @@ use super::{App, events, ingest, jobs, page, sets, stream};
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::guard::{GuardContext, fn_guard};
-use actix_web::http::Method;
 use actix_web::middleware::{Next, from_fn};
 use actix_web::{Error, FromRequest, Handler, Resource, Responder, Route, web};
 use std::future::ready;
@@ -69,12 +68,11 @@ where
     reading(&path.replacen("/{job_id}", "", 1), handler)
 }
 
-/// Tells a request for a set's events from others to the same path, which may be that of a job with the name of its last
+/// Tells a request to a set's address from others to the same path, which may be that of a job with the name of its last
 /// segment.
 fn names_jobs(context: &GuardContext<'_>) -> bool {
-    let head = context.head();
-    let is_read = matches!(head.method, Method::GET | Method::HEAD);
-    is_read && head.uri.query().is_some_and(|query| query.split('&').any(|part| part.starts_with("job=")))
+    let query = context.head().uri.query();
+    query.is_some_and(|query| query.split('&').any(|part| part.starts_with("job=")))
 }
 
 /// An address that answers other methods than these with a 405.
