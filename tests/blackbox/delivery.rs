@@ -145,8 +145,9 @@ async fn the_job_that_holds_most_memory_pays_first_and_not_who_blocks_next() {
 }
 
 #[tokio::test]
-async fn a_peer_that_vanished_is_noticed_within_the_write_timeout() {
-    // In a network of its own, which is then taken down: nothing arrives any more, and nobody says so.
+async fn a_peer_that_vanished_is_noticed_by_the_write_timeout_long_before_the_kernel_would() {
+    // In a network of its own, which is then taken down: nothing arrives any more, and nobody says so. The kernel alone sends
+    // what was not acknowledged again for 15 minutes (tcp_retries2).
     let script = r#"
         set -e
         ip link set lo up
@@ -162,11 +163,14 @@ async fn a_peer_that_vanished_is_noticed_within_the_write_timeout() {
         # established connections of port 8080
         open() { awk '$2 ~ /:1F90$/ && $4 == "01"' /proc/net/tcp; }
         [ -n "$(open)" ]
+        down=$SECONDS
         ip link set lo down
         until [ -z "$(open)" ]; do sleep 0.1; done
+        echo "took $((SECONDS - down))"
         ip link set lo up
         until count | grep -q ' 0$'; do sleep 0.1; done
         count
+        curl -s http://127.0.0.1:9464/metrics | grep '^jobcast_disconnects_total.* 1$'
     "#;
     let folder = tempfile::tempdir().expect("a directory");
     let database = folder.path().join("jobs.db").display().to_string();
@@ -182,7 +186,15 @@ async fn a_peer_that_vanished_is_noticed_within_the_write_timeout() {
     )
     .await;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(said.trim(), "jobcast_subscribers 0", "{}", String::from_utf8_lossy(&output.stderr));
+    let [took, left, why] = said.lines().collect::<Vec<_>>()[..] else {
+        panic!("{said}\n{}", String::from_utf8_lossy(&output.stderr))
+    };
+    println!("{took} s, {why}");
+    let took: u64 = took.strip_prefix("took ").and_then(|took| took.parse().ok()).expect("a number of seconds");
+    // A busy machine may take many times the two seconds, and is far from the kernel's own time.
+    assert!(took <= 60, "{took} s");
+    assert_eq!(left, "jobcast_subscribers 0");
+    assert!(["gone", "slow"].iter().any(|reason| why.contains(&format!("reason=\"{reason}\""))), "{why}");
 }
 
 #[tokio::test]

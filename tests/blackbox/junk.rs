@@ -69,11 +69,19 @@ impl Junk {
             "last",
             "types",
             "job",
+            "ids",
             "a[]",
             "%FF",
         ]);
         let query = format!("{name}={value}&").repeat(self.pick(&[1, 1, 1, 2, 300]));
-        match self.rng.random_range(0..8) {
+        // A set of which one job is never there would be a stream without an end.
+        let set = match self.rng.random_range(0..3) {
+            _ if name == "job" => query.clone(),
+            0 => format!("job={job}&{query}"),
+            1 => format!("job=done&{query}"),
+            _ => format!("job=done&job=over&job=done&{query}"),
+        };
+        match self.rng.random_range(0..11) {
             0 => format!("/runner-jobs/{job}/events/stream?{query}&after={}", self.mark),
             1 | 2 => format!("/runner-jobs/{job}/events?{query}&limit={}", self.mark),
             3 => format!("/runner-jobs?{query}&limit={}", self.mark),
@@ -82,6 +90,9 @@ impl Junk {
                 .pick(&["/", "//", "/./", "/%2e%2e/", "/page/../openapi.json", "/runner-jobs//events", "/metrics"])
                 .into(),
             6 => format!("/{}", self.mark),
+            7 => format!("/runner-jobs/events/stream?{set}lastEventId={}", self.mark),
+            8 => format!("/runner-jobs/events/stream?{set}ids={}", self.pick(&["full", "short", "", "both"])),
+            9 => format!("/runner-jobs/events?{set}after={}", self.mark),
             _ => self.pick(&["*", "/openapi.json", "/jobcast.js"]).into(),
         }
     }
@@ -311,8 +322,9 @@ where
     }
 }
 
-/// Times after which requests that never end are ended.
-const SHORT: [(&str, &str); 2] = [("http.header_timeout", "500ms"), ("http.body_timeout", "500ms")];
+/// Times after which requests that never end are ended, and those for jobs that are not there.
+const SHORT: [(&str, &str); 3] =
+    [("http.header_timeout", "500ms"), ("http.body_timeout", "500ms"), ("source.appear", "500ms")];
 
 /// Sends a hundred thousand junk requests. None is answered with a 5xx, none leaves anything behind.
 async fn withstands<F>(daemon: &Daemon, send: impl Fn(u64) -> F)
@@ -334,8 +346,10 @@ where
 async fn a_hundred_thousand_junk_requests_break_nothing_and_cost_nothing_that_stays() {
     let _alone = alone();
     let daemon = Daemon::with(&SHORT).await;
-    daemon.write("done", 0..3).await;
-    daemon.set_status("done", "COMPLETED").await;
+    for job in ["done", "over"] {
+        daemon.write(job, 0..3).await;
+        daemon.set_status(job, "COMPLETED").await;
+    }
     daemon.write("live", 0..1).await;
     let mut watched = daemon.stream("live").await;
     watched.event().await;
@@ -350,9 +364,11 @@ async fn a_hundred_thousand_junk_requests_break_nothing_and_cost_nothing_that_st
 async fn secure_and_watched() -> (Arc<Secure>, http2::Stream) {
     let secure = Secure::start(&SHORT).await;
     let runner = secure.client().await;
-    runner.write("done", 0..3).await;
-    let ended = runner.request("PUT", "/runner-jobs/done", b"{\"status\":\"COMPLETED\"}").await;
-    assert_eq!(ended.expect("an answer").status(), 200);
+    for job in ["done", "over"] {
+        runner.write(job, 0..3).await;
+        let ended = runner.request("PUT", &format!("/runner-jobs/{job}"), b"{\"status\":\"COMPLETED\"}").await;
+        assert_eq!(ended.expect("an answer").status(), 200);
+    }
     runner.write("live", 0..1).await;
     let mut watched = runner.stream("live").await;
     watched.event().await;

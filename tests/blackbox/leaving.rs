@@ -1,11 +1,12 @@
 //! SIGTERM: say so, let everybody go in peace, and be gone in time.
 
-use crate::support::daemon::stream_path;
+use crate::support::daemon::{stream_path, write_rows};
 use crate::support::http::request;
 use crate::support::{Daemon, Stream, eventually, numbers};
 use futures_util::future::join_all;
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -128,45 +129,71 @@ async fn sigquit_is_a_request_to_leave_like_sigterm() {
 }
 
 #[tokio::test]
-async fn five_thousand_streams_leave_within_the_drain_spread_over_it_and_lose_nothing() {
+async fn five_thousand_streams_leave_within_the_drain_spread_over_it_and_lose_nothing_that_is_written_meanwhile() {
     const STREAMS: usize = 5000;
     const DRAIN: Duration = Duration::from_secs(10);
     let _alone = crate::support::alone();
     rlimit::increase_nofile_limit(2 * STREAMS as u64).expect("open files");
     let mut daemon = Daemon::with(&[("shutdown.grace", "0s"), ("shutdown.drain", "10s")]).await;
     daemon.write("job", 0..3).await;
-    let mut streams = Vec::new();
+    let (mut streams, mut firsts) = (Vec::new(), Vec::new());
     while streams.len() < STREAMS {
         let mut more = join_all((0..250).map(|_| daemon.stream("job"))).await;
-        join_all(more.iter_mut().map(|stream| stream.take(3))).await;
+        let seen = join_all(more.iter_mut().map(|stream| stream.take(3))).await;
+        firsts.extend(seen.iter().map(|seen| seen[2].cursor().to_string()));
         streams.append(&mut more);
     }
     daemon.has_subscribers(STREAMS).await;
+    let mut rows = daemon.rows().await;
     let began = Instant::now();
     daemon.signal("TERM");
-    let ends = join_all(streams.iter_mut().map(|stream| async {
-        let rest = stream.rest().await;
-        (began.elapsed(), rest)
-    }))
-    .await;
-    let took = began.elapsed();
+    // The runner knows nothing of it, and goes on writing until the last of them has left.
+    let (written, is_over) = (AtomicU64::new(3), AtomicBool::new(false));
+    let runner = async {
+        while !is_over.load(Ordering::Relaxed) {
+            let next = written.fetch_add(1, Ordering::Relaxed);
+            write_rows(&mut rows, "job", [next]).await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    };
+    let leaving = async {
+        let ends = join_all(streams.iter_mut().map(|stream| async {
+            let rest = stream.rest().await;
+            (began.elapsed(), rest)
+        }))
+        .await;
+        is_over.store(true, Ordering::Relaxed);
+        (ends, began.elapsed())
+    };
+    let ((ends, took), ()) = tokio::join!(leaving, runner);
+    let written = written.into_inner();
     assert!(daemon.exit().await.success());
     assert!(took < DRAIN + Duration::from_secs(2), "{took:?}");
-    let (mut waits, mut tenths) = (BTreeSet::new(), [0; 10]);
+    let (mut waits, mut tenths, mut lasts) = (BTreeSet::new(), [0; 10], BTreeSet::new());
     for (at, rest) in &ends {
-        assert!(rest.len() == 1 && rest[0].is("stream.bye"), "{rest:?}");
-        waits.insert(rest[0].json()["retryInMs"].as_u64().expect("a wait"));
+        let (bye, events) = rest.split_last().expect("a farewell");
+        assert!(bye.is("stream.bye"), "{bye:?}");
+        assert_eq!(numbers(events), Vec::from_iter(3..3 + events.len() as u64));
+        lasts.insert(events.len());
+        waits.insert(bye.json()["retryInMs"].as_u64().expect("a wait"));
         tenths[((at.as_secs_f64() / took.as_secs_f64() * 10.0) as usize).min(9)] += 1;
     }
     assert!(waits.len() > STREAMS / 10, "they would come back together: {} waits", waits.len());
     assert!(tenths.iter().all(|streams| *streams < STREAMS / 4), "closed together: {tenths:?}");
+    assert!(lasts.len() > 2, "they left at few places: {lasts:?}");
     drop(streams);
 
     daemon.restart().await;
-    let last = daemon.stream("job").await.take(3).await[2].cursor().to_string();
-    daemon.write("job", 3..5).await;
-    let mut back = join_all((0..250).map(|_| daemon.stream_after("job", &last))).await;
-    for seen in join_all(back.iter_mut().map(|stream| stream.take(2))).await {
-        assert_eq!(numbers(&seen), [3, 4]);
-    }
+    write_rows(&mut rows, "job", written..written + 2).await;
+    // Each comes back from its own last event, among those who left early and those who left late.
+    let sample = ends.iter().zip(&firsts).step_by(STREAMS / 250);
+    let resumed = join_all(sample.map(|((_, rest), first)| async {
+        let (_, events) = rest.split_last().expect("a farewell");
+        let last = events.last().map_or(first.as_str(), |event| event.cursor());
+        let next = 3 + events.len() as u64;
+        let seen = daemon.stream_after("job", last).await.take((written + 2 - next) as usize).await;
+        assert_eq!(numbers(&seen), Vec::from_iter(next..written + 2));
+    }))
+    .await;
+    assert_eq!(resumed.len(), 250);
 }
