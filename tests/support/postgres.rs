@@ -18,6 +18,21 @@ pub struct Postgres {
 impl Postgres {
     /// A server with an empty database; its trust is the machine's own.
     pub async fn start() -> Self {
+        let server = Self::prepare();
+        server.up().await;
+        server
+    }
+
+    /// The same, with more settings.
+    pub async fn start_with(settings: &str) -> Self {
+        let server = Self::prepare();
+        server.set(settings);
+        server.up().await;
+        server
+    }
+
+    /// A cluster that has not been started yet.
+    fn prepare() -> Self {
         let server = Self { folder: folder(), port: address::port() };
         run(&["initdb", "--auth=trust", "--username=postgres", "--no-sync", "-D", text(&server.data())]);
         server.set(&format!(
@@ -26,18 +41,101 @@ impl Postgres {
             host(),
             server.port
         ));
-        server.up().await;
         server
     }
 
     /// A physical standby of this server, streaming.
     pub async fn standby(&self) -> Self {
-        let standby = Self { folder: folder(), port: address::port() };
-        let from = format!("host={} port={} user=postgres", host(), self.port);
-        run(&["pg_basebackup", "-D", text(&standby.data()), "-R", "-c", "fast", "--no-sync", "-d", &from]);
-        standby.set(&format!("port = {}\n", standby.port));
+        let standby = self.back_up(&["-R"]);
         standby.up().await;
         standby
+    }
+
+    /// A base backup of this server, as a cluster that has not been started yet.
+    fn back_up(&self, more: &[&str]) -> Self {
+        let backup = Self { folder: folder(), port: address::port() };
+        let (data, from) = (backup.data(), self.connection_string());
+        let words = ["pg_basebackup", "-D", text(&data), "-c", "fast", "--no-sync", "-d", &from];
+        run(&[&words, more].concat());
+        backup.set(&format!("port = {}\n", backup.port));
+        backup
+    }
+
+    /// Makes the server listen on a Unix socket, too, and returns its directory.
+    pub async fn listen_on_socket(&self) -> String {
+        let socket = text(self.folder.path()).to_string();
+        self.set(&format!("unix_socket_directories = '{socket}'\n"));
+        self.down("fast");
+        self.up().await;
+        socket
+    }
+
+    /// The server's address as libpq and its tools take it, as the owner.
+    pub fn connection_string(&self) -> String {
+        format!("host={} port={} user=postgres dbname=postgres", host(), self.port)
+    }
+
+    /// A server that keeps its write-ahead log in an archive.
+    pub async fn start_archiving() -> Self {
+        let server = Self::prepare();
+        std::fs::create_dir(server.archive()).expect("a directory");
+        own(&server.archive());
+        server.set(&format!("archive_mode = on\narchive_command = 'cp %p {}/%f'\n", text(&server.archive())));
+        server.up().await;
+        server
+    }
+
+    fn archive(&self) -> PathBuf {
+        self.folder.path().join("archive")
+    }
+
+    /// A base backup of a server that archives, for [`Postgres::recover`].
+    pub fn base_backup(&self) -> Self {
+        self.back_up(&[])
+    }
+
+    /// Recovers this base backup by the archive of `from`, up to and with the transaction `last`, and on a timeline of
+    /// its own.
+    pub async fn recover(&self, from: &Self, last: &str) {
+        let mut source = from.connect().await;
+        let segment = "SELECT pg_walfile_name(pg_current_wal_insert_lsn()), pg_switch_wal()";
+        let segment: String = source.fetch_one(segment).await.expect("a segment").get(0);
+        eventually("the log to be archived", async || {
+            let archived = "SELECT last_archived_wal FROM pg_stat_archiver";
+            let archived: Option<String> = source.fetch_one(archived).await.expect("the archiver").get(0);
+            archived.filter(|archived| *archived >= segment)
+        })
+        .await;
+        let signal = self.data().join("recovery.signal");
+        std::fs::write(&signal, "").expect("a signal");
+        own(&signal);
+        self.set(&format!(
+            "archive_mode = off\nrestore_command = 'cp {}/%f %p'\nrecovery_target_xid = '{last}'\n\
+             recovery_target_action = 'promote'\n",
+            text(&from.archive())
+        ));
+        self.up().await;
+        let mut recovered = self.connect().await;
+        eventually("the end of the recovery", async || {
+            let is_over = recovered.fetch_one("SELECT NOT pg_is_in_recovery()").await.expect("an answer");
+            is_over.get::<bool, _>(0).then_some(())
+        })
+        .await;
+    }
+
+    /// A new cluster that this server, which is down and stays so, is upgraded to by `pg_upgrade`: of the same version,
+    /// which it takes for one as good as the next.
+    pub async fn upgrade(&self) -> Self {
+        let new = Self::prepare();
+        let bin = program("pg_upgrade").parent().expect("a directory").to_path_buf();
+        let (bin, old_data, new_data) = (text(&bin).to_string(), self.data(), new.data());
+        let words = ["pg_upgrade", "--link", "-U", "postgres", "-b", &bin, "-B", &bin];
+        let clusters = ["-d", text(&old_data), "-D", text(&new_data)];
+        // It keeps its socket and its notes there.
+        let status = command(&[&words[..], &clusters].concat()).current_dir(new.folder.path()).status();
+        assert!(status.expect("pg_upgrade").success(), "pg_upgrade");
+        new.up().await;
+        new
     }
 
     /// The whole database as SQL.
@@ -249,12 +347,16 @@ fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0)
 }
 
-fn command(words: &[&str]) -> Command {
+/// The newest one that Debian has installed, else that of the path.
+fn program(name: &str) -> PathBuf {
     let mut folders: Vec<_> = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().collect();
     folders.sort_by_key(|folder| folder.file_name());
-    let newest = folders.last().map(|folder| folder.path().join("bin").join(words[0]));
-    let program = newest.filter(|program| program.exists()).unwrap_or_else(|| words[0].into());
-    let mut command = as_postgres(&program);
+    let newest = folders.last().map(|folder| folder.path().join("bin").join(name));
+    newest.filter(|program| program.exists()).unwrap_or_else(|| name.into())
+}
+
+fn command(words: &[&str]) -> Command {
+    let mut command = as_postgres(&program(words[0]));
     command.args(&words[1..]);
     command
 }

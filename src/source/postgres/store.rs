@@ -273,25 +273,20 @@ impl Catalogue {
         let mut events = read_relation(connection, &settings.events_table, &settings.columns.job_id).await?;
         if events.find(&settings.columns.xid).is_some_and(|column| column.tells_xid(events.kind)) {
             let (table, column) = (sql::quote_table(&events.name), sql::quote(&settings.columns.xid));
-            match connection.query(sql::xid_of_another_life(&table, &column)).await {
-                Ok(rows) => events.has_other_life = !rows.is_empty(),
-                // A read of the rows says the same.
-                Err(QueryError::Sqlx(sqlx::Error::Database(_))) => {}
-                Err(error) => return Err(error),
-            }
+            // What a read of the rows is refused for is said when they are read.
+            let others = ask(connection, sql::xid_of_another_life(&table, &column)).await?;
+            // A subscription brings the transactions of its publisher, also such as this server has long ended.
+            events.has_other_life = others.is_some() || is_subscribed(connection, &table).await?;
         }
         let jobs = match &*settings.jobs_table {
             "" => None,
             table => Some(read_relation(connection, table, &settings.job_columns.id).await?),
         };
-        let reports_wal = is_answered(connection, sql::WAL_POSITION.into()).await?;
+        let reports_wal = ask(connection, sql::WAL_POSITION.into()).await?.is_some();
         let zone = &settings.timestamp_zone;
-        let knows_zone = !is_misleading(zone) && is_answered(connection, sql::local_time(zone)).await?;
-        let life = match connection.query(sql::LIFE.into()).await {
-            Ok(rows) => rows.first().map(|row| row.try_get("life")).transpose()?.map(Life::of),
-            Err(QueryError::Sqlx(sqlx::Error::Database(_))) => None,
-            Err(error) => return Err(error),
-        };
+        let knows_zone = !is_misleading(zone) && ask(connection, sql::local_time(zone)).await?.is_some();
+        let life = ask(connection, sql::LIFE.into()).await?;
+        let life = life.as_ref().map(|row| row.try_get("life")).transpose()?.map(Life::of);
         Ok(Self { events, jobs, reports_wal, life, knows_zone })
     }
 
@@ -325,11 +320,17 @@ impl Catalogue {
     }
 }
 
-/// Returns false where the server refuses the statement.
-async fn is_answered(connection: &mut PooledConnection, sql: String) -> Result<bool, QueryError> {
+/// Returns true where a subscription fills the quoted table. Servers that know no subscriptions have none.
+pub async fn is_subscribed(connection: &mut PooledConnection, table: &str) -> Result<bool, QueryError> {
+    let row = ask(connection, sql::is_subscribed(table)).await?;
+    Ok(row.map(|row| row.try_get("is_subscribed")).transpose()?.unwrap_or(false))
+}
+
+/// Returns the first row; `None` where there is none, or where the server refuses the statement.
+async fn ask(connection: &mut PooledConnection, sql: String) -> Result<Option<PgRow>, QueryError> {
     match connection.query(sql).await {
-        Ok(_) => Ok(true),
-        Err(QueryError::Sqlx(sqlx::Error::Database(_))) => Ok(false),
+        Ok(rows) => Ok(rows.into_iter().next()),
+        Err(QueryError::Sqlx(sqlx::Error::Database(_))) => Ok(None),
         Err(error) => Err(error),
     }
 }

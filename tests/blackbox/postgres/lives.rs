@@ -1,11 +1,11 @@
-//! Lives of a database: restored from a dump, copied, promoted, moved on. Cursors of another life are noticed; they hide
-//! nothing, and are told so once.
+//! Lives of a database: restored from a dump, copied, promoted, moved on, upgraded, replicated, recovered to a moment.
+//! Cursors of another life are noticed; they hide nothing, and are told so once.
 
 use super::{LEGACY, RECOMMENDED, daemon_on};
 use crate::support::daemon::run;
 use crate::support::postgres::append;
-use crate::support::{Daemon, Message, Postgres, Stream, numbers};
-use sqlx::Executor;
+use crate::support::{Daemon, Message, Postgres, Stream, eventually, numbers};
+use sqlx::{Executor, Row};
 
 const QUICK: [(&str, &str); 2] = [("source.poll_interval", "50ms"), ("source.settle", "300ms")];
 
@@ -21,15 +21,20 @@ async fn spend(server: &Postgres, count: u32) {
 /// A server with a job of 300 events, each of a transaction of its own, and another that has ended.
 async fn first_life(schema: &str, spent: u32) -> Postgres {
     let server = Postgres::start().await;
+    begin_life(&server, schema, spent, 300).await;
+    server
+}
+
+/// The same on a server that there is, with so many of the events.
+async fn begin_life(server: &Postgres, schema: &str, spent: u32, events: u64) {
     server.execute(schema).await;
     server.make_reader().await;
-    spend(&server, spent).await;
+    spend(server, spent).await;
     let mut rows = server.connect().await;
     rows.execute("INSERT INTO runner_jobs VALUES ('job', 'RUNNING'), ('over', 'RUNNING')").await.expect("jobs");
-    append(&mut rows, "job", 0..300).await;
+    append(&mut rows, "job", 0..events).await;
     append(&mut rows, "over", 1000..1050).await;
     rows.execute("UPDATE runner_jobs SET status = 'COMPLETED' WHERE id = 'over'").await.expect("an end");
-    server
 }
 
 /// Restores a dump of the whole database into a new server, which has spent so many transaction ids before.
@@ -203,4 +208,104 @@ async fn a_copy_whose_transaction_ids_were_moved_on_honours_all_cursors() {
     server.up().await;
     let daemon = daemon_on(&server, &QUICK).await;
     lives_on(&server, &daemon, &seen, true).await;
+}
+
+#[tokio::test]
+async fn a_cluster_that_was_upgraded_gives_all_of_it_and_resets_old_cursors_once() {
+    for schema in [RECOMMENDED, LEGACY] {
+        let old = first_life(schema, 3000).await;
+        let daemon = daemon_on(&old, &QUICK).await;
+        let seen = daemon.stream("job").await.take(300).await;
+        drop(daemon);
+        old.down("fast");
+        let new = old.upgrade().await;
+        let daemon = daemon_on(&new, &QUICK).await;
+        lives_on(&new, &daemon, &seen, false).await;
+    }
+}
+
+/// A server that gets the rows of both tables by logical replication, and has spent so many transaction ids before.
+async fn subscriber(publisher: &Postgres, schema: &str, spent: u32) -> Postgres {
+    publisher.execute("CREATE PUBLICATION jobs FOR TABLE job_events, runner_jobs").await;
+    let server = Postgres::start().await;
+    server.execute(schema).await;
+    server.make_reader().await;
+    spend(&server, spent).await;
+    let from = publisher.connection_string();
+    server.execute(&format!("CREATE SUBSCRIPTION jobs CONNECTION '{from}' PUBLICATION jobs")).await;
+    let mut owner = server.connect().await;
+    eventually("the first copy", async || {
+        let copied = "SELECT count(*) FROM pg_subscription_rel WHERE srsubstate IN ('r', 's')";
+        (owner.fetch_one(copied).await.expect("a count").get::<i64, _>(0) == 2).then_some(())
+    })
+    .await;
+    server
+}
+
+#[tokio::test]
+async fn what_logical_replication_brings_is_told_live_and_whole_whosever_transactions_the_rows_name() {
+    for schema in [RECOMMENDED, LEGACY] {
+        // The publisher's transactions are above those of the subscriber, and long past there.
+        for (published, subscribed) in [(3000, 0), (0, 20_000)] {
+            let publisher = Postgres::start_with("wal_level = logical\n").await;
+            begin_life(&publisher, schema, published, 300).await;
+            let old = daemon_on(&publisher, &QUICK).await;
+            let seen = old.stream("job").await.take(300).await;
+            drop(old);
+            let server = subscriber(&publisher, schema, subscribed).await;
+            let daemon = daemon_on(&server, &QUICK).await;
+            lives_on(&publisher, &daemon, &seen, false).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn check_says_that_a_subscription_fills_the_table_also_below_a_view() {
+    let publisher = Postgres::start_with("wal_level = logical\n").await;
+    begin_life(&publisher, RECOMMENDED, 0, 10).await;
+    let server = subscriber(&publisher, RECOMMENDED, 9000).await;
+    server
+        .execute("CREATE VIEW seen AS SELECT e.xmin AS xmin, e.* FROM job_events e; GRANT SELECT ON seen TO reader")
+        .await;
+    let url = server.url("reader");
+    for table in ["job_events", "seen"] {
+        let settings =
+            [("source.kind", "postgres"), ("source.postgres.url", &*url), ("source.postgres.events_table", table)];
+        let check = run(&["check"], &settings).await;
+        let said = String::from_utf8_lossy(&check.stdout).into_owned();
+        assert!(check.status.success() && said.contains("is filled by a subscription"), "{table}: {said}");
+        assert!(said.contains("no column of type xid8"), "{table}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_recovered_to_a_moment_honours_cursors_given_before_it_and_resets_those_given_after_it_once() {
+    for schema in [RECOMMENDED, LEGACY] {
+        let old = Postgres::start_archiving().await;
+        begin_life(&old, schema, 100, 200).await;
+        let backup = old.base_backup();
+        let mut rows = old.connect().await;
+        append(&mut rows, "job", 200..299).await;
+        let daemon = daemon_on(&old, &QUICK).await;
+        let before = daemon.stream("job").await.take(299).await;
+        rows.execute("BEGIN").await.expect("begin");
+        append(&mut rows, "job", [299]).await;
+        let last = rows.fetch_one("SELECT pg_current_xact_id()::text").await.expect("a transaction");
+        let last: String = last.get(0);
+        rows.execute("COMMIT").await.expect("commit");
+        // More than the recovered server spends on itself before those cursors come.
+        spend(&old, 2000).await;
+        append(&mut rows, "job", 1000..1020).await;
+        let after = daemon.stream("job").await.take(320).await;
+        drop(daemon);
+        backup.recover(&old, &last).await;
+        old.down("immediate");
+        let daemon = daemon_on(&backup, &QUICK).await;
+        for message in [&after[300], &after[319]] {
+            let mut stream = daemon.stream_after("job", message.cursor()).await;
+            let expected = (Vec::from_iter(0..300), 1);
+            assert_eq!(rest(&mut stream, 300).await, expected, "after the event {}", message.number());
+        }
+        lives_on(&backup, &daemon, &before, true).await;
+    }
 }

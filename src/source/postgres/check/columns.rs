@@ -3,6 +3,7 @@
 use super::super::error::QueryError;
 use super::super::problem::{SchemaProblem, set};
 use super::super::sql::{self, quote};
+use super::super::store::is_subscribed;
 use super::super::tables::{Children, Column, RelationKind, RowOrder, Tables, XidSource};
 use super::view::{foreign_origin, with_xmin};
 use super::{Check, nearest_relation};
@@ -146,6 +147,12 @@ impl Check<'_> {
     /// Looks for rows whose transaction this server has not begun. A dump brings them with it, and they mean nothing here
     /// until the server's own transactions have come to their numbers, and then something wrong.
     async fn check_lives(&mut self, table: &str, column: &str) -> Result<Option<Finding>, QueryError> {
+        if is_subscribed(&mut self.connection, table).await? {
+            return Ok(Some(Finding::fine(format!(
+                "{table} is filled by a subscription, and its column {column} with transactions of the publisher: it is \
+                 not used, and new events are found by the system's own (xmin)"
+            ))));
+        }
         let rows = self.connection.query(sql::xid_of_another_life(table, column)).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         let xid: String = row.try_get("xid")?;

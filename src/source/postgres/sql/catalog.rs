@@ -99,5 +99,23 @@ pub fn xid_of_another_life(table: &str, column: &str) -> String {
     format!("SELECT {column}::text AS xid FROM {table} e WHERE {column} >= {NOT_BEGUN} ORDER BY {column} DESC LIMIT 1")
 }
 
+/// Asks whether a subscription fills the quoted table, or one below it: a child, or a table of a view. Fails on servers
+/// that know no subscriptions.
+pub fn is_subscribed(table: &str) -> String {
+    format!(
+        "WITH RECURSIVE below AS (
+           SELECT to_regclass({})::oid AS oid
+           UNION SELECT next.oid FROM below, LATERAL (
+             SELECT inhrelid AS oid FROM pg_inherits WHERE inhparent = below.oid
+             UNION ALL SELECT refobjid FROM pg_rewrite w JOIN pg_depend d
+               ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass
+             WHERE ev_class = below.oid
+           ) next
+         )
+         SELECT EXISTS (SELECT FROM pg_subscription_rel JOIN below ON below.oid = srrelid) AS is_subscribed",
+        literal(table)
+    )
+}
+
 /// Expression: the lowest transaction that this server has not begun.
 pub const NOT_BEGUN: &str = "pg_snapshot_xmax(pg_current_snapshot())";
