@@ -5,8 +5,9 @@
 //! it, as the kernel sends those to any loopback address from 127.0.0.1.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// A listener here holds an address for as long as the process lives, however that ends.
@@ -63,4 +64,68 @@ pub async fn localhost_to(server: SocketAddr) -> u16 {
         }
     });
     port
+}
+
+/// A firewall before a server. It can forget the connections that are open, of those whose client has said a word: from
+/// then on their bytes go nowhere, and neither side is told.
+pub struct Firewall {
+    pub address: SocketAddr,
+    word: &'static str,
+    accepted: AtomicUsize,
+    /// So many of the first connections are forgotten.
+    forgotten: AtomicUsize,
+}
+
+impl Firewall {
+    pub async fn before(server: SocketAddr, word: &'static str) -> Arc<Self> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (accepted, forgotten) = Default::default();
+        let firewall = Arc::new(Self { address, word, accepted, forgotten });
+        let own = firewall.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let number = own.accepted.fetch_add(1, Ordering::Relaxed);
+                let own = own.clone();
+                tokio::spawn(async move { own.relay(number, client, server).await });
+            }
+        });
+        firewall
+    }
+
+    pub fn forget(&self) {
+        self.forgotten.store(self.accepted.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Passes bytes on until one side closes its connection.
+    async fn relay(&self, number: usize, mut client: TcpStream, server: SocketAddr) {
+        let Ok(mut server) = TcpStream::connect(server).await else { return };
+        let ((mut from_client, mut to_client), (mut from_server, mut to_server)) = (client.split(), server.split());
+        let has_said_it = AtomicBool::new(false);
+        let is_forgotten = || has_said_it.load(Ordering::Relaxed) && number < self.forgotten.load(Ordering::Relaxed);
+        let up = async {
+            let mut bytes = [0; 8192];
+            while let Ok(count @ 1..) = from_client.read(&mut bytes).await {
+                let passes = &bytes[..count];
+                if passes.windows(self.word.len()).any(|part| part == self.word.as_bytes()) {
+                    has_said_it.store(true, Ordering::Relaxed);
+                }
+                if !is_forgotten() && to_server.write_all(passes).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let down = async {
+            let mut bytes = [0; 8192];
+            while let Ok(count @ 1..) = from_server.read(&mut bytes).await {
+                if !is_forgotten() && to_client.write_all(&bytes[..count]).await.is_err() {
+                    break;
+                }
+            }
+        };
+        tokio::select! {
+            () = up => {}
+            () = down => {}
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! PostgreSQL: reads a job-event table as it is, with no more than SELECT. [`position`] says how no row is lost although
 //! rows become visible out of order, and [`sql`] has every statement.
 
+mod address;
 mod check;
 mod columns;
 mod draft;

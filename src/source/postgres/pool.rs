@@ -24,7 +24,7 @@ const STOPPING: Duration = Duration::from_secs(1);
 /// Goes before every statement, for a database without an encoding, which else refuses to send what is no UTF-8.
 const BARE_ENCODING: &str = "SET LOCAL client_encoding = 'SQL_ASCII'; ";
 /// Longest time to connect, to ping, or to wait until one of our connections is free.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that was idle for longer is pinged before it is used.
 const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
 /// A connection that was idle for longer is closed instead of used.
@@ -106,7 +106,7 @@ impl Login {
         Self(Arc::new(RwLock::new(options)))
     }
 
-    fn get(&self) -> PgConnectOptions {
+    pub fn get(&self) -> PgConnectOptions {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -1,5 +1,6 @@
 //! The database as one process knows it: its address, its pools, its tables, its durable mark.
 
+use super::address::{connect_options, describe};
 use super::ends::PostgresEnds;
 use super::error::QueryError;
 use super::first_versions::FirstVersions;
@@ -16,10 +17,9 @@ use crate::config;
 use crate::error::{SourceCode, SourceError};
 use crate::event::JobId;
 use crate::source::times::is_misleading;
-use crate::source::tls::root_certificate;
 use crate::source::{Change, EventKey};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
-use sqlx::{ConnectOptions, Row};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,10 +35,8 @@ pub struct Store {
     pub pool: ConnectionPool,
     /// For the tail, which never waits for readers to give a connection back.
     pub tail_pool: ConnectionPool,
-    /// For the one connection that listens for notifications; sqlx's listener needs a pool of sqlx's.
-    pub listener_pool: PgPool,
-    /// The credentials of all of these.
-    login: Login,
+    /// The credentials of all of these, and of the connection that listens for notifications.
+    pub login: Login,
     /// Wakes the listener when they have been renewed.
     pub renewed: Notify,
     /// Read when they are first needed, and forgotten when the database says that they have changed.
@@ -78,7 +76,9 @@ impl Store {
     /// Makes the store without asking the database anything.
     pub fn prepare(settings: &config::Source) -> Result<Arc<Self>, SourceError> {
         let options = connect_options(&settings.postgres)?;
-        let (login, read_timeout) = (Login::new(options.clone()), settings.read_timeout);
+        let read_timeout = settings.read_timeout;
+        let (address, port) = (describe(&options), options.get_socket().is_none().then(|| options.get_port()));
+        let login = Login::new(options);
         Ok(Arc::new(Self {
             settings: settings.postgres.clone(),
             settle: settings.settle,
@@ -87,9 +87,8 @@ impl Store {
             tail_pool: ConnectionPool::new(login.clone(), 1, read_timeout),
             login,
             renewed: Notify::new(),
-            address: address_of(&options),
-            port: options.get_socket().is_none().then(|| options.get_port()),
-            listener_pool: PgPoolOptions::new().max_connections(1).connect_lazy_with(options),
+            address,
+            port,
             tables: RwLock::default(),
             may_repeat_ids: AtomicBool::default(),
             durable_mark: Mutex::default(),
@@ -106,7 +105,7 @@ impl Store {
     /// Makes ready to log in as these settings say, on connections that are opened from now on.
     pub fn prepare_login(self: &Arc<Self>, settings: &config::Postgres) -> Result<Change, SourceError> {
         let options = connect_options(settings)?;
-        if address_of(&options) != self.address {
+        if describe(&options) != self.address {
             let cause = "it leads to another server or database than at the start";
             return Err(SourceError::new(
                 SourceCode::CannotOpen,
@@ -117,8 +116,7 @@ impl Store {
         }
         let store = self.clone();
         Ok(Box::new(move || {
-            store.login.renew(options.clone());
-            store.listener_pool.set_connect_options(options);
+            store.login.renew(options);
             store.renewed.notify_one();
         }))
     }
@@ -359,29 +357,4 @@ async fn read_relation(connection: &mut PooledConnection, name: &str, job_id: &s
     }
     let columns = rows.iter().map(column).collect::<Result<_, _>>()?;
     Ok(Relation { name: name.into(), kind, columns, has_other_life: false })
-}
-
-/// Host, port and database.
-fn address_of(options: &PgConnectOptions) -> String {
-    format!("{}:{}/{}", options.get_host(), options.get_port(), options.get_database().unwrap_or_default())
-}
-
-fn connect_options(settings: &config::Postgres) -> Result<PgConnectOptions, SourceError> {
-    let url = settings.url.get().unwrap_or_default();
-    let options: PgConnectOptions = url.parse().map_err(|_| {
-        // The parser's own text may hold the password.
-        let cause = "it is no address such as postgres://user:password@host:5432/database";
-        SourceError::new(SourceCode::CannotOpen, "reading source.postgres.url", cause, "correct it")
-    })?;
-    // The driver reads the file again for each connection, so that a renewed certificate needs no restart.
-    let options = match root_certificate("source.postgres.root_cert", &settings.root_cert)? {
-        Some(_) => options.ssl_root_cert(&settings.root_cert),
-        None => options,
-    };
-    Ok(options
-        .application_name("jobcast")
-        .statement_cache_capacity(0)
-        // Poolers refuse start-up parameters that they do not know.
-        .extra_float_digits(None)
-        .disable_statement_logging())
 }

@@ -117,6 +117,57 @@ async fn a_wrong_password_stops_the_start_and_stands_nowhere() {
 }
 
 #[tokio::test]
+async fn an_address_that_is_none_is_said_to_be_none_for_its_own_reason_and_no_part_of_its_password_is_shown() {
+    let server = Postgres::start().await;
+    let (host, port) = (server.address().ip(), server.port);
+    for (url, said_of_it) in [
+        (format!("postgres://reader:s3@cr#et/x@{host}:{port}/postgres"), "write / as %2F"),
+        (format!("postgres://reader:s3@cr/et@{host}:{port}/postgres"), "write / as %2F"),
+        (format!("jdbc:postgresql://reader:s3cret@{host}:{port}/postgres"), "jdbc:"),
+        (format!("jdbc:postgresql://{host}:{port}/postgres?user=reader&password=s3cret"), "jdbc:"),
+        (format!("postgres://reader:s3cret@{host}:{port},{host}:1/postgres"), "several hosts"),
+        (format!("postgres://reader:s3cret@/postgres?host={host},{host}&target_session_attrs=any"), "several hosts"),
+    ] {
+        for command in ["serve", "check"] {
+            let output = run(&[command], &[("source.kind", "postgres"), ("source.postgres.url", &url)]).await;
+            let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{url}: {said}");
+            assert!(said.contains(said_of_it) && said.contains("source.postgres.url"), "{url}: {said}");
+            for part in ["s3", "cr#", "cret", "et@", "et/"] {
+                assert!(!said.contains(part), "{url}: {said}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_is_reached_by_its_unix_socket_with_its_password() {
+    let server = Postgres::start().await;
+    server.execute(RECOMMENDED).await;
+    server.make_reader().await;
+    server.execute("ALTER ROLE reader PASSWORD 'p@ss#w/rd'").await;
+    let folder = server.listen_on_socket().await;
+    server.let_in("local all reader scram-sha-256\nhost all postgres 127.0.0.0/8 trust\n");
+    let mut rows = server.connect().await;
+    append(&mut rows, "job", [0]).await;
+    let port = server.port;
+    for url in [
+        format!("postgres://reader:p%40ss%23w%2Frd@/postgres?host={folder}&port={port}"),
+        format!("postgres://reader:p%40ss%23w%2Frd@:{port}/postgres?host={folder}"),
+        format!("postgres://reader:p%40ss%23w%2Frd@{}:{port}/postgres", folder.replace('/', "%2F")),
+    ] {
+        let settings = [("source.kind", "postgres"), ("source.postgres.url", &*url)];
+        let check = run(&["check"], &settings).await;
+        let said = String::from_utf8_lossy(&check.stdout).into_owned();
+        assert!(check.status.success() && said.contains(&format!("{folder}:{port}/postgres")), "{url}: {said}");
+        assert!(!said.contains("p@ss"), "{said}");
+        let daemon = Daemon::on("postgres", &url, &QUICK).await;
+        let mut stream = daemon.stream("job").await;
+        assert_eq!(stream.event().await.number(), 0, "{url}");
+    }
+}
+
+#[tokio::test]
 async fn tls_goes_as_far_as_the_address_asks_for() {
     let (ours, another) = (Authority::new("ours"), Authority::new("another"));
     let (certificate, key) = ours.certify("localhost");

@@ -1,8 +1,9 @@
 //! Wake-ups by notifications, and what breaks them.
 
 use super::{RECOMMENDED, TRIGGER, serve};
+use crate::support::address::Firewall;
 use crate::support::postgres::append;
-use crate::support::{Postgres, eventually};
+use crate::support::{Daemon, Postgres, eventually};
 use sqlx::{Executor, Row};
 
 #[tokio::test]
@@ -27,4 +28,31 @@ async fn a_listener_that_is_killed_listens_again_and_what_came_in_between_is_not
         append(&mut rows, "job", [number]).await;
         assert_eq!(stream.event().await.number(), number);
     }
+}
+
+#[tokio::test]
+async fn a_listener_that_a_firewall_has_forgotten_is_missed_and_listens_anew() {
+    let server = Postgres::start().await;
+    server.execute(&[RECOMMENDED, TRIGGER].concat()).await;
+    server.make_reader().await;
+    let firewall = Firewall::before(server.address(), "LISTEN").await;
+    let url = format!("postgres://reader@{}/postgres", firewall.address);
+    // Far longer than anything that is waited for here.
+    let daemon = Daemon::on("postgres", &url, &[("source.poll_interval", "10m")]).await;
+    let listening = "jobcast_source_listening";
+    let mut rows = server.connect().await;
+    append(&mut rows, "job", [0]).await;
+    let mut stream = daemon.stream("job").await;
+    stream.take(1).await;
+    daemon.metric_is(listening, 1.0).await;
+    for round in 0..2 {
+        firewall.forget();
+        let number = 1 + 2 * round;
+        append(&mut rows, "job", [number]).await;
+        assert_eq!(stream.event().await.number(), number, "the one that nobody was told of");
+        daemon.metric_is(listening, 1.0).await;
+        append(&mut rows, "job", [number + 1]).await;
+        assert_eq!(stream.event().await.number(), number + 1);
+    }
+    daemon.logs_times("does not answer any more", 2).await;
 }
