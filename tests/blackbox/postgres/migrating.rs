@@ -114,12 +114,16 @@ async fn a_role_that_may_only_insert_goes_on_while_a_long_reader_holds_the_migra
 }
 
 #[tokio::test]
-async fn a_migration_that_was_interrupted_is_completed_by_the_next_and_keeps_what_is_right() {
+async fn a_migration_that_was_interrupted_is_completed_by_the_next_and_keeps_what_is_right_while_writers_go_on() {
     let server = arena(LEGACY).await;
     let mut owner = server.connect().await;
     server
-        .execute("INSERT INTO job_events (id, job_id, type) SELECT n, 'job', 'x' FROM generate_series(1, 100) n")
+        .execute("INSERT INTO job_events (id, job_id, type) SELECT n, 'old', 'x' FROM generate_series(1, 100) n")
         .await;
+    let daemon = daemon_on(&server, &[("source.poll_interval", "50ms")]).await;
+    let writer = Writer::start(&server).await;
+    writer.more(10).await;
+    let mut stream = daemon.stream("job").await;
     let sql = script(&[]).await;
     // Interrupted while an index was built: another transaction is waited for.
     let mut stays = server.connect().await;
@@ -137,20 +141,29 @@ async fn a_migration_that_was_interrupted_is_completed_by_the_next_and_keeps_wha
     };
     let (is_done, ()) = tokio::join!(server.try_psql(&sql), building);
     assert!(!is_done, "it was interrupted");
+    writer.more(50).await;
     stays.execute("COMMIT").await.expect("the end of a snapshot");
     let invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid";
     let mut owner = server.connect().await;
     assert_eq!(owner.fetch_one(invalid).await.expect("a count").get::<i64, _>(0), 1);
     // The operator's own index does as well as ours.
     server.execute("CREATE INDEX mine ON job_events (job_id, seq, type)").await;
+    let mut known_triggers = None;
     for _ in 0..2 {
         server.psql(&sql).await;
+        writer.more(50).await;
         assert_eq!(owner.fetch_one(invalid).await.expect("a count").get::<i64, _>(0), 0);
         let known = "SELECT count(*) FROM pg_index WHERE indrelid = 'job_events'::regclass";
         assert_eq!(owner.fetch_one(known).await.expect("a count").get::<i64, _>(0), 3, "one for each need");
-        let triggers = "SELECT count(*), min(oid)::text FROM pg_trigger WHERE tgname LIKE '%_wake'";
-        assert_eq!(owner.fetch_one(triggers).await.expect("a count").get::<i64, _>(0), 2);
+        let triggers = "SELECT array_agg(oid::text ORDER BY tgname) FROM pg_trigger WHERE tgname LIKE '%_wake'";
+        let triggers: Vec<String> = owner.fetch_one(triggers).await.expect("triggers").get(0);
+        assert_eq!(triggers.len(), 2);
+        assert_eq!(known_triggers.get_or_insert(triggers.clone()), &triggers, "they stay the ones that they were");
     }
+    let (written, longest) = writer.stop().await;
+    assert!(longest < Duration::from_secs(5), "an insert took {longest:?}");
+    assert_eq!(numbers(&stream.take(written as usize).await), Vec::from_iter(0..written), "all of them, once");
+    assert_eq!(daemon.stream("old").await.take(100).await.len(), 100);
 }
 
 #[tokio::test]
