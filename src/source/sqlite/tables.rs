@@ -97,7 +97,25 @@ impl fmt::Display for SchemaProblem {
 }
 
 impl SchemaProblem {
-    /// The line that mends it.
+    /// The line of the settings file that mends it, or a sentence where there is none to paste.
+    pub fn mend(&self) -> String {
+        match self {
+            Self::MissingTable { setting, nearest: Some(nearest), .. }
+            | Self::MissingColumn { setting, nearest: Some(nearest), .. } => format!("{setting} = {nearest:?}"),
+            Self::MissingTable { setting, .. } if *setting == JOBS => format!("{setting} = \"\"  # none"),
+            Self::MissingColumn { setting, .. }
+                if setting.starts_with("source.sqlite.columns.") && !setting.ends_with(".job_id") =>
+            {
+                format!("{setting} = \"\"  # none")
+            }
+            Self::UnknownZone { .. } => {
+                "source.sqlite.timestamp_zone = \"UTC\"  # or such as Europe/Paris or +02:00".into()
+            }
+            other => other.help(),
+        }
+    }
+
+    /// The mend in words, for the log.
     pub fn help(&self) -> String {
         match self {
             Self::MissingTable { setting, nearest: Some(nearest), .. }

@@ -4,6 +4,8 @@ use super::RECOMMENDED;
 use crate::support::Postgres;
 use crate::support::daemon::run;
 use serde_json::Value;
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection, Executor};
 
 /// A set-up with one thing wrong or improvable.
 struct Case {
@@ -289,6 +291,94 @@ async fn check_says_by_what_new_events_are_found_and_how_many_rows_a_read_of_the
             for (read, grade) in reads {
                 assert_eq!(says([read, table])["grade"], grade, "{read}: {:#?}", checked.findings);
             }
+            if grade == "improvable" {
+                // What is printed is pasted, and the same reads cost little then.
+                let mend = says(["a look for new events", table])["mend"].as_str().expect("a text");
+                assert_eq!(mend, "CREATE INDEX CONCURRENTLY ON unindexed (\"job_id\", \"timestamp\");");
+                server.psql(mend).await;
+                let after = Checked::of(&settings).await;
+                for read in ["a look for new events", "a page of the history"] {
+                    assert!(after.find(&[read]).is_none(), "{read}: {:#?}", after.findings);
+                }
+            }
+        }
+    }
+}
+
+/// The types that a column of job ids has in practice: what makes them, and the id of the job number `n`.
+const KEYS: &[(&str, &str, &str)] = &[
+    ("uuid", "", "('0199aaaa-bbbb-7ccc-8ddd-' || lpad(n::text, 12, '0'))::uuid"),
+    ("int", "", "n"),
+    ("bigint", "", "n"),
+    ("numeric", "", "n"),
+    ("varchar(40)", "", "'job-' || n"),
+    ("char(36)", "", "'job-' || n"),
+    ("job_name", "CREATE DOMAIN job_name AS text CHECK (length(VALUE) < 40);", "'job-' || n"),
+    ("citext", "CREATE EXTENSION citext;", "'Job-' || n"),
+    ("job_label", "", "('job-' || n)::job_label"),
+];
+
+#[tokio::test]
+async fn each_type_of_job_ids_but_enums_has_its_reads_served_by_the_index_that_is_there() {
+    let server = Postgres::start().await;
+    server.execute("CREATE ROLE reader LOGIN").await;
+    let labels = (0..100).map(|n| format!("'job-{n}'")).collect::<Vec<_>>().join(", ");
+    server.execute(&format!("CREATE TYPE job_label AS ENUM ({labels})")).await;
+    for (number, (kind, made_by, id)) in KEYS.iter().enumerate() {
+        let table = format!("events_{number}");
+        server
+            .execute(&format!(
+                "{made_by} CREATE TABLE jobs_{number} (id {kind} PRIMARY KEY, status text DEFAULT 'RUNNING');
+                 INSERT INTO jobs_{number} (id) SELECT {id} FROM generate_series(0, 99) n;
+                 CREATE TABLE {table} (seq bigint GENERATED ALWAYS AS IDENTITY, job_id {kind} NOT NULL, type text NOT NULL DEFAULT 'x',
+                   timestamp timestamptz NOT NULL DEFAULT now(), payload jsonb);
+                 INSERT INTO {table} (job_id) SELECT {id} FROM (SELECT i % 100 AS n FROM generate_series(1, 50000) i) i;
+                 CREATE INDEX by_job_{number} ON {table} (job_id, seq);
+                 GRANT SELECT ON {table}, jobs_{number} TO reader; ANALYZE {table}; ANALYZE jobs_{number};"
+            ))
+            .await;
+        let settings = [
+            ("source.kind", "postgres".to_string()),
+            ("source.postgres.url", server.url("reader")),
+            ("source.postgres.events_table", table.clone()),
+            ("source.postgres.jobs_table", format!("jobs_{number}")),
+            ("source.postgres.columns.id", String::new()),
+        ];
+        let settings = settings.map(|(key, value)| (key.to_string(), value));
+        let checked = Checked::of(&settings).await;
+        assert_eq!(checked.code, Some(0), "{kind}: {:#?}", checked.findings);
+        for read in ["a look for new events", "a read of what is new", "a page of the history"] {
+            let summary = |finding: &Value| finding["summary"].as_str().expect("a text").to_string();
+            let summaries = checked.findings.iter().map(summary);
+            let found = summaries.filter(|summary| summary.starts_with(read)).collect::<Vec<_>>().join("");
+            let is_served = found.contains(&format!("by_job_{number}")) && !found.contains("the whole of");
+            // No enum has a value for every text that somebody asks for: its labels are compared as texts, and that is said.
+            assert_eq!(is_served, *kind != "job_label", "{kind}: {found} of {:#?}", checked.findings);
+            assert_eq!(checked.find(&[read]).is_none(), is_served, "{kind}: {found}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn check_says_what_it_takes_texts_without_an_encoding_and_times_without_a_zone_for() {
+    let server = Postgres::start().await;
+    server.execute("CREATE DATABASE bare ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
+    let url = server.url("postgres");
+    let url = format!("{}/bare", url.strip_suffix("/postgres").expect("the name of a database"));
+    let mut owner = PgConnection::connect(&url).await.expect("a database without encoding");
+    let tables = [RECOMMENDED, "ALTER TABLE job_events ALTER \"timestamp\" TYPE timestamp"].concat();
+    owner.execute(sqlx::raw_sql(AssertSqlSafe(tables))).await.expect("tables");
+    for zone in ["UTC", "America/New_York"] {
+        let settings =
+            [("source.kind", "postgres"), ("source.postgres.url", &*url), ("source.postgres.timestamp_zone", zone)];
+        let settings = settings.map(|(key, value)| (key.to_string(), value.to_string()));
+        let checked = Checked::of(&settings).await;
+        assert_eq!(checked.code, Some(0), "{:#?}", checked.findings);
+        let assumed =
+            format!("timestamp has no time zone: its times are taken for {zone} (source.postgres.timestamp_zone");
+        for part in ["no encoding (SQL_ASCII): its texts are taken for UTF-8", &*assumed] {
+            let is_said = |finding: &Value| finding["summary"].as_str().is_some_and(|text| text.contains(part));
+            assert!(checked.findings.iter().any(is_said), "{part}: {:#?}", checked.findings);
         }
     }
 }

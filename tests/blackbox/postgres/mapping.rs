@@ -110,6 +110,56 @@ const CASES: &[Case] = &[
         end: ("UPDATE jobs SET status = 'canceled'", "CANCELLED"),
     },
     Case {
+        name: "arrays as payload, as type and as step",
+        tables: "CREATE TABLE jobs (id text PRIMARY KEY, status text DEFAULT 'RUNNING'); INSERT INTO jobs VALUES ('a');
+            CREATE TABLE logs (id bigserial PRIMARY KEY, job_id text NOT NULL, kinds text[] NOT NULL, steps int[], lines text[],
+              at timestamptz); CREATE INDEX ON logs (job_id, id);",
+        settings: &[
+            ("columns.seq", "id"),
+            ("columns.timestamp", "at"),
+            ("columns.type", "kinds"),
+            ("columns.step_id", "steps"),
+            ("columns.payload", "lines"),
+        ],
+        job: "a",
+        rows: &[
+            "INSERT INTO logs (job_id, kinds, steps, lines) VALUES ('a', '{x,y}', '{1,2}', ARRAY['one', NULL, 'th\"ree'])",
+            "INSERT INTO logs (job_id, kinds, lines) VALUES ('a', '{}', '{}')",
+        ],
+        events: || {
+            vec![
+                ("{x,y}", Value::Null, json!(["one", null, "th\"ree"])),
+                ("{}", Value::Null, json!([])),
+            ]
+        },
+        end: ("UPDATE jobs SET status = 'COMPLETED'", "COMPLETED"),
+    },
+    Case {
+        name: "an object of arrays, of numbers and of rows",
+        tables: "CREATE TABLE jobs (id text PRIMARY KEY, status text DEFAULT 'RUNNING'); INSERT INTO jobs VALUES ('a');
+            CREATE TYPE point_2d AS (x int, y int);
+            CREATE TABLE logs (id bigserial PRIMARY KEY, job_id text NOT NULL, kind text NOT NULL, marks numeric[][],
+              path point_2d[], at timestamptz); CREATE INDEX ON logs (job_id, id);",
+        settings: &[
+            ("columns.seq", "id"),
+            ("columns.timestamp", "at"),
+            ("columns.type", "kind"),
+            ("columns.payload", "marks,path"),
+        ],
+        job: "a",
+        rows: &[
+            "INSERT INTO logs (job_id, kind, marks) VALUES ('a', 'x', '{{1,2.5},{3,4}}')",
+            "INSERT INTO logs (job_id, kind, path) VALUES ('a', 'y', ARRAY[ROW(1, 2)::point_2d])",
+        ],
+        events: || {
+            vec![
+                ("x", Value::Null, json!({ "marks": [[1, 2.5], [3, 4]], "path": null })),
+                ("y", Value::Null, json!({ "marks": null, "path": [{ "x": 1, "y": 2 }] })),
+            ]
+        },
+        end: ("UPDATE jobs SET status = 'COMPLETED'", "COMPLETED"),
+    },
+    Case {
         name: "tables that inherit, without a time",
         tables: "CREATE TYPE build_status AS ENUM ('started', 'errored');
             CREATE TABLE builds (id bigint PRIMARY KEY, status build_status DEFAULT 'started'); INSERT INTO builds VALUES (12);

@@ -2,6 +2,7 @@
 
 use crate::support::daemon::{BINARY, run};
 use crate::support::{Daemon, ForeignFile, Message, eventually};
+use serde_json::Value;
 use std::path::Path;
 
 const LOG: &str = "CREATE TABLE log (n INTEGER PRIMARY KEY, run TEXT, line TEXT); CREATE INDEX log_run ON log (run);";
@@ -146,12 +147,7 @@ async fn check_says_everything_at_once_and_each_mend_makes_its_finding_go_away()
          CREATE VIEW bare AS SELECT step_id FROM log_entries;",
     )
     .await;
-    let check = async |settings: &[(&str, &str)]| {
-        let settings = file.settings(settings);
-        let settings: Vec<_> = settings.iter().map(|(key, value)| (&**key, &**value)).collect();
-        let output = run(&["check"], &settings).await;
-        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
-    };
+    let check = async |settings: &[(String, String)]| check(&file, settings).await;
     let wrong = [
         ("events_table", "log_entries"),
         ("jobs_table", "step"),
@@ -160,40 +156,104 @@ async fn check_says_everything_at_once_and_each_mend_makes_its_finding_go_away()
         ("columns.type", "kind"),
         ("columns.payload", "dta,nothing"),
         ("columns.actor", "autor"),
+        ("job_columns.status", "stat"),
     ];
-    let (code, said) = check(&wrong).await;
-    assert_eq!(code, Some(1), "{said}");
-    for mend in [
-        "source.sqlite.jobs_table = \"steps\"",
-        "source.sqlite.columns.job_id = \"step_id\"",
-        "source.sqlite.columns.timestamp = \"created\"",
-        "source.sqlite.columns.payload = \"data\"",
-        "has no column nothing",
-        "has no column autor",
-    ] {
-        assert!(said.contains(mend), "{mend}: {said}");
+    let mut settings: Vec<(String, String)> =
+        wrong.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    let (code, findings) = check(&settings).await;
+    assert_eq!(code, Some(1), "{findings:#?}");
+    let summaries = said(&findings);
+    for part in
+        ["no table or view step", "no column stepid", "no column creatd", "no column nothing", "no column autor"]
+    {
+        assert!(summaries.contains(part), "{part}: {summaries}");
     }
-    let mut right = [
-        ("events_table", "log_entries"),
-        ("jobs_table", "steps"),
-        ("columns.job_id", "step_id"),
-        ("columns.timestamp", "created"),
-        ("columns.type", "kind"),
-        ("columns.payload", "data"),
-        ("job_columns.status", "state"),
-    ];
-    let (code, said) = check(&right).await;
-    assert!(code == Some(0) && said.contains("no index leads to the events of one job"), "{said}");
-    file.execute("CREATE INDEX \"log_entries_jobcast\" ON \"log_entries\" (\"step_id\");").await;
-    let (code, said) = check(&right).await;
-    assert!(code == Some(0) && said.contains("history is read by an index") && !said.contains("no index"), "{said}");
-    assert!(said.contains("never gives out twice"), "{said}");
-    right[0].1 = "bare";
-    let (code, said) = check(&[&right[..], &[("timestamp_zone", "Mars/Base")]].concat()).await;
-    assert_eq!(code, Some(1), "{said}");
+    let mut applied = 0;
+    // Each mend as it is printed, until nothing is left that has one.
+    while let (_, findings) = check(&settings).await
+        && let Some(finding) = findings.iter().find(|finding| finding["grade"] != "fine")
+    {
+        let (mend, summary) = (finding["mend"].as_str().expect("a text"), finding["summary"].as_str().expect("a text"));
+        match mend.strip_prefix("source.sqlite.") {
+            Some(line) => {
+                let (key, _) = line.split_once(" = ").expect("a setting");
+                let value = &toml::from_str::<toml::Table>(&line.replacen(key, "value", 1)).expect(line)["value"];
+                settings.retain(|(known, _)| known != key);
+                settings.push((key.to_string(), value.as_str().expect("a text").to_string()));
+            }
+            None => file.execute(mend).await,
+        }
+        let (_, after) = check(&settings).await;
+        assert!(after.iter().all(|finding| finding["summary"] != summary), "after {mend}: {after:#?}");
+        applied += 1;
+    }
+    assert!(applied >= 6, "only {applied} mends");
+    let (code, findings) = check(&settings).await;
+    let summaries = said(&findings);
+    assert!(code == Some(0) && summaries.contains("history is read by an index"), "{summaries}");
+    assert!(summaries.contains("never gives out twice"), "{summaries}");
+    assert!(settings.contains(&("columns.payload".into(), "data".into())), "{settings:?}");
+    settings.retain(|(key, _)| key != "events_table");
+    let bare = [("events_table", "bare"), ("timestamp_zone", "Mars/Base")];
+    settings.extend(bare.map(|(key, value)| (key.to_string(), value.to_string())));
+    let (code, findings) = check(&settings).await;
+    assert_eq!(code, Some(1), "{findings:#?}");
+    let summaries = said(&findings);
     for part in ["nothing numbers its rows", "e.rowid AS seq", "no time zone Mars/Base", "bare has no column created"] {
-        assert!(said.contains(part), "{part}: {said}");
+        assert!(summaries.contains(part), "{part}: {summaries}");
     }
+}
+
+#[tokio::test]
+async fn check_says_what_is_lost_by_numbers_that_come_back_and_which_zone_it_assumes() {
+    for (key, numbers) in
+        [("id INTEGER PRIMARY KEY", "log.id, which is not AUTOINCREMENT"), ("id TEXT", "which SQLite keeps by itself")]
+    {
+        let file = ForeignFile::make(&format!(
+            "CREATE TABLE log ({key}, run TEXT, at TEXT, body TEXT); CREATE INDEX log_run ON log (run);"
+        ))
+        .await;
+        let settings = [
+            ("events_table", "log"),
+            ("jobs_table", ""),
+            ("columns.job_id", "run"),
+            ("columns.timestamp", "at"),
+            ("columns.type", "= line"),
+            ("columns.payload", "body"),
+            ("final_types.completed", "over"),
+            ("timestamp_zone", "+02:00"),
+        ];
+        let settings: Vec<(String, String)> =
+            settings.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        let (code, findings) = check(&file, &settings).await;
+        let summaries = said(&findings);
+        assert_eq!(code, Some(0), "{summaries}");
+        let found =
+            findings.iter().find(|finding| finding["summary"].as_str().is_some_and(|text| text.contains(numbers)));
+        let found = found.unwrap_or_else(|| panic!("{numbers}: {summaries}"));
+        assert_eq!(found["grade"], "improvable");
+        assert!(found["summary"].as_str().is_some_and(|text| text.contains("stream.reset")), "{found}");
+        assert!(
+            found["mend"].as_str().is_some_and(|text| text.contains("INTEGER PRIMARY KEY AUTOINCREMENT")),
+            "{found}"
+        );
+        assert!(summaries.contains("without a zone are taken for those of +02:00"), "{summaries}");
+    }
+}
+
+/// The exit code and the findings of `jobcast check`.
+async fn check(file: &ForeignFile, settings: &[(String, String)]) -> (Option<i32>, Vec<Value>) {
+    let settings: Vec<_> = settings.iter().map(|(key, value)| (&**key, &**value)).collect();
+    let settings = file.settings(&settings);
+    let settings: Vec<_> = settings.iter().map(|(key, value)| (&**key, &**value)).collect();
+    let output = run(&["check", "--json"], &settings).await;
+    let findings = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    (output.status.code(), findings)
+}
+
+/// The summaries and mends of findings, as one text.
+fn said(findings: &[Value]) -> String {
+    findings.iter().map(|finding| format!("{}: {}\n", finding["summary"], finding["mend"])).collect()
 }
 
 /// Rights do not bind root: it is done as nobody.

@@ -5,7 +5,7 @@ use super::super::problem::{SchemaProblem, set};
 use super::super::sql::{self, quote};
 use super::super::store::is_subscribed;
 use super::super::tables::{Children, Column, RelationKind, RowOrder, Tables, XidSource};
-use super::view::{foreign_origin, with_xmin};
+use super::view::{ForeignOrigin, foreign_origin, with_xmin};
 use super::{Check, nearest_relation};
 use crate::config::{Columns, TimestampUnit};
 use crate::source::Finding;
@@ -270,20 +270,24 @@ impl Check<'_> {
         let rows = self.connection.query(sql::check::view_definition(&sql::quote_table(&name))).await?;
         let definition: Option<String> = rows.first().map(|row| row.try_get("definition")).transpose()?.flatten();
         let foreign = definition.as_deref().and_then(|definition| foreign_origin(definition, &job_id));
-        Ok(vec![match foreign {
-            Some((of_job, of_event)) => Finding::improvable(
-                format!(
-                    "{name} takes {job_id} from {of_job}, and the transaction from {of_event}: an event whose row in \
-                     {of_job} is committed after it is not seen by those who watch"
-                ),
-                format!(
-                    "take {job_id} from {of_event}, or see to it that the row of {of_job} is always committed first"
-                ),
-            ),
-            None => Finding::fine(format!(
+        let Some(ForeignOrigin { of_column, of_transaction }) = foreign else {
+            return Ok(vec![Finding::fine(format!(
                 "{name} is a view: its xmin must be that of the event's own row, and {job_id} must not come from a row \
                  that is committed later"
-            )),
-        }])
+            ))]);
+        };
+        // Advice that can be followed: many tables have the job's id nowhere but in the other one.
+        let columns = self.connection.query(sql::check::names_job(&of_transaction, &job_id)).await?;
+        let others = match columns.is_empty() {
+            true => String::new(),
+            false => format!("take {job_id} from {of_transaction}, or "),
+        };
+        Ok(vec![Finding::improvable(
+            format!(
+                "{name} takes {job_id} from {of_column}, and the transaction from {of_transaction}: an event whose row in \
+                 {of_column} is committed after it is not seen by those who watch"
+            ),
+            format!("{others}see to it that the row of {of_column} is committed before the job's events, or with them"),
+        )])
     }
 }

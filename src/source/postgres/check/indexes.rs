@@ -4,7 +4,7 @@ use super::super::error::QueryError;
 use super::super::sql::{self, quote};
 use super::super::tables::{Children, RelationKind, RowOrder, Tables, XidSource};
 use super::Check;
-use crate::source::Finding;
+use crate::source::{Finding, Grade};
 use sqlx::Row;
 
 /// An index that reads are slow without.
@@ -38,6 +38,17 @@ impl Check<'_> {
             findings.push(self.check_index(&wanted).await?);
         }
         Ok(findings)
+    }
+
+    /// The statements that make the indexes of the event table that are missing.
+    pub(super) async fn missing_indexes(&mut self, tables: &Tables) -> Result<String, QueryError> {
+        let mut statements = Vec::new();
+        let events = &tables.events.name;
+        for wanted in wanted_indexes(self, tables).into_iter().filter(|wanted| wanted.table == events) {
+            let found = self.check_index(&wanted).await?;
+            statements.extend((found.grade == Grade::Improvable).then_some(found.mend));
+        }
+        Ok(statements.join("\n"))
     }
 
     async fn check_index(&mut self, wanted: &WantedIndex<'_>) -> Result<Finding, QueryError> {

@@ -38,14 +38,20 @@ pub fn with_xmin(definition: &str, named: &[&str]) -> Option<Extended> {
     Some(Extended { query: parts.join("\nUNION ALL\n"), origins })
 }
 
-/// Names the table that a column of the view comes from, and the one that its transaction comes from, where they differ:
-/// `(column's, transaction's)`.
-pub fn foreign_origin(definition: &str, column: &str) -> Option<(String, String)> {
+/// The tables or functions that a column of a view and its transaction come from, where they differ.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ForeignOrigin {
+    pub of_column: String,
+    pub of_transaction: String,
+}
+
+/// Finds a column of the view whose rows are not those of the transaction.
+pub fn foreign_origin(definition: &str, column: &str) -> Option<ForeignOrigin> {
     let selects = split_union(definition.trim().trim_end_matches(';'))?;
     selects.into_iter().filter_map(Select::parse).find_map(|select| {
         let (own, event) = (select.alias_of(column)?, select.alias_of("xmin")?);
         let name = |alias| select.tables.iter().find(|table| table.alias == alias).map(|table| table.name.to_string());
-        (own != event).then(|| Some((name(own)?, name(event)?)))?
+        (own != event).then(|| Some(ForeignOrigin { of_column: name(own)?, of_transaction: name(event)? }))?
     })
 }
 
@@ -215,7 +221,8 @@ mod tests {
         );
         assert_eq!(extended.origins, ["\"My raw\""]);
         let foreign = foreign_origin(&extended.query, "job_id");
-        assert_eq!(foreign, Some(("tasks".into(), "\"My raw\"".into())));
+        let expected = ForeignOrigin { of_column: "tasks".into(), of_transaction: "\"My raw\"".into() };
+        assert_eq!(foreign, Some(expected));
         assert_eq!(foreign_origin(&extended.query, "id"), None);
     }
 

@@ -104,6 +104,15 @@ pub fn view_definition(relation: &str) -> String {
     )
 }
 
+/// Finds the column of the job's id by its usual name in a table, which is named as PostgreSQL prints it.
+pub fn names_job(table: &str, job_id: &str) -> String {
+    format!(
+        "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass({}) AND attname = {} AND NOT attisdropped",
+        literal(table),
+        literal(job_id)
+    )
+}
+
 /// Samples the values of a status column: `value`. Of an enum, all that there are.
 pub fn statuses(jobs: &JobTable) -> String {
     format!(

@@ -17,7 +17,7 @@ pub async fn check(connection: &mut SqliteConnection, settings: &config::Sqlite)
     let tables = match read_tables(connection, settings, Owner::Other).await? {
         Ok(tables) => tables,
         Err(problems) => {
-            let problems = problems.iter().map(|problem| Finding::problem(problem.to_string(), problem.help()));
+            let problems = problems.iter().map(|problem| Finding::problem(problem.to_string(), problem.mend()));
             findings.extend(problems);
             return Ok(findings);
         }
