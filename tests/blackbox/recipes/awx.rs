@@ -14,14 +14,29 @@ const TABLES: &str = "
     CREATE INDEX ON main_jobevent (job_id, job_created, counter);
     CREATE TABLE main_projectupdateevent (LIKE main_jobevent INCLUDING DEFAULTS) PARTITION BY RANGE (job_created);
     ALTER TABLE main_projectupdateevent RENAME job_id TO project_update_id;
+    CREATE TABLE main_inventoryupdateevent (id bigserial, job_created timestamptz NOT NULL, created timestamptz,
+      inventory_update_id int NOT NULL, counter int NOT NULL, event_data text NOT NULL, stdout text NOT NULL)
+      PARTITION BY RANGE (job_created);
+    CREATE TABLE main_adhoccommandevent (LIKE main_jobevent INCLUDING DEFAULTS) PARTITION BY RANGE (job_created);
+    ALTER TABLE main_adhoccommandevent RENAME job_id TO ad_hoc_command_id;
     CREATE TABLE main_systemjobevent (id bigserial, job_created timestamptz NOT NULL, created timestamptz, system_job_id int NOT NULL,
       counter int NOT NULL, event_data text NOT NULL, stdout text NOT NULL) PARTITION BY RANGE (job_created);
     INSERT INTO main_unifiedjob (created, status) VALUES ('2026-11-27 10:00:05Z', 'running'),
-      ('2026-11-27 11:30Z', 'running'), ('2026-11-27 11:40Z', 'running');";
+      ('2026-11-27 11:30Z', 'running'), ('2026-11-27 11:40Z', 'running'), ('2026-11-27 11:50Z', 'running'),
+      ('2026-11-27 11:55Z', 'running');";
+
+/// The tables of events, one for each kind of job.
+const EVENTS: [&str; 5] = [
+    "main_jobevent",
+    "main_projectupdateevent",
+    "main_inventoryupdateevent",
+    "main_adhoccommandevent",
+    "main_systemjobevent",
+];
 
 /// Makes the partitions of an hour, as AWX does before the first job of the hour.
 fn hour(hour: u64) -> String {
-    let tables = ["main_jobevent", "main_projectupdateevent", "main_systemjobevent"].map(|table| {
+    let tables = EVENTS.map(|table| {
         format!(
             "CREATE TABLE {table}_{hour} PARTITION OF {table}
              FOR VALUES FROM ('2026-11-27 {hour:02}:00Z') TO ('2026-11-27 {:02}:00Z');",
@@ -79,14 +94,18 @@ async fn a_job_of_awx_is_told_until_all_of_its_events_are_there_also_where_rows_
     database.execute("UPDATE main_jobevent SET changed = true WHERE counter = 2").await;
     database.execute(&event(4, "playbook_on_stats", "interval '20 minutes'")).await;
     first_versions(&mut stream, &mut told, 1).await;
+    // one without a time, while it is watched
+    database.execute(&event(5, "verbose", "NULL")).await;
+    first_versions(&mut stream, &mut told, 1).await;
+    assert_eq!((&told[4]["timestamp"], told.len()), (&Value::Null, 5));
     // the status comes before the last events, whose number it has
-    let end = "UPDATE main_unifiedjob SET status = 'failed', emitted_events = 6, finished = now() WHERE id = 1";
+    let end = "UPDATE main_unifiedjob SET status = 'failed', emitted_events = 7, finished = now() WHERE id = 1";
     database.execute(end).await;
-    database.execute("DROP TABLE main_jobevent_3, main_projectupdateevent_3, main_systemjobevent_3").await;
-    database.execute(&event(6, "verbose", "interval '-8 minutes'")).await;
+    database.execute(&EVENTS.map(|table| format!("DROP TABLE {table}_3;")).concat()).await;
+    database.execute(&event(7, "verbose", "interval '-8 minutes'")).await;
     first_versions(&mut stream, &mut told, 1).await;
     assert_eq!(daemon.get("/runner-jobs/1").await.json()["status"], Value::Null);
-    database.execute(&event(5, "verbose", "interval '0'")).await;
+    database.execute(&event(6, "verbose", "interval '0'")).await;
     first_versions(&mut stream, &mut told, 1).await;
     assert_eq!(parts(&stream.rest().await), [json!("stream.complete FAILED")]);
     told.sort_by_key(|event| event["payload"]["counter"].as_u64());
@@ -100,24 +119,25 @@ async fn jobs_of_awx_of_other_kinds_are_told_and_end_although_events_were_lost_o
     let awx = Product::start("awx", "view.sql", &[TABLES, &hour(10)].concat()).await;
     let database = &awx.database;
     let daemon = awx.serve("100ms").await;
-    let (mut update, mut system) = (daemon.stream("2").await, daemon.stream("3").await);
     database.execute(&hour(11)).await;
-    let of = |table: &str, columns: &str, values: &str| {
-        format!(
-            "INSERT INTO {table} (job_created, created, counter, event_data, stdout, {columns})
-             SELECT created, date_trunc('milliseconds', now()), n, '{{}}', 'x', {values} FROM main_unifiedjob, generate_series(1, 2) n"
-        )
-    };
-    let sql = of("main_projectupdateevent", "project_update_id, event", "id, 'runner_on_ok'") + " WHERE id = 2";
-    database.execute(&sql).await;
-    database.execute(&(of("main_systemjobevent", "system_job_id", "id") + " WHERE id = 3")).await;
+    // The number of the job, its table with the job's column and the events' type, and its end.
     let cases = [
-        (&mut update, 2, rows("main_projectupdateevent", "project_update_id", "event", 2), "successful", "COMPLETED"),
-        (&mut system, 3, rows("main_systemjobevent", "system_job_id", "'verbose'", 3), "canceled", "CANCELLED"),
+        (2, "main_projectupdateevent", "project_update_id", "event", "successful", "COMPLETED"),
+        (3, "main_systemjobevent", "system_job_id", "'verbose'", "canceled", "CANCELLED"),
+        (4, "main_inventoryupdateevent", "inventory_update_id", "'verbose'", "error", "FAILED"),
+        (5, "main_adhoccommandevent", "ad_hoc_command_id", "event", "failed", "FAILED"),
     ];
-    for (stream, job, rows, status, told_status) in cases {
-        let told = next(stream, 2).await;
-        assert_eq!(told, awx.rows(&rows).await);
+    for (job, table, job_column, kind, status, told_status) in cases {
+        let mut stream = daemon.stream(&job.to_string()).await;
+        let (column, value) = if kind == "event" { (", event", ", 'runner_on_ok'") } else { ("", "") };
+        let events = format!(
+            "INSERT INTO {table} (job_created, created, counter, event_data, stdout, {job_column}{column})
+             SELECT created, date_trunc('milliseconds', now()), n, '{{}}', 'x', id{value}
+             FROM main_unifiedjob, generate_series(1, 2) n WHERE id = {job}"
+        );
+        database.execute(&events).await;
+        let told = next(&mut stream, 2).await;
+        assert_eq!(told, awx.rows(&rows(table, job_column, kind, job)).await);
         let end = format!(
             "UPDATE main_unifiedjob SET status = '{status}', emitted_events = 9, finished = now() - interval '11 minutes'
              WHERE id = {job}"

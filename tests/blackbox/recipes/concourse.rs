@@ -66,6 +66,11 @@ async fn builds_of_concourse_are_told_while_pipelines_are_made_and_destroyed() {
     assert_eq!(end, [json!("stream.complete FAILED")]);
     assert_eq!(newest, concourse.rows(&rows(3)).await);
     concourse.is_told("3", &newest, "FAILED").await;
+    // A browser would take an event that is called `error` for a broken connection.
+    let all = daemon.stream("3").await.take(3).await;
+    let names: Vec<_> = all.iter().map(|message| message.event.as_deref()).collect();
+    assert_eq!(names, [Some("initialize-task"), None, Some("status")]);
+    assert_eq!(all[1].json()["type"], "error");
     // one that is destroyed takes its events along, and disturbs nobody
     database.execute(&event("team_build_events_1", 2, 3, "log", "{\"payload\":\"meanwhile\"}")).await;
     two.take(1).await;
