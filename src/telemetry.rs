@@ -266,6 +266,7 @@ metrics_table! {
     SOURCE_RETRIES = counter("jobcast_source_retries_total", "Reads of the tail that were tried again");
     SOURCE_LAG = gauge("jobcast_source_lag_seconds", "Age of the oldest work that the tail has not finished: it grows through an outage, and while a read hangs").of(Unit::Seconds);
     CURSORS_SHORTENED = counter("jobcast_cursors_shortened_total", "Cursors too long for an id: a resume from one may repeat events");
+    LONG_SET_IDS = counter("jobcast_long_set_ids_total", "Ids of sets of jobs made that are longer than 128 bytes: a resume from one on another origin costs a preflight");
     SKIPPED = counter("jobcast_skipped_entries_total", "Entries of the source that are no events, each time one is read");
     UNTYPED = counter("jobcast_untyped_events_total", "Events of Redis without a type of their own, each time one is read");
     UNREADABLE = counter("jobcast_unreadable_events_total", "Events with a part that could not be read as it is stored, each time one is read");

@@ -4,6 +4,7 @@
 use crate::cursor::set::{self, Members, Size};
 use crate::cursor::{Cursor, Level};
 use crate::event::JobId;
+use crate::telemetry;
 use std::fmt;
 use std::sync::Arc;
 
@@ -114,6 +115,17 @@ impl Types {
     }
 }
 
+impl Set {
+    /// Makes the cursor of these positions. One that is longer than a browser sends unasked is counted, unless it was wanted so.
+    fn seal(&self, positions: &[Level]) -> Cursor {
+        let cursor = set::seal(&self.members, positions, self.size);
+        if self.size == Size::Short && cursor.as_str().len() > Cursor::MAX_BYTES {
+            telemetry::LONG_SET_IDS.counter(&[]).increment(1);
+        }
+        cursor
+    }
+}
+
 impl Topic {
     /// The topic of these jobs, at least one of them, in any order. One job alone with all of its events has its own cursors.
     pub fn new(jobs: impl IntoIterator<Item = JobId>, types: Types, size: Size) -> Self {
@@ -153,7 +165,7 @@ impl Topic {
     pub fn token(&self, positions: &[Level]) -> Cursor {
         match (self.jobs(), self) {
             ([job], _) => positions[0].cursor(job),
-            (_, Self::Set(set)) => set::seal(&set.members, positions, set.size),
+            (_, Self::Set(set)) => set.seal(positions),
             (jobs, Self::Job(_)) => positions[0].cursor(&jobs[0]),
         }
     }

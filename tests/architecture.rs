@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const ROOMS: &[(&str, &[&str])] = &[
     ("event", &[]),
     ("cursor", &["event"]),
-    ("topic", &["event", "cursor"]),
+    ("topic", &["event", "cursor", "telemetry"]),
     ("sse", &["event", "cursor"]),
     ("error", &["event"]),
     ("config", &["event", "sse", "logging"]),

@@ -24,7 +24,7 @@ pub async fn event(stream: &mut Stream) -> Message {
     }
 }
 
-async fn events(stream: &mut Stream, count: usize) -> Vec<Message> {
+pub async fn events(stream: &mut Stream, count: usize) -> Vec<Message> {
     let mut events = Vec::new();
     while events.len() < count {
         events.push(event(stream).await);

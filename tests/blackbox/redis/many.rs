@@ -2,10 +2,11 @@
 
 use super::super::contract::many::open;
 use super::super::contract::many::promises::{Tried, keep_on_many_jobs};
+use super::super::contract::sets::{events, set_path};
 use super::shared::SHARED;
-use crate::support::Redis;
 use crate::support::redis::{self as writer, stream_key};
 use crate::support::store::Store;
+use crate::support::{Redis, Stream};
 use jobcast::cursor::Cursor;
 use jobcast::event::JobId;
 use jobcast::source::{Limit, PageResult, Source};
@@ -38,6 +39,24 @@ async fn the_last_events_are_those_that_are_left_and_none_that_was_deleted_befor
     assert_eq!(read(&*source, &job, &newest).await, Ok(vec!["e-10".to_string()]));
     server.ask::<()>(&["XDEL", &stream_key("job"), &ids[8]]).await;
     assert_eq!(read(&*source, &job, &at).await, Err(Reset::Trimmed), "it was there when the place was told");
+}
+
+#[tokio::test]
+async fn ids_of_a_set_that_are_longer_than_128_bytes_are_counted_unless_they_were_asked_for() {
+    let server = <Redis as Store>::start().await;
+    let jobs: Vec<String> = (0..20).map(|number| format!("job-{number}")).collect();
+    for job in &jobs {
+        writer::append(&mut server.connect().await, job, 0..1).await;
+    }
+    let few: Vec<&str> = jobs[..2].iter().map(String::as_str).collect();
+    let many: Vec<&str> = jobs.iter().map(String::as_str).collect();
+    for (jobs, ids, is_counted) in [(few, "", false), (many.clone(), "&ids=full", false), (many, "", true)] {
+        let daemon = server.daemon(&[]).await;
+        let mut stream = Stream::open(daemon.http, &set_path(&jobs, ids), &[]).await;
+        let longest = events(&mut stream, jobs.len()).await.iter().map(|event| event.cursor().len()).max();
+        assert_eq!(longest > Some(128), jobs.len() > 2, "{longest:?}");
+        assert_eq!(daemon.metric("jobcast_long_set_ids_total").await > 0.0, is_counted, "{} jobs{ids}", jobs.len());
+    }
 }
 
 #[tokio::test]
