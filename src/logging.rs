@@ -2,8 +2,10 @@
 //! and forgotten.
 //!
 //! While logs are set up, a thread of its own writes to standard error, which may be slow, full or closed: nobody who logs
-//! waits for it. Invariant: logging neither blocks its caller, nor panics, nor ends the process.
+//! waits for it. Invariant: logging neither blocks its caller, nor panics, nor ends the process; and that thread outlives
+//! its own panics, so that one line may be lost by one, and no more.
 
+use crate::supervise::fault;
 use crate::telemetry;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -11,7 +13,7 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write as _};
 use std::io::{self, IsTerminal, Write};
-use std::panic::PanicHookInfo;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -102,7 +104,7 @@ impl Drop for LogGuard {
 /// hook would wait for a reader of standard error.
 pub fn to_stderr(level: &str, access: bool, format: LogFormat, traces: Option<Traces>) -> LogGuard {
     let (queue, messages) = mpsc::sync_channel(MAX_WAITING_LINES);
-    let writer = thread::Builder::new().name("log".into()).spawn(move || write_all(&messages, &mut io::stderr()));
+    let writer = thread::Builder::new().name("log".into()).spawn(move || keep_writing(&messages, &mut io::stderr()));
     // Without the thread every line is lost, and counted.
     drop(writer);
     let _ = QUEUE.set(queue);
@@ -278,11 +280,19 @@ fn count_lost() {
     telemetry::LOG_LINES_LOST.counter(&[]).increment(1);
 }
 
+/// Writes what comes, until nobody can send any more. A line at which the writing panics is lost; the next are written.
+fn keep_writing(messages: &Receiver<Message>, to: &mut impl Write) {
+    while catch_unwind(AssertUnwindSafe(|| write_all(messages, to))).is_err() {
+        count_lost();
+    }
+}
+
 /// Writes what comes, until nobody can send any more. Lines that are refused are counted.
 fn write_all(messages: &Receiver<Message>, to: &mut impl Write) {
     for message in messages {
         match message {
             Message::Line(line) => {
+                fault::strike("log");
                 if to.write_all(&line).is_err() {
                     count_lost();
                 }
@@ -382,6 +392,34 @@ mod tests {
         let line = r#"{"level":"INFO","job":"own","spans":[{"name":"request","job":"outer","request":"7"},{"name":"read","request":"8"}]}"#;
         let flat: Value = serde_json::from_str(&flat(line)).expect("JSON");
         assert_eq!(flat, serde_json::json!({ "level": "INFO", "job": "own", "request": "8" }));
+    }
+
+    /// Panics at the first write, and takes the others.
+    struct Panicking(Option<Vec<u8>>);
+
+    impl Write for Panicking {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            let taken = self.0.as_mut().map(|taken| taken.extend_from_slice(line));
+            self.0.get_or_insert_default();
+            taken.expect("on purpose");
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_panic_of_the_thread_that_writes_costs_one_line() {
+        let (queue, messages) = mpsc::sync_channel(3);
+        for line in ["one", "two", "three"] {
+            assert!(queue.try_send(Message::Line(line.into())).is_ok());
+        }
+        drop(queue);
+        let mut panicking = Panicking(None);
+        keep_writing(&messages, &mut panicking);
+        assert_eq!(panicking.0.as_deref(), Some(&b"twothree"[..]));
     }
 
     #[test]

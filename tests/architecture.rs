@@ -17,7 +17,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("shutdown", &[]),
     ("systemd", &["shutdown", "supervise"]),
     ("outbound", &[]),
-    ("logging", &["telemetry"]),
+    ("logging", &["telemetry", "supervise"]),
     ("traces", &["config", "logging", "outbound"]),
     ("supervise", &["shutdown"]),
     ("single_flight", &["supervise"]),

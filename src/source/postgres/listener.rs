@@ -22,11 +22,9 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// Calls `notified` on every notification of `channel`. Runs until it is aborted. While the database cannot be listened
 /// to, new events wait for the poll.
 pub async fn listen(store: Arc<Store>, channel: String, notified: Arc<Notify>) {
-    let is_listening = telemetry::SOURCE_LISTENING.gauge(&[]);
     let mut is_logged = false;
     loop {
         let Err(error) = listen_until_error(&store, &channel, &notified).await;
-        is_listening.set(0.0);
         if !is_logged {
             is_logged = true;
             let error = store.error("listening for wake-ups", error);
@@ -40,17 +38,16 @@ pub async fn listen(store: Arc<Store>, channel: String, notified: Arc<Notify>) {
 }
 
 async fn listen_until_error(store: &Store, channel: &str, notified: &Notify) -> Result<Infallible, QueryError> {
-    let is_listening = telemetry::SOURCE_LISTENING.gauge(&[]);
     loop {
         let mut listener = within(CONNECT_TIMEOUT, start(store, channel)).await?;
         tracing::debug!(channel, "listening for wake-ups");
-        is_listening.set(1.0);
+        // However this ends, also by a panic, nobody listens any more.
+        let _is_listening = telemetry::SOURCE_LISTENING.hold();
         // Something may have come between two connections.
         notified.notify_one();
         while hears(&mut listener, channel).await? {
             notified.notify_one();
         }
-        is_listening.set(0.0);
     }
 }
 

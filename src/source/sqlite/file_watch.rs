@@ -1,13 +1,15 @@
 //! Notices writes of other processes, by watching the database's directory.
 
+use crate::supervise::fault;
 use crate::telemetry;
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// The pause between a change of the file and the first check.
 ///
@@ -20,12 +22,48 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// Longer than a disk takes for one commit.
 const CHECKED_FOR: Duration = Duration::from_secs(30);
 
+/// Pause before a watch that ended unasked is begun again.
+const RESTART_DELAY: Duration = Duration::from_secs(1);
+
 pub struct FileWatch {
+    path: PathBuf,
     /// Notified by the watcher, on its own thread.
     changed: Arc<Notify>,
     next_check: Option<NextCheck>,
-    /// Keeps the watch alive. `None` where the system refused it: then only the poll notices other processes' writes.
-    _watcher: Option<RecommendedWatcher>,
+    state: State,
+}
+
+/// The state of the watch itself.
+enum State {
+    Watching(Watching),
+    /// The watch ended unasked. It is begun again then.
+    Ended {
+        again_at: Instant,
+    },
+    /// The system refused it: then only the poll notices other processes' writes.
+    Refused,
+}
+
+/// A watch, for as long as this lives.
+struct Watching {
+    watcher: Option<RecommendedWatcher>,
+    /// Cancelled when the watcher's thread has ended, whichever way.
+    ended: CancellationToken,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        if self.ended.is_cancelled() {
+            // Its drop expects the thread to be there, and would panic.
+            std::mem::forget(self.watcher.take());
+        }
+    }
+}
+
+/// The thread's side of a watch.
+struct Told {
+    changed: Arc<Notify>,
+    _is_alive: DropGuard,
 }
 
 /// A check that is due after a change of the file.
@@ -50,15 +88,60 @@ impl NextCheck {
     }
 }
 
+impl Told {
+    fn note_change(&self) {
+        self.changed.notify_one();
+    }
+}
+
+impl State {
+    fn begin(path: &Path, changed: &Arc<Notify>) -> Self {
+        let ended = CancellationToken::new();
+        let told = Told { changed: changed.clone(), _is_alive: ended.clone().drop_guard() };
+        let state = match watch(path, told) {
+            Ok(watcher) => Self::Watching(Watching { watcher: Some(watcher), ended }),
+            Err(error) => {
+                tracing::warn!(%error, "cannot watch the database file for changes; other processes' writes wait for the poll");
+                Self::Refused
+            }
+        };
+        state.show();
+        state
+    }
+
+    fn show(&self) {
+        let is_watching = matches!(self, Self::Watching(_));
+        telemetry::SOURCE_LISTENING.gauge(&[]).set(if is_watching { 1.0 } else { 0.0 });
+    }
+
+    /// Returns when the watch has ended, or is to begin again. May be dropped and called again.
+    async fn is_due(&self) {
+        match self {
+            Self::Watching(watching) => watching.ended.cancelled().await,
+            Self::Ended { again_at } => tokio::time::sleep_until(*again_at).await,
+            Self::Refused => std::future::pending().await,
+        }
+    }
+}
+
 impl FileWatch {
     pub fn new(path: &Path) -> Self {
         let changed = Arc::new(Notify::new());
-        let watcher = watch(path, changed.clone());
-        if let Err(error) = &watcher {
-            tracing::warn!(%error, "cannot watch the database file for changes; other processes' writes wait for the poll");
+        let state = State::begin(path, &changed);
+        Self { path: path.to_path_buf(), changed, next_check: None, state }
+    }
+
+    /// Takes note that the watch has ended, or begins it again.
+    fn carry_on(&mut self) {
+        if matches!(self.state, State::Watching(_)) {
+            tracing::error!("the watch of the database file ended unasked; it is begun again");
+            self.state = State::Ended { again_at: Instant::now() + RESTART_DELAY };
+            self.state.show();
+        } else {
+            self.state = State::begin(&self.path, &self.changed);
+            // The file may have changed in between.
+            self.changed.notify_one();
         }
-        telemetry::SOURCE_LISTENING.gauge(&[]).set(if watcher.is_ok() { 1.0 } else { 0.0 });
-        Self { changed, next_check: None, _watcher: watcher.ok() }
     }
 
     /// Returns when the file should be read. May be dropped and called again; no change is lost.
@@ -75,6 +158,7 @@ impl FileWatch {
                     self.next_check = check.following(Instant::now());
                     return;
                 }
+                () = self.state.is_due() => self.carry_on(),
             }
         }
     }
@@ -91,13 +175,14 @@ async fn due(check: Option<NextCheck>) -> NextCheck {
     }
 }
 
-fn watch(path: &Path, changed: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
+fn watch(path: &Path, told: Told) -> notify::Result<RecommendedWatcher> {
     let path = std::path::absolute(path)?;
     let name = path.file_name().unwrap_or_default().to_os_string();
     let folder = path.parent().unwrap_or(Path::new("/")).to_path_buf();
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        fault::strike("file watch");
         if is_change(&event, &name) {
-            changed.notify_one();
+            told.note_change();
         }
     })?;
     watcher.watch(&folder, RecursiveMode::NonRecursive)?;
