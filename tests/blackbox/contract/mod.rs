@@ -10,6 +10,7 @@ pub mod many;
 mod outage;
 pub mod reading;
 mod resume;
+mod selecting;
 pub mod set_faults;
 mod set_torture;
 pub mod sets;
@@ -76,6 +77,7 @@ macro_rules! of_every_store {
             sets::a_job_of_a_set_that_goes_on_after_its_end_is_told_to_all_and_ends_once_more
             sets::streams_of_a_job_and_of_sets_with_it_begin_at_any_time_beside_each_other
             sets::types_and_last_give_what_a_filter_of_the_whole_history_gives
+            selecting::any_types_and_beginning_and_cursor_give_what_a_filter_of_the_whole_history_gives
             set_torture::subscribers_of_changing_sets_that_come_and_go_lose_nothing_repeat_nothing_and_keep_each_order
             ingest::an_event_is_answered_as_it_is_stored_and_a_repeated_id_is_stored_once
             ingest::events_that_are_sent_in_reach_the_subscribers_of_every_replica
