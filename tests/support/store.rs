@@ -18,6 +18,8 @@ pub trait Store: Sized {
     const HAS_LEVELS: bool;
     /// The longest id of a set of 50 jobs, in bytes.
     const LONGEST_SET_ID: usize;
+    /// False where nothing in the store tells that there were events which are deleted.
+    const TELLS_TRIMS: bool = true;
 
     async fn start() -> Self;
 
@@ -40,6 +42,9 @@ pub trait Store: Sized {
     async fn append_and_end(&self, job: &str, numbers: Range<u64>, ballast: usize, status: &str);
 
     async fn set_status(&self, job: &str, status: &str);
+
+    /// Deletes all events of a job but the newest ones.
+    async fn trim(&self, job: &str, left: u64);
 
     async fn daemon(&self, more: &[(&str, &str)]) -> Daemon {
         let own = self.settings();
@@ -109,6 +114,11 @@ impl Store for Sqlite {
         let sql = AssertSqlSafe(status_sql(job, status));
         self.connect().await.execute(sqlx::raw_sql(sql)).await.expect("a status");
     }
+
+    async fn trim(&self, job: &str, left: u64) {
+        let sql = AssertSqlSafe(trim_sql(job, left));
+        self.connect().await.execute(sqlx::raw_sql(sql)).await.expect("a trim");
+    }
 }
 
 impl Store for Postgres {
@@ -116,6 +126,7 @@ impl Store for Postgres {
     const ONE_CURSOR_PER_PLACE: bool = false;
     const HAS_LEVELS: bool = false;
     const LONGEST_SET_ID: usize = 1500;
+    const TELLS_TRIMS: bool = false;
 
     async fn start() -> Self {
         let server = Postgres::start().await;
@@ -154,6 +165,10 @@ impl Store for Postgres {
 
     async fn set_status(&self, job: &str, status: &str) {
         self.execute(&status_sql(job, status)).await;
+    }
+
+    async fn trim(&self, job: &str, left: u64) {
+        self.execute(&trim_sql(job, left)).await;
     }
 }
 
@@ -209,6 +224,10 @@ impl Store for Redis {
     async fn set_status(&self, job: &str, status: &str) {
         redis::set_status(&mut self.connect().await, job, status).await;
     }
+
+    async fn trim(&self, job: &str, left: u64) {
+        self.ask::<()>(&["XTRIM", &redis::stream_key(job), "MAXLEN", &left.to_string()]).await;
+    }
 }
 
 impl Server for Redis {
@@ -235,6 +254,13 @@ fn served(kind: &str, address: &'static str, url: String) -> Vec<(&'static str, 
 
 fn payload(number: u64, ballast: usize) -> String {
     format!("{{\"n\":{number},\"ballast\":\"{}\"}}", "x".repeat(ballast))
+}
+
+fn trim_sql(job: &str, left: u64) -> String {
+    format!(
+        "DELETE FROM job_events WHERE job_id = '{job}'
+           AND seq NOT IN (SELECT seq FROM job_events WHERE job_id = '{job}' ORDER BY seq DESC LIMIT {left})"
+    )
 }
 
 fn status_sql(job: &str, status: &str) -> String {

@@ -13,6 +13,7 @@ mod resume;
 mod selecting;
 pub mod set_faults;
 mod set_torture;
+mod set_trims;
 pub mod sets;
 
 use crate::support::store::Sqlite;
@@ -78,6 +79,7 @@ macro_rules! of_every_store {
             sets::streams_of_a_job_and_of_sets_with_it_begin_at_any_time_beside_each_other
             sets::types_and_last_give_what_a_filter_of_the_whole_history_gives
             selecting::any_types_and_beginning_and_cursor_give_what_a_filter_of_the_whole_history_gives
+            set_trims::of_a_set_only_the_job_whose_history_was_trimmed_begins_anew_and_the_others_lose_nothing
             set_torture::subscribers_of_changing_sets_that_come_and_go_lose_nothing_repeat_nothing_and_keep_each_order
             ingest::an_event_is_answered_as_it_is_stored_and_a_repeated_id_is_stored_once
             ingest::events_that_are_sent_in_reach_the_subscribers_of_every_replica
