@@ -6,6 +6,7 @@ use crate::support::postgres::append;
 use crate::support::{Daemon, Postgres, numbers};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use std::ops::Range;
 
@@ -61,14 +62,55 @@ async fn insert_odd(rows: &mut PgConnection, random: &mut StdRng) -> usize {
     of_odd
 }
 
-#[tokio::test]
-async fn rows_of_random_bytes_nulls_and_times_are_all_delivered_and_ten_other_jobs_lose_nothing_beside_them() {
-    let server = Postgres::start().await;
+/// A database that takes any bytes as text: a connection of its owner, and its address.
+pub async fn bare(server: &Postgres, tables: &'static str) -> (PgConnection, String) {
     server.execute("CREATE DATABASE bare ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
     let url = server.url("postgres");
     let url = format!("{}/bare", url.strip_suffix("/postgres").expect("the name of a database"));
     let mut rows = PgConnection::connect(&url).await.expect("a database without encoding");
-    rows.execute(sqlx::raw_sql(TABLES)).await.expect("tables");
+    rows.execute(sqlx::raw_sql(tables)).await.expect("tables");
+    (rows, url)
+}
+
+#[tokio::test]
+async fn a_payload_with_a_byte_that_is_no_utf_8_is_shown_as_far_as_it_can_be_read_and_named() {
+    let server = Postgres::start().await;
+    let (mut rows, url) = bare(&server, TABLES).await;
+    let insert = |id: &str, bytes: &[u8]| {
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!(
+            "INSERT INTO job_events (id, job_id, type, payload)
+             VALUES ('{id}', 'job', 'x', convert_from('\\x{hex}', 'SQL_ASCII'))"
+        )
+    };
+    for (kind, expected) in
+        [("auto", json!("{\"n\":1,\"of\":\"\u{fffd}\"}")), ("json", json!({ "n": 1, "of": "\u{fffd}" }))]
+    {
+        let settings = [("source.poll_interval", "20ms"), ("source.postgres.payload_kind", kind)];
+        let daemon = Daemon::on("postgres", &url, &settings).await;
+        let insert_both = insert("bad", b"{\"n\":1,\"of\":\"\xe9\"}") + ";" + &insert("good", b"{\"n\":2}");
+        rows.execute(sqlx::raw_sql("TRUNCATE job_events")).await.expect("an empty table");
+        rows.execute(sqlx::raw_sql(AssertSqlSafe(insert("first", b"{\"n\":0}")))).await.expect("a row");
+        let mut live = daemon.stream("job").await;
+        live.event().await;
+        rows.execute(sqlx::raw_sql(AssertSqlSafe(insert_both))).await.expect("rows");
+        let mut history = daemon.stream("job").await;
+        history.event().await;
+        for stream in [&mut live, &mut history] {
+            let (bad, good) = (stream.event().await.json(), stream.event().await.json());
+            assert_eq!((&bad["unreadable"], &bad["payload"]), (&json!(["payload"]), &expected), "{kind}");
+            assert_eq!((good.get("unreadable"), &good["id"]), (None, &json!("good")), "{kind}");
+        }
+        let polled = daemon.get("/runner-jobs/job/events").await.json();
+        assert_eq!(polled["events"][1]["unreadable"], json!(["payload"]), "{polled}");
+        assert_eq!(daemon.ask_admin("/readyz").await.json()["status"], "ready");
+    }
+}
+
+#[tokio::test]
+async fn rows_of_random_bytes_nulls_and_times_are_all_delivered_and_ten_other_jobs_lose_nothing_beside_them() {
+    let server = Postgres::start().await;
+    let (mut rows, url) = bare(&server, TABLES).await;
     let settings = [("source.poll_interval", "20ms"), ("source.postgres.payload_kind", "json")];
     let daemon = Daemon::on("postgres", &url, &settings).await;
     let others: Vec<String> = (0..10).map(|number| format!("other-{number}")).collect();

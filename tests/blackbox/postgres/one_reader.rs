@@ -1,11 +1,13 @@
 //! One reader sends, and one job's rows do, whatever they like: the others lose nothing, and wait for nothing.
 
-use super::{RECOMMENDED, serve};
+use super::odd_rows::bare;
+use super::{RECOMMENDED, daemon_on, serve};
+use crate::support::http::request;
 use crate::support::postgres::append;
 use crate::support::{Daemon, Postgres, eventually, numbers};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use sqlx::{Connection, Executor, PgConnection, Row};
+use sqlx::{Executor, Row};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -62,6 +64,38 @@ async fn a_cursor_of_the_future_is_answered_at_once_by_a_primary() {
 }
 
 #[tokio::test]
+async fn polls_that_wait_for_a_standby_hold_nothing_that_an_honest_one_needs() {
+    let primary = Postgres::start().await;
+    primary.execute(RECOMMENDED).await;
+    primary.make_reader().await;
+    append(&mut primary.connect().await, "job", [0]).await;
+    let standby = primary.standby().await;
+    standby.caught_up_with(&primary).await;
+    // Nobody waits until the time is up.
+    let daemon = daemon_on(&standby, &[("source.settle", "1h")]).await;
+    let path = format!("/runner-jobs/job/events?after={}", forged("job", 1 << 61));
+    let waiting: Vec<_> = (0..16)
+        .map(|_| {
+            let (to, path) = (daemon.http, path.clone());
+            tokio::spawn(async move { request(to, "GET", &path, &[], b"").await })
+        })
+        .collect();
+    // Each of them keeps its connection open.
+    daemon.metric_reaches("jobcast_open_connections", 16.0).await;
+    for _ in 0..50 {
+        assert_eq!(daemon.get("/runner-jobs/job/events").await.json()["events"][0]["payload"]["n"], 0);
+    }
+    assert_eq!(numbers(&daemon.stream("job").await.take(1).await), [0]);
+    assert!(waiting.iter().all(|poll| !poll.is_finished()), "they wait for the standby");
+    // A primary has nothing to wait for.
+    standby.promote().await;
+    for poll in waiting {
+        let told = poll.await.expect("an answer").json();
+        assert_eq!((&told["reset"]["reason"], &told["events"][0]["payload"]["n"]), (&"rewound".into(), &0.into()));
+    }
+}
+
+#[tokio::test]
 async fn statements_of_readers_who_left_are_cancelled() {
     let server = Postgres::start().await;
     let daemon = serve(&server, RECOMMENDED, &[]).await;
@@ -110,12 +144,12 @@ async fn a_row_that_a_view_cannot_cast_stops_its_own_job_until_it_is_mended_and_
     assert_eq!(tenth.event().await.number(), 1);
     insert("INSERT INTO rows (id, job_id, type, payload) VALUES ('c', 'job-10', 'x', '{\"n\":2}')").await;
     assert_eq!(tenth.event().await.number(), 2);
+    let told = ninth.event().await;
+    assert!(told.is("stream.error") && told.json()["retryable"] == true, "{told:?}");
+    let ready = daemon.ask_admin("/readyz").await;
+    assert_eq!((ready.status, &ready.json()["status"]), (200, &"ready".into()));
     insert("UPDATE rows SET payload = '{\"n\":1}' WHERE id = 'b' AND job_id = 'job-9'").await;
-    let mut next = ninth.event().await;
-    while next.is("stream.error") {
-        next = ninth.event().await;
-    }
-    assert_eq!(next.number(), 1);
+    assert_eq!(ninth.event().await.number(), 1, "it was told once");
 }
 
 /// A view whose rows of one job make every look for new rows fail, but no read of another job.
@@ -177,11 +211,7 @@ async fn a_statement_that_takes_too_long_is_ended_by_the_server_and_told_to_who_
 #[tokio::test]
 async fn bytes_and_times_that_nobody_can_read_hurt_their_own_part_of_their_own_event() {
     let server = Postgres::start().await;
-    server.execute("CREATE DATABASE bare ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
-    let url = server.url("postgres");
-    let url = format!("{}/bare", url.strip_suffix("/postgres").expect("the name of a database"));
-    let mut rows = PgConnection::connect(&url).await.expect("a database without encoding");
-    rows.execute(sqlx::raw_sql(super::LEGACY)).await.expect("tables");
+    let (mut rows, url) = bare(&server, super::LEGACY).await;
     rows.execute(sqlx::raw_sql(
         r#"INSERT INTO job_events (id, job_id, type, timestamp, payload) VALUES
              (convert_from('\xe9', 'SQL_ASCII'), 'job', convert_from('\x78e9', 'SQL_ASCII'), '2020-01-01', '{"n":0}'),

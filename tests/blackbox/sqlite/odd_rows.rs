@@ -1,9 +1,15 @@
 //! Rows that other writers stored as nobody should: each hurts at most itself.
 
 use crate::support::daemon::write_rows;
-use crate::support::{Daemon, Message, numbers};
+use crate::support::http::request;
+use crate::support::{Daemon, ForeignFile, Message, numbers};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The columns and values of a row, and its event as the stream shows it. `None` where no job can have the row.
 struct OddRow {
@@ -68,4 +74,103 @@ async fn a_row_of_odd_storage_classes_reaches_its_job_readable_or_said_and_no_ot
     assert_eq!(daemon.ask_admin("/readyz").await.status, 200);
     assert_eq!(daemon.metric("jobcast_source_errors_total").await, 0.0);
     assert_eq!(numbers(&daemon.stream("other").await.take(11).await), Vec::from_iter(0..11));
+}
+
+/// Tables without types, so that any column keeps any storage class.
+const UNTYPED: &str = "
+    CREATE TABLE runner_jobs (id PRIMARY KEY, status DEFAULT 'PENDING', updated_at DEFAULT '', changed INTEGER DEFAULT 0);
+    CREATE TABLE job_events (seq INTEGER PRIMARY KEY AUTOINCREMENT, id, job_id, step_id, type, timestamp, actor, payload);";
+
+/// An SQL expression of any storage class.
+fn value(random: &mut StdRng) -> String {
+    let length = [0, 1, 7, 40, 20_000][random.random_range(0..5_usize)];
+    let hex: String = (0..length).map(|_| format!("{:02x}", random.random::<u8>())).collect();
+    match random.random_range(0..9) {
+        0 => "NULL".into(),
+        1 => format!("CAST('{}' AS INTEGER)", random.random::<i64>()),
+        2 => format!("CAST('{:e}' AS REAL)", f64::from_bits(random.random())),
+        3 => "9e999".into(),
+        4 => format!("X'{hex}'"),
+        5 => format!("CAST(X'{hex}' AS TEXT)"),
+        6 => "X'7b226e223a317d'".into(),
+        7 => "'2026-11-23 21:00:00'".into(),
+        _ => "99999999999999999".into(),
+    }
+}
+
+/// A statement that writes an event of the job `odd`, whose id may be bytes, or of any other job, or a job's status.
+fn odd_row(random: &mut StdRng) -> String {
+    let job = match random.random_range(0..8) {
+        0 => value(random),
+        number if number % 2 == 0 => "'odd'".into(),
+        _ => "X'6f6464'".into(),
+    };
+    if random.random_bool(0.2) {
+        return format!("INSERT OR REPLACE INTO runner_jobs (id, status) VALUES ({job}, {});", value(random));
+    }
+    let [id, step, kind, time, actor, payload] = std::array::from_fn(|_| value(random));
+    format!(
+        "INSERT OR IGNORE INTO job_events (id, job_id, step_id, type, timestamp, actor, payload)
+         VALUES ({id}, {job}, {step}, {kind}, {time}, {actor}, {payload});"
+    )
+}
+
+/// Asks over and over whether the daemon is ready, until it is told to end; returns how often it was asked.
+async fn stays_ready(admin: SocketAddr, end: Arc<AtomicBool>) -> usize {
+    let mut asked = 0;
+    while !end.load(Ordering::Relaxed) {
+        let answer = request(admin, "GET", "/readyz", &[], b"").await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        asked += 1;
+    }
+    asked
+}
+
+#[tokio::test]
+async fn rows_of_any_storage_class_and_encoding_never_make_the_daemon_unready_and_cost_ten_other_jobs_nothing() {
+    for (seed, encoding) in (15..).zip(["UTF-8", "UTF-16le"]) {
+        let file = ForeignFile::not_yet();
+        file.execute(&format!("PRAGMA encoding = '{encoding}'; {UNTYPED}")).await;
+        let path = file.path().display().to_string();
+        let settings = [
+            ("source.sqlite.path", &*path),
+            ("source.sqlite.create", "always"),
+            ("source.poll_interval", "20ms"),
+            ("source.ready_grace", "1ms"),
+        ];
+        let daemon = Daemon::with(&settings).await;
+        let end = Arc::new(AtomicBool::new(false));
+        let ready = tokio::spawn(stays_ready(daemon.admin, end.clone()));
+        let mut rows = file.connect().await;
+        let others: Vec<String> = (0..10).map(|number| format!("other-{number}")).collect();
+        let mut streams = Vec::new();
+        for (number, job) in (0..).zip(&others) {
+            write_rows(&mut rows, job, [number]).await;
+            streams.push(daemon.stream(job).await);
+        }
+        write_rows(&mut rows, "odd", [0]).await;
+        let mut odd = daemon.stream("odd").await;
+        let mut random = StdRng::seed_from_u64(seed);
+        for number in 10..150 {
+            let written = (0..random.random_range(1..4)).map(|_| odd_row(&mut random)).collect::<String>();
+            sqlx::raw_sql(AssertSqlSafe(format!("BEGIN IMMEDIATE; {written} COMMIT;")))
+                .execute(&mut rows)
+                .await
+                .expect("rows");
+            write_rows(&mut rows, &others[number as usize % 10], [number]).await;
+        }
+        let count = "SELECT count(*) FROM job_events WHERE job_id IN ('odd', X'6f6464')";
+        let events: i64 = sqlx::query_scalar(count).fetch_one(&mut rows).await.expect("a count");
+        assert!(events > 100, "{events} events of the odd job");
+        let live: Vec<_> = odd.take(events as usize).await.into_iter().map(|event| event.data).collect();
+        for (job, stream) in streams.iter_mut().enumerate() {
+            assert_eq!(numbers(&stream.take(15).await), Vec::from_iter((job as u64..150).step_by(10)));
+        }
+        let history = daemon.stream("odd").await.take(events as usize).await;
+        assert_eq!(live, history.into_iter().map(|event| event.data).collect::<Vec<_>>());
+        assert_eq!(daemon.get("/runner-jobs").await.status, 200);
+        end.store(true, Ordering::Relaxed);
+        assert!(ready.await.expect("it was ready all the while") > 0);
+        assert_eq!(daemon.metric("jobcast_source_errors_total").await, 0.0, "{}", daemon.log());
+    }
 }

@@ -4,6 +4,8 @@ use crate::support::daemon::{stream_path, write_rows};
 use crate::support::http::request;
 use crate::support::{Daemon, eventually, numbers};
 use serde_json::json;
+use sqlx::ConnectOptions;
+use sqlx::sqlite::SqliteConnectOptions;
 
 #[tokio::test]
 async fn a_source_that_lost_its_table_is_said_and_watched_again_once_it_is_mended() {
@@ -52,6 +54,37 @@ async fn a_writer_that_keeps_the_lock_gets_others_a_503_and_readers_go_on() {
     sqlx::raw_sql("ROLLBACK").execute(&mut rows).await.expect("unlock");
     daemon.write("job", 3..4).await;
     assert_eq!(stream.event().await.number(), 3);
+}
+
+#[tokio::test]
+async fn a_daemon_starts_while_another_process_holds_the_lock_and_serves_what_is_there() {
+    for has_tables in [true, false] {
+        let folder = tempfile::tempdir().expect("a directory");
+        let path = folder.path().join("jobs.db");
+        let settings = [("source.sqlite.path", path.to_str().expect("a path")), ("source.retry_max", "300ms")];
+        if has_tables {
+            Daemon::with(&settings).await.write("job", 0..3).await;
+        }
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let mut other = options.connect().await.expect("the file");
+        sqlx::raw_sql("BEGIN IMMEDIATE; CREATE TABLE theirs (n)").execute(&mut other).await.expect("lock");
+        let mut daemon = Daemon::with(&settings).await;
+        if has_tables {
+            assert_eq!(numbers(&daemon.stream("job").await.take(3).await), [0, 1, 2]);
+        } else {
+            daemon.logs(&["waiting for it"]).await;
+            let answer = daemon.get("/runner-jobs/job/events").await;
+            assert_eq!((answer.status, answer.code().as_str()), (503, "source.busy"), "{answer:?}");
+        }
+        sqlx::raw_sql("ROLLBACK").execute(&mut other).await.expect("unlock");
+        eventually("the source", async || (daemon.metric("jobcast_source_up").await == 1.0).then_some(())).await;
+        daemon.write("job", 3..4).await;
+        let all = Vec::from_iter(if has_tables { 0..4 } else { 3..4 });
+        assert_eq!(numbers(&daemon.stream("job").await.take(all.len()).await), all);
+        daemon.signal("INT");
+        daemon.signal("TERM");
+        assert!(daemon.exit().await.success());
+    }
 }
 
 /// A file system of 1 MB, in a namespace of the daemon's own; Linux only, as root or with user namespaces.
