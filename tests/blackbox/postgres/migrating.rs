@@ -7,7 +7,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 async fn script(more: &[(&str, &str)]) -> String {
     let printed = run(&["schema", "postgres", "--migrate"], more).await;
@@ -18,7 +18,7 @@ async fn script(more: &[(&str, &str)]) -> String {
 /// A runner that may do no more than INSERT, and writes one event after the other.
 struct Writer {
     written: Arc<AtomicU64>,
-    task: tokio::task::JoinHandle<Duration>,
+    task: tokio::task::JoinHandle<()>,
     stop: Arc<tokio::sync::Notify>,
 }
 
@@ -29,18 +29,15 @@ impl Writer {
         let (written, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(tokio::sync::Notify::new()));
         let (count, stopped) = (written.clone(), stop.clone());
         let task = tokio::spawn(async move {
-            let mut longest = Duration::ZERO;
             loop {
                 let number = count.load(Ordering::Relaxed);
                 let sql = format!(
                     "INSERT INTO job_events (id, job_id, type, payload) VALUES ('e{number}', 'job', 'x', '{{\"n\":{number}}}')"
                 );
-                let began = Instant::now();
                 connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.expect("an insert, as before");
-                longest = longest.max(began.elapsed());
                 count.fetch_add(1, Ordering::Relaxed);
                 tokio::select! {
-                    () = stopped.notified() => return longest,
+                    () = stopped.notified() => return,
                     () = tokio::time::sleep(Duration::from_millis(2)) => {}
                 }
             }
@@ -53,11 +50,11 @@ impl Writer {
         eventually("more events", async || (self.written.load(Ordering::Relaxed) >= until).then_some(())).await;
     }
 
-    /// Returns the number of events, and the longest time that one of them took.
-    async fn stop(self) -> (u64, Duration) {
+    /// Returns the number of events.
+    async fn stop(self) -> u64 {
         self.stop.notify_one();
-        let longest = self.task.await.expect("a writer that never failed");
-        (self.written.load(Ordering::Relaxed), longest)
+        self.task.await.expect("a writer that never failed");
+        self.written.load(Ordering::Relaxed)
     }
 }
 
@@ -88,7 +85,7 @@ async fn a_role_that_may_only_insert_goes_on_while_a_long_reader_holds_the_migra
             (owner.fetch_one(sql).await.expect("a count").get::<i64, _>(0) > 0).then_some(())
         })
         .await;
-        // Far more than one try, with writers in between.
+        // Far more than one try, with writers in between: one that waited for the migration would wait for the reader, too.
         writer.more(300).await;
         let columns =
             "SELECT count(*) FROM pg_attribute WHERE attrelid = 'job_events'::regclass AND attname IN ('xid', 'seq')";
@@ -102,8 +99,7 @@ async fn a_role_that_may_only_insert_goes_on_while_a_long_reader_holds_the_migra
     migration.await;
     server.psql(&sql).await;
     writer.more(50).await;
-    let (written, longest) = writer.stop().await;
-    assert!(longest < Duration::from_secs(5), "an insert took {longest:?}");
+    let written = writer.stop().await;
     let seen = numbers(&stream.take(written as usize).await);
     assert_eq!(seen, Vec::from_iter(0..written), "all of them, once");
     let check =
