@@ -2,7 +2,8 @@
 //!
 //! A cursor is foreign input, and what it costs the server shows only when it is read from. So reads are told apart by
 //! their job and by the form of their position. Those of one kind hold at most half of the connections at a time, and so do
-//! all kinds together whose last read was slow. Whoever waits for a turn holds nothing.
+//! all kinds together whose last read was slow. Positions that nobody was given yet are read from one at a time, whatever
+//! their job. Whoever waits for a turn holds nothing.
 
 use super::position::{EndedXids, Position};
 use crate::event::JobId;
@@ -19,13 +20,17 @@ const FAR_AHEAD: u64 = 1 << 20;
 
 /// Reads that cost the server about the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Kind {
-    job: JobId,
-    form: Form,
+pub enum Kind {
+    OfJob {
+        job: JobId,
+        form: Form,
+    },
+    /// Pages after positions of the future, of all jobs: whoever sends them can name as many jobs as it likes.
+    Future,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Form {
+pub enum Form {
     /// The position of an event's id, or the newest.
     Lookup,
     /// A page after a position that has a range, a list of open transactions, counts.
@@ -36,7 +41,7 @@ enum Form {
 
 impl Kind {
     pub fn lookup(job: &JobId) -> Self {
-        Self { job: job.clone(), form: Form::Lookup }
+        Self::OfJob { job: job.clone(), form: Form::Lookup }
     }
 
     /// A page after a position; `known` is a mark that the server has reached.
@@ -45,13 +50,12 @@ impl Kind {
         let has_list = |ended: &EndedXids| !ended.open.is_empty() || !ended.also.is_empty();
         let (range, open) = (after.range().is_some(), has_list(ended) || has_list(after.settled()));
         // No process was given one that is so far ahead: it has the whole history read once more.
-        let is_of_the_future = known > 0 && after.ceiling() > known.saturating_add(FAR_AHEAD);
-        let form = if is_of_the_future || after.is_dear() {
-            Form::Dear
-        } else {
-            Form::Page { range, open, counted: !after.counted().is_empty() }
-        };
-        Self { job: job.clone(), form }
+        if known > 0 && after.ceiling() > known.saturating_add(FAR_AHEAD) {
+            return Self::Future;
+        }
+        let form =
+            if after.is_dear() { Form::Dear } else { Form::Page { range, open, counted: !after.counted().is_empty() } };
+        Self::OfJob { job: job.clone(), form }
     }
 }
 
@@ -99,13 +103,14 @@ impl Turns {
             return share;
         }
         kinds.retain(|_, share| share.strong_count() > 0);
-        let share = Arc::new(Semaphore::new(self.share));
+        let share = Arc::new(Semaphore::new(if *kind == Kind::Future { 1 } else { self.share }));
         kinds.insert(kind.clone(), Arc::downgrade(&share));
         share
     }
 
     fn is_slow(&self, kind: &Kind) -> bool {
-        kind.form == Form::Dear || lock(&self.slow).get(kind).is_some_and(|since| since.elapsed() < SLOW_FOR)
+        let is_expected = matches!(kind, Kind::Future | Kind::OfJob { form: Form::Dear, .. });
+        is_expected || lock(&self.slow).get(kind).is_some_and(|since| since.elapsed() < SLOW_FOR)
     }
 }
 
@@ -170,14 +175,18 @@ mod tests {
     }
 
     #[test]
-    fn a_position_far_in_the_future_is_dear_once_the_server_is_known() {
+    fn positions_far_in_the_future_are_read_from_one_at_a_time_once_the_server_is_known() {
         let turns = Turns::new(4);
-        let is_slow = |mark, known| {
+        let kind = |job: &str, mark, known| {
             let position = Position::new_settled(CursorScheme::default(), EndedXids::below(mark), BTreeMap::new());
-            turns.is_slow(&Kind::page(&"job".parse().expect("an id"), &position, known))
+            Kind::page(&job.parse().expect("an id"), &position, known)
         };
-        assert!(is_slow(1 << 61, 700));
-        assert!(!is_slow(1 << 61, 0), "nothing is known");
-        assert!(!is_slow(100_000, 700), "a primary may be ahead of its standby");
+        let take = |kind| turns.take(kind).now_or_never().flatten();
+        let held = take(kind("a", 1 << 61, 700)).expect("a turn");
+        assert!(take(kind("b", 1 << 61, 700)).is_none());
+        assert!(take(kind("b", 1 << 61, 0)).is_some(), "nothing is known");
+        assert!(take(kind("b", 100_000, 700)).is_some(), "a primary may be ahead of its standby");
+        drop(held);
+        assert!(take(kind("b", 1 << 61, 700)).is_some());
     }
 }
