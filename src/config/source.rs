@@ -220,7 +220,7 @@ pub struct Postgres {
     #[serde(with = "duration")]
     pub look_back: Duration,
     /// Interval at which all of a job is read, to find events with an older time or a lower number than those that
-    /// are looked for. Only without a column xid.
+    /// are looked for; longer where that takes long. Only without a column xid.
     #[serde(with = "duration")]
     pub sweep: Duration,
     /// Way in which the payload's column is read: auto (json and jsonb are JSON, bytea is UTF-8, texts are texts), json,

@@ -1,11 +1,13 @@
 //! One read of the tail while it is being made.
 
 use super::error::QueryError;
+use super::page::Delivered;
 use super::position::Position;
 use super::tail::ReachedNumber;
 use crate::event::JobId;
 use crate::source::{Limit, TailBatch};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// Bounds of one read of the tail.
 pub const READ_LIMIT: Limit = Limit { events: 2000, bytes: 1 << 20 };
@@ -26,6 +28,8 @@ pub struct Draft {
     pub jobs_read: usize,
     /// Numbers of the jobs that were read to their end.
     pub reached: BTreeMap<JobId, ReachedNumber>,
+    /// Time that the reads of jobs took that a sweep has left.
+    pub swept_for: Duration,
 }
 
 impl Draft {
@@ -38,11 +42,22 @@ impl Draft {
             failed: BTreeMap::new(),
             jobs_read: 0,
             reached: BTreeMap::new(),
+            swept_for: Duration::ZERO,
         }
     }
 
     pub fn is_full(&self) -> bool {
         self.batch.is_full() || self.jobs_read >= MAX_JOBS_PER_READ
+    }
+
+    /// Adds what was read of a job.
+    pub fn add(&mut self, job: &JobId, after: Position, (events, is_last): Delivered, reached: Option<ReachedNumber>) {
+        self.batch.extend(job, events);
+        self.positions.insert(job.clone(), after);
+        if is_last {
+            self.done.insert(job.clone());
+            self.reached.extend(reached.map(|reached| (job.clone(), reached)));
+        }
     }
 
     /// Keeps an error that the rows of `job` can cause for that job alone. Any other ends the read.

@@ -5,7 +5,7 @@ use super::page::{MAX_COUNTED_XIDS, PageEnd, PageRows, StoredRow};
 use super::position::{EndedXids, Key, Position};
 use super::session::Session;
 use super::snapshot::Snapshot;
-use super::sql::{self, MAX_XID_SCAN, XidBound};
+use super::sql::{self, MAX_XID_SCAN, Scope, XidBound};
 use super::tables::XidSource;
 use crate::cursor::Cursor;
 use crate::event::{Event, JobId, JobStatus};
@@ -46,7 +46,7 @@ impl Session<'_> {
         if !position.is_honoured(&self.tables) {
             return Ok(Some(PageResult::Lost(Reset::Unknown)));
         }
-        let rows = self.read_rows(job, &mut position, limit.events, can_wait).await?;
+        let rows = self.read_rows(Scope::of(job, limit.events), &mut position, can_wait).await?;
         if rows.is_cramped() {
             return Ok(None);
         }
@@ -144,11 +144,11 @@ impl Session<'_> {
         if !snapshot.is_standby || position.ceiling() <= snapshot.xmin {
             return Ok(true);
         }
-        let ended = position.range().map_or(position.settled(), |range| &range.end);
+        let ended = position.ended();
         // Too many to ask for all: rather repeat than lose.
         let is_far = ended.mark.saturating_sub(snapshot.xmin) > MAX_XID_SCAN;
         let mark = if is_far { snapshot.xmin } else { ended.mark };
-        let known = position.counted().keys().chain(&position.settled().also).chain(&ended.also);
+        let known = position.counted().keys().chain(&ended.also);
         let sql = sql::has_ended(snapshot.xmin, mark, &ended.open, known);
         Ok(self.connection.query_one(sql).await?.try_get("has_ended")?)
     }

@@ -7,7 +7,7 @@ use super::history::behind;
 use super::page::{PageEnd, PageRows};
 use super::position::Position;
 use super::session::Session;
-use super::sql::{self, ManyQuery, PageQuery, XidBound};
+use super::sql::{self, ManyQuery, PageQuery, Scope, XidBound};
 use super::store::Store;
 use super::tables::Tables;
 use super::turns::Kind;
@@ -80,7 +80,7 @@ enum Start {
     NoSuchJob,
     /// The cursor means nothing.
     Unknown,
-    /// It cannot end at the level: a cursor would have no room for both, or counts by another scheme.
+    /// It cannot end at the level: a cursor would have no room for both, counts by another scheme, or speaks of a floor.
     Apart(Position),
     /// Up to the level, from a position that the reader sent.
     UpToLevel(Position),
@@ -260,8 +260,13 @@ fn start(tables: &Tables, job: &JobId, mut position: Position, level: &Position)
     if !position.is_honoured(tables) {
         return Start::Unknown;
     }
-    position.settle_in(tables.life);
-    if position.has_room_up_to(level) { Start::UpToLevel(position) } else { Start::Apart(before) }
+    position.settle_in(tables);
+    // A read of all rows takes over what is said of a floor; a level cannot.
+    if position.above().is_none() && position.has_room_up_to(level) {
+        Start::UpToLevel(position)
+    } else {
+        Start::Apart(before)
+    }
 }
 
 fn bytes_of(events: &[(Event, Cursor)]) -> usize {
@@ -279,7 +284,8 @@ impl Session<'_> {
         limit: usize,
     ) -> Result<PageRows, QueryError> {
         let end = XidBound::Fixed(position.range().map_or(level.settled(), |range| &range.end).clone());
-        let mut page = self.query_page(PageQuery { job, position, end, published_by: Some(level), limit }).await?;
+        let scope = Scope::of(job, limit);
+        let mut page = self.query_page(PageQuery { scope, position, end, published_by: Some(level) }).await?;
         page.rows.retain(|row| page.end.contains(row.xid));
         Ok(page)
     }

@@ -5,7 +5,7 @@
 //!
 //! | part | bytes | bound |
 //! |---|---|---|
-//! | settled mark, with a list of open transactions | 36 | [`MAX_LIST_BYTES`] |
+//! | settled mark, with a list of open transactions, and what is said of a floor | 36 | [`MAX_LIST_BYTES`] |
 //! | counts beside it, while there is no range | 10 | [`MAX_COUNTED_BYTES`], of both together |
 //! | key of a range | 28 | [`MAX_KEY_BYTES`] |
 //! | end of a range, as it differs from what is settled | 17 or more | the rest of 91 |
@@ -16,24 +16,26 @@
 //! lose one.
 
 mod cursors;
+mod delivery;
 #[cfg(test)]
 mod tests;
 
+pub use self::delivery::{Delivered, NoRoom};
 use super::error::QueryError;
 use super::first_versions::FirstVersions;
 use super::open_list::OpenList;
-use super::position::{DeliveryStep, EndedXids, Key, KeyId, Position, UndeliveredRows};
+use super::position::{EndedXids, Key, KeyId, Position};
 use super::session::Session;
 use super::snapshot::Snapshot;
-use super::sql::{self, PageQuery, XidBound};
-use super::tables::{CursorScheme, XidSource};
+use super::sql::{self, PageQuery, Scope, XidBound};
+use super::tables::CursorScheme;
 use crate::cursor::Cursor;
 use crate::event::{Event, JobId, Part, text_of};
-use crate::source::{Limit, PageBuilder};
+use crate::source::Limit;
 use jiff::Timestamp;
 use sqlx::postgres::PgRow;
 use sqlx::{Row, ValueRef};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Most transactions that a position counts before the open ones are listed instead.
 pub const MAX_COUNTED_XIDS: usize = 3;
@@ -132,8 +134,12 @@ pub struct PageRows {
     pub has_more: bool,
     /// The newer rows are not all there are of their transactions.
     is_cut: bool,
+    /// The page is of all rows that were not delivered at the position, as far as it goes.
+    is_of_all: bool,
     /// The position after all of this is one of a moment, as `source.dedupe` needs it.
     notes_moment: bool,
+    /// The page is of the rows above this floor.
+    floor: Option<i64>,
     /// A number that all of the job's rows are at or below but the newest. `None` where it has no more, and where new rows
     /// are not looked for by number.
     pub reach: Option<i64>,
@@ -153,19 +159,39 @@ impl Session<'_> {
     /// for a page that [`PageRows::is_cramped`], if the reader `can_wait`. A range that has none left is finished.
     pub async fn read_rows(
         &mut self,
-        job: &JobId,
+        scope: Scope<'_>,
         position: &mut Position,
-        limit: usize,
         can_wait: bool,
     ) -> Result<PageRows, QueryError> {
         if position.is_beginning() {
             position.adopt(self.tables.best);
         }
-        position.settle_in(self.tables.life);
+        position.settle_in(&self.tables);
+        if let Some(floor) = position.floor_of_range() {
+            let mut part = position.part_above();
+            if let Some(page) = self.rest_of_range(Scope { floor: Some(floor), ..scope }, &mut part, None).await? {
+                return Ok(page);
+            }
+            *position = position.with_part_above(floor, &part);
+        }
+        self.read_scope(scope, position, can_wait).await
+    }
+
+    /// Reads the next rows above the floor of `scope`, which is that of what the position says of such rows, if it does.
+    pub async fn read_rows_above(&mut self, scope: Scope<'_>, position: &Position) -> Result<PageRows, QueryError> {
+        self.read_scope(scope, &mut position.part_above(), true).await
+    }
+
+    async fn read_scope(
+        &mut self,
+        scope: Scope<'_>,
+        position: &mut Position,
+        can_wait: bool,
+    ) -> Result<PageRows, QueryError> {
         loop {
-            let end = self.next_range_end(job, position).await?;
-            let page = self.query_page(PageQuery { job, position, end, published_by: None, limit }).await?;
-            let is_cut = page.rows.len() > limit;
+            let end = self.next_range_end(&scope, position).await?;
+            let page = self.query_page(PageQuery { scope, position, end, published_by: None }).await?;
+            let is_cut = page.rows.len() > scope.limit;
             let counted = page.counted_xids(position).len();
             if counted <= MAX_COUNTED_XIDS && (!is_cut || counted == 0) {
                 return Ok(page);
@@ -178,8 +204,8 @@ impl Session<'_> {
             }
             let page = match self.list_open(position, page.durable_xid(0), is_cut).await? {
                 None => Some(page),
-                Some(list) if is_cut => self.extend_range(job, position, limit, page, list).await?,
-                Some(list) => self.reread_by_list(job, position, limit, page, list).await?,
+                Some(list) if is_cut => self.extend_range(scope, position, page, list).await?,
+                Some(list) => self.reread_by_list(scope, position, page, list).await?,
             };
             if let Some(page) = page {
                 return Ok(page.truncated_to_cursor(position, can_wait));
@@ -187,8 +213,21 @@ impl Session<'_> {
         }
     }
 
+    /// Reads the rows that are left of a range, by themselves. `None`, and the range is finished, where there are none.
+    async fn rest_of_range(
+        &mut self,
+        scope: Scope<'_>,
+        position: &mut Position,
+        published_by: Option<&Position>,
+    ) -> Result<Option<PageRows>, QueryError> {
+        let Some(range) = position.range() else { return Ok(None) };
+        let end = XidBound::Fixed(range.end.clone());
+        let page = self.query_page(PageQuery { scope, position, end, published_by }).await?;
+        Ok(page.finish_foreign_range(position))
+    }
+
     /// Chooses the end of the settled part: that of an unfinished range, else the mark.
-    async fn next_range_end(&mut self, job: &JobId, position: &Position) -> Result<XidBound, QueryError> {
+    async fn next_range_end(&mut self, scope: &Scope<'_>, position: &Position) -> Result<XidBound, QueryError> {
         if let Some(range) = position.range() {
             return Ok(XidBound::Fixed(range.end.clone()));
         }
@@ -196,7 +235,7 @@ impl Session<'_> {
             return Ok(XidBound::OwnMark);
         }
         // With a list the end depends on the mark, so the mark is read first. It only rises.
-        let snapshot = self.read_snapshot(position, job).await?;
+        let snapshot = self.read_snapshot(position, scope).await?;
         Ok(XidBound::Fixed(position.next_end(snapshot.mark())))
     }
 
@@ -204,31 +243,31 @@ impl Session<'_> {
     /// are of those that have ended by the list. `None`: read again.
     async fn reread_by_list(
         &mut self,
-        job: &JobId,
+        scope: Scope<'_>,
         position: &Position,
-        limit: usize,
         page: PageRows,
         list: OpenList,
     ) -> Result<Option<PageRows>, QueryError> {
         let durable_xid = page.durable_xid(list.durable_xid);
         let end = XidBound::Fixed(page.end);
-        let page = self.query_page(PageQuery { job, position, end, published_by: None, limit }).await?;
-        if page.rows.len() > limit {
+        let page = self.query_page(PageQuery { scope, position, end, published_by: None }).await?;
+        if page.rows.len() > scope.limit {
             return Ok(None);
         }
         let counted = position.counted().keys().chain(&position.settled().also).map(|xid| xid + 1);
         let durable_xid = counted.fold(page.durable_xid(durable_xid), u64::max);
-        let listed = Some(list.ended.truncated(durable_xid));
-        Ok(Some(PageRows { listed, ..page }))
+        let listed = list.ended.truncated(durable_xid);
+        // What is said of a floor speaks of transactions that have ended, too, and the page has what is left of them.
+        let listed = position.above().map_or(listed.clone(), |above| listed.union(&above.ended));
+        Ok(Some(PageRows { listed: Some(listed), ..page }))
     }
 
     /// For a long history at or above the mark: delivers everything but the open transactions by key, in a range that
     /// ends with their list. `None`: read again.
     async fn extend_range(
         &mut self,
-        job: &JobId,
+        scope: Scope<'_>,
         position: &Position,
-        limit: usize,
         page: PageRows,
         list: OpenList,
     ) -> Result<Option<PageRows>, QueryError> {
@@ -237,7 +276,7 @@ impl Session<'_> {
             return Ok(Some(page));
         }
         let end = XidBound::Fixed(end);
-        let mut longer = self.query_page(PageQuery { job, position, end, published_by: None, limit }).await?;
+        let mut longer = self.query_page(PageQuery { scope, position, end, published_by: None }).await?;
         longer.rows.retain(|row| longer.end.contains(row.xid));
         if !longer.rows.is_empty() {
             return Ok(Some(PageRows { has_more: true, ..longer }));
@@ -256,13 +295,23 @@ impl Session<'_> {
         published: &Position,
         limit: Limit,
     ) -> Result<Option<Vec<(Event, Cursor)>>, QueryError> {
-        let mut missing = Vec::new();
+        let (mut missing, scope) = (Vec::new(), Scope::of(job, limit.events));
+        if let Some(floor) = position.floor_of_range() {
+            let (of_range, mut part) = (Scope { floor: Some(floor), ..scope }, position.part_above());
+            match self.rest_of_range(of_range, &mut part, Some(published)).await? {
+                None => *position = position.with_part_above(floor, &part),
+                Some(page) => missing.extend(page.deliver(job, position, limit).0),
+            }
+            if position.floor_of_range().is_some() {
+                return Ok(None);
+            }
+        }
         loop {
             let range = position.range().map(|range| range.end.clone());
             let is_range = range.is_some();
             let end = range.unwrap_or_else(|| position.next_end(published.settled().lowest_open()));
             let end = XidBound::Fixed(end);
-            let query = PageQuery { job, position, end, published_by: Some(published), limit: limit.events };
+            let query = PageQuery { scope, position, end, published_by: Some(published) };
             let mut page = self.query_page(query).await?;
             if is_range {
                 page.rows.retain(|row| page.end.contains(row.xid));
@@ -295,18 +344,21 @@ impl Session<'_> {
         };
         let answer = PageEnd { snapshot, status: first.try_get("status")?, has_job: first.try_get("has_job")? };
         let reach = first.try_get("reach")?;
-        let notes_moment = self.first_versions().is_some() && query.published_by.is_none();
-        let mut page = PageRows { reach, notes_moment, ..PageRows::new(answer, end, self.tables.best) };
+        let Scope { job, floor, limit, .. } = query.scope;
+        let is_of_all = query.published_by.is_none() && floor.is_none();
+        let notes_moment = is_of_all && self.first_versions().is_some();
+        let new = PageRows::new(answer, end, self.tables.best);
+        let mut page = PageRows { reach, is_of_all, notes_moment, floor, ..new };
         // Without rows there is one that has only the snapshot and the status.
         for row in &rows {
             if row.try_get::<Option<i32>, _>("part")?.is_some() {
-                page.rows.push(StoredRow::parse(row, query.job, self)?.compared_with_first(self, query.position));
+                page.rows.push(StoredRow::parse(row, job, self)?.compared_with_first(self, query.position));
             }
         }
         if page.rows.iter().any(|row| row.xid >= page.snapshot.xmax) {
             return Err(QueryError::OtherLife);
         }
-        page.is_cut = page.rows.len() > query.limit;
+        page.is_cut = page.rows.len() > limit;
         Ok(page)
     }
 }
@@ -324,7 +376,9 @@ impl PageRows {
             listed: None,
             has_more: false,
             is_cut: false,
+            is_of_all: false,
             notes_moment: false,
+            floor: None,
             reach: None,
             best,
         }
@@ -362,98 +416,5 @@ impl PageRows {
         }
         self.has_more = true;
         Some(self)
-    }
-
-    /// Drops the rows of transactions that a cursor has no room to count. If that would drop all rows, and the reader cannot
-    /// wait, it keeps all: rather twice than never.
-    fn truncated_to_cursor(mut self, position: &Position, can_wait: bool) -> Self {
-        let mut position = position.clone();
-        let is_counted = |xid| {
-            let is_listed = self.listed.as_ref().is_some_and(|listed| listed.contains(xid));
-            !self.end.contains(xid) && !is_listed
-        };
-        position.finish_all(&self.end, self.listed.as_ref());
-        let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
-        for row in self.rows.iter().filter(|row| is_counted(row.xid)) {
-            *counts.entry(row.xid).or_default() += 1;
-        }
-        let mut dropped = BTreeSet::new();
-        for (xid, count) in counts {
-            let before = position.clone();
-            (0..count).for_each(|_| position.count(xid));
-            if !position.fits_cursor() {
-                position = before;
-                dropped.insert(xid);
-            }
-        }
-        if can_wait || self.rows.iter().any(|row| !dropped.contains(&row.xid)) {
-            self.rows.retain(|row| !dropped.contains(&row.xid));
-            self.has_more |= !dropped.is_empty();
-        }
-        self
-    }
-
-    /// Returns the events that `limit` allows, each with its cursor, and moves the position past them. The flag beside
-    /// them is true if nothing is left.
-    pub fn deliver(self, job: &JobId, position: &mut Position, limit: Limit) -> (Vec<(Event, Cursor)>, bool) {
-        let counts_settled = self.fits_as_counts(position, limit);
-        // Where repeats are left out, all of these may fit, and rows that the statement left out come next. So they do
-        // where transactions were left out of a page that was cut.
-        let stays_in_range = self.is_cut && self.has_newer() && position.scheme.xids == XidSource::System;
-        let is_cut = self.rows.len() > limit.events || stays_in_range;
-        let Self { rows, end, listed, has_more, best, notes_moment, .. } = self;
-        let mut page = PageBuilder::new(limit);
-        let (end_of_range, list) = (end.clone(), listed.clone());
-        let undelivered = UndeliveredRows { rows, end, listed, is_whole: !self.is_cut, counts_settled };
-        for step in undelivered.into_steps(position, Position::fits_cursor, |row| row.xid) {
-            let DeliveryStep { finished, row, advance } = step;
-            if page.is_full() {
-                return (page.into_events(), false);
-            }
-            if let Some(finished) = finished {
-                position.finish(&finished);
-            }
-            position.advance(row.xid, row.key, &advance);
-            if !row.is_repeat {
-                page.push(row.event, position.to_cursor(job));
-            }
-        }
-        if is_cut {
-            return (page.into_events(), false);
-        }
-        position.finish_all(&end_of_range, list.as_ref());
-        if !has_more {
-            position.adopt(best);
-        }
-        let mut events = page.into_events();
-        if notes_moment && !has_more {
-            position.note_moment();
-            // Behind the newest event come none but repeats, so whoever has it has all of this.
-            if let Some((_, cursor)) = events.last_mut() {
-                *cursor = position.to_cursor(job);
-            }
-        }
-        (events, !has_more)
-    }
-
-    fn has_newer(&self) -> bool {
-        self.rows.iter().any(|row| !self.end.contains(row.xid))
-    }
-
-    /// Returns true if counting the rows of the settled part, too, takes less room than a range with its end and key.
-    fn fits_as_counts(&self, position: &Position, limit: Limit) -> bool {
-        if position.range().is_some() || self.rows.len() > limit.events {
-            return false;
-        }
-        let mut counted = position.clone();
-        let mut first_of = BTreeSet::new();
-        for row in self.rows.iter().filter(|row| self.end.contains(row.xid)) {
-            // An UPDATE takes a row away from those that are counted, and the next one seems to be delivered.
-            if !first_of.insert(row.xid) && position.scheme.xids == XidSource::System {
-                return false;
-            }
-            counted.count(row.xid);
-        }
-        counted.fits_cursor()
     }
 }

@@ -11,7 +11,8 @@
 //!
 //! A row was delivered ⇔ its transaction is in `settled`: below the mark and not among the `open`, or among the `also`
 //!                     or it is among the first `counted[xid]` rows of its transaction, by key
-//!                     or there is a range, its transaction is in the range's end, and its key is at most the range's.
+//!                     or there is a range, its transaction is in the range's end, and its key is at most the range's
+//!                     or its number is above a floor, and one of these holds of what is said `above` it (`above.rs`).
 //!
 //! For example: transaction 700 was open for long, and meanwhile the reader was given the two rows of 741. Now 700 has
 //! ended, 740 and 743 are open, and the reader is among the rows below 740; the last one had the number 58.
@@ -57,6 +58,7 @@
 //! - counts transactions at or above that end, or has them `also`, since that may be more than they have;
 //! - has `settled` at a higher mark, or has left a range that ends there: then the end is the reader's word;
 //! - has a list of open transactions that is still needed, for the same reason;
+//! - claims rows above a floor of a transaction that is not before that end, since nothing else tells that it has ended;
 //! - is of another scheme than the table's best, and cannot leave it yet.
 //!
 //! Then the source makes a position of its own from the mark of that very statement: below it all is settled, from it on
@@ -74,6 +76,7 @@
 //! - **Migrations**: a mark means the same in every scheme. A position that counts by another scheme is replaced, so no
 //!   reader can keep a channel in a scheme that is dearer to read by.
 
+mod above;
 mod codec;
 mod delivery;
 mod ended;
@@ -82,6 +85,7 @@ mod level;
 mod tests;
 
 use super::tables::{CursorScheme, Tables};
+pub use above::Above;
 pub use delivery::{Advance, DeliveryStep, UndeliveredRows};
 pub use ended::EndedXids;
 use sha2::{Digest, Sha256};
@@ -147,6 +151,8 @@ pub struct Position {
     settled: EndedXids,
     range: Option<Range>,
     counted: BTreeMap<u64, u64>,
+    /// `None` where the last read was of all rows.
+    above: Option<Above>,
     claims: Claims,
 }
 
@@ -195,9 +201,11 @@ impl Position {
         self.life
     }
 
-    /// Takes the life of the database that the position is read in, unless it has one.
-    pub fn settle_in(&mut self, life: Option<Life>) {
-        self.life = self.life.or(life);
+    /// Takes the life of the database that the position is read in, unless it has one, and gives up what has no meaning in
+    /// its tables.
+    pub fn settle_in(&mut self, tables: &Tables) {
+        self.life = self.life.or(tables.life);
+        self.forget_unknown_floor(tables);
     }
 
     /// Returns true for a position of another life of the database than this one, as far as both are known.
@@ -258,7 +266,17 @@ impl Position {
     pub fn ceiling(&self) -> u64 {
         let range = self.range.as_ref().map_or(0, |range| range.end.ceiling());
         let counted = self.counted.keys().next_back().map_or(0, |xid| xid + 1);
-        self.settled.ceiling().max(range).max(counted)
+        let above = self.above.as_ref().map_or(0, Above::ceiling);
+        self.settled.ceiling().max(range).max(counted).max(above)
+    }
+
+    /// All transactions that the position says have ended, but for those that it counts.
+    pub fn ended(&self) -> EndedXids {
+        let above = self.above.iter();
+        let above =
+            above.flat_map(|above| std::iter::once(&above.ended).chain(above.range.as_ref().map(|range| &range.end)));
+        let others = self.range.iter().map(|range| &range.end).chain(above);
+        others.fold(self.settled.clone(), |all, ended| all.union(ended))
     }
 
     /// Moves past the next row in the order of delivery.
@@ -290,6 +308,7 @@ impl Position {
         if self.settled != settled {
             self.claims = Claims::Rows;
             self.counted.retain(|xid, _| !settled.contains(*xid));
+            self.above.take_if(|above| above.is_within(&settled));
             self.settled = settled;
         }
     }
@@ -323,6 +342,7 @@ impl Position {
             && end.also.is_empty()
             && (self.settled.mark..=mark).contains(&end.mark)
             && self.counted.keys().chain(&self.settled.also).all(|xid| end.contains(*xid))
+            && self.above.as_ref().is_none_or(|above| above.is_within(end))
     }
 
     /// Returns true if the position says nothing but a mark that has been reached, in this scheme, which everybody may
@@ -334,7 +354,7 @@ impl Position {
     /// Returns true if the position says nothing but a mark.
     fn is_mark(&self) -> bool {
         let is_mark = self.settled.open.is_empty() && self.settled.also.is_empty();
-        is_mark && self.range.is_none() && self.counted.is_empty()
+        is_mark && self.range.is_none() && self.counted.is_empty() && self.above.is_none()
     }
 
     /// Goes on in the best scheme of a table that does not honour this position's own, where it is nothing but a mark.
@@ -356,11 +376,18 @@ impl Position {
 
     /// The formula of this module; `nth` counts from 1 among the rows of its transaction, by key.
     #[cfg(test)]
-    fn has_delivered(&self, xid: u64, key: &Key, nth: u64) -> bool {
+    fn has_delivered(&self, xid: u64, key: &Key, number: Option<i64>, nth: u64) -> bool {
         // Rows without a number come first.
         let rank = |key: &Key| (matches!(key, Key::Number(_)), key.clone());
+        let is_within = |range: &Option<Range>| {
+            range.as_ref().is_some_and(|range| range.end.contains(xid) && rank(key) <= rank(&range.key))
+        };
+        let is_claimed = |above: &Above| {
+            number.is_some_and(|number| number > above.floor) && (above.ended.contains(xid) || is_within(&above.range))
+        };
         self.settled.contains(xid)
             || self.counted.get(&xid).is_some_and(|counted| nth <= *counted)
-            || self.range.as_ref().is_some_and(|range| range.end.contains(xid) && rank(key) <= rank(&range.key))
+            || is_within(&self.range)
+            || self.above.as_ref().is_some_and(is_claimed)
     }
 }

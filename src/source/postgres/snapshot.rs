@@ -3,8 +3,7 @@
 use super::error::QueryError;
 use super::position::{EndedXids, Life, Position};
 use super::session::Session;
-use super::sql;
-use crate::event::JobId;
+use super::sql::{self, Scope};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -111,9 +110,9 @@ impl Session<'_> {
         Ok(snapshot)
     }
 
-    /// Takes a snapshot; rows of `job` may raise its durable mark.
-    pub async fn read_snapshot(&mut self, position: &Position, job: &JobId) -> Result<Snapshot, QueryError> {
-        let sql = sql::read_snapshot(&self.tables.rows(position.scheme), self.durable_xid(), job);
+    /// Takes a snapshot; rows in `scope` may raise its durable mark.
+    pub async fn read_snapshot(&mut self, position: &Position, scope: &Scope<'_>) -> Result<Snapshot, QueryError> {
+        let sql = sql::read_snapshot(&self.tables.rows(position.scheme), self.durable_xid(), scope);
         let row = self.connection.query_one(sql).await?;
         self.snapshot_of(&row)
     }

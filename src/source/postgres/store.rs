@@ -345,8 +345,9 @@ async fn read_relation(connection: &mut PooledConnection, name: &str, job_id: &s
             is_unique: row.try_get("is_unique")?,
         })
     };
-    let mut kind = RelationKind::Table;
+    let (mut kind, mut counts_rows) = (RelationKind::Table, false);
     if let Some(row) = rows.first() {
+        counts_rows = row.try_get("counts_rows")?;
         kind = match row.try_get::<String, _>("relation_kind")?.as_str() {
             "r" if row.try_get("has_children")? => RelationKind::Parent(Children::Heirs),
             "r" => RelationKind::Table,
@@ -356,5 +357,5 @@ async fn read_relation(connection: &mut PooledConnection, name: &str, job_id: &s
         };
     }
     let columns = rows.iter().map(column).collect::<Result<_, _>>()?;
-    Ok(Relation { name: name.into(), kind, columns, has_other_life: false })
+    Ok(Relation { name: name.into(), kind, columns, has_other_life: false, counts_rows })
 }

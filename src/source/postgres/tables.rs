@@ -37,6 +37,8 @@ pub struct EventTable {
     pub kind: RelationKind,
     /// Rows from before the number column was added have none. They come first, ordered by time.
     pub has_unnumbered: bool,
+    /// A row's number is its own, and does not change when another row comes.
+    pub keeps_numbers: bool,
     /// Rows from before the transaction column was added have none. A view that makes one has it for all.
     pub has_undated: bool,
 }
@@ -112,6 +114,8 @@ pub struct Relation {
     /// The column of transactions has some that the server has not begun, since the rows were restored from a dump. They
     /// mean nothing here.
     pub has_other_life: bool,
+    /// A view that may make values out of several rows, so that they change when another row comes.
+    pub counts_rows: bool,
 }
 
 /// Kind of a relation, as far as it decides how it can be tailed.
@@ -297,6 +301,7 @@ impl EventTable {
             key: if key { EventKey::Id } else { EventKey::Cursor },
             kind: relation.kind,
             names: relation.columns.iter().map(|column| column.name.clone()).collect(),
+            keeps_numbers: !relation.counts_rows,
             has_unnumbered: seq.is_some_and(|column| column.may_be_null),
             has_undated: xid.is_some_and(|column| column.may_be_null && !is_view),
         };

@@ -3,13 +3,14 @@
 //!
 //! If no transaction has ended since the last look, comparing snapshots is all that a look costs. Where a column has the
 //! transactions, new rows are found by its index. Elsewhere they are found by number (`tail/numbers.rs`), or else by timestamp,
-//! which promise nothing, so every watched job is read now and then (a *sweep*). Only the reads decide what is delivered and how far a position gets, and
-//! they are exact. A look that misses a row makes it late, not lost.
+//! which promise nothing, so every watched job is read whole now and then (`tail/sweep.rs`). Only the reads decide what is
+//! delivered and how far a position gets, and they are exact. A look that misses a row makes it late, not lost.
 
 mod endings;
 mod levels;
 mod looks;
 mod numbers;
+mod sweep;
 
 use super::draft::{Draft, READ_LIMIT};
 use super::ends::Reached;
@@ -21,7 +22,7 @@ use super::position::Position;
 use super::session::Session;
 use super::snapshot::Snapshot;
 use super::spelling::{other_spellings, spellings};
-use super::sql::{self, ChangesQuery, NewRows};
+use super::sql::{self, ChangesQuery, NewRows, Scope};
 use super::standby::StandbyLag;
 use super::store::Store;
 use super::tables::{Tables, XidSource};
@@ -41,6 +42,7 @@ use sqlx::{Row, ValueRef};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
+use sweep::Sweep;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -89,13 +91,6 @@ struct SeenSnapshot {
     is_outdated: bool,
     /// The level of the look, where it has one.
     level: Option<Position>,
-}
-
-/// The next time at which all watched jobs are read, where looks go by number or timestamp.
-struct Sweep {
-    last: Instant,
-    /// Transactions have ended since the last sweep.
-    is_needed: bool,
 }
 
 /// The result of a look.
@@ -151,7 +146,7 @@ impl PostgresTail {
             awaited: AwaitedJobs::default(),
             seen: None,
             xid_source: None,
-            sweep: Sweep { last: Instant::now(), is_needed: true },
+            sweep: Sweep::default(),
             reaches: Reaches::default(),
             behind_since: None,
             standby_lag: StandbyLag::default(),
@@ -188,6 +183,7 @@ impl Tail for PostgresTail {
         self.statuses.remove(job);
         self.faults.remove(job);
         self.reaches.remove(job);
+        self.sweep.remove(job);
         self.endings.unwatch(&self.store.ends, job);
     }
 
@@ -265,6 +261,7 @@ impl PostgresTail {
         if self.xid_source.replace(xid_source).is_some_and(|last| last != xid_source) {
             self.seen = None;
             self.pending.extend(self.positions.keys().cloned());
+            self.sweep.add(self.positions.keys().cloned());
         }
     }
 
@@ -356,19 +353,10 @@ impl PostgresTail {
         self.store.ends.clear();
         self.faults.clear();
         self.reaches = Reaches::default();
+        self.sweep = Sweep::default();
         let lost = |job| JobNews::lost(job, Reset::Rewound);
         let jobs = std::mem::take(&mut self.positions).into_keys().map(lost).collect();
         Some(News { jobs, ..News::nothing(joining) })
-    }
-
-    /// Makes all watched jobs pending if looks go by number or timestamp and `source.postgres.sweep` has passed.
-    fn sweep_if_due(&mut self, session: &Session<'_>, changes: &Changes) {
-        self.sweep.is_needed |= changes.found.is_some();
-        let is_due = self.sweep.is_needed && self.sweep.last.elapsed() >= self.store.settings.sweep;
-        if is_due && session.tables.best.xids == XidSource::System {
-            self.sweep = Sweep { last: Instant::now(), is_needed: false };
-            self.pending.extend(self.positions.keys().cloned());
-        }
     }
 
     /// Selects the jobs to read: those with news, then those that may be completed, then the pending ones.
@@ -393,38 +381,48 @@ impl PostgresTail {
     ) -> Result<Draft, QueryError> {
         let (mut draft, mut first_rows) = (Draft::new(), FirstRows::default());
         let joined: BTreeSet<&JobId> = joining.iter().map(|joiner| &joiner.job).collect();
-        for job in joined.into_iter().chain(&selection.jobs) {
+        for job in joined.iter().copied().chain(&selection.jobs) {
             let is_over = draft.done.contains(job) || draft.failed.contains_key(job) || self.faults.is_waiting(job);
             if !draft.is_full() && !is_over {
+                let is_whole = joined.contains(job) || selection.completable.contains(job) || self.sweep.has_left(job);
+                let began = Instant::now();
                 let read = match self.read_up_to_level(session, job, selection, &mut first_rows, &mut draft).await {
-                    Ok(false) => self.read_job(session, job, &mut draft).await,
+                    Ok(false) => self.read_job(session, job, is_whole, &mut draft).await,
                     read => read.map(drop),
                 };
                 draft.narrow(job, read)?;
+                if self.sweep.has_left(job) {
+                    draft.swept_for += began.elapsed();
+                }
             }
         }
         Ok(draft)
     }
 
     /// Reads one job, if it is watched, from its position on.
-    async fn read_job(&self, session: &mut Session<'_>, job: &JobId, draft: &mut Draft) -> Result<(), QueryError> {
+    async fn read_job(
+        &self,
+        session: &mut Session<'_>,
+        job: &JobId,
+        is_whole: bool,
+        draft: &mut Draft,
+    ) -> Result<(), QueryError> {
         let position = draft.positions.get(job).or_else(|| self.positions.get(job));
         let Some(mut position) = position.cloned() else { return Ok(()) };
+        draft.jobs_read += 1;
+        if !is_whole && self.read_above_floor(session, job, &position, draft).await? {
+            return Ok(());
+        }
         let limit = Limit { events: draft.batch.room(), ..READ_LIMIT };
         let can_wait = self.cramped.get(job).is_none_or(|since| since.elapsed() < self.store.settle);
-        let rows = session.read_rows(job, &mut position, limit.events, can_wait).await?;
+        let scope = Scope { with_reach: true, ..Scope::of(job, limit.events) };
+        let rows = session.read_rows(scope, &mut position, can_wait).await?;
         if rows.is_cramped() {
             draft.cramped.insert(job.clone());
         }
-        let reached = rows.reach.map(|number| ReachedNumber { number, xmax: rows.snapshot.xmax });
-        let (events, is_last) = rows.deliver(job, &mut position, limit);
-        draft.jobs_read += 1;
-        draft.batch.extend(job, events);
-        draft.positions.insert(job.clone(), position);
-        if is_last {
-            draft.done.insert(job.clone());
-            draft.reached.extend(reached.map(|reached| (job.clone(), reached)));
-        }
+        let reached = ReachedNumber::of(&rows);
+        let delivered = rows.deliver(job, &mut position, limit);
+        draft.add(job, position, delivered, reached);
         Ok(())
     }
 
@@ -437,11 +435,13 @@ impl PostgresTail {
         selection: Selection,
         draft: Draft,
     ) -> Vec<JobNews> {
-        let Draft { mut batch, positions, done, failed, cramped, reached, .. } = draft;
+        let Draft { mut batch, positions, done, failed, cramped, reached, swept_for, .. } = draft;
         let since = cramped.into_iter().map(|job| (self.cramped.get(&job).copied().unwrap_or(began), job));
         self.cramped = since.map(|(since, job)| (job, since)).collect();
         positions.keys().filter(|job| !failed.contains_key(job)).for_each(|job| self.faults.remove(job));
         self.unchecked.retain(|job| self.faults.contains(job) || failed.contains_key(job));
+        // An event of theirs may be below what is looked for when they can be read again.
+        self.sweep.add(failed.keys().cloned());
         for (job, error) in failed {
             self.faults.add(job.clone(), self.store.error("reading new events", error).of_job(job));
         }
@@ -450,6 +450,7 @@ impl PostgresTail {
         self.pending = selection.jobs.into_iter().filter(is_unread).collect();
         self.positions.extend(positions);
         self.learn_reaches(reached);
+        self.sweep.go_on(swept_for, |job| !done.contains(job) && self.positions.contains_key(job));
         if changes.found.is_some() && session.tables.best.xids == XidSource::Column {
             // The index found all new rows. So every other job has nothing undelivered below the mark.
             for (job, position) in &mut self.positions {

@@ -33,8 +33,8 @@ pub enum Kind {
 pub enum Form {
     /// The position of an event's id, or the newest.
     Lookup,
-    /// A page after a position that has a range, a list of open transactions, counts.
-    Page { range: bool, open: bool, counted: bool },
+    /// A page after a position that has a range, a list of open transactions, counts, something that is said of a floor.
+    Page { range: bool, open: bool, counted: bool, above: bool },
     /// A page after a position that may be dear by its looks.
     Dear,
 }
@@ -53,8 +53,11 @@ impl Kind {
         if known > 0 && after.ceiling() > known.saturating_add(FAR_AHEAD) {
             return Self::Future;
         }
-        let form =
-            if after.is_dear() { Form::Dear } else { Form::Page { range, open, counted: !after.counted().is_empty() } };
+        let form = if after.is_dear() {
+            Form::Dear
+        } else {
+            Form::Page { range, open, counted: !after.counted().is_empty(), above: after.above().is_some() }
+        };
         Self::OfJob { job: job.clone(), form }
     }
 }

@@ -4,8 +4,8 @@
 use super::super::error::QueryError;
 use super::super::page::raw_bytes;
 use super::super::position::{EndedXids, Position};
-use super::super::sql::{self, ChangesQuery, NewRows, PageQuery, XidBound};
-use super::super::tables::{RelationKind, Tables, XidSource};
+use super::super::sql::{self, ChangesQuery, NewRows, PageQuery, Scope, XidBound};
+use super::super::tables::{RelationKind, RowOrder, Tables, XidSource};
 use super::Check;
 use super::indexes::RowsTable;
 use crate::event::JobId;
@@ -74,11 +74,11 @@ impl Standing<'_> {
         sql::changes(&rows, 0, &query)
     }
 
-    /// The statement that reads the job's events from here on.
-    fn page(&self) -> String {
+    /// The statement that reads the job's events from here on: all that are not delivered, or those above a floor.
+    fn page(&self, floor: Option<i64>) -> String {
         let Self { tables, job, position, .. } = self;
-        let query = PageQuery { job, position, end: XidBound::OwnMark, published_by: None, limit: PAGE };
-        sql::page(tables, 0, &query)
+        let scope = Scope { floor, ..Scope::of(job, PAGE) };
+        sql::page(tables, 0, &PageQuery { scope, position, end: XidBound::OwnMark, published_by: None })
     }
 }
 
@@ -105,12 +105,12 @@ impl Check<'_> {
         let standing = self.standing(tables, &job).await?;
         let look = self.explain(&standing.look(self.store.settings.look_back)).await?;
         let look = Reading::of(&look, &sizes, Passing::HardlyAny);
-        let news = self.explain(&standing.page()).await?;
+        let news = self.explain(&standing.page(standing.reach)).await?;
         let news = Reading::of(&news, &sizes, Passing::HardlyAny);
         let mut position = Position::beginning();
         position.adopt(tables.best);
         let beginning = Standing { position, ..standing };
-        let mut page = self.explain(&beginning.page()).await?;
+        let mut page = self.explain(&beginning.page(None)).await?;
         fill_page(&mut page);
         let page = Reading::of(&page, &sizes, Passing::Most);
         let long = format!("of a long job in {table} ({job}, about {job_rows} events)");

@@ -2,7 +2,7 @@
 
 use super::super::error::QueryError;
 use super::super::position::Position;
-use super::super::sql::{self, PageQuery, XidBound};
+use super::super::sql::{self, PageQuery, Scope, XidBound};
 use super::super::tables::Tables;
 use super::Check;
 use crate::event::JobId;
@@ -61,7 +61,8 @@ impl Check<'_> {
             .find(|id| tables.events.job_id.canonical(id).is_some())
             .and_then(|id| id.parse().ok());
         let (job, position) = (no_job?, Position::beginning());
-        let query = PageQuery { job: &job, position: &position, end: XidBound::OwnMark, published_by: None, limit: 1 };
+        let scope = Scope::of(&job, 1);
+        let query = PageQuery { scope, position: &position, end: XidBound::OwnMark, published_by: None };
         self.connection.query(sql::page(tables, 0, &query)).await.err()
     }
 

@@ -1,7 +1,9 @@
 //! Delivery of rows that a statement has read.
 
-use super::super::position::Range;
+use super::super::position::{Above, Range};
+use super::super::tables::XidSource;
 use super::*;
+use std::collections::BTreeMap;
 
 const LIMIT: Limit = Limit { events: 100, bytes: 1 << 20 };
 
@@ -134,4 +136,65 @@ fn a_cursor_without_room_for_all_ended_transactions_repeats_the_newest() {
         assert!((15..60).contains(&also.len()), "{} of them", also.len());
         assert!(also.iter().eq(&xids[..also.len()]));
     }
+}
+
+/// The position of a tail that has read the rows above a floor, after reads of all rows below 740.
+fn above_floor(ended: EndedXids) -> Position {
+    let scheme = CursorScheme { xids: XidSource::System, ..CursorScheme::default() };
+    let whole = Position::new_settled(scheme, EndedXids::below(740), BTreeMap::new());
+    whole.with_part_above(50, &Position::new_settled(scheme, ended, BTreeMap::new()))
+}
+
+/// A page of the rows above the floor, with one row of each of these transactions.
+fn page_above_floor(mark: u64, xids: impl IntoIterator<Item = u64>) -> PageRows {
+    PageRows { floor: Some(50), ..page(mark, xids) }
+}
+
+#[test]
+fn a_page_of_the_rows_above_a_floor_moves_on_in_what_is_said_of_these_alone_and_counts_none() {
+    let mut position = above_floor(EndedXids::below(740));
+    let (events, is_last) = page_above_floor(750, [741, 751, 752]).deliver(&job(), &mut position, LIMIT);
+    assert_eq!((events.len(), is_last), (3, true));
+    assert_eq!(position, above_floor(EndedXids::below(750).and([751, 752])));
+    let places = events.iter().map(|(_, cursor)| Position::from_cursor(&job(), cursor.as_str()).expect("a position"));
+    let range = |end: EndedXids, key| Some(Range { end, key: Key::Number(key) });
+    let within = |ended, range| Some(Above { floor: 50, ended: EndedXids::below(ended), range });
+    let wanted = [
+        within(740, range(EndedXids::below(750), 1)),
+        within(750, range(EndedXids::below(750).and([751, 752]), 2)),
+        position.above().cloned(),
+    ];
+    assert_eq!(places.map(|place| place.above().cloned()).collect::<Vec<_>>(), wanted);
+}
+
+#[test]
+fn a_page_of_all_rows_takes_over_what_was_said_of_a_floor_behind_its_last_row() {
+    let start = above_floor(EndedXids::below(745).and([748]));
+    let of_all = |xids: &[u64]| PageRows { is_of_all: true, ..page(746, xids.iter().copied()) };
+    let settled = EndedXids::below(746).and([748]);
+    let after = |counted| Position::new_settled(start.scheme, settled.clone(), counted);
+
+    let mut position = start.clone();
+    let (events, is_last) = of_all(&[742, 749]).deliver(&job(), &mut position, Limit { events: 1, ..LIMIT });
+    assert_eq!((events.len(), is_last, position.above()), (1, false, start.above()));
+
+    let mut position = start.clone();
+    assert!(of_all(&[742, 749]).deliver(&job(), &mut position, LIMIT).1);
+    assert_eq!(position, after(BTreeMap::from([(749, 1)])));
+
+    // Of 748 others were delivered by their number, so this row is not all of it, and its count would be of another.
+    let mut position = start.clone();
+    assert!(!of_all(&[748, 749]).deliver(&job(), &mut position, Limit { events: 1, ..LIMIT }).1);
+    assert_eq!((position.counted().len(), position.range().map(|range| &range.key)), (0, Some(&Key::Number(1))));
+}
+
+#[test]
+fn a_page_above_a_floor_is_not_delivered_where_a_cursor_has_no_room_for_its_end() {
+    let mut position = above_floor(EndedXids::below(740));
+    let xids = |count| (0..count).map(|number| 1_000_000 + number * 100_000);
+    let few = page_above_floor(745, xids(5)).deliver_with_room(&job(), &mut position, LIMIT);
+    assert!(few.is_ok_and(|(events, is_last)| events.len() == 5 && is_last));
+    let before = position.clone();
+    assert!(page_above_floor(745, xids(40)).deliver_with_room(&job(), &mut position, LIMIT).is_err());
+    assert_eq!(position, before);
 }

@@ -7,11 +7,14 @@
 //!            transactions are named beside those below a mark: behind the key those of settled, their number and
 //!            differences; then the end, as 1 + the number of transactions that it has more, and differences; or 0, the
 //!            end as it differs, and those above its mark
+//! above      where the kind of key is 64 more: the floor, and the transactions of which all above it was delivered, coded as
+//!            the end of a range beside settled; then, where there is a range, 1 if it is one above the floor, else 0, and its
+//!            end, as it differs from these transactions, or from settled
 //! counted    xid as a difference to the one before, number of rows; and so on to the end
 //! ```
 
 use super::super::tables::CursorScheme;
-use super::{Claims, EndedXids, Key, KeyId, Life, Position, Range};
+use super::{Above, Claims, EndedXids, Key, KeyId, Life, Position, Range};
 use crate::cursor::varint;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,6 +32,8 @@ const HAS_LIFE: u8 = 8;
 const IS_OF_MOMENT: u8 = 16;
 /// Added to the kind where ended transactions are named beside those below a mark.
 const HAS_ALSO: u8 = 32;
+/// Added to the kind where something is said of rows above a floor.
+const HAS_ABOVE: u8 = 64;
 
 impl Position {
     /// Encodes the position in at most `max_bytes`; returns true beside the bytes where that left something out. The
@@ -37,11 +42,12 @@ impl Position {
         let mut bytes = Vec::with_capacity(16);
         put_ended(&mut bytes, &self.settled);
         self.put_kind(&mut bytes);
-        self.range.iter().for_each(|range| put_key(&mut bytes, &range.key));
+        self.coded_range().into_iter().for_each(|range| put_key(&mut bytes, &range.key));
         if self.has_also() {
             put_also(&mut bytes, &self.settled);
         }
         match &self.range {
+            range if self.above.is_some() => self.put_above(&mut bytes, range.as_ref()),
             Some(range) if self.has_also() => put_end_and_also(&mut bytes, &range.end, &self.settled),
             Some(range) => put_end(&mut bytes, &range.end, &self.settled),
             None => {}
@@ -75,13 +81,45 @@ impl Position {
         !self.settled.also.is_empty() || self.range.as_ref().is_some_and(is_beside)
     }
 
-    /// A position that repeats rows: of the newest transaction above the marks, else of the whole range, else everything from
-    /// the lowest open transaction on.
+    /// The range whose key is encoded: a whole read does not begin before one above a floor is finished, nor a partial read
+    /// before one of all rows is.
+    fn coded_range(&self) -> Option<&Range> {
+        self.above.as_ref().and_then(|above| above.range.as_ref()).or(self.range.as_ref())
+    }
+
+    fn put_above(&self, to: &mut Vec<u8>, of_all_rows: Option<&Range>) {
+        let Some(Above { floor, ended, range }) = &self.above else { return };
+        varint::write_signed(to, *floor);
+        put_end_and_also(to, ended, &self.settled);
+        match (range, of_all_rows) {
+            (Some(range), _) => {
+                to.push(1);
+                put_end_and_also(to, &range.end, ended);
+            }
+            (None, Some(range)) => {
+                to.push(0);
+                put_end_and_also(to, &range.end, &self.settled);
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// A position that repeats rows: of the newest transaction above the marks, else of a floor, else of the whole range, else
+    /// everything from the lowest open transaction on.
     fn shortened(&self) -> Self {
         let mut shorter = Self { counted: BTreeMap::new(), ..self.clone() };
-        if shorter.range.as_mut().is_some_and(|range| range.end.also.pop_last().is_some())
-            || shorter.settled.also.pop_last().is_some()
-        {
+        let above = shorter.above.iter_mut().flat_map(|Above { ended, range, .. }| {
+            range.iter_mut().map(|range| &mut range.end).chain(std::iter::once(ended))
+        });
+        let ranges = shorter.range.iter_mut().map(|range| &mut range.end);
+        let mut named = above.chain(ranges).chain(std::iter::once(&mut shorter.settled));
+        if named.any(|ended| ended.also.pop_last().is_some()) {
+            return shorter;
+        }
+        if let Some(above) = &mut shorter.above {
+            if above.range.take().is_none() {
+                shorter.above = None;
+            }
             return shorter;
         }
         let settled = match self.range {
@@ -93,9 +131,10 @@ impl Position {
 
     fn put_kind(&self, to: &mut Vec<u8>) {
         let bit = |is_set: bool, bit: u8| if is_set { bit } else { 0 };
-        let of_key = self.range.as_ref().map_or(0, |range| kind_of(&range.key));
+        let of_key = self.coded_range().map_or(0, |range| kind_of(&range.key));
         let is_of_moment = self.claims == Claims::Moment;
         let facts = bit(is_of_moment, IS_OF_MOMENT) | bit(self.has_also(), HAS_ALSO);
+        let facts = facts | bit(self.above.is_some(), HAS_ABOVE);
         to.push(of_key | bit(self.life.is_some(), HAS_LIFE) | facts);
         to.extend(self.life.iter().flat_map(|Life(life)| life.to_be_bytes()));
     }
@@ -104,17 +143,17 @@ impl Position {
     pub fn from_bytes(scheme: CursorScheme, bytes: &[u8]) -> Option<Self> {
         let from = &mut &*bytes;
         let mut settled = get_ended(from)?;
-        let Kind { of_key, life, claims, has_also } = Kind::get(from)?;
+        let Kind { of_key, life, claims, has_also, has_above } = Kind::get(from)?;
         let key = if of_key == 0 { None } else { Some(get_key(from, of_key)?) };
         if has_also {
             settled.also = get_also(from, settled.mark)?;
         }
-        let end = match key {
-            None => None,
-            Some(_) if has_also => Some(get_end_and_also(from, &settled)?),
-            Some(_) => Some(get_end(from, &settled)?),
+        let (above, range) = match key {
+            key if has_above => get_above(from, &settled, key)?,
+            None => (None, None),
+            Some(key) if has_also => (None, Some(Range { end: get_end_and_also(from, &settled)?, key })),
+            Some(key) => (None, Some(Range { end: get_end(from, &settled)?, key })),
         };
-        let range = end.zip(key).map(|(end, key)| Range { end, key });
         let mut counted = BTreeMap::new();
         let mut previous = settled.lowest_open();
         while !from.is_empty() {
@@ -125,7 +164,7 @@ impl Position {
             counted.insert(xid, varint::read(from).filter(|count| *count > 0)?);
             previous = xid;
         }
-        Some(Self { scheme, life, settled, range, counted, claims })
+        Some(Self { scheme, life, settled, range, counted, above, claims })
             .filter(|position| position.to_bytes(usize::MAX).0 == bytes)
     }
 }
@@ -222,6 +261,21 @@ fn get_end_and_also(from: &mut &[u8], settled: &EndedXids) -> Option<EndedXids> 
     Some(end)
 }
 
+/// Decodes what is said of a floor, and the range with this key, which is one above it or one of all rows.
+fn get_above(from: &mut &[u8], settled: &EndedXids, key: Option<Key>) -> Option<(Option<Above>, Option<Range>)> {
+    let floor = varint::read_signed(from)?;
+    let ended = get_end_and_also(from, settled)?;
+    let (mut above, mut of_all_rows) = (Above { floor, ended, range: None }, None);
+    if let Some(key) = key {
+        match take(from, 1)?[0] {
+            0 => of_all_rows = Some(Range { end: get_end_and_also(from, settled)?, key }),
+            1 => above.range = Some(Range { end: get_end_and_also(from, &above.ended)?, key }),
+            _ => return None,
+        }
+    }
+    Some((Some(above), of_all_rows))
+}
+
 /// Encodes open transactions below a mark, given the newest first: a bitmap of those close to it, then the distances of
 /// the others. Most of them began lately, so the bitmap has the length that makes the whole shortest.
 fn put_open(to: &mut Vec<u8>, mark: u64, open: impl Iterator<Item = u64> + Clone) {
@@ -268,6 +322,7 @@ struct Kind {
     life: Option<Life>,
     claims: Claims,
     has_also: bool,
+    has_above: bool,
 }
 
 impl Kind {
@@ -280,8 +335,9 @@ impl Kind {
             false => None,
         };
         let claims = if has(IS_OF_MOMENT) { Claims::Moment } else { Claims::Rows };
-        let of_key = byte & !(HAS_LIFE | IS_OF_MOMENT | HAS_ALSO);
-        Some(Self { of_key, life, claims, has_also: has(HAS_ALSO) }).filter(|_| of_key <= MAX_KIND)
+        let of_key = byte & !(HAS_LIFE | IS_OF_MOMENT | HAS_ALSO | HAS_ABOVE);
+        let (has_also, has_above) = (has(HAS_ALSO), has(HAS_ABOVE));
+        Some(Self { of_key, life, claims, has_also, has_above }).filter(|_| of_key <= MAX_KIND)
     }
 }
 

@@ -4,7 +4,8 @@
 //! transaction were delivered. Where a column tells the transactions, that is exact. Elsewhere it is `xmin` that tells
 //! them, and an UPDATE of a row that was delivered takes it away from its transaction: then "the first two rows" are not
 //! what they were, and one would be hidden that nobody was given. So there only whole transactions are counted, and a
-//! reader stands among the rows of others by a key, in a range of the transactions that the answer has shown.
+//! reader stands among the rows of others by a key, in a range of the transactions that the answer has shown. A read of the
+//! rows above a floor does not show whole transactions, and neither does one that leaves such rows out.
 
 use super::super::tables::XidSource;
 use super::{EndedXids, Position};
@@ -21,8 +22,10 @@ pub struct UndeliveredRows<R> {
     /// Everything that had ended before the answer, if the open transactions were listed. Then the rows are all there
     /// are.
     pub listed: Option<EndedXids>,
-    /// The newer rows are all there are of their transactions.
+    /// The newer rows are all there are of their transactions, of those that the read is of.
     pub is_whole: bool,
+    /// The read is of the rows above a floor.
+    pub is_above_floor: bool,
     /// The rows of the settled part are counted, too, which takes less room where they are few.
     pub counts_settled: bool,
 }
@@ -55,7 +58,7 @@ impl<R> UndeliveredRows<R> {
         fits: impl Fn(&Position) -> bool,
         xid: impl Fn(&R) -> u64,
     ) -> Vec<DeliveryStep<R>> {
-        let Self { rows, end, listed, is_whole, counts_settled } = self;
+        let Self { rows, end, listed, is_whole, is_above_floor, counts_settled } = self;
         let (settled, mut newer): (Vec<R>, Vec<R>) = rows.into_iter().partition(|row| end.contains(xid(row)));
         let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
         for row in &newer {
@@ -65,7 +68,8 @@ impl<R> UndeliveredRows<R> {
         if from.scheme.xids == XidSource::System {
             for (xid, count) in counts {
                 let at = group_of(&groups, xid);
-                groups[at].add(xid, is_whole && count == 1);
+                let shows_all_of_it = is_whole && !is_above_floor && !from.claims_above(xid);
+                groups[at].add(xid, shows_all_of_it && count == 1);
             }
         }
         newer.sort_by_key(|row| group_of(&groups, xid(row)));

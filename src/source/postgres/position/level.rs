@@ -34,13 +34,15 @@ impl Position {
 
     /// Returns true for a position that says nothing but which transactions were delivered.
     pub fn is_level(&self) -> bool {
-        self.range.is_none() && self.counted.is_empty()
+        self.range.is_none() && self.counted.is_empty() && self.above.is_none()
     }
 
     /// Returns true if a level holds all that was delivered at this position, so that a reader can go on to it.
     pub fn is_below(&self, level: &Self) -> bool {
         let covers_range = self.range.as_ref().is_none_or(|range| level.settled.covers(&range.end));
         let covers_counts = self.counted.keys().all(|xid| level.settled.contains(*xid));
-        self.scheme == level.scheme && level.settled.covers(&self.settled) && covers_range && covers_counts
+        let covers_above = self.above.as_ref().is_none_or(|above| above.is_within(&level.settled));
+        let covers_rows = covers_range && covers_counts && covers_above;
+        self.scheme == level.scheme && level.settled.covers(&self.settled) && covers_rows
     }
 }

@@ -3,7 +3,7 @@
 mod model;
 
 use super::*;
-use model::{Model, OLD, act, update};
+use model::{Act, Model, OLD, WHOLE, act, update};
 use proptest::prelude::*;
 
 /// A position with every field drawn at random, around the transactions of the model.
@@ -18,13 +18,17 @@ fn foreign_position() -> impl Strategy<Value = Position> {
         (0..300_i64).prop_map(Key::Number),
         (0..600_i64).prop_map(|high| Key::Time { at: high << 20, id: KeyId::of("") }),
     ];
-    let range = prop::option::of((ended(), key).prop_map(|(end, key)| Range { end, key }));
+    let range = move || prop::option::of((ended(), key.clone()).prop_map(|(end, key)| Range { end, key }));
+    let above = (0..300_i64, ended(), range()).prop_map(|(floor, ended, range)| Above { floor, ended, range });
+    let above = prop::option::of(above);
     let counted = prop::collection::btree_map(xid(), 1..5_u64, 0..4);
-    (any::<bool>(), ended(), range, counted).prop_map(|(is_old, settled, range, counted)| {
+    (any::<bool>(), ended(), range(), counted, above).prop_map(|(is_old, settled, range, counted, above)| {
         let scheme = if is_old { OLD } else { CursorScheme::default() };
         let life = counted.keys().next().map(|xid| Life(*xid as u16));
         let claims = if life.is_some_and(|Life(life)| life % 2 == 0) { Claims::Moment } else { Claims::Rows };
-        Position { scheme, life, settled, range, counted, claims }
+        // A position has one range at most.
+        let range = range.filter(|_| above.as_ref().is_none_or(|above| above.range.is_none()));
+        Position { scheme, life, settled, range, counted, above, claims }
     })
 }
 
@@ -88,6 +92,51 @@ proptest! {
         }
         model.finish();
         prop_assert_eq!(Model::without_versions(&model.delivered), Model::without_versions(&model.committed));
+    }
+
+    #[test]
+    fn who_joins_is_given_what_it_lacks_of_the_published_rows_wherever_it_stands_and_leaves(
+        before in prop::collection::vec(prop_oneof![6 => act(), 1 => update()], 1..40),
+        after in prop::collection::vec(prop_oneof![6 => act(), 1 => update()], 0..20),
+        leaves_after in prop::option::of(0..4_usize),
+        rest in prop::collection::vec(act(), 0..20),
+    ) {
+        let mut model = Model::default();
+        for one in &before {
+            model.act(one);
+        }
+        let mut joiner = model.clone();
+        for one in &after {
+            model.act(one);
+            joiner.act_of_writers(one);
+        }
+        // A job is published to its end, by a read of all its rows, before anybody joins.
+        model.poll(WHOLE);
+        joiner.join(&model.position, leaves_after);
+        for one in &rest {
+            joiner.act(one);
+        }
+        joiner.finish();
+        prop_assert_eq!(Model::without_versions(&joiner.delivered), Model::without_versions(&joiner.committed));
+        if !before.iter().chain(&after).any(|act| matches!(act, Act::Update { .. })) {
+            prop_assert_eq!(joiner.delivered, joiner.committed, "and nothing twice");
+        }
+    }
+
+    #[test]
+    fn a_position_is_read_back_from_its_bytes_and_claims_no_more_where_they_are_fewer(
+        position in foreign_position(),
+        most in 12..60_usize,
+    ) {
+        let read = |most| Position::from_bytes(position.scheme, &position.to_bytes(most).0).expect("a position");
+        prop_assert_eq!(&read(usize::MAX), &position);
+        let shorter = read(most);
+        for (xid, number) in (90..132).flat_map(|xid| [0, 60, 140, 299].map(|number| (xid, number))) {
+            for (key, nth) in [(Key::Number(number), 1), (Key::Time { at: number << 20, id: KeyId::of("") }, 3)] {
+                let is_claimed = |position: &Position| position.has_delivered(xid, &key, Some(number), nth);
+                prop_assert!(is_claimed(&position) || !is_claimed(&shorter), "{xid} {key:?} by {shorter:?}");
+            }
+        }
     }
 
     #[test]

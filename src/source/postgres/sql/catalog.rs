@@ -39,7 +39,8 @@ pub fn zone(name: &str) -> String {
 
 /// Reads the columns of a table or view beside its `relation_kind` (`pg_class.relkind`) and whether it has children; none
 /// where it is not there or may not be seen. `table` is a name without quotes. `is_unique` says that no two rows with the
-/// same `job_id` have the same value: an identity, a serial, or a unique index over it alone or over both.
+/// same `job_id` have the same value: an identity, a serial, or a unique index over it alone or over both. `counts_rows` says of
+/// a view that it, or one below it, may make values out of several rows, such as `row_number()`.
 pub fn table_columns(table: &str, job_id: &str) -> String {
     format!(
         "SELECT attname::text AS name, NOT attnotnull AS may_be_null, atthasdef AS has_default,
@@ -54,6 +55,16 @@ pub fn table_columns(table: &str, job_id: &str) -> String {
                     WHERE k.place <= i.indnkeyatts AND key.attnum <> pg_attribute.attnum AND key.attname <> {})
                   AND pg_attribute.attnum = ANY (i.indkey::int2[])
                 ) AS is_unique,
+                relkind = 'v' AND EXISTS (
+                  WITH RECURSIVE views AS (
+                    SELECT c.oid
+                    UNION SELECT below.oid FROM views JOIN pg_rewrite r ON r.ev_class = views.oid
+                    JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+                    JOIN pg_class below ON below.oid = d.refobjid AND d.refclassid = 'pg_class'::regclass
+                    WHERE below.relkind = 'v'
+                  )
+                  SELECT FROM views WHERE pg_get_viewdef(views.oid) ~* {}
+                ) AS counts_rows,
                 relkind::text AS relation_kind, EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid) AS has_children,
                 (WITH RECURSIVE below AS (
                    SELECT atttypid AS oid
@@ -64,6 +75,7 @@ pub fn table_columns(table: &str, job_id: &str) -> String {
          WHERE attrelid = to_regclass({}) AND attnum > 0 AND NOT attisdropped
          ORDER BY attnum",
         literal(job_id),
+        literal(r"\y(over|count)\y"),
         literal(&quote_table(table))
     )
 }

@@ -88,7 +88,8 @@ fn changed_jobs(rows: &EventRows, query: &ChangesQuery) -> String {
     )
 }
 
-/// One probe of the index on job and number for each job, which ends at its first new row.
+/// One probe of the index on job and number for each job, which ends at its first new row. Without an order the planner may
+/// take a read of the whole table for the shortest way to one row.
 fn jobs_above(rows: &EventRows, xid: u64, numbers: &[(&str, i64)]) -> Option<String> {
     let (number, ids) = (rows.number()?, &rows.tables.events.job_id);
     let (jobs, numbers): (Vec<_>, Vec<_>) =
@@ -98,7 +99,7 @@ fn jobs_above(rows: &EventRows, xid: u64, numbers: &[(&str, i64)]) -> Option<Str
          SELECT {NO_SNAPSHOT}, watched.job_id, NULL
          FROM unnest({jobs}::text[], '{{{numbers}}}'::bigint[]) watched (job_id, number)
          CROSS JOIN LATERAL (
-           SELECT FROM {events} e WHERE {of_job} AND {number} > watched.number AND {since} LIMIT 1
+           SELECT FROM {events} e WHERE {of_job} AND {number} > watched.number AND {since} ORDER BY {number} LIMIT 1
          ) found",
         jobs = array_literal(jobs.iter().map(AsRef::as_ref)),
         numbers = numbers.join(","),

@@ -11,28 +11,28 @@ use crate::source::NewEvent;
 
 /// Reads the event with this id, beside the snapshot.
 pub fn find_event(rows: &EventRows, durable_xid: u64, job: &JobId, id: &str) -> String {
+    let of_job = rows.tables.events.job_id.equals(job.as_str());
     format!(
         "{ctes} SELECT {SNAPSHOT_COLUMNS}, found.*
          FROM jobcast_snapshot, jobcast_mark, (SELECT {columns} FROM {events} e WHERE {of_job} AND {of_id} LIMIT 1) found",
-        ctes = snapshot_ctes(rows, durable_xid, Some(job)),
+        ctes = snapshot_ctes(rows, durable_xid, Some(&of_job)),
         columns = rows.select_list(),
         events = rows.table(),
-        of_job = rows.tables.events.job_id.equals(job.as_str()),
         of_id = rows.tables.events.id.equals(id),
     )
 }
 
 /// Reads the job's status, and whether there is such a job: a row of the job table, or an event.
 pub fn newest_event(rows: &EventRows, durable_xid: u64, job: &JobId) -> String {
+    let of_job = rows.tables.events.job_id.equals(job.as_str());
     format!(
         "{ctes} SELECT {SNAPSHOT_COLUMNS}, {status} AS status,
                 {has_job} OR EXISTS (SELECT FROM {events} e WHERE {of_job}) AS is_known
          FROM jobcast_snapshot, jobcast_mark",
-        ctes = snapshot_ctes(rows, durable_xid, Some(job)),
+        ctes = snapshot_ctes(rows, durable_xid, Some(&of_job)),
         status = job_status(rows.tables, job),
         has_job = has_job(rows.tables, job),
         events = rows.table(),
-        of_job = rows.tables.events.job_id.equals(job.as_str()),
     )
 }
 

@@ -29,7 +29,7 @@ pub use events::{count_by_place, count_by_xid, final_event, find_event, insert_e
 pub use ids::IdColumn;
 pub use jobs::{insert_job, job_summary, last_writes, list_jobs, upsert_status};
 pub use many::{ManyQuery, has_rows_beyond, key_from_end, last_xid, pages};
-pub use page::{PageQuery, page};
+pub use page::{PageQuery, Scope, page};
 pub use rows::{EventRows, XidBound};
 pub use snapshot::{MAX_XID_SCAN, has_ended, is_unchanged, open_xids, read_snapshot};
 

@@ -1,6 +1,6 @@
 //! The statement that reads a job's rows from a position on.
 
-use super::super::position::{Position, Range};
+use super::super::position::{Above, Position, Range};
 use super::super::tables::Tables;
 use super::jobs::{has_job, job_status};
 use super::rows::RowsPart;
@@ -8,28 +8,47 @@ use super::snapshot::{SNAPSHOT_COLUMNS, snapshot_ctes};
 use super::{EventRows, XidBound};
 use crate::event::JobId;
 
+/// The rows that a read is of.
+#[derive(Clone, Copy)]
+pub struct Scope<'a> {
+    pub job: &'a JobId,
+    /// Only rows with a number above it. `None` for all of the job's.
+    pub floor: Option<i64>,
+    /// Each part fetches one row more, so that a cut is seen.
+    pub limit: usize,
+    /// The `reach` is read, too.
+    pub with_reach: bool,
+}
+
+impl<'a> Scope<'a> {
+    /// All rows of the job.
+    pub fn of(job: &'a JobId, limit: usize) -> Self {
+        Self { job, floor: None, limit, with_reach: false }
+    }
+}
+
 /// A query for rows of one job.
 pub struct PageQuery<'a> {
-    pub job: &'a JobId,
-    /// Rows that were delivered at this position are left out.
+    pub scope: Scope<'a>,
+    /// Rows that were delivered at this position are left out. With a floor it is a position among the rows above it.
     pub position: &'a Position,
     /// End of the settled part, which is delivered by key.
     pub end: XidBound,
     /// Only rows that were delivered at this position, which is in no range.
     pub published_by: Option<&'a Position>,
-    /// Each part fetches one row more, so that a cut is seen.
-    pub limit: usize,
 }
 
 /// Reads the rows in the order of delivery: the settled part up to its end by key, then the newer rows by key. The job's
 /// status stands beside each row, and alone in one where there are no rows; so does the `reach`, a number that most of the
-/// job's rows are at or below, where new rows are looked for by number.
+/// job's rows are at or below, where it is wanted and new rows are looked for by number.
 pub fn page(tables: &Tables, durable_xid: u64, query: &PageQuery) -> String {
-    let PageQuery { job, position, end, .. } = query;
+    let PageQuery { scope: Scope { job, floor, limit, with_reach }, position, end, .. } = query;
     let rows = &tables.rows(position.scheme);
-    let (parts, limit) = (rows.parts(), query.limit + 1);
-    let own_mark_job = matches!(end, XidBound::OwnMark).then_some(*job);
-    let of_job = published_rows(tables, query);
+    let (mut parts, limit) = (rows.parts(), limit + 1);
+    parts.retain(|part| floor.is_none() || part.has_numbers());
+    let in_scope = in_scope(rows, &query.scope);
+    let own_mark_rows = matches!(end, XidBound::OwnMark).then_some(&*in_scope);
+    let of_job = published_rows(tables, query, &in_scope);
     let undelivered = undelivered(rows, query);
     format!(
         "{ctes}, {settled}, jobcast_newer AS (
@@ -41,13 +60,13 @@ pub fn page(tables: &Tables, durable_xid: u64, query: &PageQuery) -> String {
          FROM jobcast_snapshot CROSS JOIN jobcast_mark
          LEFT JOIN (SELECT * FROM jobcast_settled UNION ALL SELECT * FROM jobcast_newer) page ON true
          ORDER BY page.part, page.ordinal",
-        ctes = snapshot_ctes(rows, durable_xid, own_mark_job),
+        ctes = snapshot_ctes(rows, durable_xid, own_mark_rows),
         settled = settled_ctes(&parts, query, &of_job, &undelivered),
         last_part = parts.len(),
         columns = rows.select_list(),
         events = rows.table(),
         since = rows.written_since(&XidBound::Fixed(position.settled().clone())),
-        reach = tables.rows(tables.best).reach(job),
+        reach = if *with_reach { tables.rows(tables.best).reach(job) } else { "NULL::bigint".into() },
         after_end = rows.written_since(end),
         order = rows.order(),
         status = job_status(tables, job),
@@ -58,8 +77,8 @@ pub fn page(tables: &Tables, durable_xid: u64, query: &PageQuery) -> String {
 /// CTE `jobcast_settled`: the rows up to the end of the range. Each part of the job's rows is read by itself, so that an
 /// index can serve it, and only if those before it leave room.
 fn settled_ctes(parts: &[RowsPart], query: &PageQuery, of_job: &str, undelivered: &str) -> String {
-    let PageQuery { job, position, end, .. } = query;
-    let limit = query.limit + 1;
+    let PageQuery { scope: Scope { job, limit, .. }, position, end, .. } = query;
+    let limit = limit + 1;
     let delivered_to = position.range().map(|Range { key, .. }| key);
     let mut ctes: Vec<(String, String)> = Vec::new();
     for (number, part) in parts.iter().enumerate() {
@@ -91,20 +110,38 @@ fn settled_ctes(parts: &[RowsPart], query: &PageQuery, of_job: &str, undelivered
     sql.join(", ")
 }
 
-/// Condition: the row is of the job, and, where only published rows are asked for, one of those.
-fn published_rows(tables: &Tables, query: &PageQuery) -> String {
-    let of_job = tables.events.job_id.equals(query.job.as_str());
-    let Some(published) = query.published_by else { return of_job };
-    let rows = &tables.rows(published.scheme);
-    let settled = rows.written_before(&XidBound::Fixed(published.settled().clone()));
-    let counted = published.counted().iter().map(|(xid, count)| is_counted(rows, query.job, *xid, *count));
-    format!("{of_job} AND ({})", std::iter::once(settled).chain(counted).collect::<Vec<_>>().join(" OR "))
+/// Condition: the row is of the job, and above the floor, if there is one.
+pub fn in_scope(rows: &EventRows, scope: &Scope) -> String {
+    let of_job = rows.tables.events.job_id.equals(scope.job.as_str());
+    match scope.floor.and_then(|floor| rows.above(floor)) {
+        Some(above) => format!("{of_job} AND {above}"),
+        None => of_job,
+    }
 }
 
-/// Conditions, each after an `AND`: the position has not counted the row.
+/// Condition: the row is in scope, and, where only published rows are asked for, one of those.
+fn published_rows(tables: &Tables, query: &PageQuery, in_scope: &str) -> String {
+    let Some(published) = query.published_by else { return in_scope.into() };
+    let rows = &tables.rows(published.scheme);
+    let settled = rows.written_before(&XidBound::Fixed(published.settled().clone()));
+    let counted = published.counted().iter().map(|(xid, count)| is_counted(rows, query.scope.job, *xid, *count));
+    let published = std::iter::once(settled).chain(counted).chain(claimed_above(rows, published));
+    format!("{in_scope} AND ({})", published.collect::<Vec<_>>().join(" OR "))
+}
+
+/// Conditions, each after an `AND`: the position has not counted the row, and does not claim it by its number.
 fn undelivered(rows: &EventRows, query: &PageQuery) -> String {
-    let counted = query.position.counted().iter();
-    counted.map(|(xid, count)| format!(" AND NOT {}", is_counted(rows, query.job, *xid, *count))).collect()
+    let PageQuery { scope: Scope { job, .. }, position, .. } = query;
+    let counted = position.counted().iter().map(|(xid, count)| is_counted(rows, job, *xid, *count));
+    let not_counted = counted.map(|is_counted| format!(" AND NOT {is_counted}"));
+    let not_claimed = claimed_above(rows, position).map(|is_claimed| format!(" AND {is_claimed} IS NOT TRUE"));
+    not_counted.chain(not_claimed).collect()
+}
+
+/// Condition: the row was delivered because of its number. Without a range: one of rows above a floor is finished before.
+fn claimed_above(rows: &EventRows, position: &Position) -> Option<String> {
+    let Above { floor, ended, .. } = position.above()?;
+    Some(format!("({} AND {})", rows.above(*floor)?, rows.written_before(&XidBound::Fixed(ended.clone()))))
 }
 
 /// Condition: the row is among the first `count` rows of its transaction, so not beyond the key of the last of them.

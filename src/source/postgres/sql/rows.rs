@@ -36,6 +36,11 @@ impl RowsPart<'_> {
         self.condition.as_ref().map(|condition| format!(" AND {condition}")).unwrap_or_default()
     }
 
+    /// Returns false where all rows are known to have no number.
+    pub fn has_numbers(&self) -> bool {
+        !self.is_unnumbered
+    }
+
     /// Condition: the row of this part comes after the row of the job that has this key.
     pub fn after_key(&self, job: &str, key: &Key) -> String {
         match (key, self.rows.scheme.order) {
@@ -223,6 +228,11 @@ impl<'a> EventRows<'a> {
     /// The number by which new rows are looked for; `None` where a column tells their transactions, or none has a number.
     pub fn number(&self) -> Option<&'a str> {
         self.columns().number.as_deref().filter(|_| self.scheme.xids == XidSource::System)
+    }
+
+    /// Condition: the row has a number above this one; `None` where new rows are not looked for by number.
+    pub fn above(&self, floor: i64) -> Option<String> {
+        self.number().map(|number| format!("{number} > '{floor}'::bigint"))
     }
 
     /// Expression: a number that all rows of the job but the newest are at or below. Null where it has no more, and where new

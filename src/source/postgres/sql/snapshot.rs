@@ -2,8 +2,8 @@
 
 use super::super::position::EndedXids;
 use super::super::tables::XidSource;
-use super::{EventRows, XidBound, number_list};
-use crate::event::JobId;
+use super::page::in_scope;
+use super::{EventRows, Scope, XidBound, number_list};
 
 /// Most transactions of which one statement asks the server, one by one, whether they are open.
 pub const MAX_XID_SCAN: u64 = 100_000;
@@ -21,23 +21,23 @@ pub const NO_SNAPSHOT: &str = "NULL, NULL, NULL, NULL, NULL, NULL, NULL";
 /// - `jobcast_durable`: `durable_xid`, the transaction below which a crash undoes nothing;
 /// - `jobcast_mark`: the settled mark, the lower of the snapshot's xmin and `durable_xid`.
 ///
-/// A commit is on the disk before anybody sees it, so rows raise the durable mark: those of `job`, or without one all,
-/// where an index on the transactions finds the last. Without an index only where the log's position does not tell, since
-/// all rows of the job are read for it.
-pub fn snapshot_ctes(rows: &EventRows, durable_xid: u64, job: Option<&JobId>) -> String {
+/// A commit is on the disk before anybody sees it, so rows raise the durable mark: those in a `scope`, a condition, or without
+/// one all, where an index on the transactions finds the last. Without an index only where the log's position does not tell,
+/// since all rows in scope are read for it.
+pub fn snapshot_ctes(rows: &EventRows, durable_xid: u64, scope: Option<&str>) -> String {
     let (inserted, flushed) = if rows.tables.reports_wal {
         ("pg_current_wal_insert_lsn() - '0/0'", "pg_current_wal_flush_lsn() - '0/0'")
     } else {
         ("1", "0")
     };
-    let is_dear = rows.xid_source() == XidSource::System && (job.is_none() || rows.tables.reports_wal);
+    let is_dear = rows.xid_source() == XidSource::System && (scope.is_none() || rows.tables.reports_wal);
     let last_committed = if is_dear {
         "0".into()
     } else {
-        let of_job = job.map_or_else(|| "true".into(), |job| rows.tables.events.job_id.equals(job.as_str()));
         format!(
-            "coalesce((SELECT {xid} + 1 FROM {events} e WHERE {of_job} AND {since}
+            "coalesce((SELECT {xid} + 1 FROM {events} e WHERE {scope} AND {since}
                        ORDER BY {indexed_xid} DESC LIMIT 1), 0)",
+            scope = scope.unwrap_or("true"),
             xid = rows.xid(),
             events = rows.table(),
             since = rows.written_since(&XidBound::below(durable_xid.max(1))),
@@ -64,10 +64,10 @@ pub fn snapshot_ctes(rows: &EventRows, durable_xid: u64, job: Option<&JobId>) ->
 }
 
 /// Reads the snapshot alone.
-pub fn read_snapshot(rows: &EventRows, durable_xid: u64, job: &JobId) -> String {
+pub fn read_snapshot(rows: &EventRows, durable_xid: u64, scope: &Scope) -> String {
     format!(
         "{} SELECT {SNAPSHOT_COLUMNS} FROM jobcast_snapshot, jobcast_mark",
-        snapshot_ctes(rows, durable_xid, Some(job))
+        snapshot_ctes(rows, durable_xid, Some(&in_scope(rows, scope)))
     )
 }
 

@@ -28,7 +28,7 @@ fn columns(more: &[Column]) -> Vec<Column> {
 }
 
 fn relation(name: &str, columns: Vec<Column>) -> Relation {
-    Relation { name: name.into(), kind: RelationKind::Table, columns, has_other_life: false }
+    Relation { name: name.into(), kind: RelationKind::Table, columns, has_other_life: false, counts_rows: false }
 }
 
 fn tables(more: &[Column]) -> Tables {
@@ -74,7 +74,7 @@ fn ended(mark: u64, open: &[u64]) -> EndedXids {
 }
 
 fn page_sql(rows: &EventRows, position: &Position, end: XidBound, published_by: Option<&Position>) -> String {
-    page(rows.tables, DURABLE_XID, &PageQuery { job: &job(), position, end, published_by, limit: 200 })
+    page(rows.tables, DURABLE_XID, &PageQuery { scope: Scope::of(&job(), 200), position, end, published_by })
 }
 
 /// The position in the midst of a range.
@@ -108,6 +108,25 @@ fn the_page_statement_is_the_reviewed_one_at_every_kind_of_position() {
         let published = Position::new_settled(best, ended(745, &[740, 743]), BTreeMap::from([(746, 1)]));
         page_sql(rows, &position, XidBound::below(740), Some(&published))
     });
+}
+
+#[test]
+fn the_page_statement_above_a_floor_is_the_reviewed_one() {
+    let before = |best| {
+        let ended = Position::new_settled(best, ended(740, &[735]).and([742]), BTreeMap::new());
+        Position::new_settled(best, EndedXids::below(700), BTreeMap::new()).with_part_above(58, &ended)
+    };
+    let unnumbered = tables(&[column("seq", "bigint", true)]);
+    let ([_, _, numbered, ..], job) = (&schemes(), job());
+    for (scheme, tables) in [("system_number", &numbered.1), ("unnumbered", &unnumbered)] {
+        let position = before(tables.best);
+        let scope = Scope { floor: Some(58), with_reach: true, ..Scope::of(&job, 200) };
+        let part = position.part_above();
+        let query = PageQuery { scope, position: &part, end: XidBound::OwnMark, published_by: None };
+        assert_statement(&format!("page_above_a_floor.{scheme}"), &page(tables, DURABLE_XID, &query));
+        let whole = page_sql(&tables.rows(tables.best), &position, XidBound::OwnMark, Some(&position));
+        assert_statement(&format!("page_of_all_after_a_floor.{scheme}"), &whole);
+    }
 }
 
 #[test]
@@ -158,7 +177,7 @@ fn statements_on_many_jobs_are_the_reviewed_ones_in_every_scheme() {
 #[test]
 fn statements_on_events_are_the_reviewed_ones_in_every_scheme() {
     let job = &job();
-    assert_in_each_scheme("read_snapshot", |rows| read_snapshot(rows, DURABLE_XID, job));
+    assert_in_each_scheme("read_snapshot", |rows| read_snapshot(rows, DURABLE_XID, &Scope::of(job, 200)));
     assert_in_each_scheme("open_xids", |rows| {
         open_xids(rows, DURABLE_XID, 1_764_000_000_000_000, &ended(745, &[740, 743]))
     });

@@ -119,7 +119,7 @@ impl PostgresTail {
     /// The position of a joiner whose job was read to its end, as this session means it.
     fn start(&self, session: &Session<'_>, joiner: &Joiner, draft: &Draft) -> Option<Position> {
         let mut position = Position::from_cursor(&joiner.job, joiner.after.as_str())?;
-        position.settle_in(session.tables.life);
+        position.settle_in(&session.tables);
         draft.done.contains(&joiner.job).then_some(position)
     }
 
@@ -129,7 +129,7 @@ impl PostgresTail {
         if position.is_beginning() {
             position.adopt(session.tables.best);
         }
-        position.settle_in(session.tables.life);
+        position.settle_in(&session.tables);
         Some(position)
     }
 

@@ -8,9 +8,18 @@
 //! position alone, as does the sweep, which finds the rows that no look can see. To keep these few, a number counts as
 //! reached when all transactions have ended that were open in the snapshot in which it was seen, and 32 rows above it are
 //! left out: then what a serial gives to a transaction is above it, however late the commit.
+//!
+//! A job in which a look has found something is read above that number, too, by the same index (`position/above.rs`). The
+//! first such read after one of all rows fixes its floor there. So a new event costs no read through the job; the sweep does,
+//! and so does whoever joins.
 
-use super::{NewRows, PostgresTail, Session};
+use super::{Draft, NewRows, PostgresTail, READ_LIMIT, Session};
 use crate::event::JobId;
+use crate::source::Limit;
+use crate::source::postgres::error::QueryError;
+use crate::source::postgres::page::{NoRoom, PageRows};
+use crate::source::postgres::position::Position;
+use crate::source::postgres::sql::Scope;
 use std::collections::BTreeMap;
 
 /// The numbers that watched jobs have reached.
@@ -30,6 +39,12 @@ struct Reach {
 pub struct ReachedNumber {
     pub number: i64,
     pub xmax: u64,
+}
+
+impl ReachedNumber {
+    pub fn of(rows: &PageRows) -> Option<Self> {
+        rows.reach.map(|number| Self { number, xmax: rows.snapshot.xmax })
+    }
 }
 
 impl Reach {
@@ -66,12 +81,51 @@ impl PostgresTail {
         NewRows::SinceAndAbove(xid, looked_for.map(|job| (job.as_str(), number(job))).collect())
     }
 
+    /// Reads one job above its floor. False where it is to be read whole: no floor is known, the position does not allow it,
+    /// or a cursor has no room.
+    pub(super) async fn read_above_floor(
+        &self,
+        session: &mut Session<'_>,
+        job: &JobId,
+        before: &Position,
+        draft: &mut Draft,
+    ) -> Result<bool, QueryError> {
+        let mut position = before.clone();
+        position.settle_in(&session.tables);
+        let Some(floor) = self.floor(session, job, &position) else { return Ok(false) };
+        let limit = Limit { events: draft.batch.room(), ..READ_LIMIT };
+        let scope = Scope { floor: Some(floor), with_reach: true, ..Scope::of(job, limit.events) };
+        let rows = session.read_rows_above(scope, &position).await?;
+        if rows.is_cramped() {
+            return Ok(false);
+        }
+        let reached = ReachedNumber::of(&rows);
+        match rows.deliver_with_room(job, &mut position, limit) {
+            Ok(delivered) => draft.add(job, position, delivered, reached),
+            Err(NoRoom) => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// The number above which a partial read finds what a look has found: that of the last one, or else the job's reach.
+    fn floor(&self, session: &Session<'_>, job: &JobId, position: &Position) -> Option<i64> {
+        let (tables, reach) = (&session.tables, self.reaches.0.get(job)?.number);
+        let has_numbers = tables.rows(tables.best).number().is_some() && tables.events.keeps_numbers;
+        // With `source.dedupe` a position is one of a moment, which only reads of all rows know.
+        let is_settled = position.scheme == tables.best && position.range().is_none() && position.fits_list();
+        let allows_it = is_settled && session.first_versions().is_none();
+        let floor = position.above().map_or(reach, |above| above.floor);
+        // Where rows are gone, the next ones may have numbers below the floor.
+        (has_numbers && allows_it && floor <= reach).then_some(floor)
+    }
+
     /// Takes over the numbers that jobs had reached when they were read to their end.
     pub(super) fn learn_reaches(&mut self, reached: BTreeMap<JobId, ReachedNumber>) {
         for (job, seen) in reached {
             if let Some(position) = self.positions.get(&job) {
                 let known = self.reaches.0.get(&job).copied();
-                let reach = Reach::after(known, seen, position.settled().lowest_open());
+                let settled = position.above().map_or(position.settled(), |above| &above.ended);
+                let reach = Reach::after(known, seen, settled.lowest_open());
                 self.reaches.0.insert(job, reach);
             }
         }

@@ -232,14 +232,20 @@ impl Model {
             for row in self.committed.iter().filter(|row| row.job == job) {
                 let nth = nth.entry(row.xid).or_default();
                 *nth += 1;
-                let is_lacking = !position.has_delivered(row.xid, &Key::Number(row.number), *nth);
+                let is_lacking = !position.has_delivered(row.xid, &Key::Number(row.number), None, *nth);
                 if is_lacking && level.settled().contains(row.xid) && end.contains(row.xid) {
                     rows.push(row.clone());
                 }
             }
             let counts = counts && position.range().is_none();
-            let undelivered =
-                UndeliveredRows { rows, end: end.clone(), listed: None, is_whole: true, counts_settled: counts };
+            let undelivered = UndeliveredRows {
+                rows,
+                end: end.clone(),
+                listed: None,
+                is_whole: true,
+                is_above_floor: false,
+                counts_settled: counts,
+            };
             for step in undelivered.into_steps(position, |_| true, |row| row.xid) {
                 if read.len() == most {
                     return (read, false);

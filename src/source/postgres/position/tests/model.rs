@@ -1,8 +1,12 @@
 //! A model of what PostgreSQL lets a snapshot see, and of a reader that goes on from tokens.
 
+mod reader;
+
 use super::super::super::tables::{RowOrder, XidSource};
 use super::super::*;
 use proptest::prelude::*;
+use reader::List;
+pub use reader::{Poll, WHOLE};
 use std::collections::BTreeSet;
 
 /// One thing that a writer, the server or the reader does.
@@ -46,6 +50,9 @@ pub enum Act {
         is_fresh: bool,
         /// The answer itself has no more rows.
         is_limited: bool,
+        /// Only rows above a floor are read: this one, if the position does not know of one. With `source.dedupe`, by a column of
+        /// transactions, and within a range of all rows, all are read.
+        floor: Option<u16>,
     },
 }
 
@@ -67,8 +74,9 @@ pub fn act() -> impl Strategy<Value = Act> {
 fn poll() -> impl Strategy<Value = Act> {
     let flag = any::<bool>;
     let list = (prop::bool::weighted(0.3), prop_oneof![Just(0), 0..8_u8]);
-    (prop::option::of(0..4_u8), list, [flag(), flag(), flag(), flag()]).prop_map(
-        |(stops_after, (lists_open, list_lacks), [counts, is_long, is_fresh, is_limited])| Act::Poll {
+    let floor = prop::option::of(0..300_u16);
+    (prop::option::of(0..4_u8), list, [flag(), flag(), flag(), flag()], floor).prop_map(
+        |(stops_after, (lists_open, list_lacks), [counts, is_long, is_fresh, is_limited], floor)| Act::Poll {
             stops_after,
             lists_open,
             list_lacks,
@@ -76,6 +84,7 @@ fn poll() -> impl Strategy<Value = Act> {
             is_long,
             is_fresh,
             is_limited,
+            floor,
         },
     )
 }
@@ -92,6 +101,8 @@ pub struct Row {
     xmin: u64,
     /// Values of the columns: id of the transaction, and the row's number.
     columns: Option<(u64, i64)>,
+    /// The number that new rows are looked for by.
+    number: i64,
 }
 
 impl Row {
@@ -102,6 +113,11 @@ impl Row {
         }
     }
 
+    /// The formula of the module.
+    fn is_delivered(&self, position: &Position, nth: u64) -> bool {
+        position.has_delivered(self.xid(position.scheme), &self.key(position.scheme), Some(self.number), nth)
+    }
+
     fn key(&self, scheme: CursorScheme) -> Key {
         match self.columns {
             Some((_, number)) if scheme.order == RowOrder::Number => Key::Number(number),
@@ -110,6 +126,7 @@ impl Row {
     }
 }
 
+#[derive(Clone)]
 struct Open {
     xid: u64,
     rows: Vec<Row>,
@@ -119,7 +136,7 @@ struct Open {
     subs: Vec<u64>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Model {
     next_xid: u64,
     next_row: i64,
@@ -136,30 +153,9 @@ pub struct Model {
     /// The transactions that wrote the rows, before any UPDATE.
     first_versions: BTreeMap<i64, u64>,
     pub position: Position,
+    /// Only rows that were delivered here are read, as who joins does.
+    published: Option<Position>,
 }
-
-/// A list of the open transactions, read before the rows are.
-#[derive(Clone, Copy)]
-struct List {
-    /// The settled part ends with it.
-    is_end: bool,
-    /// Transactions between the last one and the list's mark.
-    lacks: u64,
-}
-
-/// A way to read one answer of the database.
-#[derive(Clone, Copy)]
-pub struct Poll {
-    /// Rows after which the reader is gone. Whoever takes over the token goes on from there.
-    stops_after: Option<usize>,
-    list: Option<List>,
-    counts: bool,
-    is_fresh: bool,
-    /// The answer has no more rows than that.
-    is_limited: bool,
-}
-
-pub const WHOLE: Poll = Poll { stops_after: None, list: None, counts: false, is_fresh: true, is_limited: false };
 
 impl Model {
     pub fn with_dedupe() -> Self {
@@ -188,7 +184,9 @@ impl Model {
                 self.open[into].subs.extend(savepoint.is_some().then_some(xmin));
                 if *savepoint != Some(false) {
                     let columns = self.has_columns.then_some((top, self.next_row));
-                    self.open[into].rows.push(Row { at, xmin, columns });
+                    // Some numbers were taken long before.
+                    let number = if key % 5 == 0 { i64::from(*key) } else { 200 + self.next_row };
+                    self.open[into].rows.push(Row { at, xmin, columns, number });
                 }
             }
             Act::Update { row, by } if !self.open.is_empty() && !self.committed.is_empty() => {
@@ -221,12 +219,20 @@ impl Model {
                 self.next_xid = self.on_disk.max(100) - 100;
             }
             Act::Migrate => self.has_columns |= self.open.iter().all(|open| open.rows.is_empty()),
-            Act::Poll { stops_after, lists_open, list_lacks, counts, is_long, is_fresh, is_limited } => {
+            Act::Poll { stops_after, lists_open, list_lacks, counts, is_long, is_fresh, is_limited, floor } => {
                 let list = lists_open.then(|| List { is_end: *is_long, lacks: u64::from(*list_lacks) });
-                let stops_after = stops_after.map(usize::from);
-                self.poll(Poll { stops_after, list, counts: *counts, is_fresh: *is_fresh, is_limited: *is_limited });
+                let (stops_after, floor) = (stops_after.map(usize::from), floor.map(i64::from));
+                let (counts, is_fresh, is_limited) = (*counts, *is_fresh, *is_limited);
+                self.poll(Poll { stops_after, list, counts, is_fresh, is_limited, floor });
             }
             _ => {}
+        }
+    }
+
+    /// The same act, if it is one of writers or of the server.
+    pub fn act_of_writers(&mut self, act: &Act) {
+        if !matches!(act, Act::Poll { .. }) {
+            self.act(act);
         }
     }
 
@@ -254,112 +260,9 @@ impl Model {
         self.open.iter().map(|open| open.xid).min().unwrap_or(self.next_xid + 100)
     }
 
-    /// Delivers one answer of the database, whole or in part.
-    ///
-    /// Returns the mark of the server, and true if the position that the answer begins at leaves no trace.
-    pub fn poll(&mut self, how: Poll) -> (u64, bool) {
-        let Poll { stops_after, list, counts, is_fresh, is_limited } = how;
-        let (old, new) = (CursorScheme { xids: XidSource::System, order: RowOrder::Time }, CursorScheme::default());
-        let is_in_columns = self.position.scheme == new && !self.position.is_beginning();
-        let best = if self.has_columns && (is_fresh || is_in_columns) { new } else { old };
-        if self.position.is_beginning() {
-            self.position.adopt(best);
-        }
-        let scheme = self.position.scheme;
-        let next = self.next_xid + 100;
-        let last = self.committed.iter().map(|row| row.xid(scheme)).max();
-        let reached = self.durable.max(last.map_or(0, |last| last + 1)).min(next);
-        let mark = self.mark().min(reached);
-        let subs = |open: &Open| if scheme.xids == XidSource::System { open.subs.clone() } else { Vec::new() };
-        let open = self.open.iter().flat_map(|open| subs(open).into_iter().chain([open.xid]));
-        let known = reached.saturating_sub(list.map_or(0, |list| list.lacks));
-        let listed = EndedXids::listed(next, open.collect()).truncated(known);
-        let next_end = self.position.next_end(mark);
-        let ends_with_list = list.is_some_and(|list| list.is_end);
-        let end = match self.position.range() {
-            Some(range) => range.end.clone(),
-            None if ends_with_list && listed.mark > next_end.mark => listed.clone(),
-            None => next_end,
-        };
-        let is_superseded = self.position.is_superseded_by(&end, mark);
-        let mut nth: BTreeMap<u64, u64> = BTreeMap::new();
-        let rank = |row: &Row| (matches!(row.key(scheme), Key::Number(_)), row.key(scheme));
-        self.committed.sort_by_key(rank);
-        let mut rows = Vec::new();
-        for row in &self.committed {
-            let nth = nth.entry(row.xid(scheme)).or_default();
-            *nth += 1;
-            let is_delivered = self.position.has_delivered(row.xid(scheme), &row.key(scheme), *nth);
-            if !is_delivered {
-                rows.push(row.clone());
-            }
-        }
-        rows.sort_by_key(|row| (!end.contains(row.xid(scheme)), rank(row)));
-        let is_cut = stops_after.is_some_and(|most| most < rows.len());
-        let is_whole = !(is_cut && is_limited);
-        if let Some(most) = stops_after.filter(|_| !is_whole) {
-            rows.truncate(most);
-        }
-        let mut one_each = BTreeSet::new();
-        let mut settled = rows.iter().map(|row| row.xid(scheme)).filter(|xid| end.contains(*xid));
-        let can_count = scheme.xids == XidSource::Column || settled.all(|xid| one_each.insert(xid));
-        let counts_settled = counts && can_count && is_whole && self.position.range().is_none() && !ends_with_list;
-        let listed = Some(listed).filter(|_| list.is_some() && !ends_with_list && is_whole);
-        let is_repeat = |row: &Row| self.dedupes && self.position.has_delivered_all_of(self.first_xid(row, scheme));
-        let repeats: BTreeSet<i64> = rows.iter().filter(|row| is_repeat(row)).map(|row| row.at).collect();
-        let answer = UndeliveredRows { rows, end: end.clone(), listed: listed.clone(), is_whole, counts_settled };
-        let steps = answer.into_steps(&self.position, |position| position.counted.len() <= 1, |row| row.xid(scheme));
-        for DeliveryStep { finished, row, advance } in steps.into_iter().take(stops_after.unwrap_or(usize::MAX)) {
-            if let Some(ended) = finished {
-                self.position.finish(&ended);
-            }
-            self.position.advance(row.xid(scheme), row.key(scheme), &advance);
-            if repeats.contains(&row.at) {
-                let is_known = self.delivered.iter().any(|delivered| delivered.at == row.at);
-                assert!(is_known, "left out: {row:?}");
-            } else {
-                self.delivered.push(row);
-            }
-        }
-        if !is_cut {
-            self.position.finish_all(&end, listed.as_ref());
-            self.position.adopt(best);
-            if self.dedupes {
-                self.position.note_moment();
-            }
-        }
-        let (token, left_out) = self.position.to_bytes(usize::MAX);
-        assert!(!left_out);
-        assert_eq!(Position::from_bytes(self.position.scheme, &token).as_ref(), Some(&self.position));
-        (mark, is_superseded)
-    }
-
     /// Rows, whatever their versions.
     pub fn without_versions(rows: &[Row]) -> BTreeSet<i64> {
         rows.iter().map(|row| row.at).collect()
-    }
-
-    /// Begins a channel where the last page of a reader ends, as `build_page` does it, whatever position the reader came
-    /// with. From here on `delivered` is what honest readers beside it have.
-    pub fn begin_channel(&mut self, foreign: Position, lists: bool) {
-        let best = if self.has_columns { CursorScheme::default() } else { OLD };
-        self.delivered.clear();
-        self.position = foreign.clone();
-        let (mark, is_superseded) =
-            self.poll(Poll { list: lists.then_some(List { is_end: false, lacks: 0 }), ..WHOLE });
-        if self.delivered.is_empty() && foreign.is_reached_mark(mark, best) {
-            self.position = foreign;
-        } else if !is_superseded || self.position.scheme != best {
-            let mut counted = BTreeMap::new();
-            for row in self.committed.iter().filter(|row| row.xid(best) >= mark) {
-                *counted.entry(row.xid(best)).or_default() += 1;
-            }
-            self.position = Position::new_settled(best, EndedXids::below(mark), counted);
-            if best == OLD {
-                self.position = std::mem::take(&mut self.position).with_whole_transactions();
-            }
-        }
-        self.delivered = self.committed.clone();
     }
 
     /// Ends all transactions, and reads to the end.
