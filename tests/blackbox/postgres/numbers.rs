@@ -2,9 +2,9 @@
 
 use super::{comes_once_wherever_readers_resume, daemon_on};
 use crate::support::postgres::append;
-use crate::support::{Daemon, Postgres, numbers};
+use crate::support::{Daemon, Postgres, eventually, numbers};
 use serde_json::Value;
-use sqlx::Executor;
+use sqlx::{Executor, Row};
 use std::collections::BTreeSet;
 
 /// Everything that a look could go by but the number is of no use: the clock, the sweep, the notification.
@@ -80,6 +80,103 @@ async fn a_row_that_commits_after_hundreds_with_higher_numbers_is_found_at_once(
     assert_eq!(numbers(&stream.take(400).await), Vec::from_iter(100..500));
     late.execute("COMMIT").await.expect("commit");
     assert_eq!(numbers(&stream.take(1).await), [1000]);
+}
+
+#[tokio::test]
+async fn a_new_event_of_a_long_job_is_read_without_its_history() {
+    const LONG: u64 = 20_000;
+    let server = numbered().await;
+    let more = format!(
+        "INSERT INTO job_events (id, job_id, type, payload)
+           SELECT 'e-' || n, 'job', 'x', jsonb_build_object('n', n) FROM generate_series(100, {}) n;
+         ANALYZE job_events",
+        LONG - 1
+    );
+    server.execute(&more).await;
+    let mut daemon = daemon_on(&server, &BY_NUMBER).await;
+    let mut stream = daemon.stream("job").await;
+    stream.take(LONG as usize).await;
+    let mut rows = server.connect().await;
+    for number in LONG..LONG + 100 {
+        append(&mut rows, "job", [number]).await;
+        assert_eq!(numbers(&stream.take(1).await), [number]);
+    }
+    // A connection says what it has read when it is closed.
+    daemon.kill();
+    let read = "SELECT (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'jobcast'),
+                  coalesce(idx_tup_fetch, 0) + coalesce(seq_tup_read, 0) FROM pg_stat_user_tables WHERE relname = 'job_events'";
+    let rows_read = eventually("the end of the daemon's connections", async || {
+        let row = rows.fetch_one(read).await.expect("statistics");
+        (row.get::<i64, _>(0) == 0).then(|| row.get::<i64, _>(1) as u64)
+    });
+    let rows_read = rows_read.await;
+    assert!(rows_read >= LONG, "the history was read, {rows_read} rows");
+    assert!(rows_read < 10 * LONG, "{rows_read} rows were read for 100 events of a job of {LONG}");
+}
+
+#[tokio::test]
+async fn who_goes_on_elsewhere_from_a_read_of_the_newest_rows_is_given_each_row_once() {
+    let server = numbered().await;
+    let settings = [&BY_NUMBER[..3], &[("source.postgres.sweep", "1s")]].concat();
+    let [daemon, other] = [daemon_on(&server, &settings).await, daemon_on(&server, &settings).await];
+    let (mut late, mut rows) = (server.connect().await, server.connect().await);
+    let mut stream = daemon.stream("job").await;
+    let mut seen = vec![stream.take(100).await.pop().expect("an event")];
+    late.execute("BEGIN").await.expect("begin");
+    // One is below all that is looked for, the other is not.
+    let below =
+        "INSERT INTO job_events (seq, id, job_id, type, payload) VALUES (-1, 'late', 'job', 'x', '{\"n\":1000}')";
+    late.execute(below).await.expect("a row");
+    append(&mut late, "job", [1001]).await;
+    for number in 2000..2080 {
+        if number == 2040 {
+            late.execute("COMMIT").await.expect("commit");
+        }
+        append(&mut rows, "job", [number]).await;
+        seen.extend(stream.take(1).await);
+    }
+    seen.extend(stream.take(2).await);
+    let mut all = numbers(&seen);
+    all.sort();
+    assert_eq!(all, [99, 1000, 1001].into_iter().chain(2000..2080).collect::<Vec<_>>());
+    for (place, event) in seen.iter().enumerate() {
+        let mut rest = numbers(&other.stream_after("job", event.cursor()).await.take(seen.len() - 1 - place).await);
+        rest.sort();
+        let mut expected = numbers(&seen[place + 1..]);
+        expected.sort();
+        assert_eq!(rest, expected, "after {place} events, with {}", event.cursor());
+    }
+    let mut last = other.stream_after("job", seen.last().expect("an event").cursor()).await;
+    server.execute("UPDATE runner_jobs SET status = 'COMPLETED'").await;
+    for stream in [&mut stream, &mut last] {
+        assert!(stream.event().await.is("stream.complete"), "and nothing twice");
+    }
+}
+
+/// Such numbers change when another row comes, so they say nothing of what was delivered.
+#[tokio::test]
+async fn a_view_that_counts_out_its_numbers_is_read_whole() {
+    let server = numbered().await;
+    let view = "UPDATE job_events SET timestamp = now() - interval '1 hour' + seq * interval '1 second';
+        CREATE VIEW counted AS SELECT e.xmin AS xmin, e.id, e.job_id, e.type, e.timestamp, e.payload,
+          row_number() OVER (PARTITION BY e.job_id ORDER BY e.timestamp) AS seq FROM job_events e;
+        CREATE VIEW seen AS SELECT * FROM counted; GRANT SELECT ON seen TO PUBLIC";
+    server.execute(view).await;
+    let settings = [&BY_NUMBER[..], &[("source.postgres.events_table", "seen")]].concat();
+    let daemon = daemon_on(&server, &settings).await;
+    let mut stream = daemon.stream("job").await;
+    stream.take(100).await;
+    let insert = async |rows: &[(u64, &str)]| {
+        let rows = rows.iter().map(|(number, time)| format!("('e', 'job', 'x', {time}, '{{\"n\":{number}}}')"));
+        let rows = rows.collect::<Vec<_>>().join(",");
+        server.execute(&format!("INSERT INTO job_events (id, job_id, type, timestamp, payload) VALUES {rows}")).await;
+    };
+    insert(&[(100, "now()")]).await;
+    assert_eq!(numbers(&stream.take(1).await), [100]);
+    insert(&[(101, "now()"), (102, "now() - interval '3590 seconds'")]).await;
+    let mut both = numbers(&stream.take(2).await);
+    both.sort();
+    assert_eq!(both, [101, 102], "the second one is among the oldest");
 }
 
 /// A row with a number far below all others, as of a pool of numbers that a writer took long before.
