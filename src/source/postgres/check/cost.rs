@@ -5,7 +5,7 @@ use super::super::error::QueryError;
 use super::super::page::raw_bytes;
 use super::super::position::{EndedXids, Position};
 use super::super::sql::{self, ChangesQuery, NewRows, PageQuery, Scope, XidBound};
-use super::super::tables::{RelationKind, RowOrder, Tables, XidSource};
+use super::super::tables::{RelationKind, Tables, XidSource};
 use super::Check;
 use super::indexes::RowsTable;
 use crate::event::JobId;
