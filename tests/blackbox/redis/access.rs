@@ -116,6 +116,7 @@ async fn the_rights_that_the_guide_names_are_enough_for_check_and_the_list_of_jo
     let url = server.url().replace("//", "//reader:hunter2@");
     let mut rows = server.connect().await;
     append(&mut rows, "job", 0..3).await;
+    set_status(&mut rows, "job", "RUNNING").await;
     ask::<()>(&mut rows, &["XADD", "queue", "*", "job", "job", "type", "x"]).await;
     for more in [&[][..], &SHARED] {
         let daemon = daemon_on(&url, more).await;

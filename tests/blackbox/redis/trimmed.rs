@@ -10,16 +10,18 @@ use std::ops::Range;
 /// Entries that the stream keeps.
 const KEPT: u64 = 500;
 
-/// Appends events of 1 KB each to a stream that keeps the newest of them.
-async fn append_trimmed(server: &Redis, job: &str, numbers: Range<u64>) {
+/// Appends events of 1 KB each to a stream that keeps the newest of them, no faster than this reader is given them.
+async fn append_trimmed(server: &Redis, job: &str, range: Range<u64>, reader: &mut Stream) {
     let (mut rows, line) = (server.connect().await, "x".repeat(1000));
-    for first in numbers.clone().step_by(100) {
+    for first in range.clone().step_by(100) {
+        let some = first..range.end.min(first + 100);
         let mut all = Pipeline::new();
-        for number in first..numbers.end.min(first + 100) {
+        for number in some.clone() {
             let add = all.cmd("XADD").arg(stream_key(job)).arg("MAXLEN").arg(KEPT).arg("*");
             add.arg("type").arg("x").arg("payload").arg(format!("{{\"n\":{number},\"line\":\"{line}\"}}"));
         }
         all.query_async::<Value>(&mut rows).await.expect("XADD");
+        assert_eq!(numbers(&reader.take(some.clone().count()).await), Vec::from_iter(some));
     }
 }
 
@@ -38,7 +40,9 @@ async fn a_client_far_behind_a_trimmed_stream_gets_one_reset_and_then_all_that_i
         assert_eq!(stream.event().await.number(), 0);
         stopped.push(stream);
     }
-    append_trimmed(&server, "job", 1..LAST + 1).await;
+    let mut reader = daemon.stream("job").await;
+    assert_eq!(reader.event().await.number(), 0);
+    append_trimmed(&server, "job", 1..LAST + 1, &mut reader).await;
     // each has what the sockets between had taken in, then a loss, and then what the stream still holds
     for stream in &mut stopped {
         let mut before = vec![0];
