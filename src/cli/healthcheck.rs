@@ -22,9 +22,9 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> ExitCode {
-    let base = match (args.url, args.config.load()) {
+    let base = match (args.url, args.config.admin_listen()) {
         (Some(url), _) => url,
-        (None, Ok(settings)) => format!("http://{}", reachable(settings.admin.listen)),
+        (None, Ok(listen)) => format!("http://{}", reachable(listen)),
         (None, Err(errors)) => return misused(errors),
     };
     match probe(&format!("{}/readyz", base.trim_end_matches('/')), &args.trust).await {

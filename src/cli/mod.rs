@@ -22,6 +22,7 @@ use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -54,6 +55,10 @@ impl ConfigFile {
     /// As [`Self::load`], with the values by key.
     fn load_with_values(&self) -> Result<(Settings, Values), ConfigErrors> {
         Settings::load_with_values(self.config.as_deref(), Self::variables())
+    }
+
+    fn admin_listen(&self) -> Result<SocketAddr, ConfigErrors> {
+        Settings::admin_listen(self.config.as_deref(), Self::variables())
     }
 
     /// The files that the settings come from.

@@ -138,6 +138,17 @@ impl Settings {
         Self::build(file.map(read_file).transpose().map(Option::unwrap_or_default), variables)
     }
 
+    /// Reads where the admin listener is, for those who only ask there. The rules between settings are left to the daemon,
+    /// which may have been started with flags that satisfy them.
+    pub fn admin_listen(
+        file: Option<&Path>,
+        variables: impl IntoIterator<Item = (String, OsString)>,
+    ) -> Result<SocketAddr, ConfigErrors> {
+        let file = file.map(read_file).transpose().map(Option::unwrap_or_default);
+        let Draft { settings, errors, .. } = Draft::read(file, variables)?;
+        if errors.is_empty() { Ok(settings.admin.listen) } else { Err(ConfigErrors(errors)) }
+    }
+
     /// Takes the addresses of sockets that are open already for those in the settings. The rules for a listener hold for
     /// the address that it really has.
     pub fn listening_on(mut self, http: Option<SocketAddr>, admin: Option<SocketAddr>) -> Result<Self, ConfigErrors> {
@@ -161,6 +172,30 @@ impl Settings {
         file: Result<Layer, SettingError>,
         variables: impl IntoIterator<Item = (String, OsString)>,
     ) -> Result<(Self, Values), ConfigErrors> {
+        let Draft { settings, values, layers: [from_file, from_variables], mut errors } = Draft::read(file, variables)?;
+        for (key, problem) in settings.validate() {
+            let given = from_variables.0.iter().chain(&from_file.0).find(|one| one.key == key);
+            let origin = given.map_or("the defaults", Override::origin).to_string();
+            errors.push(SettingError::Invalid { key: key.to_string(), origin, problem });
+        }
+        if errors.is_empty() { Ok((settings, values)) } else { Err(ConfigErrors(errors)) }
+    }
+}
+
+/// Settings of which each value is good by itself, but for those that are in `errors`.
+struct Draft {
+    settings: Settings,
+    values: Values,
+    /// The file's and the variables'.
+    layers: [Layer; 2],
+    errors: Vec<SettingError>,
+}
+
+impl Draft {
+    fn read(
+        file: Result<Layer, SettingError>,
+        variables: impl IntoIterator<Item = (String, OsString)>,
+    ) -> Result<Self, ConfigErrors> {
         let defaults = Defaults::new().map_err(|error| ConfigErrors(vec![error.into()]))?;
         let mut errors = Vec::new();
         let mut from_file = file.unwrap_or_else(|error| {
@@ -170,17 +205,12 @@ impl Settings {
         let mut from_variables = read_variables(variables, &mut errors);
         defaults.keep_valid(&mut from_file, &mut errors);
         defaults.keep_valid(&mut from_variables, &mut errors);
-        let layers = [from_file.clone(), from_variables.clone()];
+        let layers = [from_file, from_variables];
         let (settings, values) = defaults
-            .lay_over(layers)
-            .and_then(|all| Ok((all.clone().try_deserialize::<Self>()?, Values(flat(&all)))))
+            .lay_over(layers.clone())
+            .and_then(|all| Ok((all.clone().try_deserialize::<Settings>()?, Values(flat(&all)))))
             .map_err(|error| ConfigErrors(vec![error.into()]))?;
-        for (key, problem) in settings.validate() {
-            let given = from_variables.0.iter().chain(&from_file.0).find(|one| one.key == key);
-            let origin = given.map_or("the defaults", Override::origin).to_string();
-            errors.push(SettingError::Invalid { key: key.to_string(), origin, problem });
-        }
-        if errors.is_empty() { Ok((settings, values)) } else { Err(ConfigErrors(errors)) }
+        Ok(Self { settings, values, layers, errors })
     }
 }
 

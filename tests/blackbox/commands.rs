@@ -115,6 +115,19 @@ async fn healthcheck_succeeds_only_while_the_daemon_is_ready() {
     assert!(text(&dead.stderr).contains(&url));
 }
 
+/// As in a container, whose variables stand for both, while the flag is the daemon's alone.
+#[tokio::test]
+async fn healthcheck_finds_a_daemon_that_flags_have_started() {
+    let daemon = Daemon::start().await;
+    let (admin, everywhere) = (daemon.admin.to_string(), "0.0.0.0:8080");
+    let settings = [("admin.listen", &*admin), ("http.listen", everywhere)];
+    let healthy = run(&["healthcheck"], &settings).await;
+    assert!(healthy.status.success(), "{}", text(&healthy.stderr));
+    let misspelt = run(&["healthcheck"], &[("admin.listen", "nowhere")]).await;
+    assert_eq!(misspelt.status.code(), Some(2));
+    assert!(text(&misspelt.stderr).contains("admin.listen"), "{}", text(&misspelt.stderr));
+}
+
 #[tokio::test]
 async fn tail_follows_a_job_through_kill_9_and_exits_as_the_job_ends() {
     for (status, code) in [("COMPLETED", 0), ("FAILED", 3), ("CANCELLED", 4)] {
