@@ -32,6 +32,9 @@ pub enum QueryError {
     /// A row of a column of transactions that the server has not begun: it was restored from a dump.
     #[error("rows carry transactions of another life of the database")]
     OtherLife,
+    /// The server that answers is of another life of the database than the one before.
+    #[error("another server answers than before, with another database or one that was restored")]
+    OtherServer,
     #[error(transparent)]
     Sqlx(#[from] sqlx::Error),
 }
@@ -44,7 +47,7 @@ impl QueryError {
             Self::NotConnected(_) => SourceCode::Unreachable,
             Self::NoJobsTable | Self::NotWritable => SourceCode::Schema,
             Self::NoRow | Self::EventNotStored => SourceCode::Other,
-            Self::OtherLife => SourceCode::Unavailable,
+            Self::OtherLife | Self::OtherServer => SourceCode::Unavailable,
             Self::Sqlx(sqlx::Error::Tls(_)) => SourceCode::Tls,
             Self::Sqlx(sqlx::Error::Io(error)) if is_handshake_failure(error) => SourceCode::Tls,
             Self::Sqlx(sqlx::Error::Io(_)) => SourceCode::Unreachable,
@@ -74,7 +77,7 @@ impl QueryError {
 
     /// Returns true for an error that says that the tables are not what they were.
     pub fn is_of_tables(&self) -> bool {
-        matches!(self, Self::OtherLife) || self.code() == SourceCode::Schema
+        matches!(self, Self::OtherLife | Self::OtherServer) || self.code() == SourceCode::Schema
     }
 
     /// Returns true for an error that the role's rights are the cause of.

@@ -4,6 +4,7 @@
 //! trip more per statement. Here a connection is pinged only after it has been idle for a while.
 
 use super::error::QueryError;
+use super::position::Life;
 use super::sql;
 use super::turns::{Kind, Turn, Turns};
 use crate::telemetry::{self, Held};
@@ -47,6 +48,8 @@ pub struct Connection {
     tag: String,
     /// Longest time that a statement may take; after it the connection is given up.
     patience: Duration,
+    /// `None` where the server does not tell.
+    life: Option<Life>,
 }
 
 enum State {
@@ -115,6 +118,37 @@ impl Login {
     }
 }
 
+/// The life of the database that the newest connection has found; cheap to clone. A server that takes the place of another
+/// is noticed by it, whatever its rows and transaction ids look like.
+#[derive(Clone, Default)]
+pub struct CurrentLife(Arc<RwLock<Option<Life>>>);
+
+impl CurrentLife {
+    /// Returns true for another life than that of the newest connection, as far as both are known.
+    pub fn is_not(&self, life: Option<Life>) -> bool {
+        let current = *self.0.read().unwrap_or_else(PoisonError::into_inner);
+        current.zip(life).is_some_and(|(current, life)| current != life)
+    }
+
+    /// Takes the life that a new connection has found. Returns true if it is another than before.
+    fn learn(&self, life: Option<Life>) -> bool {
+        let is_another = self.is_not(life);
+        if life.is_some() {
+            *self.0.write().unwrap_or_else(PoisonError::into_inner) = life;
+        }
+        is_another
+    }
+}
+
+/// Asks which life the server is of; `None` where it does not tell.
+async fn life_of(connection: &mut PgConnection) -> Result<Option<Life>, sqlx::Error> {
+    match connection.fetch_one(sqlx::raw_sql(sql::LIFE)).await {
+        Ok(row) => Ok(Some(Life::of(row.try_get("life")?))),
+        Err(sqlx::Error::Database(error)) if !is_fatal(&*error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Tells if the server closes the connection after this error.
 fn is_fatal(error: &dyn DatabaseError) -> bool {
     let error = error.try_downcast_ref::<PgDatabaseError>();
@@ -129,9 +163,9 @@ pub struct ConnectionPool {
 }
 
 impl ConnectionPool {
-    pub fn new(login: Login, max_connections: u32, read_timeout: Duration) -> Self {
+    pub fn new(login: Login, life: CurrentLife, max_connections: u32, read_timeout: Duration) -> Self {
         let max_connections = max_connections.max(1) as usize;
-        let pool = Pool::builder(Connector { login: login.clone(), read_timeout })
+        let pool = Pool::builder(Connector { login: login.clone(), life, read_timeout })
             .max_size(max_connections)
             .runtime(deadpool::Runtime::Tokio1)
             .wait_timeout(Some(CONNECT_TIMEOUT))
@@ -160,7 +194,7 @@ impl ConnectionPool {
 
     async fn lend(&self, turn: Option<Turn>) -> Result<PooledConnection, QueryError> {
         let connection = self.pool.get().await.map_err(|error| match error {
-            PoolError::Backend(error) => error.into(),
+            PoolError::Backend(error) => error,
             PoolError::Timeout(TimeoutType::Wait) => QueryError::PoolExhausted,
             error => QueryError::NotConnected(error.to_string()),
         })?;
@@ -246,15 +280,21 @@ impl Canceller {
 /// Opens connections for the pool, and decides whether a used one is used again.
 pub struct Connector {
     login: Login,
+    life: CurrentLife,
     read_timeout: Duration,
 }
 
 impl Manager for Connector {
     type Type = Connection;
-    type Error = sqlx::Error;
+    type Error = QueryError;
 
-    async fn create(&self) -> Result<Connection, sqlx::Error> {
+    async fn create(&self) -> Result<Connection, QueryError> {
         let mut connection = self.login.get().connect().await?;
+        let life = life_of(&mut connection).await?;
+        if self.life.learn(life) {
+            // Whoever asks for it holds the tables of the other server.
+            return Err(QueryError::OtherServer);
+        }
         let encoding = connection.fetch_one(sqlx::raw_sql("SHOW server_encoding")).await?;
         let is_bare = encoding.try_get::<String, _>(0)? == "SQL_ASCII";
         let tag = Uuid::now_v7().simple().to_string();
@@ -262,16 +302,17 @@ impl Manager for Connector {
         let (limit, encoding) = (self.read_timeout.as_millis(), if is_bare { BARE_ENCODING } else { "" });
         let prefix = format!("SET LOCAL statement_timeout = '{limit}ms'; {encoding}/* {tag} */ ");
         let patience = self.read_timeout + STOPPING;
-        Ok(Connection { connection, state: State::Idle, prefix, tag, patience })
+        Ok(Connection { connection, state: State::Idle, prefix, tag, patience, life })
     }
 
-    async fn recycle(&self, connection: &mut Connection, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
+    async fn recycle(&self, connection: &mut Connection, metrics: &Metrics) -> RecycleResult<QueryError> {
         let idle = metrics.last_used();
-        if !matches!(connection.state, State::Idle) || idle > CLOSE_AFTER_IDLE {
+        let is_elsewhere = self.life.is_not(connection.life);
+        if !matches!(connection.state, State::Idle) || idle > CLOSE_AFTER_IDLE || is_elsewhere {
             return Err(RecycleError::message("not to be used again"));
         }
         if idle > PING_AFTER_IDLE {
-            connection.connection.ping().await?;
+            connection.connection.ping().await.map_err(QueryError::from)?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use super::ends::PostgresEnds;
 use super::error::QueryError;
 use super::first_versions::FirstVersions;
 use super::open_list::KnownEnded;
-use super::pool::{ConnectionPool, Login, PooledConnection};
+use super::pool::{ConnectionPool, CurrentLife, Login, PooledConnection};
 use super::position::{Life, Position};
 use super::problem::SchemaProblem;
 use super::session::Session;
@@ -39,6 +39,8 @@ pub struct Store {
     pub login: Login,
     /// Wakes the listener when they have been renewed.
     pub renewed: Notify,
+    /// The life of the database that the newest connection has found.
+    life: CurrentLife,
     /// Read when they are first needed, and forgotten when the database says that they have changed.
     tables: RwLock<Option<KnownTables>>,
     /// No unique index says that the ids of a job's events differ.
@@ -79,13 +81,15 @@ impl Store {
         let read_timeout = settings.read_timeout;
         let (address, port) = (describe(&options), options.get_socket().is_none().then(|| options.get_port()));
         let login = Login::new(options);
+        let life = CurrentLife::default();
         Ok(Arc::new(Self {
             settings: settings.postgres.clone(),
             settle: settings.settle,
             ends: PostgresEnds::new(settings.end_grace),
-            pool: ConnectionPool::new(login.clone(), settings.postgres.pool, read_timeout),
-            tail_pool: ConnectionPool::new(login.clone(), 1, read_timeout),
+            pool: ConnectionPool::new(login.clone(), life.clone(), settings.postgres.pool, read_timeout),
+            tail_pool: ConnectionPool::new(login.clone(), life.clone(), 1, read_timeout),
             login,
+            life,
             renewed: Notify::new(),
             address,
             port,
@@ -199,9 +203,10 @@ impl Store {
         if self.may_repeat_ids.load(Relaxed) { EventKey::Cursor } else { EventKey::Id }
     }
 
-    /// Returns the tables as they are known, or reads them from the catalogue.
+    /// Returns the tables as they are known, or reads them from the catalogue. What another server said of its own counts
+    /// no more.
     pub async fn tables(&self) -> Result<Arc<Tables>, SourceError> {
-        if let Some(known) = &*self.tables.read().await {
+        if let Some(known) = self.tables.read().await.as_ref().filter(|known| !self.life.is_not(known.tables.life)) {
             return Ok(known.tables.clone());
         }
         let read_at = Instant::now();
@@ -214,6 +219,8 @@ impl Store {
             has_jobs = tables.jobs.is_some(),
             "the tables are understood"
         );
+        // It may be another server's.
+        *self.durable_mark() = DurableMark::default();
         self.may_repeat_ids.store(tables.events.key == EventKey::Cursor, Relaxed);
         *self.tables.write().await = Some(KnownTables { tables: tables.clone(), read_at });
         Ok(tables)

@@ -4,8 +4,11 @@
 use super::{LEGACY, RECOMMENDED, daemon_on};
 use crate::support::daemon::run;
 use crate::support::postgres::append;
-use crate::support::{Daemon, Message, Postgres, Stream, eventually, numbers};
+use crate::support::{Daemon, Message, Postgres, Stream, address, eventually, numbers};
 use sqlx::{Executor, Row};
+use std::net::SocketAddr;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 const QUICK: [(&str, &str); 2] = [("source.poll_interval", "50ms"), ("source.settle", "300ms")];
 
@@ -122,6 +125,56 @@ async fn a_dump_that_is_restored_elsewhere_gives_all_of_it_and_resets_old_cursor
             lives_on(&new, &daemon, &seen, false).await;
         }
     }
+}
+
+/// An address that leads to one server, and later to another.
+struct Door {
+    address: SocketAddr,
+    server: watch::Sender<SocketAddr>,
+}
+
+impl Door {
+    async fn to(server: &Postgres) -> Self {
+        let address = address::free();
+        let listener = TcpListener::bind(address).await.expect("a port");
+        let (sender, server) = watch::channel(server.address());
+        tokio::spawn(async move {
+            while let Ok((mut from, _)) = listener.accept().await {
+                let mut server = server.clone();
+                tokio::spawn(async move {
+                    let to = *server.borrow_and_update();
+                    let Ok(mut to) = TcpStream::connect(to).await else { return };
+                    // Who has come through is put out when it leads elsewhere.
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut from, &mut to) => {}
+                        _ = server.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { address, server: sender }
+    }
+
+    fn lead_to(&self, server: &Postgres) {
+        self.server.send_replace(server.address());
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_takes_anothers_place_under_a_running_jobcast_hides_nothing_however_far_its_transactions_are() {
+    let old = first_life(RECOMMENDED, 500).await;
+    let door = Door::to(&old).await;
+    let daemon = Daemon::on("postgres", &format!("postgres://reader@{}/postgres", door.address), &QUICK).await;
+    let mut stream = daemon.stream("job").await;
+    let seen = stream.take(300).await;
+    // Its newest events have ids that the old server had given out before it, and it has come past all of those.
+    let new = restored(&old, 0).await;
+    append(&mut new.connect().await, "job", 300..310).await;
+    spend(&new, 3000).await;
+    door.lead_to(&new);
+    assert_eq!(rest(&mut stream, 310).await, (Vec::from_iter(0..310), 1));
+    let mut resumed = daemon.stream_after("job", seen[299].cursor()).await;
+    assert_eq!(rest(&mut resumed, 310).await, (Vec::from_iter(0..310), 1));
 }
 
 #[tokio::test]
