@@ -156,8 +156,7 @@ async fn a_migration_that_was_interrupted_is_completed_by_the_next_and_keeps_wha
         assert_eq!(triggers.len(), 2);
         assert_eq!(known_triggers.get_or_insert(triggers.clone()), &triggers, "they stay the ones that they were");
     }
-    let (written, longest) = writer.stop().await;
-    assert!(longest < Duration::from_secs(5), "an insert took {longest:?}");
+    let written = writer.stop().await;
     assert_eq!(numbers(&stream.take(written as usize).await), Vec::from_iter(0..written), "all of them, once");
     assert_eq!(daemon.stream("old").await.take(100).await.len(), 100);
 }
