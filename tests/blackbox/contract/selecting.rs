@@ -25,27 +25,43 @@ type Plain = (u64, &'static str);
 
 /// All events of each job, in their order.
 #[derive(Default)]
-struct History(BTreeMap<&'static str, Vec<Plain>>);
+struct History {
+    events: BTreeMap<&'static str, Vec<Plain>>,
+    /// One who watches each job at each daemon.
+    watchers: BTreeMap<&'static str, Vec<Stream>>,
+}
 
 impl History {
-    /// Appends events of these types in one request.
-    async fn append(&mut self, daemon: &Daemon, job: &'static str, types: &[&'static str]) {
-        let events = self.0.entry(job).or_default();
+    /// Appends events of these types in one request. They are live at both daemons when this returns: `from=now` begins after
+    /// what a daemon has published.
+    async fn append(&mut self, daemons: &[Daemon; 2], random: &mut StdRng, job: &'static str, types: &[&'static str]) {
+        let events = self.events.entry(job).or_default();
         let first = events.len() as u64;
         let new: Vec<Plain> = (first..).zip(types.iter().copied()).collect();
         let body: Vec<Value> = new
             .iter()
             .map(|(number, kind)| json!({ "id": format!("e-{number}"), "type": kind, "payload": { "n": number } }))
             .collect();
+        let daemon = daemons.choose(random).expect("a daemon");
         let answer = daemon.send("POST", &format!("/runner-jobs/{job}/events"), &body.into()).await;
         assert_eq!(answer.status, 201, "{answer:?}");
+        let numbers = Vec::from_iter(first..first + new.len() as u64);
         events.extend(new);
+        let watchers = self.watchers.entry(job).or_default();
+        if watchers.is_empty() {
+            for daemon in daemons {
+                watchers.push(daemon.stream(job).await);
+            }
+        }
+        for watcher in watchers {
+            assert_eq!(crate::support::numbers(&watcher.take(numbers.len()).await), numbers);
+        }
     }
 
     /// The events of some jobs, each from its own place on, that are of the wanted types.
     fn select(&self, from: &BTreeMap<&'static str, usize>, types: &Types) -> BTreeMap<String, Vec<Plain>> {
         let selected = from.iter().map(|(job, from)| {
-            let events = self.0[job][*from..].iter().copied().filter(|(_, kind)| types.has(kind)).collect();
+            let events = self.events[job][*from..].iter().copied().filter(|(_, kind)| types.has(kind)).collect();
             (job.to_string(), events)
         });
         selected.filter(|(_, events): &(String, Vec<Plain>)| !events.is_empty()).collect()
@@ -294,8 +310,8 @@ pub async fn any_types_and_beginning_and_cursor_give_what_a_filter_of_the_whole_
     for _ in 0..12 {
         for job in JOBS {
             let new = random.random_range(1..6);
-            let daemon = daemons.choose(&mut random).expect("a daemon");
-            history.append(daemon, job, &kinds(&mut random, new)).await;
+            let new = kinds(&mut random, new);
+            history.append(&daemons, &mut random, job, &new).await;
         }
     }
     let mut resumed = 0;
@@ -315,7 +331,7 @@ pub async fn any_types_and_beginning_and_cursor_give_what_a_filter_of_the_whole_
             after: None,
         };
         let mut places: BTreeMap<&str, usize> =
-            request.jobs.iter().map(|job| (*job, request.begins.place(history.0[job].len()))).collect();
+            request.jobs.iter().map(|job| (*job, request.begins.place(history.events[job].len()))).collect();
         if random.random_bool(0.5) {
             // An id of a set says exactly where the jobs stand whose events were wanted.
             let types = match random.random_range(0..3) {
@@ -336,11 +352,11 @@ pub async fn any_types_and_beginning_and_cursor_give_what_a_filter_of_the_whole_
         let received = reader.take(count(&before)).await;
         assert_eq!(by_job(&received), before, "{shown}");
         // What is written from now on is filtered alike, and shows that there was no more.
-        let ends: BTreeMap<&str, usize> = jobs.iter().map(|job| (*job, history.0[job].len())).collect();
+        let ends: BTreeMap<&str, usize> = jobs.iter().map(|job| (*job, history.events[job].len())).collect();
         for job in jobs {
             let mut each = TYPES.to_vec();
             each.shuffle(&mut random);
-            history.append(daemons.choose(&mut random).expect("a daemon"), job, &each).await;
+            history.append(&daemons, &mut random, job, &each).await;
         }
         let live = history.select(&ends, &types);
         let received = reader.take(count(&live)).await;

@@ -42,11 +42,16 @@ impl Process {
         File::create(self.folder.path().join("fault")).expect("a file");
     }
 
-    /// The same, and waits until it has.
+    /// The same, and waits until it has. Things happen in the folder meanwhile, for whoever watches it.
     async fn strike_now(&self) {
         self.strike();
         let file = self.folder.path().join("fault");
-        eventually("the fault to strike", async || (!file.exists()).then_some(())).await;
+        eventually("the fault to strike", async || {
+            let is_struck = !file.exists();
+            File::create(self.folder.path().join("noise")).expect("a file");
+            is_struck.then_some(())
+        })
+        .await;
     }
 }
 
@@ -224,7 +229,8 @@ async fn a_watch_of_the_database_file_that_ends_is_begun_again_and_misses_nothin
     process.write_row(0).await;
     let mut stream = process.stream().await;
     assert_eq!(stream.event().await.number(), 0);
-    for round in 0..2 {
+    // A watch that had not been begun again could not end once more.
+    for round in 0..3 {
         process.strike_now().await;
         // One is written while nobody watches the file, and one afterwards.
         process.write_row(1 + 2 * round).await;
