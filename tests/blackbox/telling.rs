@@ -326,6 +326,7 @@ async fn the_first_line_says_which_store_is_served_and_no_password() {
     assert_eq!(store, [&Value::from("sqlite"), &daemon.database().display().to_string().into()], "{serving}");
 
     let server = Postgres::start().await;
+    server.execute(include_str!("../../src/source/postgres/schema.sql")).await;
     let url = server.url("postgres").replace("postgres@", "postgres:hunter2@");
     let daemon = Daemon::on("postgres", &url, &[("log.format", "json")]).await;
     let serving = line(&daemon, "serving", |_| true).await;
