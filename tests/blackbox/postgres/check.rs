@@ -382,3 +382,35 @@ async fn check_says_what_it_takes_texts_without_an_encoding_and_times_without_a_
         }
     }
 }
+
+#[tokio::test]
+async fn advice_to_take_the_jobs_id_from_the_events_own_table_is_given_only_where_that_has_it() {
+    let server = Postgres::start().await;
+    server
+        .execute(
+            "CREATE ROLE reader LOGIN;
+             CREATE TABLE tasks (id bigint PRIMARY KEY, job_id text NOT NULL, status text DEFAULT 'RUNNING');
+             CREATE TABLE with_it (id bigserial PRIMARY KEY, task_id bigint NOT NULL, job_id text, type text NOT NULL,
+               timestamp timestamptz NOT NULL DEFAULT now(), payload jsonb);
+             CREATE TABLE without (LIKE with_it INCLUDING ALL); ALTER TABLE without DROP COLUMN job_id;
+             CREATE VIEW seen_with_it AS SELECT e.xmin AS xmin, e.id, t.job_id, e.type, e.timestamp, e.payload
+               FROM with_it e JOIN tasks t ON t.id = e.task_id;
+             CREATE VIEW seen_without AS SELECT e.xmin AS xmin, e.id, t.job_id, e.type, e.timestamp, e.payload
+               FROM without e JOIN tasks t ON t.id = e.task_id;
+             GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader",
+        )
+        .await;
+    let otherwise = "see to it that the row of tasks is committed before the job's events, or with them";
+    for (view, advice) in [("seen_with_it", "take job_id from with_it, or "), ("seen_without", "")] {
+        let settings = [
+            ("source.kind", "postgres".to_string()),
+            ("source.postgres.url", server.url("reader")),
+            ("source.postgres.events_table", view.to_string()),
+            ("source.postgres.jobs_table", "tasks".to_string()),
+            ("source.postgres.job_columns.id", "job_id".to_string()),
+        ];
+        let checked = Checked::of(&settings.map(|(key, value)| (key.to_string(), value))).await;
+        let finding = checked.find(&["takes job_id from tasks"]).unwrap_or_else(|| panic!("{:#?}", checked.findings));
+        assert_eq!((checked.code, finding["mend"].as_str()), (Some(0), Some(&*format!("{advice}{otherwise}"))));
+    }
+}

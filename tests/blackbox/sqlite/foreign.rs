@@ -207,7 +207,7 @@ async fn check_says_everything_at_once_and_each_mend_makes_its_finding_go_away()
 #[tokio::test]
 async fn check_says_what_is_lost_by_numbers_that_come_back_and_which_zone_it_assumes() {
     for (key, numbers) in
-        [("id INTEGER PRIMARY KEY", "log.id, which is not AUTOINCREMENT"), ("id TEXT", "which SQLite keeps by itself")]
+        [("id INTEGER PRIMARY KEY", "which is not AUTOINCREMENT"), ("id TEXT", "which SQLite keeps by itself")]
     {
         let file = ForeignFile::make(&format!(
             "CREATE TABLE log ({key}, run TEXT, at TEXT, body TEXT); CREATE INDEX log_run ON log (run);"
