@@ -345,9 +345,10 @@ async fn cpu_time_is_a_counter_with_fractions() {
     let scraped = daemon.ask_admin("/metrics").await.text();
     assert!(scraped.contains("\n# TYPE process_cpu_seconds_total counter\n"), "{scraped}");
     let used = async || daemon.metric("process_cpu_seconds_total").await;
-    let first = used().await;
+    let (first, mut written) = (used().await, 0);
     eventually("some of a second", async || {
-        daemon.write("job", 0..100).await;
+        daemon.write("job", written..written + 100).await;
+        written += 100;
         let more = used().await;
         (more > first && more.fract() != 0.0).then_some(())
     })

