@@ -189,21 +189,24 @@ impl Parameters {
         })
     }
 
-    /// Position to begin at without a cursor, as `last` or `from` says.
+    /// Position to begin at without a cursor, as `last` or else `from` says.
     fn beginning(&self) -> Result<Start, Problem> {
-        if self.values.contains_key("last") {
-            return Ok(match self.number("last", 0, 0..=MAX_LAST)? {
-                0 => Start::Now,
-                count => Start::Last(count),
-            });
+        let from = match self.values.get("from").map(String::as_str) {
+            Some("now") => Start::Now,
+            None | Some("start") => Start::Beginning,
+            Some(other) => {
+                return Err(Problem::bad_query(format!(
+                    "from={other:?} is neither \"start\" nor \"now\"; a cursor goes into lastEventId or after"
+                )));
+            }
+        };
+        if !self.values.contains_key("last") {
+            return Ok(from);
         }
-        match self.values.get("from").map(String::as_str) {
-            Some("now") => Ok(Start::Now),
-            None | Some("start") => Ok(Start::Beginning),
-            Some(other) => Err(Problem::bad_query(format!(
-                "from={other:?} is neither \"start\" nor \"now\"; a cursor goes into lastEventId or after"
-            ))),
-        }
+        Ok(match self.number("last", 0, 0..=MAX_LAST)? {
+            0 => Start::Now,
+            count => Start::Last(count),
+        })
     }
 }
 

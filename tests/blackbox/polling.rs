@@ -50,6 +50,11 @@ async fn a_poll_from_now_gives_only_what_comes() {
     assert_eq!(numbers(&daemon.get(&format!("{PATH}?after={after}&from=now")).await.json()), [3, 4]);
     assert_eq!(daemon.get("/runner-jobs/of-nobody/events?from=now").await.status, 404);
     assert_eq!(daemon.get(&format!("{PATH}?from=yesterday")).await.status, 400);
+    assert_eq!(
+        daemon.get(&format!("{PATH}?last=1&from=yesterday")).await.status,
+        400,
+        "it is wrong where last counts, too"
+    );
 }
 
 #[tokio::test]
