@@ -73,10 +73,9 @@ async fn nginx_and_caddy_ask_the_api_as_the_guide_says_before_anything_of_a_job_
     for job in ["job", "other"] {
         daemon.write(job, 0..3).await;
     }
-    let mut written = 3;
-    for (kind, mark, place) in
-        [(Kind::Nginx, "nginx auth", "location /live/ {"), (Kind::Caddy, "caddy auth", "handle_path /live/* {")]
-    {
+    let proxies =
+        [(Kind::Nginx, "nginx auth", "location /live/ {"), (Kind::Caddy, "caddy auth", "handle_path /live/* {")];
+    for (written, (kind, mark, place)) in (3..).zip(proxies) {
         let asks = of_guide(mark).replace("127.0.0.1:3000", &api.address.to_string());
         assert!(asks.contains(place) && asks.contains(&api.address.to_string()), "{asks}");
         let proxy = Proxy::start_changed(kind, [&daemon, &daemon], &[(place, &asks)]).await;
@@ -92,7 +91,6 @@ async fn nginx_and_caddy_ask_the_api_as_the_guide_says_before_anything_of_a_job_
         assert_eq!(numbers(&stream.take(written as usize).await), Vec::from_iter(0..written), "{kind:?}");
         daemon.write("job", [written]).await;
         assert_eq!(stream.event().await.number(), written, "{kind:?}");
-        written += 1;
     }
     assert!(api.asked().iter().all(|asked| asked.path == "/may-watch"), "{:?}", api.asked());
 }
