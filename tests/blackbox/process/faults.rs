@@ -75,6 +75,11 @@ async fn ends_the_daemon(fault: &str) {
     assert_eq!(process.send(0).await, 201);
     let mut stream = process.stream().await;
     assert_eq!(stream.event().await.number(), 0);
+    ends_after_a_word(&mut process, &mut stream, fault).await;
+}
+
+/// Lets the fault strike; the daemon says goodbye to the stream, and ends as failed.
+async fn ends_after_a_word(process: &mut Process, stream: &mut Stream, fault: &str) {
     process.strike();
     let (rest, code) = tokio::join!(stream.rest(), process.exit_code());
     assert_eq!(code, Some(1), "{fault}");
@@ -109,10 +114,7 @@ async fn a_daemon_that_looks_no_more_for_new_certificates_ends_after_a_word_to_e
         link.write_all(&encode("GET", &stream_path("job"), &[], b"")).await.expect("ask");
         let mut stream = Stream::on(link).await.expect("an answer");
         assert_eq!(stream.event().await.number(), 0);
-        process.strike();
-        let (rest, code) = tokio::join!(stream.rest(), process.exit_code());
-        assert_eq!(code, Some(1), "{fault}");
-        assert!(rest.last().is_some_and(|last| last.is("stream.bye")), "{fault}: {rest:?}");
+        ends_after_a_word(&mut process, &mut stream, fault).await;
     }
 }
 
