@@ -1,9 +1,11 @@
 //! Delivery of rows that a statement has read.
 
-use super::super::position::{Above, Range};
+use super::super::position::{Above, Advance, Life, Range};
 use super::super::tables::XidSource;
 use super::*;
+use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 const LIMIT: Limit = Limit { events: 100, bytes: 1 << 20 };
 
@@ -197,4 +199,43 @@ fn a_page_above_a_floor_is_not_delivered_where_a_cursor_has_no_room_for_its_end(
     let before = position.clone();
     assert!(page_above_floor(745, xids(40)).deliver_with_room(&job(), &mut position, LIMIT).is_err());
     assert_eq!(position, before);
+}
+
+/// Transactions at these distances below one another.
+fn below(mark: u64, distances: &[u64]) -> impl Iterator<Item = u64> {
+    distances.iter().scan(mark, |xid, distance| {
+        *xid = xid.saturating_sub(*distance);
+        (*xid > 0).then_some(*xid)
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_cursor_has_room_for_a_range_up_to_any_mark_beside_all_that_it_lists_and_counts(
+        mark in 1_u64..1 << 40,
+        distances in prop::collection::vec(prop_oneof![6 => 1..3_u64, 3 => 1..400_u64, 1 => 1..1_000_000_u64], 0..260),
+        counts in prop::collection::vec((1..9_000_u64, 1..200_u64), 0..20),
+        further in prop_oneof![Just(None), Just(Some(0)), (0..1_u64 << 24).prop_map(Some)],
+        number in any::<i64>(),
+        is_uuid in any::<bool>(),
+    ) {
+        let open = |most| below(mark, &distances).take(most).collect();
+        let level = |most| Position::at_level(CursorScheme::default(), EndedXids::listed(mark, open(most)), Some(Life(7)));
+        let mut position = (0..=distances.len()).map(level).filter(Position::fits_list).last().expect("a level");
+        let mut xid = position.settled().lowest_open();
+        for (distance, count) in counts {
+            xid += distance;
+            let before = position.clone();
+            (0..count).for_each(|_| position.count(xid));
+            if !position.fits_cursor() {
+                position = before;
+            }
+        }
+        let end = position.next_end(further.map_or(mark / 2, |further| mark + further));
+        let id = if is_uuid { uuid::Uuid::from_u128(u128::MAX).to_string() } else { "0123456789abcdef".into() };
+        position.advance(0, Key::Time { at: number, id: KeyId::of(&id) }, &Advance::Range(Arc::new(end)));
+        prop_assert!(position.encoded_length() <= Cursor::MAX_INSIDE, "{} bytes: {position:?}", position.encoded_length());
+        let cursor = position.to_cursor(&job());
+        prop_assert_eq!(Position::from_cursor(&job(), cursor.as_str()), Some(position));
+    }
 }

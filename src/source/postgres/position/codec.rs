@@ -180,20 +180,28 @@ fn get_ended(from: &mut &[u8]) -> Option<EndedXids> {
 }
 
 /// Encodes the end of a range as it differs from `settled`: 1 + how much higher its mark is; a bit for each transaction
-/// open there, which is set if it is open here; the open ones between the marks. Where it does not follow from `settled`:
-/// 0, then the whole of it.
+/// open there, which is set if it is open here; the open ones between the marks. Where it does not follow from `settled`,
+/// or that is shorter: 0, then the whole of it.
 fn put_end(to: &mut Vec<u8>, end: &EndedXids, settled: &EndedXids) {
-    if !end.covers_below_mark(settled) {
-        varint::write(to, 0);
-        return put_ended(to, end);
-    }
-    varint::write(to, 1 + end.mark - settled.mark);
-    let mut bits = vec![0; settled.open.len().div_ceil(8)];
-    for (index, _) in settled.open.iter().enumerate().filter(|(_, xid)| end.open.contains(xid)) {
-        bits[index / 8] |= 1 << (index % 8);
-    }
-    to.extend_from_slice(&bits);
-    put_open(to, end.mark, end.open.range(settled.mark..).rev().copied());
+    let mut whole = vec![0];
+    put_ended(&mut whole, end);
+    let difference = end.covers_below_mark(settled).then(|| {
+        let mut bytes = Vec::new();
+        varint::write(&mut bytes, 1 + end.mark - settled.mark);
+        let mut bits = vec![0; settled.open.len().div_ceil(8)];
+        for (index, _) in settled.open.iter().enumerate().filter(|(_, xid)| end.open.contains(xid)) {
+            bits[index / 8] |= 1 << (index % 8);
+        }
+        bytes.extend_from_slice(&bits);
+        put_open(&mut bytes, end.mark, end.open.range(settled.mark..).rev().copied());
+        bytes
+    });
+    to.extend(shorter(difference, whole));
+}
+
+/// The form that is used of two: the shorter one, and of equals the first.
+fn shorter(first: Option<Vec<u8>>, second: Vec<u8>) -> Vec<u8> {
+    first.filter(|first| first.len() <= second.len()).unwrap_or(second)
 }
 
 fn get_end(from: &mut &[u8], settled: &EndedXids) -> Option<EndedXids> {
@@ -228,20 +236,26 @@ fn get_also(from: &mut &[u8], mark: u64) -> Option<BTreeSet<u64>> {
     Some(also)
 }
 
-/// Encodes the end of a range where transactions above a mark are named.
+/// Encodes the end of a range where transactions above a mark may be named: 1 + the number of transactions that it has more
+/// than `settled`, and the difference of each to the one before. Where it has not only more, or that is shorter: 0, the end
+/// as it differs, and those above its mark.
 fn put_end_and_also(to: &mut Vec<u8>, end: &EndedXids, settled: &EndedXids) {
-    if end.mark != settled.mark || !end.open.is_subset(&settled.open) {
-        varint::write(to, 0);
-        put_end(to, end, settled);
-        return put_also(to, end);
-    }
-    let more: BTreeSet<u64> = settled.open.difference(&end.open).chain(&end.also).copied().collect();
-    varint::write(to, 1 + more.len() as u64);
-    let mut previous = settled.lowest_open();
-    for xid in more {
-        varint::write_signed(to, xid as i64 - previous as i64);
-        previous = xid;
-    }
+    let mut whole = vec![0];
+    put_end(&mut whole, end, settled);
+    put_also(&mut whole, end);
+    let has_only_more = end.mark == settled.mark && end.open.is_subset(&settled.open);
+    let named = has_only_more.then(|| {
+        let more: BTreeSet<u64> = settled.open.difference(&end.open).chain(&end.also).copied().collect();
+        let mut bytes = Vec::new();
+        varint::write(&mut bytes, 1 + more.len() as u64);
+        let mut previous = settled.lowest_open();
+        for xid in more {
+            varint::write_signed(&mut bytes, xid as i64 - previous as i64);
+            previous = xid;
+        }
+        bytes
+    });
+    to.extend(shorter(named, whole));
 }
 
 fn get_end_and_also(from: &mut &[u8], settled: &EndedXids) -> Option<EndedXids> {
