@@ -347,12 +347,13 @@ fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0)
 }
 
-/// The newest one that Debian has installed, else that of the path.
+/// That of the folder `POSTGRESQL`, if it has one, else the newest one that Debian has installed, else that of the path.
 fn program(name: &str) -> PathBuf {
+    let chosen = std::env::var_os("POSTGRESQL").map(|folder| Path::new(&folder).join(name));
     let mut folders: Vec<_> = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().collect();
     folders.sort_by_key(|folder| folder.file_name());
     let newest = folders.last().map(|folder| folder.path().join("bin").join(name));
-    newest.filter(|program| program.exists()).unwrap_or_else(|| name.into())
+    chosen.into_iter().chain(newest).find(|program| program.exists()).unwrap_or_else(|| name.into())
 }
 
 fn command(words: &[&str]) -> Command {
