@@ -52,6 +52,10 @@ export class Gateway {
   plan: (seen: Seen) => Fault = () => null;
   /** A stream that sends bytes while this is set stays open, and passes no byte on any more. */
   isFrozen = false;
+  /** Where the daemon cannot be reached, the connection breaks, instead of a 502, after which an `EventSource` asks no more. */
+  breaksWithoutDaemon = false;
+  /** The requests of which the daemon has answered nothing. */
+  unanswered = 0;
   seen: Seen[] = [];
 
   private constructor(target: () => string) {
@@ -129,10 +133,11 @@ export class Gateway {
       headers: { ...from.headers, host: new URL(target).host },
       agent: false,
     });
-    const fail = () =>
-      to.headersSent
-        ? to.destroy()
-        : to.writeHead(502, { "Content-Type": "text/html" }).end("<h1>502 Bad Gateway</h1>");
+    const fail = () => {
+      if (!to.headersSent && !to.destroyed) this.unanswered += 1;
+      if (to.headersSent || this.breaksWithoutDaemon) to.destroy();
+      else to.writeHead(502, { "Content-Type": "text/html" }).end("<h1>502 Bad Gateway</h1>");
+    };
     onward.on("error", fail);
     to.on("close", () => onward.destroy());
     onward.on("response", (answer) => {

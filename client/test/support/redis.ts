@@ -1,9 +1,8 @@
 // A real Redis, on a port of its own and with nothing on disk.
 import { type ChildProcess, spawn } from "node:child_process";
-import type { AddressInfo } from "node:net";
-import { createServer } from "node:net";
 import { createClient } from "redis";
 import { eventually } from "./eventually.ts";
+import { freePort } from "./port.ts";
 
 export class Redis {
   readonly #child: ChildProcess;
@@ -31,12 +30,4 @@ export class Redis {
   stop(): void {
     this.#child.kill("SIGKILL");
   }
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
 }
