@@ -3,13 +3,16 @@
 //! ```text
 //! token   = "m" base64url(check[4] body)            at most 128 bytes where the body has room for that
 //! body    = form members values places
-//! members = count, then the jobs' hashes (form 0), or `n` sums of a sketch of them (form 1; sketch.rs)
-//! values  = count, then each: version of the inside, length, inside
-//! places  = for each job, in the order of the hashes, the number of its value: in runs or in bits
+//! members = count, then the jobs' hashes (form 2), or `n` sums of a sketch of them (form 3; sketch.rs)
+//! values  = count, then each: length and signs of the inside; its version, if it is not that of the value before; the bytes
+//!           that it has in common with that at their beginnings, if they are several; the rest of it
+//! places  = for each job, in the order of the hashes, the number of its value: in runs; in bits; or in one bit for the value
+//!           whose jobs are strewn among the others, and those in runs
 //! ```
 //!
-//! Jobs that stand at the same place of their source share one value, so a cursor is short where the source has levels. The
-//! members are there because a cursor may come back for another set: jobs that it knows go on where they stood. A short cursor
+//! Jobs that stand at the same place of their source share one value, so a cursor is short where the source has levels: in the
+//! midst of a round those that had their turn stand at one, the others at the one before, one in between, and those without
+//! events at the beginning. Others may be left from rounds of another set. The members are there because a cursor may come back for another set: jobs that it knows go on where they stood. A short cursor
 //! has a sketch, which tells them where the two sets differ by a few jobs; a long one has their hashes, and tells them always.
 //!
 //! As the cursor of one job it is foreign input when it comes back: the check is no signature. Each position is resolved by
@@ -20,7 +23,6 @@ use crate::event::JobId;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
 
 /// The letter of these tokens.
 pub const LETTER: char = 'm';
@@ -28,10 +30,19 @@ pub const LETTER: char = 'm';
 pub const MAX_TEXT: usize = 32 * 1024;
 /// The most bytes of a body whose token has [`Cursor::MAX_BYTES`].
 const SHORT_BODY: usize = (Cursor::MAX_BYTES - 1) * 3 / 4 - CHECK_BYTES;
+/// The forms of the members. Earlier ones had other values.
+const OF_HASHES: u8 = 2;
+const OF_A_SKETCH: u8 = 3;
+/// The signs of a value, beside its length.
+const HAS_VERSION: usize = 1;
+const HAS_SHARED: usize = 2;
+const SIGNS: usize = 4;
+/// The fewest bytes in common with the value before that are worth to be said.
+const MIN_SHARED: usize = 2;
 /// The fewest sums of a sketch: one job that goes and one that comes.
 const MIN_SUMS: usize = 3;
-/// The most sums of a sketch: differences of 12 jobs.
-const MAX_SUMS: usize = 13;
+/// The most sums of a sketch: two jobs that go and two that come. Each event has an id, so more would cost every reader.
+const MAX_SUMS: usize = 5;
 /// The most jobs that a foreign cursor may name.
 const MAX_MEMBERS: usize = 4096;
 
@@ -135,7 +146,7 @@ pub fn open(members: &Members, text: &str) -> Option<Vec<Option<Cursor>>> {
 }
 
 fn full_body(members: &Members, places: &[u8]) -> Vec<u8> {
-    let mut body = vec![0];
+    let mut body = vec![OF_HASHES];
     write_number(&mut body, members.hashes.len());
     members.hashes.iter().for_each(|hash| body.extend_from_slice(&hash.to_be_bytes()));
     body.extend_from_slice(places);
@@ -145,7 +156,7 @@ fn full_body(members: &Members, places: &[u8]) -> Vec<u8> {
 /// A body with as large a sketch as there is room for, if that is of use; else with all members.
 fn short_body(members: &Members, places: &[u8]) -> Vec<u8> {
     let count = members.hashes.len();
-    let mut head = vec![1];
+    let mut head = vec![OF_A_SKETCH];
     write_number(&mut head, count);
     let room = SHORT_BODY.saturating_sub(head.len() + 1 + places.len()) / sketch::SUM_BYTES;
     // A list of so few hashes is no longer than the sketch that finds them.
@@ -177,26 +188,59 @@ fn encode_places(positions: &[Level]) -> Vec<u8> {
     }
     let mut to = Vec::new();
     write_number(&mut to, values.len());
+    let mut before: Option<&Level> = None;
     for value in &values {
-        to.push(u8::try_from(value.version).unwrap_or_default());
-        write_number(&mut to, value.inside.len());
-        to.extend_from_slice(&value.inside);
+        write_value(&mut to, value, before.replace(value));
     }
     if values.len() > 1 {
-        let (runs, bits) = (in_runs(&places), in_bits(&places, values.len()));
-        let is_shorter = runs.len() <= bits.len();
-        to.push(u8::from(!is_shorter));
-        to.extend_from_slice(if is_shorter { &runs } else { &bits });
+        let written = [in_runs(&places), in_bits(&places, values.len()), in_runs_but_one(&places, values.len())];
+        let shortest = (0..written.len()).min_by_key(|kind| written[*kind].len()).unwrap_or_default();
+        to.push(shortest as u8);
+        to.extend_from_slice(&written[shortest]);
     }
     to
 }
 
+fn write_value(to: &mut Vec<u8>, value: &Level, before: Option<&Level>) {
+    let has_version = before.is_none_or(|before| before.version != value.version);
+    let pairs = before.into_iter().flat_map(|before| value.inside.iter().zip(&*before.inside));
+    let shared = pairs.take_while(|(one, other)| one == other).count();
+    let has_shared = shared >= MIN_SHARED;
+    let signs = usize::from(has_version) * HAS_VERSION + usize::from(has_shared) * HAS_SHARED;
+    write_number(to, value.inside.len() * SIGNS + signs);
+    if has_version {
+        to.push(u8::try_from(value.version).unwrap_or_default());
+    }
+    if has_shared {
+        write_number(to, shared);
+    }
+    to.extend_from_slice(&value.inside[if has_shared { shared } else { 0 }..]);
+}
+
 fn in_runs(places: &[usize]) -> Vec<u8> {
     let mut to = Vec::new();
+    write_runs(&mut to, places);
+    to
+}
+
+fn write_runs(to: &mut Vec<u8>, places: &[usize]) {
     for run in places.chunk_by(|one, next| one == next) {
-        write_number(&mut to, run[0]);
-        write_number(&mut to, run.len());
+        write_number(to, run[0]);
+        write_number(to, run.len());
     }
+}
+
+/// The places of the value with the most runs as one bit for each job, and the others without them in runs.
+fn in_runs_but_one(places: &[usize], values: usize) -> Vec<u8> {
+    let mut runs = vec![0; values];
+    places.chunk_by(|one, next| one == next).for_each(|run| runs[run[0]] += 1);
+    let strewn = (0..values).rev().max_by_key(|value| runs[*value]).unwrap_or_default();
+    let (mut to, others): (_, Vec<usize>) =
+        (Vec::new(), places.iter().copied().filter(|place| *place != strewn).collect());
+    write_number(&mut to, strewn);
+    let is_strewn: Vec<usize> = places.iter().map(|place| usize::from(*place == strewn)).collect();
+    to.extend(in_bits(&is_strewn, 2));
+    write_runs(&mut to, &others);
     to
 }
 
@@ -222,12 +266,12 @@ fn read_members(rest: &mut Reader<'_>, members: &Members) -> Option<Vec<u32>> {
     let form = rest.take(1)?[0];
     let count = rest.number().filter(|count| (1..=MAX_MEMBERS).contains(count))?;
     let word = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap_or_default());
-    if form == 0 {
+    if form == OF_HASHES {
         let known: Vec<u32> = rest.take(4 * count)?.chunks_exact(4).map(word).collect();
         return known.is_sorted().then_some(known);
     }
     let sums = usize::from(rest.take(1)?[0]);
-    if form != 1 || !(MIN_SUMS..=MAX_SUMS).contains(&sums) || members.has_twins() {
+    if form != OF_A_SKETCH || !(MIN_SUMS..=MAX_SUMS).contains(&sums) || members.has_twins() {
         return None;
     }
     let theirs = rest.take(sketch::SUM_BYTES * sums)?.chunks_exact(sketch::SUM_BYTES).map(word);
@@ -244,11 +288,26 @@ fn read_values(rest: &mut Reader<'_>) -> Option<Vec<Level>> {
     let count = rest.number().filter(|count| (1..=MAX_MEMBERS).contains(count))?;
     let mut values = Vec::with_capacity(count);
     for _ in 0..count {
-        let version = char::from(rest.take(1)?[0]);
-        let length = rest.number().filter(|length| *length <= Cursor::MAX_INSIDE)?;
-        values.push(Level { version, inside: Arc::from(rest.take(length)?) });
+        let value = read_value(rest, values.last())?;
+        values.push(value);
     }
     Some(values)
+}
+
+fn read_value(rest: &mut Reader<'_>, before: Option<&Level>) -> Option<Level> {
+    let head = rest.number()?;
+    let length = Some(head / SIGNS).filter(|length| *length <= Cursor::MAX_INSIDE)?;
+    let version = match head & HAS_VERSION {
+        0 => before?.version,
+        _ => char::from(rest.take(1)?[0]),
+    };
+    let mut inside = Vec::with_capacity(length);
+    if head & HAS_SHARED != 0 {
+        let shared = rest.number().filter(|shared| *shared <= length)?;
+        inside.extend_from_slice(before?.inside.get(..shared)?);
+    }
+    inside.extend_from_slice(rest.take(length - inside.len())?);
+    Some(Level { version, inside: inside.into() })
 }
 
 fn read_places(rest: &mut Reader<'_>, jobs: usize, values: usize) -> Option<Vec<usize>> {
@@ -256,24 +315,36 @@ fn read_places(rest: &mut Reader<'_>, jobs: usize, values: usize) -> Option<Vec<
         return Some(vec![0; jobs]);
     }
     let places: Vec<usize> = match rest.take(1)?[0] {
-        0 => {
-            let mut places = Vec::with_capacity(jobs);
-            while places.len() < jobs {
-                let (place, length) = (rest.number()?, rest.number()?);
-                (1..=jobs - places.len()).contains(&length).then_some(())?;
-                places.extend(std::iter::repeat_n(place, length));
-            }
-            places
-        }
-        1 => {
-            let width = width(values);
-            let bytes = rest.take((jobs * width).div_ceil(8))?;
-            let bit = |at: usize| usize::from(bytes[at / 8] >> (at % 8) & 1);
-            (0..jobs).map(|job| (0..width).map(|digit| bit(job * width + digit) << digit).sum()).collect()
+        0 => read_runs(rest, jobs)?,
+        1 => read_bits(rest, jobs, values)?,
+        2 => {
+            let strewn = rest.number()?;
+            let is_strewn = read_bits(rest, jobs, 2)?;
+            let others = is_strewn.iter().filter(|is_strewn| **is_strewn == 0).count();
+            let mut others = read_runs(rest, others)?.into_iter();
+            let place = |is_strewn: usize| if is_strewn == 1 { Some(strewn) } else { others.next() };
+            is_strewn.into_iter().map(place).collect::<Option<Vec<usize>>>()?
         }
         _ => return None,
     };
     places.iter().all(|place| *place < values).then_some(places)
+}
+
+fn read_runs(rest: &mut Reader<'_>, jobs: usize) -> Option<Vec<usize>> {
+    let mut places = Vec::with_capacity(jobs);
+    while places.len() < jobs {
+        let (place, length) = (rest.number()?, rest.number()?);
+        (1..=jobs - places.len()).contains(&length).then_some(())?;
+        places.extend(std::iter::repeat_n(place, length));
+    }
+    Some(places)
+}
+
+fn read_bits(rest: &mut Reader<'_>, jobs: usize, values: usize) -> Option<Vec<usize>> {
+    let width = width(values);
+    let bytes = rest.take((jobs * width).div_ceil(8))?;
+    let bit = |at: usize| usize::from(bytes[at / 8] >> (at % 8) & 1);
+    Some((0..jobs).map(|job| (0..width).map(|digit| bit(job * width + digit) << digit).sum()).collect())
 }
 
 fn write_number(to: &mut Vec<u8>, number: usize) {

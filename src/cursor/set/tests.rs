@@ -62,6 +62,58 @@ fn fifty_jobs_at_three_places_fit_into_128_bytes_and_tell_a_job_that_was_swapped
     }
 }
 
+/// Positions in the midst of a round: those that had their turn, one in between, the others, and jobs without events among them.
+/// One more is left from a round of another set.
+fn in_a_round(members: &Members, insides: [&[u8]; 4], random: &mut StdRng) -> Vec<Level> {
+    let [now, between, before, left] = insides;
+    let turn = random.random_range(1..members.jobs().len() - 1);
+    let mut levels = vec![level(now); turn];
+    levels.push(level(between));
+    levels.resize(members.jobs().len(), level(before));
+    for place in &mut levels {
+        if random.random_range(0..5) == 0 {
+            *place = level(&[]);
+        }
+    }
+    let last = levels.len() - 1;
+    levels[last] = level(left);
+    levels
+}
+
+/// Bytes that nothing else begins with.
+fn random_bytes(length: usize, random: &mut StdRng) -> Vec<u8> {
+    (0..length).map(|_| random.random()).collect()
+}
+
+#[test]
+fn the_jobs_of_a_set_in_the_midst_of_a_round_fit_into_128_bytes_wherever_those_without_events_are() {
+    let mut random = StdRng::seed_from_u64(4);
+    for round in 0..500 {
+        let first = random.random_range(0..1_000_000);
+        let small = members(first..first + 50);
+        let large = members(first..first + 200);
+        // As on SQLite: a fingerprint, a mark, and numbers up to 2^32.
+        let [now, before] = [9, 9].map(|length| random_bytes(length, &mut random));
+        let [between, left] = [8, 8].map(|length| random_bytes(length, &mut random));
+        // As on PostgreSQL: a mark, six open transactions and a life; a place in between repeats those before, and names the end.
+        let of_round = random_bytes(14, &mut random);
+        let base = random_bytes(14, &mut random);
+        let within = [&base[..11], &random_bytes(14, &mut random)].concat();
+        for (members, insides) in [
+            (&small, [&now[..], &between, &before, &left]),
+            (&large, [&now, &between, &before, &before]),
+            (&small, [&of_round, &within, &base, &base]),
+        ] {
+            let levels = in_a_round(members, insides, &mut random);
+            let token = seal(members, &levels, Size::Short);
+            assert!(token.as_str().len() <= Cursor::MAX_BYTES, "{} in round {round}", token.as_str().len());
+            let found = open(members, token.as_str()).expect("a cursor of this set");
+            let expected: Vec<_> = members.jobs().iter().zip(&levels).map(|(job, at)| Some(at.cursor(job))).collect();
+            assert_eq!(found, expected, "round {round}");
+        }
+    }
+}
+
 #[test]
 fn a_cursor_with_all_jobs_is_good_for_any_set_and_a_short_one_for_any_that_it_does_not_mistake() {
     let mut random = StdRng::seed_from_u64(3);
