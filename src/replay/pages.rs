@@ -260,6 +260,8 @@ struct ReadSet {
     over: Vec<(JobId, JobStatus)>,
     is_last: bool,
     from: usize,
+    /// The level before the first event of any job.
+    beginning: Level,
 }
 
 impl ReadSet {
@@ -273,6 +275,7 @@ impl ReadSet {
             over: Vec::new(),
             is_last: from + results.len() == jobs.len(),
             from,
+            beginning: pages.source.beginning(&jobs[0]).level(),
         };
         for (offset, result) in results.into_iter().enumerate() {
             let index = from + offset;
@@ -310,16 +313,19 @@ impl ReadSet {
         read
     }
 
-    /// The first job that the next pages are to be about. If all end at one level, the next bring all jobs to another, so that
-    /// cursors stay short; elsewhere that would only be read again.
+    /// The first job that the next pages are to be about. Where the source has levels, they are about all jobs: it brings those
+    /// behind to the level of the others first, so that cursors stay short. Elsewhere that would only be read again.
     fn next(&self) -> usize {
         let done: Vec<&JobPage> = self.pages.iter().take_while(|part| part.page.is_last).collect();
-        let ends: Vec<Level> = done.iter().map(|part| part.page.end.level()).collect();
-        let is_level = self.from == 0 && ends.windows(2).all(|pair| pair[0] == pair[1]);
-        if is_level { 0 } else { self.from + done.len() }
+        let mut ends: Vec<Level> = done.iter().map(|part| part.page.end.level()).collect();
+        // A job that has nothing stays at its beginning.
+        ends.retain(|end| *end != self.beginning);
+        let is_level = self.from == 0 && !ends.is_empty() && ends.windows(2).all(|pair| pair[0] == pair[1]);
+        let is_staged = self.pages.iter().any(|part| part.page.is_staged);
+        if is_level || is_staged { 0 } else { self.from + done.len() }
     }
 }
 
 fn nothing(end: Cursor, is_last: bool) -> Page {
-    Page { events: Vec::new(), end, is_last, status: None, is_complete: false }
+    Page { events: Vec::new(), end, is_last, is_staged: false, status: None, is_complete: false }
 }

@@ -80,6 +80,7 @@ impl Source for Memory {
             events: (after + 1..=end).map(Self::event).collect(),
             end: cursor(end),
             is_last: end == written,
+            is_staged: false,
             status: Some(if has_ended { JobStatus::Completed } else { JobStatus::Running }),
             is_complete: has_ended && end == written,
         }))

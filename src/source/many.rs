@@ -36,7 +36,7 @@ impl PagesRoom {
         if let PageResult::Page(page) = result {
             self.events += page.events.len();
             self.bytes += page.events.iter().map(|(event, _)| event.payload.as_json().len()).sum::<usize>();
-            self.is_cut = !page.is_last;
+            self.is_cut = !(page.is_last || page.is_staged);
         }
     }
 }
@@ -84,6 +84,15 @@ impl PagesBuilder {
     pub fn into_results(self) -> Vec<PageResult> {
         self.results
     }
+}
+
+/// Tells whether staged pages bring their reader on. If not, there is nothing left up to their level.
+pub fn brings_on(wanted: &[(JobId, Cursor)], pages: &[PageResult]) -> bool {
+    wanted.iter().zip(pages).any(|((_, after), result)| match result {
+        PageResult::Page(page) => !page.events.is_empty() || page.end != *after,
+        PageResult::Lost(_) => true,
+        PageResult::NoSuchJob | PageResult::Unreadable(_) => false,
+    })
 }
 
 /// Reads each job's page by itself. See [`Source::pages`].

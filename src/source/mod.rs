@@ -68,7 +68,7 @@ pub use ends::{Age, Ending, Endings, Ends, Evidence, Seen};
 pub use finding::{Finding, Grade};
 pub use forgiving::Forgiving;
 pub use job_lists::{MAX_JOBS, SharedLists};
-pub use many::{PagesBuilder, PagesRoom, before_last_by_paging, pages_one_by_one};
+pub use many::{PagesBuilder, PagesRoom, before_last_by_paging, brings_on, pages_one_by_one};
 pub use news::TailBatch;
 pub use page::PageBuilder;
 pub use registry::{DRIVERS, Driver, driver, open};
@@ -122,6 +122,10 @@ pub trait Source: Send + Sync {
     ///
     /// A source that can read all of them as of one moment makes the ends of all last pages of one call alike: cursors with
     /// one [`Level`]. Others end each page for itself ([`pages_one_by_one`]); then a cursor of many jobs is long.
+    ///
+    /// Such a source brings jobs first to the highest level that any of them stands at, and only then to the present moment:
+    /// the pages are *staged* ([`Page::is_staged`]). A reader who leaves in the midst of them, again and again, then stands at
+    /// two levels and at one place between them, instead of at one level more each time.
     ///
     /// An error that is about one job's rows is about the first job: where another one's cannot be read, the pages of those
     /// before it are returned.
@@ -336,10 +340,20 @@ pub struct Page {
     pub end: Cursor,
     /// Nothing was left after this page when it was read.
     pub is_last: bool,
+    /// Nothing was left up to the level that the jobs of this read are brought to first. It is not the last: the level is one
+    /// that the reader sent.
+    pub is_staged: bool,
     pub status: Option<JobStatus>,
     /// The job has ended, so long ago that it has no events after this page. Only a last page is complete. One that ended
     /// less than `source.end_grace` ago may have more to come: its reader goes live, and the tail ends the watch.
     pub is_complete: bool,
+}
+
+impl Page {
+    /// The page of a job that has come to the level already that others are brought to, or further.
+    pub fn staged(end: Cursor) -> Self {
+        Self { events: Vec::new(), end, is_last: false, is_staged: true, status: None, is_complete: false }
+    }
 }
 
 /// The newest position of a job, and its status.

@@ -10,7 +10,7 @@ use jobcast::error::SourceError;
 use jobcast::event::{Event, JobId, JobStatus};
 use jobcast::source::{
     Age, Appended, Change, Endings, Ends, EventKey, Evidence, JobSummary, Joiner, Limit, NewEvent, News, Page,
-    PageBuilder, PageResult, PagesBuilder, Source, Standing, Tail, TailBatch, Wakeup,
+    PageBuilder, PageResult, PagesBuilder, Source, Standing, Tail, TailBatch, Wakeup, brings_on,
 };
 use jobcast::sse::{JobEnd, Reset};
 use std::collections::HashMap;
@@ -122,13 +122,14 @@ impl Store {
         Place::level(self.writes.load(Ordering::SeqCst))
     }
 
-    /// Reads a page of a job, the last one up to `level`.
+    /// Reads a page of a job, the last one up to `level`; a staged one, too, which stays below it.
     fn page(
         &self,
         stored: Option<&Job>,
         (job, after): (&JobId, &Cursor),
         limit: Limit,
         level: &Level,
+        is_stage: bool,
     ) -> Result<PageResult, SourceError> {
         let Some(after) = Place::open(job, after.as_str()) else { return Ok(PageResult::Lost(Reset::Unknown)) };
         let Some(stored) = stored else { return Ok(PageResult::NoSuchJob) };
@@ -143,19 +144,29 @@ impl Store {
             return Ok(PageResult::Lost(Reset::Rewound));
         }
         let mut page = PageBuilder::new(Limit { events: limit.events.min(READ.events), ..limit });
-        let mut rest = stored.events_after(job, stored.slots_of(after)).into_iter();
+        let after = stored.slots_of(after);
+        let within = Place::open(job, level.cursor(job).as_str()).map(|level| stored.slots_of(level));
+        let is_within = |slot: usize| !is_stage || within.as_ref().is_some_and(|within| within.has(slot));
+        let is_ahead = is_stage && within.as_ref().is_some_and(|within| !after.is_within(within));
+        let mut rest =
+            stored.events_after(job, after.clone()).into_iter().filter(|(slot, ..)| is_within(*slot) && !is_ahead);
         while !page.is_full()
             && let Some((_, event, cursor)) = rest.next()
         {
             page.push(event, cursor);
         }
-        let is_last = rest.next().is_none();
+        let has_all = rest.next().is_none();
+        let (is_last, is_staged) = (has_all && !is_stage, has_all && is_stage);
+        if is_ahead {
+            return Ok(PageResult::Page(Page::staged(after.seal(job))));
+        }
         // The end of the last page is made of what is seen here, and of nothing that a reader sent.
-        let end = page.end().filter(|_| !is_last).cloned();
+        let end = page.end().filter(|_| !has_all).cloned();
         Ok(PageResult::Page(Page {
             end: end.unwrap_or_else(|| level.cursor(job)),
             events: page.into_events(),
             is_last,
+            is_staged,
             status: stored.status,
             is_complete: is_last && stored.ending().is_some_and(|status| self.is_over(job, stored, status)),
         }))
@@ -244,18 +255,32 @@ impl Source for Memory {
 
     async fn page(&self, job: &JobId, after: &Cursor, limit: Limit) -> Result<PageResult, SourceError> {
         let jobs = self.0.jobs();
-        self.0.page(jobs.get(job), (job, after), limit, &self.0.level())
+        self.0.page(jobs.get(job), (job, after), limit, &self.0.level(), false)
     }
 
     async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
         // All of them are read at one moment, under one lock.
         let jobs = self.0.jobs();
-        let (level, mut pages) = (self.0.level(), PagesBuilder::new(limit));
-        for (job, after) in wanted {
-            let Some(rest) = pages.rest() else { break };
-            pages.push(self.0.page(jobs.get(job), (job, after), rest, &level)?);
+        let read = |level: Level, is_stage| -> Result<Vec<PageResult>, SourceError> {
+            let mut pages = PagesBuilder::new(limit);
+            for (job, after) in wanted {
+                let Some(rest) = pages.rest() else { break };
+                pages.push(self.0.page(jobs.get(job), (job, after), rest, &level, is_stage)?);
+            }
+            Ok(pages.into_results())
+        };
+        let writes = wanted.iter().filter_map(|(job, after)| match Place::open(job, after.as_str())? {
+            Place::Write(write) => Some(write),
+            Place::Slots(_) => None,
+        });
+        let stored = self.0.writes.load(Ordering::SeqCst);
+        if let Some(stage) = writes.filter(|write| *write <= stored).max() {
+            let pages = read(Place::level(stage), true)?;
+            if brings_on(wanted, &pages) {
+                return Ok(pages);
+            }
         }
-        Ok(pages.into_results())
+        read(self.0.level(), false)
     }
 
     async fn before_last(&self, job: &JobId, count: usize) -> Result<Option<Cursor>, SourceError> {

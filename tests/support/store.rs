@@ -18,6 +18,8 @@ pub trait Store: Sized {
     const HAS_LEVELS: bool;
     /// The longest id of a set of 50 jobs, in bytes.
     const LONGEST_SET_ID: usize;
+    /// The share of such ids that may have more than 128 bytes.
+    const LONG_SET_IDS: f64;
     /// False where nothing in the store tells that there were events which are deleted.
     const TELLS_TRIMS: bool = true;
 
@@ -79,6 +81,7 @@ impl Sqlite {
 impl Store for Sqlite {
     const HAS_LEVELS: bool = true;
     const LONGEST_SET_ID: usize = 800;
+    const LONG_SET_IDS: f64 = 0.01;
 
     async fn start() -> Self {
         Self { folder: tempfile::tempdir().expect("a directory") }
@@ -126,6 +129,7 @@ impl Store for Postgres {
     const ONE_CURSOR_PER_PLACE: bool = false;
     const HAS_LEVELS: bool = false;
     const LONGEST_SET_ID: usize = 1500;
+    const LONG_SET_IDS: f64 = 0.1;
     const TELLS_TRIMS: bool = false;
 
     async fn start() -> Self {
@@ -189,6 +193,7 @@ impl Server for Postgres {
 impl Store for Redis {
     const HAS_LEVELS: bool = false;
     const LONGEST_SET_ID: usize = 1500;
+    const LONG_SET_IDS: f64 = 1.0;
 
     async fn start() -> Self {
         Redis::start().await

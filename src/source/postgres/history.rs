@@ -24,8 +24,14 @@ pub fn behind(job: &JobId, before: &Position, snapshot: &Snapshot, can_wait: boo
         // A primary has nothing to catch up with.
         return Some(PageResult::Lost(Reset::Rewound));
     }
-    let behind =
-        Page { end: before.to_cursor(job), is_complete: false, status: None, events: Vec::new(), is_last: false };
+    let behind = Page {
+        end: before.to_cursor(job),
+        is_complete: false,
+        status: None,
+        events: Vec::new(),
+        is_last: false,
+        is_staged: false,
+    };
     (!can_wait).then_some(PageResult::Page(behind))
 }
 
@@ -108,6 +114,7 @@ impl Session<'_> {
             status: ended.or_else(|| self.store.settings.statuses.resolve(status.as_deref()?)),
             events,
             is_last,
+            is_staged: false,
         }))
     }
 

@@ -1,5 +1,5 @@
 //! Pages of several jobs, all up to one level: see `position/level.rs`. Jobs that stand at one place are read by one
-//! statement.
+//! statement. Where some stand at a level already and others behind it, these are brought to that one first.
 
 use super::STANDBY_POLL;
 use super::error::QueryError;
@@ -14,7 +14,7 @@ use super::turns::Kind;
 use crate::cursor::Cursor;
 use crate::error::SourceError;
 use crate::event::{Event, JobId};
-use crate::source::{Limit, PageResult, PagesBuilder};
+use crate::source::{Limit, Page, PageResult, PagesBuilder, brings_on};
 use crate::sse::Reset;
 use sqlx::Row;
 use std::collections::HashMap;
@@ -49,7 +49,13 @@ pub async fn read_pages(
             Ok(None) => return Ok(None),
             Err(error) => return Err(store.job_error("reading history", error, first).await),
         };
-        let pages = Reading::new(store, tables.clone(), &starts, level, can_wait).pages(limit).await?;
+        if let Some(stage) = find_stage(&tables, &starts, &level) {
+            let pages = Reading::new(store, tables.clone(), &starts, UpTo::Stage(stage), can_wait).pages(limit).await?;
+            if brings_on(wanted, &pages) {
+                return Ok(Some(pages));
+            }
+        }
+        let pages = Reading::new(store, tables.clone(), &starts, UpTo::Now(level), can_wait).pages(limit).await?;
         if !pages.is_empty() {
             return Ok(Some(pages));
         }
@@ -69,6 +75,26 @@ async fn fix_level(
     session.fix_level(wanted.iter().map(|(job, _)| job)).await
 }
 
+/// Finds the highest level that some of these jobs stand at and others behind, and that the server has come to by its own
+/// word. `None` where there is none.
+fn find_stage(tables: &Tables, starts: &[(&JobId, Option<Position>)], level: &Position) -> Option<Position> {
+    let positions = || starts.iter().filter_map(|(_, position)| position.as_ref());
+    let is_stage = |position: &&Position| {
+        let is_listed = position.is_level() && !position.is_beginning() && position.settled().also.is_empty();
+        is_listed && position.fits_list() && position.is_below(level) && !position.is_of_another_life(tables.life)
+    };
+    let highest = positions().filter(is_stage).reduce(|one, other| if one.is_below(other) { other } else { one })?;
+    positions().any(|position| position != highest).then(|| highest.clone())
+}
+
+/// The end of a read.
+enum UpTo {
+    /// A level that was fixed for it.
+    Now(Position),
+    /// An earlier one.
+    Stage(Position),
+}
+
 /// A job that is to be read.
 struct Wanted<'a> {
     job: &'a JobId,
@@ -84,6 +110,8 @@ enum Start {
     Apart(Position),
     /// Up to the level, from a position that the reader sent.
     UpToLevel(Position),
+    /// It stays where it is, which is the level of a stage, or not below it.
+    Staged(Position),
 }
 
 /// One read of several jobs.
@@ -92,6 +120,7 @@ struct Reading<'a> {
     tables: Arc<Tables>,
     wanted: Vec<Wanted<'a>>,
     level: Position,
+    is_stage: bool,
     can_wait: bool,
     first_rows: FirstRows,
 }
@@ -110,18 +139,23 @@ impl<'a> Reading<'a> {
         store: &'a Store,
         tables: Arc<Tables>,
         starts: &[(&'a JobId, Option<Position>)],
-        level: Position,
+        up_to: UpTo,
         can_wait: bool,
     ) -> Self {
+        let (level, is_stage) = match up_to {
+            UpTo::Now(level) => (level, false),
+            UpTo::Stage(level) => (level, true),
+        };
         let start_of = |(job, position): &(&'a JobId, Option<Position>)| {
             let start = match position {
                 None => Start::Unknown,
+                Some(position) if is_stage => start_of_stage(&tables, job, position, &level),
                 Some(position) => start(&tables, job, position.clone(), &level),
             };
             Wanted { job, start }
         };
         let wanted = starts.iter().map(start_of).collect();
-        Self { store, tables, wanted, level, can_wait, first_rows: FirstRows::default() }
+        Self { store, tables, wanted, level, is_stage, can_wait, first_rows: FirstRows::default() }
     }
 
     /// Reads pages until the limit is reached. None if a standby has not come to the first position.
@@ -145,6 +179,7 @@ impl<'a> Reading<'a> {
         let before = match start {
             Start::NoSuchJob => return Ok(Some(PageResult::NoSuchJob)),
             Start::Unknown => return Ok(Some(PageResult::Lost(Reset::Unknown))),
+            Start::Staged(position) => return Ok(Some(PageResult::Page(Page::staged(position.to_cursor(job))))),
             Start::Apart(position) | Start::UpToLevel(position) => position.clone(),
         };
         let kind = Kind::page(job, &before, self.store.durable_mark().xid());
@@ -164,8 +199,11 @@ impl<'a> Reading<'a> {
             return Ok(Some(PageResult::NoSuchJob));
         }
         let end = if is_last { self.level.to_cursor(job) } else { end.to_cursor(job) };
-        let page = session.finish_page(job, events, end, is_last, &answer).await?;
-        session.without_hasty_end(job, page, &self.level).await.map(Some)
+        let mut result = session.finish_page(job, events, end, is_last && !self.is_stage, &answer).await?;
+        if let PageResult::Page(page) = &mut result {
+            page.is_staged = is_last && self.is_stage;
+        }
+        session.without_hasty_end(job, result, &self.level).await.map(Some)
     }
 
     async fn read_up_to_level(
@@ -266,6 +304,17 @@ fn start(tables: &Tables, job: &JobId, mut position: Position, level: &Position)
         Start::UpToLevel(position)
     } else {
         Start::Apart(before)
+    }
+}
+
+/// The way to a page up to a level that a reader sent, of which others of its jobs stand behind.
+fn start_of_stage(tables: &Tables, job: &JobId, position: &Position, stage: &Position) -> Start {
+    match start(tables, job, position.clone(), stage) {
+        Start::UpToLevel(settled) if position != stage && (position.is_beginning() || settled.is_below(stage)) => {
+            Start::UpToLevel(settled)
+        }
+        Start::UpToLevel(_) | Start::Apart(_) => Start::Staged(position.clone()),
+        other => other,
     }
 }
 

@@ -174,6 +174,7 @@ impl Store {
             events,
             end,
             is_last,
+            is_staged: false,
             is_complete: is_last && final_status.is_some_and(|status| self.is_over(job, status, last_id)),
             status: self.resolve_status(final_status, key.state()),
         }))
@@ -225,7 +226,14 @@ impl Store {
             (None, Some(_)) => return None,
         };
         let (events, end) = reader.finish(job, Some(Position::newest(None)));
-        Some(PageResult::Page(Page { events, end, is_last: true, is_complete: true, status: Some(status) }))
+        Some(PageResult::Page(Page {
+            events,
+            end,
+            is_last: true,
+            is_staged: false,
+            is_complete: true,
+            status: Some(status),
+        }))
     }
 
     /// A job exists if it has a stream or a key that says how it is.

@@ -8,7 +8,7 @@ use super::status::JobState;
 use super::topology::NodeError;
 use super::{JobKey, Store};
 use crate::event::JobId;
-use crate::source::{Limit, PageResult, PagesBuilder};
+use crate::source::{Limit, Page, PageResult, PagesBuilder, brings_on};
 use crate::sse::Reset;
 
 /// Jobs of one batch.
@@ -75,7 +75,8 @@ impl Store {
         }
     }
 
-    /// Reads pages of jobs in the shared stream as of one moment: all last pages end at one place.
+    /// Reads pages of jobs in the shared stream as of one moment: all last pages end at one place, and staged ones at an
+    /// earlier one.
     pub(super) async fn shared_pages<'a>(
         &self,
         shared: &Shared,
@@ -85,13 +86,36 @@ impl Store {
         // The statuses come before the events: where one is final by then, all events come before the end.
         let states = self.job_states(wanted).await;
         let mut mirror = shared.lock().await;
-        let mut pages = PagesBuilder::new(limit);
         let Some((first, _)) = wanted.first() else { return Ok(Vec::new()) };
         mirror.refresh(self, &self.nodes).await.map_err(|error| (*first, error))?;
-        for ((job, after), state) in wanted.iter().zip(states) {
+        let keys: Vec<Result<JobKey, NodeError>> = states.into_iter().map(JobKey::of).collect();
+        let positions = wanted.iter().filter_map(|(_, after)| *after);
+        let highest = positions.max_by_key(|after| after.id).filter(|highest| mirror.has_place(highest));
+        if let Some(stage) = highest {
+            let mut pages = PagesBuilder::new(limit);
+            for ((job, after), key) in wanted.iter().zip(&keys) {
+                let Some(rest) = pages.rest() else { break };
+                let page = match (after, key) {
+                    (None, _) => Ok(PageResult::Lost(Reset::Unknown)),
+                    (Some(after), _) if after.id >= stage.id => Ok(PageResult::Page(Page::staged(after.seal(job)))),
+                    (Some(after), Ok(key)) => self.page_of(&mirror, (job, key), *after, rest, Some(stage)).await,
+                    (Some(_), Err(_)) => break,
+                };
+                if !pages.add(page).map_err(|error| (*job, error))? {
+                    break;
+                }
+            }
+            let pages = pages.into_results();
+            let sealed = |(job, after): &Wanted<'_>| ((*job).clone(), after.unwrap_or(Position::BEGINNING).seal(job));
+            if brings_on(&wanted.iter().map(sealed).collect::<Vec<_>>(), &pages) {
+                return Ok(pages);
+            }
+        }
+        let mut pages = PagesBuilder::new(limit);
+        for ((job, after), key) in wanted.iter().zip(keys) {
             let Some(rest) = pages.rest() else { break };
-            let page = match (after, JobKey::of(state)) {
-                (Some(after), Ok(key)) => self.page_of(&mirror, (job, &key), *after, rest).await,
+            let page = match (after, key) {
+                (Some(after), Ok(key)) => self.page_of(&mirror, (job, &key), *after, rest, None).await,
                 (Some(_), Err(error)) => Err(error),
                 (None, _) => Ok(PageResult::Lost(Reset::Unknown)),
             };

@@ -5,18 +5,48 @@ use super::changes::{Reached, find_jobs};
 use super::error::SqliteError;
 use super::ids::Id;
 use super::position::{Of, Position};
-use super::reads::read_level;
+use super::reads::{read_level, read_level_at};
 use super::rows::{bytes_of, job_of, number_of};
 use super::scope::narrow;
 use super::sql::texts_of;
 use super::tables::{Numbering, Tables};
 use crate::cursor::Cursor;
 use crate::event::{Event, JobId, JobStatus, Rfc3339};
-use crate::source::{Age, Evidence, JobSummary, Limit, Page, PageBuilder, PageResult, PagesBuilder, Standing};
+use crate::source::{
+    Age, Evidence, JobSummary, Limit, Page, PageBuilder, PageResult, PagesBuilder, Standing, brings_on,
+};
 use crate::sse::Reset;
 use futures_util::TryStreamExt;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Connection, SqliteExecutor};
+
+/// A job, and the place after which it is read. `None` where its cursor means nothing.
+type Start<'a> = (&'a JobId, Option<Position>);
+
+/// The end of a read of pages.
+#[derive(Clone, Copy)]
+enum UpTo {
+    /// All there is now. It may have one place for all jobs.
+    Now(Option<Position>),
+    /// An earlier place of all jobs.
+    Stage(Position),
+}
+
+impl UpTo {
+    fn level(self) -> Option<Position> {
+        match self {
+            Self::Now(level) => level,
+            Self::Stage(stage) => Some(stage),
+        }
+    }
+
+    fn stage(self) -> Option<Position> {
+        match self {
+            Self::Now(_) => None,
+            Self::Stage(stage) => Some(stage),
+        }
+    }
+}
 
 /// The newest event of a job.
 struct Newest {
@@ -90,39 +120,37 @@ impl Sqlite {
         limit: Limit,
     ) -> Result<PageResult, SqliteError> {
         let (mut reader, tables) = self.database.reader().await?;
-        let result = read_page_on(&mut reader, &tables, (job, after), limit, None).await?;
+        let result = read_page_on(&mut reader, &tables, (job, after), limit, UpTo::Now(None)).await?;
         // The end is asked for on another connection.
         drop(reader);
         self.with_end(job, result).await
     }
 
     /// Reads pages of several jobs as of one moment, job after job until the limit is reached. Where the table numbers the
-    /// rows of all jobs, all last pages end at one place. A job with `None` has a cursor that means nothing. The pages before one
-    /// that cannot be read are returned: the next read begins with that job.
+    /// rows of all jobs, all last pages end at one place, and staged ones at an earlier one. The pages before one that cannot
+    /// be read are returned: the next read begins with that job.
     pub(super) async fn read_pages(
         &self,
-        wanted: &[(&JobId, Option<Position>)],
+        wanted: &[(JobId, Cursor)],
         limit: Limit,
     ) -> Result<Vec<PageResult>, SqliteError> {
+        let starts: Vec<Start<'_>> =
+            wanted.iter().map(|(job, after)| (job, Position::open(job, after.as_str()))).collect();
         let (mut reader, tables) = self.database.reader().await?;
         let mut snapshot = reader.begin().await?;
-        let level = read_level(&mut snapshot, &tables).await?;
-        let mut pages = PagesBuilder::new(limit);
-        for (job, after) in wanted {
-            let Some(rest) = pages.rest() else { break };
-            let read = match after {
-                Some(after) => read_page_on(&mut snapshot, &tables, (job, *after), rest, level).await,
-                None => Ok(PageResult::Lost(Reset::Unknown)),
-            };
-            match narrow(&mut snapshot, &tables, job, read).await {
-                Err(SqliteError::OfJob { .. }) if !pages.is_empty() => break,
-                read => pages.push(read?),
+        if let Some(stage) = find_stage(&mut snapshot, &tables, &starts).await? {
+            let pages = read_pages_on(&mut snapshot, &tables, &starts, limit, UpTo::Stage(stage)).await?;
+            if brings_on(wanted, &pages) {
+                snapshot.rollback().await?;
+                return Ok(pages);
             }
         }
+        let up_to = UpTo::Now(read_level(&mut snapshot, &tables).await?);
+        let pages = read_pages_on(&mut snapshot, &tables, &starts, limit, up_to).await?;
         snapshot.rollback().await?;
         drop(reader);
-        let mut results = Vec::with_capacity(wanted.len());
-        for ((job, _), result) in wanted.iter().zip(pages.into_results()) {
+        let mut results = Vec::with_capacity(pages.len());
+        for ((job, _), result) in wanted.iter().zip(pages) {
             match self.narrowed(job, self.with_end(job, result)).await {
                 Err(SqliteError::OfJob { .. }) if !results.is_empty() => break,
                 read => results.push(read?),
@@ -164,20 +192,65 @@ impl Sqlite {
     }
 }
 
-/// Reads a page of a job, by one statement, so that status, place and events are of one snapshot. The last one ends at
-/// `level`, if that is given and the job has events. The result does not say yet if it is complete.
+/// Finds the highest level that some of these jobs stand at and others behind. `None` where there is none, and where the table
+/// does not hold its row any more.
+async fn find_stage(
+    connection: &mut SqliteConnection,
+    tables: &Tables,
+    starts: &[Start<'_>],
+) -> Result<Option<Position>, SqliteError> {
+    let positions = || starts.iter().filter_map(|(_, after)| *after);
+    let levels = positions().filter(|after| after.of == Of::Any);
+    let Some(highest) = levels.max_by_key(|level| level.seq) else { return Ok(None) };
+    if positions().all(|after| after == highest) {
+        return Ok(None);
+    }
+    Ok(read_level_at(connection, tables, highest.seq).await?.filter(|held| *held == highest))
+}
+
+/// Reads pages in one transaction. A job whose cursor means nothing is lost.
+async fn read_pages_on(
+    connection: &mut SqliteConnection,
+    tables: &Tables,
+    starts: &[Start<'_>],
+    limit: Limit,
+    up_to: UpTo,
+) -> Result<Vec<PageResult>, SqliteError> {
+    let mut pages = PagesBuilder::new(limit);
+    for (job, after) in starts {
+        let Some(rest) = pages.rest() else { break };
+        let read = match (after, up_to) {
+            (None, _) => Ok(PageResult::Lost(Reset::Unknown)),
+            // It is there, or further.
+            (Some(after), UpTo::Stage(stage)) if after.seq > stage.seq || *after == stage => {
+                Ok(PageResult::Page(Page::staged(after.seal(job))))
+            }
+            (Some(after), _) => read_page_on(connection, tables, (job, *after), rest, up_to).await,
+        };
+        match narrow(connection, tables, job, read).await {
+            Err(SqliteError::OfJob { .. }) if !pages.is_empty() => break,
+            read => pages.push(read?),
+        }
+    }
+    Ok(pages.into_results())
+}
+
+/// Reads a page of a job, by one statement, so that status, place and events are of one snapshot. The last one ends at the
+/// level that is given, if the job has events. The result does not say yet if it is complete.
 async fn read_page_on(
     connection: &mut SqliteConnection,
     tables: &Tables,
     (job, after): (&JobId, Position),
     limit: Limit,
-    level: Option<Position>,
+    up_to: UpTo,
 ) -> Result<PageResult, SqliteError> {
+    let stage = up_to.stage();
     let key = Id::from(job);
     let query = key.bind(sqlx::query(AssertSqlSafe(tables.page(&key, after.of))));
     let mut rows = query.bind(after.seq).bind(limit.events as i64 + 2).fetch(&mut *connection);
     let mut page = PageBuilder::new(limit);
-    let (mut is_last, mut status, mut reached, mut last) = (true, None, Position::BEGINNING, after.seq);
+    let (mut has_all, mut status, mut reached, mut last) = (true, None, Position::BEGINNING, after.seq);
+    let mut is_beyond_stage = false;
     while let Some(row) = rows.try_next().await? {
         if number_of(&row, 0)?.is_none() {
             status = bytes_of(&row, 3)?;
@@ -187,8 +260,12 @@ async fn read_page_on(
             };
             continue;
         }
+        is_beyond_stage = stage.is_some() && number_of(&row, 0)? > stage.map(|stage| stage.seq);
+        if is_beyond_stage {
+            break;
+        }
         if page.is_full() {
-            is_last = false;
+            has_all = false;
             break;
         }
         let (event, position) = tables.read_event(&row, job)?;
@@ -196,17 +273,19 @@ async fn read_page_on(
         page.push(event, position.seal(job));
     }
     drop(rows);
-    if status.is_none() && page.is_empty() && after == Position::BEGINNING {
+    if status.is_none() && page.is_empty() && after == Position::BEGINNING && !is_beyond_stage {
         return Ok(PageResult::NoSuchJob);
     }
+    let (is_last, is_staged) = (has_all && stage.is_none(), has_all && stage.is_some());
     let has_events = !page.is_empty() || reached != Position::BEGINNING;
-    let level = level.filter(|_| is_last && has_events).map(|level| level.seal(job));
+    let level = up_to.level().filter(|_| has_all && has_events).map(|level| level.seal(job));
     let end = level.or_else(|| page.end().cloned()).unwrap_or_else(|| reached.seal(job));
     let status = match tables.status(status.as_deref()) {
         None if is_last => read_final_type(connection, tables, job, last).await?,
         status => status,
     };
-    Ok(PageResult::Page(Page { end, events: page.into_events(), is_last, status, is_complete: false }))
+    let events = page.into_events();
+    Ok(PageResult::Page(Page { end, events, is_last, is_staged, status, is_complete: false }))
 }
 
 /// Reads the first row of a page: returns the position after the newest event of the job that a reader at `after` has, made of

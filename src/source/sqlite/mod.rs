@@ -133,9 +133,7 @@ impl Source for Sqlite {
     }
 
     async fn pages(&self, wanted: &[(JobId, Cursor)], limit: Limit) -> Result<Vec<PageResult>, SourceError> {
-        let wanted: Vec<(&JobId, Option<Position>)> =
-            wanted.iter().map(|(job, after)| (job, Position::open(job, after.as_str()))).collect();
-        self.read_pages(&wanted, limit).await.map_err(|error| self.failed("reading history", error))
+        self.read_pages(wanted, limit).await.map_err(|error| self.failed("reading history", error))
     }
 
     async fn before_last(&self, job: &JobId, count: usize) -> Result<Option<Cursor>, SourceError> {

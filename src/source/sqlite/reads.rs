@@ -307,6 +307,24 @@ pub async fn read_level(connection: &mut SqliteConnection, tables: &Tables) -> R
     }
 }
 
+/// Reads the position of all jobs after the row with this number. `None` where there is no such row, jobs have numbers of
+/// their own, or it cannot be read.
+pub async fn read_level_at(
+    connection: &mut SqliteConnection,
+    tables: &Tables,
+    number: i64,
+) -> Result<Option<Position>, SqliteError> {
+    if tables.events.numbering == Numbering::Job {
+        return Ok(None);
+    }
+    let query = sqlx::query(AssertSqlSafe(tables.events.row_at_number())).bind(number);
+    match query.fetch_optional(&mut *connection).await.map_err(SqliteError::from) {
+        Ok(row) => Ok(row.as_ref().map(read_place).transpose()?),
+        Err(error) if is_of_rows(connection, tables, &error).await => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Reads what each joiner lacks of what was read up to the number beside it; it has none where its job is not live. One whose
 /// job's rows cannot be read is not caught up, and reads pages again, which say so.
 pub async fn catch_up_joiners(

@@ -218,6 +218,6 @@ pub async fn subscribers_of_changing_sets_that_come_and_go_lose_nothing_repeat_n
     let longest = lengths.last().copied().unwrap_or_default();
     eprintln!("{all} ids, {long} of them over 128 bytes, median {median}, longest {longest}");
     assert!(longest <= S::LONGEST_SET_ID, "the longest of {all} ids has {longest} bytes");
-    // A subscriber that leaves again and again in the middle of what it missed stands at many places.
-    assert!(!S::HAS_LEVELS || long < all / 3, "{long} of {all} ids are over 128 bytes");
+    // However often a subscriber leaves in the middle of what it missed, it stands at few places where the store has levels.
+    assert!(long as f64 <= all as f64 * S::LONG_SET_IDS, "{long} of {all} ids are over 128 bytes");
 }

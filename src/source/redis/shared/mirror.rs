@@ -240,6 +240,12 @@ impl Mirror {
         jobs.into_iter().map(|(job, _)| job.clone()).collect()
     }
 
+    /// Tells whether the stream has the entry of this position, under this name of the place.
+    pub fn has_place(&self, position: &Position) -> bool {
+        let at = self.kept.binary_search_by_key(&position.id, |kept| kept.entry.id).ok();
+        at.and_then(|at| self.kept.get(at)).is_some_and(|kept| kept.position == *position)
+    }
+
     /// Refuses a position of a reader of this job after which an entry of the job is gone, and one of another stream.
     pub fn judge(&self, job: &JobId, after: &Position) -> Result<(), Reset> {
         let first = self.kept.front().map(|kept| kept.entry.id);

@@ -40,16 +40,18 @@ impl Store {
         let key = self.job_state(job).await?;
         let mut mirror = shared.lock().await;
         mirror.refresh(self, &self.nodes).await?;
-        self.page_of(&mirror, (job, &key), after, limit).await
+        self.page_of(&mirror, (job, &key), after, limit, None).await
     }
 
-    /// Returns a page of what the mirror holds of a job, beside the key that says how the job is.
+    /// Returns a page of what the mirror holds of a job, beside the key that says how the job is; a staged one up to an
+    /// earlier place of the stream.
     pub(super) async fn page_of(
         &self,
         mirror: &Mirror,
         (job, key): (&JobId, &JobKey),
         after: Position,
         limit: Limit,
+        stage: Option<Position>,
     ) -> Result<PageResult, NodeError> {
         if let Err(reset) = mirror.judge(job, &after) {
             let end = key.state().and_then(|state| state.end).filter(|_| reset == Reset::Expired);
@@ -57,24 +59,33 @@ impl Store {
                 return Ok(PageResult::Lost(reset));
             };
             let (events, end) = (Vec::new(), mirror.end().seal(job));
-            return Ok(PageResult::Page(Page { events, end, is_last: true, is_complete: true, status: Some(status) }));
+            return Ok(PageResult::Page(Page {
+                events,
+                end,
+                is_last: true,
+                is_staged: false,
+                is_complete: true,
+                status: Some(status),
+            }));
         }
         if !mirror.holds(job) && !self.has_key(job, key).await? {
             return Ok(PageResult::NoSuchJob);
         }
         let mut page = PageBuilder::new(limit);
-        let mut is_last = true;
+        let mut has_all = true;
         let mut last = None;
-        for kept in mirror.after(job, after.id) {
+        let is_within = |kept: &&Kept| stage.is_none_or(|stage| kept.entry.id <= stage.id);
+        for kept in mirror.after(job, after.id).take_while(is_within) {
             if page.is_full() {
-                is_last = false;
+                has_all = false;
                 break;
             }
             page.push(self.mapping.read(&kept.entry, job).event, kept.position.seal(job));
             last = Some(kept.position);
         }
         let mut events = page.into_events();
-        let end = if is_last { mirror.end() } else { last.unwrap_or(after) };
+        let end = if has_all { stage.unwrap_or(mirror.end()) } else { last.unwrap_or(after) };
+        let is_last = has_all && stage.is_none();
         // One place has one name.
         if let Some((_, cursor)) = events.last_mut().filter(|_| last.is_some_and(|last| last.id == end.id)) {
             *cursor = end.seal(job);
@@ -85,6 +96,7 @@ impl Store {
             events,
             end: end.seal(job),
             is_last,
+            is_staged: has_all && stage.is_some(),
             is_complete: is_last && final_status.is_some_and(|status| self.is_over(job, status, last_id)),
             status: self.resolve_status(final_status, key.state()),
         }))
