@@ -231,10 +231,11 @@ impl Replay {
         Self { phase, statuses, ..Self::at(pages, hub, Topic::Job(job), Position::of_job(cursor)) }
     }
 
-    /// Notes the statuses and the ends that the reader has been told already.
-    pub fn told(self, statuses: Vec<(JobId, JobStatus)>, over: Vec<(JobId, JobStatus)>) -> Self {
+    /// Notes the statuses, the ends and the faults of jobs that the reader has been told already.
+    pub fn told(self, statuses: Vec<(JobId, JobStatus)>, over: Vec<(JobId, JobStatus)>, faults: Vec<JobId>) -> Self {
         let told_over = over.into_iter().map(|(job, _)| job).collect();
-        Self { told: statuses.into_iter().collect(), told_over, ..self }
+        let faults = Faults { told: faults.into_iter().collect(), ..Faults::default() };
+        Self { told: statuses.into_iter().collect(), told_over, faults, ..self }
     }
 
     /// Returns the statuses that are known and that the reader has not been told. From then on it has.
@@ -433,7 +434,8 @@ impl Replay {
     }
 
     fn live(&mut self, caught_up: CaughtUp) -> Step {
-        let CaughtUp { missing, subscription, place, cursor } = caught_up;
+        let CaughtUp { missing, mut subscription, place, cursor } = caught_up;
+        subscription.note_told(&self.faults.told);
         let channel = subscription.channel();
         let position = match &self.topic {
             Topic::Job(_) => Position::of_job(missing.last().map_or_else(|| self.cursor().clone(), |last| last.end())),

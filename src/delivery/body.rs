@@ -196,14 +196,12 @@ impl Body {
             }
             Reaction::Replay(cursor) => {
                 self.note_cursor(Some(&cursor));
-                let (told, over) = match &self.state {
-                    State::Live(live) => {
-                        let channel = live.listening.channel();
-                        (channel.statuses_at(live.place), channel.over_at(live.place))
-                    }
-                    State::Replaying { .. } | State::Over | State::Left => (Vec::new(), Vec::new()),
-                };
-                let replay = self.streams.replay_after(self.topic.clone(), cursor).told(told, over);
+                let mut replay = self.streams.replay_after(self.topic.clone(), cursor);
+                if let State::Live(live) = &self.state {
+                    let channel = live.listening.channel();
+                    let (statuses, over) = (channel.statuses_at(live.place), channel.over_at(live.place));
+                    replay = replay.told(statuses, over, live.listening.told_faults());
+                }
                 self.state = State::Replaying { replay: Box::new(replay), ready: None };
             }
             Reaction::Notify(notice) => self.notify(notice),
@@ -291,13 +289,13 @@ impl Body {
                 self.carry_out(reaction::on_end(&end, cursor));
                 true
             }
-            (None, None) => match live.listening.untold(unread.fault.as_ref()) {
-                Some(fault) => {
+            (None, None) => {
+                let untold = live.listening.untold(&unread.faults);
+                for fault in &untold {
                     self.notify(reaction::on_fault(&self.topic, fault));
-                    true
                 }
-                None => false,
-            },
+                !untold.is_empty()
+            }
         }
     }
 

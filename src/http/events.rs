@@ -143,7 +143,8 @@ async fn wait_for_growth(hub: &Hub, subscription: Subscription, place: Place) ->
         if unread.end > place || unread.ended.is_some() {
             return Ok(());
         }
-        let outage = unread.fault.map(|fault| fault.outage).or_else(|| outages.borrow_and_update().clone());
+        let outage =
+            unread.faults.into_iter().next().map(|fault| fault.outage).or_else(|| outages.borrow_and_update().clone());
         if let Some(outage) = outage {
             return Err(outage.error.clone());
         }

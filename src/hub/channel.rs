@@ -36,10 +36,10 @@ struct State {
     over: Vec<Told>,
     /// None while the tail watches the topic. Once set, nothing is appended any more.
     end: Option<Ended>,
-    /// The present fault of a job's rows, if there is one.
-    fault: Option<Fault>,
+    /// The present faults of jobs' rows, the newest last.
+    faults: Vec<Fault>,
     /// The number of faults so far.
-    faults: u64,
+    faults_so_far: u64,
     /// When the newest events were read from the source; the fan-out metric counts from here.
     read_at: Instant,
     /// Listeners that are woken when the channel grows or ends. There are few: one per delivery thread that has
@@ -82,8 +82,8 @@ pub struct Unread {
     pub read_at: Instant,
     /// Set if the channel has ended: nothing comes after the run.
     pub ended: Option<Ended>,
-    /// Set while nothing comes of a job because its rows cannot be read.
-    pub fault: Option<Fault>,
+    /// The jobs of which nothing comes because their rows cannot be read; the newest last.
+    pub faults: Vec<Fault>,
 }
 
 impl State {
@@ -159,8 +159,8 @@ impl Channel {
             statuses: statuses.into_iter().map(told).collect(),
             over: over.into_iter().map(told).collect(),
             end: None,
-            fault: None,
-            faults: 0,
+            faults: Vec::new(),
+            faults_so_far: 0,
             read_at: now,
             listeners: Vec::new(),
             idle_since: Some(now),
@@ -185,7 +185,7 @@ impl Channel {
             end: state.ring.end(),
             read_at: state.read_at,
             ended: state.end.clone(),
-            fault: state.fault.clone(),
+            faults: state.faults.clone(),
         })
     }
 
@@ -258,20 +258,22 @@ impl Channel {
     /// Sets or clears the fault of a job's rows, without waking anybody. True if it is a new one.
     pub(super) fn set_fault(&self, job: &JobId, fault: Option<Outage>) -> bool {
         let mut state = self.state();
-        let is_known = state.fault.as_ref().is_some_and(|known| known.job == *job);
-        match fault {
-            Some(_) if is_known => false,
-            Some(outage) => {
-                state.faults += 1;
-                state.fault = Some(Fault { number: state.faults, job: job.clone(), outage: Arc::new(outage) });
-                true
-            }
-            None if is_known => {
-                state.fault = None;
-                false
-            }
-            None => false,
+        let Some(outage) = fault else {
+            state.faults.retain(|known| known.job != *job);
+            return false;
+        };
+        if state.faults.iter().any(|known| known.job == *job) {
+            return false;
         }
+        state.faults_so_far += 1;
+        let fault = Fault { number: state.faults_so_far, job: job.clone(), outage: Arc::new(outage) };
+        state.faults.push(fault);
+        true
+    }
+
+    /// Returns the present faults.
+    pub(super) fn faults(&self) -> Vec<Fault> {
+        self.state().faults.clone()
     }
 
     pub fn ended(&self) -> Option<Ended> {

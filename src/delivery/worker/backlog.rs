@@ -156,8 +156,8 @@ impl Worker {
                     self.carry_out(key, reaction::on_end(&end, reached));
                 } else if let State::Member { membership, .. } = &mut self.subscribers[key].state {
                     let topic = membership.subscription.channel().topic.clone();
-                    let untold = membership.subscription.untold(unread.fault.as_ref());
-                    self.tell_fault(key, &topic, untold);
+                    let untold = membership.subscription.untold(&unread.faults);
+                    self.tell_faults(key, &topic, &untold);
                 }
             }
         }

@@ -195,11 +195,12 @@ impl Worker {
             self.replay_members(id);
             return None;
         };
-        let has_fault = unread.fault.as_ref().is_some_and(|fault| fault.number > group.told);
+        let newest_fault = unread.faults.last().map_or(0, |fault| fault.number);
+        let has_fault = newest_fault > group.told;
         if unread.run.is_empty() && unread.ended.is_none() && !has_fault {
             return None;
         }
-        group.told = unread.fault.as_ref().map_or(group.told, |fault| fault.number);
+        group.told = group.told.max(newest_fault);
         group.state = GroupState::Delivering;
         let end_cursor = unread.run.end().unwrap_or_else(|| group.cursor.clone());
         Some(Delivery { start: group.place, remaining: group.members.len(), end_cursor, unread, has_more: false })
@@ -241,20 +242,23 @@ impl Worker {
         if let Some(end) = &delivery.unread.ended {
             return self.carry_out(key, reaction::on_end(end, delivery.end_cursor.clone()));
         }
-        if let Some(fault) = &delivery.unread.fault
+        if !delivery.unread.faults.is_empty()
             && let State::Member { membership, cursor, .. } = &mut self.subscribers[key].state
         {
             // Its own from here on, since the group's is still that before the delivery.
             cursor.get_or_insert_with(|| delivery.end_cursor.clone());
             let topic = membership.subscription.channel().topic.clone();
-            let untold = membership.subscription.untold(Some(fault));
-            self.tell_fault(key, &topic, untold);
+            let untold = membership.subscription.untold(&delivery.unread.faults);
+            self.tell_faults(key, &topic, &untold);
         }
     }
 
-    /// Tells a subscriber of a fault of a job's rows.
-    pub(super) fn tell_fault(&mut self, key: usize, topic: &Topic, fault: Option<&Fault>) {
-        if let Some(fault) = fault {
+    /// Tells a subscriber of faults of jobs' rows, as long as it is there.
+    pub(super) fn tell_faults(&mut self, key: usize, topic: &Topic, faults: &[Fault]) {
+        for fault in faults {
+            if !self.subscribers.contains(key) {
+                return;
+            }
             self.send_notice(key, &reaction::on_fault(topic, fault));
         }
     }

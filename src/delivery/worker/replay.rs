@@ -27,13 +27,14 @@ impl Worker {
         };
         let channel = membership.subscription.channel();
         let (topic, place) = (channel.topic.clone(), membership.place);
-        let (told, over) = (channel.statuses_at(place), channel.over_at(place));
+        let (statuses, over) = (channel.statuses_at(place), channel.over_at(place));
+        let faults = membership.subscription.told_faults();
         let (requests, requested) = mpsc::channel(1);
         let backlog = self.detach(key).unwrap_or_default();
         self.subscribers[key].state =
             State::Replaying { topic: topic.clone(), backlog, next_page: NextPage::Requested, requests };
         let to = SubscriberId { key, serial: self.subscribers[key].serial };
-        let replay = self.streams.replay_after(topic, cursor).told(told, over);
+        let replay = self.streams.replay_after(topic, cursor).told(statuses, over, faults);
         let inbox = self.inbox.clone();
         self.runtime.spawn(async move {
             if guarded("replay", run_replay(replay, &inbox, to, requested)).await.is_err() {

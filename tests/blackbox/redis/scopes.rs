@@ -280,3 +280,41 @@ async fn the_others_of_a_set_go_on_while_the_key_of_one_may_not_be_read() {
     let daemon = daemon_on(&server.url().replace("//", "//reader:hunter2@"), &[]).await;
     set_faults::the_others_of_a_set_go_on_while_one_cannot_be_read_which_then_loses_nothing(&daemon, &server).await;
 }
+
+#[tokio::test]
+async fn a_key_that_becomes_one_of_another_type_is_told_once_to_those_who_watch_it_in_a_set_and_to_those_who_come_back()
+{
+    let server = Redis::start().await;
+    // What was given before the fault leaves the ring: who comes back is replayed first.
+    let daemon = daemon_on(&server.url(), &[("hub.ring_events", "2")]).await;
+    let (jobs, mut rows) = (["a", "bad", "z"], server.connect().await);
+    for job in jobs {
+        append(&mut rows, job, 0..3).await;
+    }
+    let mut stream = Stream::open(daemon.http, &set_path(&jobs, ""), &[]).await;
+    let (history, _) = set_faults::take(&mut stream, 9, 0).await;
+    ask::<()>(&mut rows, &["RENAME", &stream_key("bad"), "elsewhere"]).await;
+    ask::<()>(&mut rows, &["SET", &stream_key("bad"), "of another type"]).await;
+    append(&mut rows, "a", 3..9).await;
+    let (_, told) = set_faults::take(&mut stream, 6, 1).await;
+    let place = history.last().map(|message| message.cursor().to_string()).expect("an id");
+    let mut resumed = Stream::open(daemon.http, &set_path(&jobs, ""), &[("Last-Event-ID", &place)]).await;
+    let (_, told_by_replay) = set_faults::take(&mut resumed, 6, 1).await;
+    eventually("both to be live", async || {
+        let channels = daemon.ask_admin("/debug/channels").await.json();
+        (channels["channels"][0]["subscribers"] == 2).then_some(())
+    })
+    .await;
+    append(&mut rows, "z", 3..4).await;
+    for (stream, told) in [(&mut stream, told), (&mut resumed, told_by_replay)] {
+        let (_, more) = set_faults::take(stream, 1, 0).await;
+        set_faults::is_of_the_bad(&[told, more].concat());
+    }
+    ask::<()>(&mut rows, &["DEL", &stream_key("bad")]).await;
+    ask::<()>(&mut rows, &["RENAME", "elsewhere", &stream_key("bad")]).await;
+    append(&mut rows, "bad", 3..4).await;
+    for stream in [&mut stream, &mut resumed] {
+        let (rest, more) = set_faults::take(stream, 1, 0).await;
+        assert_eq!((rest[0].number(), more.len()), (3, 0));
+    }
+}
