@@ -106,9 +106,8 @@ impl Round<'_> {
         if wanted.is_empty() {
             self.pass(turns, usize::MAX);
         }
-        let mut published: Vec<Published> = turns
-            .iter()
-            .zip(encoded)
+        let mut published: Vec<Published> = together(turns, encoded)
+            .into_iter()
             .map(|(turn, events)| Published {
                 job: self.topic.jobs()[turn.index].clone(),
                 events: segments(events.iter().map(|(rest, cursor)| (rest, cursor.clone()))),
@@ -157,6 +156,20 @@ impl Round<'_> {
             }
         }
     }
+}
+
+/// The events of each turn, with those of the turns behind it between which nothing else is told: so they are in few segments,
+/// which cost less to write than one for each job.
+fn together<'a, T>(turns: &'a [Turn<'a>], events: Vec<Vec<T>>) -> Vec<(&'a Turn<'a>, Vec<T>)> {
+    let mut joined: Vec<(&Turn<'_>, Vec<T>)> = Vec::new();
+    for (turn, events) in turns.iter().zip(events) {
+        let tells_nothing = |turn: &Turn<'_>| turn.status.is_none() && turn.over.is_none();
+        match joined.last_mut() {
+            Some((before, all)) if tells_nothing(before) && tells_nothing(turn) && !turn.goes_on => all.extend(events),
+            _ => joined.push((turn, events)),
+        }
+    }
+    joined
 }
 
 fn segments<'a>(events: impl IntoIterator<Item = (&'a Bytes, Cursor)>) -> Vec<Arc<Segment>> {
@@ -229,6 +242,25 @@ mod tests {
     fn number_of(lines: &str) -> Option<u8> {
         let id = lines.lines().find_map(|line| line.strip_prefix("data: {\"id\":\""))?;
         id.split('"').next()?.parse().ok()
+    }
+
+    #[test]
+    fn events_of_several_jobs_are_in_one_segment_unless_something_is_told_between_them() {
+        let turn = |index, status, over, goes_on| Turn { index, events: &[], end: None, status, over, goes_on };
+        let (running, done) = (Some(JobStatus::Running), Some(JobStatus::Completed));
+        let turns = [
+            turn(0, None, None, false),
+            turn(1, None, None, false),
+            turn(2, running, None, false),
+            turn(3, None, None, false),
+            turn(4, None, done, false),
+            turn(5, None, None, true),
+            turn(6, None, None, false),
+        ];
+        let joined = together(&turns, (0..7).map(|number| vec![number]).collect());
+        let joined: Vec<_> = joined.into_iter().map(|(turn, events)| (turn.index, events)).collect();
+        let expected = [(0, vec![0, 1]), (2, vec![2]), (3, vec![3]), (4, vec![4]), (5, vec![5, 6])];
+        assert_eq!(joined, expected);
     }
 
     proptest! {
