@@ -196,7 +196,9 @@ impl<'a> Reading<'a> {
             return Ok(behind(job, &before, snapshot, self.can_wait));
         }
         if before.is_beginning() && events.is_empty() && !answer.has_job {
-            return Ok(Some(PageResult::NoSuchJob));
+            // It may have rows beyond the level of a stage.
+            let staged = self.is_stage.then(|| PageResult::Page(Page::staged(before.to_cursor(job))));
+            return Ok(Some(staged.unwrap_or(PageResult::NoSuchJob)));
         }
         let end = if is_last { self.level.to_cursor(job) } else { end.to_cursor(job) };
         let mut result = session.finish_page(job, events, end, is_last && !self.is_stage, &answer).await?;
