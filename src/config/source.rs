@@ -216,7 +216,7 @@ pub struct Postgres {
     pub jobs_table: String,
     /// Channel that a trigger notifies; "": Jobcast only polls.
     pub listen: String,
-    /// Age that the timestamp of a new event may have. Only for a table without columns xid and seq.
+    /// Time by which the clock of one writer of a job may be behind the others'. Only for a table without columns xid and seq.
     #[serde(with = "duration")]
     pub look_back: Duration,
     /// Interval at which all of a job is read, to find events with an older time or a lower number than those that

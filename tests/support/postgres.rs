@@ -230,6 +230,12 @@ impl Postgres {
         self.options().connect().await.expect("PostgreSQL")
     }
 
+    /// Returns true where a table can be read from a block of it on, as PostgreSQL 14 was the first to do.
+    pub async fn reads_ends_of_tables(&self) -> bool {
+        let version = "SELECT current_setting('server_version_num')::int >= 140000";
+        self.connect().await.fetch_one(version).await.expect("a version").get(0)
+    }
+
     pub async fn execute(&self, sql: &str) {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connect().await).await.expect(sql);
     }
@@ -283,7 +289,7 @@ pub async fn append(to: &mut PgConnection, job: &str, numbers: impl IntoIterator
 pub struct Pooler {
     child: Child,
     port: u16,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Pooler {
@@ -291,27 +297,47 @@ impl Pooler {
         let (folder, port) = (folder(), address::port());
         let users = folder.path().join("users");
         std::fs::write(&users, "\"postgres\" \"\"\n\"reader\" \"\"\n").expect("users");
-        let file = folder.path().join("settings");
-        let settings = format!(
-            "[databases]\npostgres = host={host} port={}\n[pgbouncer]\nlisten_addr = {host}\nlisten_port = {port}\n\
-             unix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = transaction\ndefault_pool_size = 3\n\
-             server_lifetime = 1\n",
-            server.port,
-            text(&users),
-            host = host(),
-        );
-        std::fs::write(&file, settings).expect("settings");
         own(&users);
+        let file = folder.path().join("settings");
+        std::fs::write(&file, Self::settings(&users, port, server)).expect("settings");
         own(&file);
         let program = ["/usr/sbin/pgbouncer", "pgbouncer"].into_iter().find(|path| Path::new(path).exists());
         let mut command = as_postgres(Path::new(program.unwrap_or("pgbouncer")));
         let child = command.args(["-q", text(&file)]).stderr(Stdio::null()).spawn().expect("PgBouncer");
-        let pooler = Self { child, port, _folder: folder };
-        let options =
-            PgConnectOptions::new().host(&host().to_string()).port(port).username("postgres").database("postgres");
-        let options = options.extra_float_digits(None).statement_cache_capacity(0);
-        eventually("PgBouncer to answer", async || options.connect().await.ok()).await;
+        let pooler = Self { child, port, folder };
+        eventually("PgBouncer to answer", async || pooler.options().connect().await.ok()).await;
         pooler
+    }
+
+    /// Leads to another server from now on. Its clients' connections stay.
+    pub async fn lead_to(&self, server: &Postgres) {
+        let [users, file] = ["users", "settings"].map(|name| self.folder.path().join(name));
+        std::fs::write(&file, Self::settings(&users, self.port, server)).expect("settings");
+        let told = Command::new("kill").args(["-HUP", &self.child.id().to_string()]).status();
+        assert!(told.expect("kill").success());
+        eventually("PgBouncer to lead elsewhere", async || {
+            let mut connection = self.options().connect().await.ok()?;
+            let port = connection.fetch_one(sqlx::raw_sql("SHOW port")).await.ok()?.get::<String, _>(0);
+            (port == server.port.to_string()).then_some(())
+        })
+        .await;
+    }
+
+    fn settings(users: &Path, port: u16, server: &Postgres) -> String {
+        format!(
+            "[databases]\npostgres = host={host} port={}\n[pgbouncer]\nlisten_addr = {host}\nlisten_port = {port}\n\
+             unix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = transaction\ndefault_pool_size = 3\n\
+             server_lifetime = 1\n",
+            server.port,
+            text(users),
+            host = host(),
+        )
+    }
+
+    fn options(&self) -> PgConnectOptions {
+        let options = PgConnectOptions::new().host(&host().to_string()).port(self.port);
+        let options = options.username("postgres").database("postgres");
+        options.extra_float_digits(None).statement_cache_capacity(0)
     }
 
     pub fn url(&self, user: &str) -> String {

@@ -282,7 +282,7 @@ impl TimeColumn {
             TimeKind::Integer(_) | TimeKind::Fraction(_) => return format!("'{number}'::bigint"),
         };
         match number {
-            i64::MIN => "'-infinity'".into(),
+            ..FIRST_MICROSECOND => "'-infinity'".into(),
             i64::MAX => "'infinity'".into(),
             // Intervals are multiplied as doubles, which have no room for all microseconds after the year 2255.
             number => {
@@ -319,23 +319,60 @@ impl TimeColumn {
 
     /// Condition: the time is at most so many seconds old.
     pub fn is_younger_than(&self, seconds: f64) -> String {
+        self.compared_to_age(">", seconds)
+    }
+
+    /// Condition: the time is older than that. Not true where there is none.
+    pub fn is_older_than(&self, seconds: f64) -> String {
+        self.compared_to_age("<=", seconds)
+    }
+
+    fn compared_to_age(&self, operator: &str, seconds: f64) -> String {
         let Some(column) = &self.column else { return "true".into() };
         let since = |per_second: i64| format!("((extract(epoch FROM now()) - {seconds}) * {per_second})::bigint");
         match &self.kind {
-            TimeKind::Zoned => format!("{column} > now() - interval '{seconds} seconds'"),
+            TimeKind::Zoned => format!("{column} {operator} now() - interval '{seconds} seconds'"),
             TimeKind::Local { zone } => {
-                format!("{column} > (now() AT TIME ZONE {zone}) - interval '{seconds} seconds'")
+                format!("{column} {operator} (now() AT TIME ZONE {zone}) - interval '{seconds} seconds'")
             }
             // As it is stored, so that an index serves, where the unit is known.
             TimeKind::Integer(unit) if let Some(per_second) = per_second(*unit) => {
-                format!("{column} > {}", since(per_second))
+                format!("{column} {operator} {}", since(per_second))
             }
             TimeKind::Integer(unit) | TimeKind::Fraction(unit) => {
-                format!("{} > {}", scaled(column, *unit), since(1_000_000))
+                format!("{} {operator} {}", scaled(column, *unit), since(1_000_000))
             }
         }
     }
+
+    /// Returns true where an index on the column finds the rows with a key above another.
+    pub fn is_ordered_by_column(&self) -> bool {
+        self.column.is_some() && !matches!(self.kind, TimeKind::Fraction(_))
+    }
+
+    /// Expression: the key, as a bigint, that is next below that of a row which has a time.
+    pub fn next_lower_number(&self) -> String {
+        // The calendar has no time before its first.
+        let lowest = if matches!(self.kind, TimeKind::Integer(_)) { i64::MIN } else { FIRST_MICROSECOND };
+        format!("greatest({}, {}) - 1", self.key_number(), lowest + 1)
+    }
+
+    /// The key whose number is the value of a bigint expression, as [`TimeColumn::key_value`] has it.
+    pub fn key_value_of(&self, number: &str) -> String {
+        let epoch = match &self.kind {
+            TimeKind::Zoned => "'epoch'::timestamptz",
+            TimeKind::Local { .. } => "'epoch'::timestamp",
+            TimeKind::Integer(_) | TimeKind::Fraction(_) => return number.into(),
+        };
+        format!(
+            "CASE WHEN {number} < {FIRST_MICROSECOND} THEN '-infinity'
+                  ELSE {epoch} + {number} / 1000000 * interval '1 second' + {number} % 1000000 * interval '1 microsecond' END"
+        )
+    }
 }
+
+/// The first time of PostgreSQL's calendar, 24 November 4714 BC, in microseconds since 1970.
+const FIRST_MICROSECOND: i64 = -210_866_803_200_000_000;
 
 /// Microseconds since 1970 of a time that may be infinite.
 fn micros_of(time: &str) -> String {

@@ -2,8 +2,8 @@
 
 use super::error::QueryError;
 use super::page::Delivered;
-use super::position::Position;
-use super::tail::ReachedNumber;
+use super::position::{Floor, Position};
+use super::tail::ReachedPlace;
 use crate::event::JobId;
 use crate::source::{Limit, TailBatch};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,8 +26,8 @@ pub struct Draft {
     /// Jobs whose rows failed this read.
     pub failed: BTreeMap<JobId, QueryError>,
     pub jobs_read: usize,
-    /// Numbers of the jobs that were read to their end.
-    pub reached: BTreeMap<JobId, ReachedNumber>,
+    /// What the jobs had reached that were read to their end.
+    pub reached: BTreeMap<JobId, ReachedPlace<Floor>>,
     /// Time that the reads of jobs took that a sweep has left.
     pub swept_for: Duration,
 }
@@ -51,7 +51,13 @@ impl Draft {
     }
 
     /// Adds what was read of a job.
-    pub fn add(&mut self, job: &JobId, after: Position, (events, is_last): Delivered, reached: Option<ReachedNumber>) {
+    pub fn add(
+        &mut self,
+        job: &JobId,
+        after: Position,
+        (events, is_last): Delivered,
+        reached: Option<ReachedPlace<Floor>>,
+    ) {
         self.batch.extend(job, events);
         self.positions.insert(job.clone(), after);
         if is_last {

@@ -24,7 +24,7 @@ pub use self::delivery::{Delivered, NoRoom};
 use super::error::QueryError;
 use super::first_versions::FirstVersions;
 use super::open_list::OpenList;
-use super::position::{EndedXids, Key, KeyId, Position};
+use super::position::{EndedXids, Floor, Key, KeyId, Position};
 use super::session::Session;
 use super::snapshot::Snapshot;
 use super::sql::{self, PageQuery, Scope, XidBound};
@@ -139,10 +139,10 @@ pub struct PageRows {
     /// The position after all of this is one of a moment, as `source.dedupe` needs it.
     notes_moment: bool,
     /// The page is of the rows above this floor.
-    floor: Option<i64>,
-    /// A number that all of the job's rows are at or below but the newest. `None` where it has no more, and where new rows
-    /// are not looked for by number.
-    pub reach: Option<i64>,
+    floor: Option<Floor>,
+    /// A number or time that all of the job's rows are at or below but the newest. `None` where it has no more, and where new
+    /// rows are looked for by neither.
+    pub reach: Option<Floor>,
     /// Scheme that the position may go on in, once it is caught up.
     best: CursorScheme,
 }
@@ -343,7 +343,9 @@ impl Session<'_> {
             XidBound::OwnMark => query.position.next_end(snapshot.mark()),
         };
         let answer = PageEnd { snapshot, status: first.try_get("status")?, has_job: first.try_get("has_job")? };
-        let reach = first.try_get("reach")?;
+        let reach: Option<i64> = first.try_get("reach")?;
+        let reach = self.tables.rows(self.tables.best).look_column().zip(reach);
+        let reach = reach.map(|(column, number)| column.floor(number));
         let Scope { job, floor, limit, .. } = query.scope;
         let is_of_all = query.published_by.is_none() && floor.is_none();
         let notes_moment = is_of_all && self.first_versions().is_some();

@@ -118,8 +118,8 @@ impl Login {
     }
 }
 
-/// The life of the database that the newest connection has found; cheap to clone. A server that takes the place of another
-/// is noticed by it, whatever its rows and transaction ids look like.
+/// The life of the database that the newest connection has found, or the newest statement on one that a pooler leads elsewhere;
+/// cheap to clone. A server that takes the place of another is noticed by it, whatever its rows and transaction ids look like.
 #[derive(Clone, Default)]
 pub struct CurrentLife(Arc<RwLock<Option<Life>>>);
 
@@ -130,8 +130,8 @@ impl CurrentLife {
         current.zip(life).is_some_and(|(current, life)| current != life)
     }
 
-    /// Takes the life that a new connection has found. Returns true if it is another than before.
-    fn learn(&self, life: Option<Life>) -> bool {
+    /// Takes the life that a new connection or a statement has found. Returns true if it is another than before.
+    pub fn learn(&self, life: Option<Life>) -> bool {
         let is_another = self.is_not(life);
         if life.is_some() {
             *self.0.write().unwrap_or_else(PoisonError::into_inner) = life;

@@ -12,7 +12,7 @@
 //! A row was delivered ⇔ its transaction is in `settled`: below the mark and not among the `open`, or among the `also`
 //!                     or it is among the first `counted[xid]` rows of its transaction, by key
 //!                     or there is a range, its transaction is in the range's end, and its key is at most the range's
-//!                     or its number is above a floor, and one of these holds of what is said `above` it (`above.rs`).
+//!                     or its number or time is above a floor, and one of these holds of what is said `above` it (`above.rs`).
 //!
 //! For example: transaction 700 was open for long, and meanwhile the reader was given the two rows of 741. Now 700 has
 //! ended, 740 and 743 are open, and the reader is among the rows below 740; the last one had the number 58.
@@ -85,7 +85,7 @@ mod level;
 mod tests;
 
 use super::tables::{CursorScheme, Tables};
-pub use above::Above;
+pub use above::{Above, Floor};
 pub use delivery::{Advance, DeliveryStep, UndeliveredRows};
 pub use ended::EndedXids;
 use sha2::{Digest, Sha256};
@@ -374,16 +374,19 @@ impl Position {
         }
     }
 
-    /// The formula of this module; `nth` counts from 1 among the rows of its transaction, by key.
+    /// The formula of this module for a row with these values of floors; `nth` counts from 1 among the rows of its
+    /// transaction, by key.
     #[cfg(test)]
-    fn has_delivered(&self, xid: u64, key: &Key, number: Option<i64>, nth: u64) -> bool {
+    fn has_delivered(&self, xid: u64, key: &Key, floors: &[Floor], nth: u64) -> bool {
         // Rows without a number come first.
         let rank = |key: &Key| (matches!(key, Key::Number(_)), key.clone());
         let is_within = |range: &Option<Range>| {
             range.as_ref().is_some_and(|range| range.end.contains(xid) && rank(key) <= rank(&range.key))
         };
         let is_claimed = |above: &Above| {
-            number.is_some_and(|number| number > above.floor) && (above.ended.contains(xid) || is_within(&above.range))
+            let is_same_kind = |floor: &Floor| matches!(floor, Floor::Time(_)) == matches!(above.floor, Floor::Time(_));
+            let is_above = floors.iter().filter(|floor| is_same_kind(floor)).any(|floor| *floor > above.floor);
+            is_above && (above.ended.contains(xid) || is_within(&above.range))
         };
         self.settled.contains(xid)
             || self.counted.get(&xid).is_some_and(|counted| nth <= *counted)

@@ -93,7 +93,12 @@ impl DurableMark {
 
 impl Session<'_> {
     /// Reads the snapshot columns of a row.
+    /// Fails where another server has answered than the one whose tables these are.
     pub fn snapshot_of(&self, row: &PgRow) -> Result<Snapshot, QueryError> {
+        let life: Option<String> = row.try_get("life")?;
+        if self.store.is_elsewhere(self.tables.life, life.as_deref().map(Life::of)) {
+            return Err(QueryError::OtherServer);
+        }
         let snapshot = Snapshot {
             text: row.try_get("snapshot_text")?,
             xmin: row.try_get::<i64, _>("xmin")? as u64,

@@ -154,6 +154,16 @@ impl Store {
         self.durable_mark.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns true where a statement was answered by another server than the one that its session knows. That one counts
+    /// from now on.
+    pub fn is_elsewhere(&self, known: Option<Life>, answered: Option<Life>) -> bool {
+        let is_elsewhere = known.zip(answered).is_some_and(|(known, answered)| known != answered);
+        if is_elsewhere {
+            self.life.learn(answered);
+        }
+        is_elsewhere
+    }
+
     pub fn known_ended(&self) -> MutexGuard<'_, KnownEnded> {
         self.known_ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -283,6 +293,8 @@ impl Catalogue {
             // A subscription brings the transactions of its publisher, also such as this server has long ended.
             events.has_other_life = others.is_some() || is_subscribed(connection, &table).await?;
         }
+        let has_end = ask(connection, sql::has_end(&sql::quote_table(&events.name))).await?;
+        events.has_end = has_end.map(|row| row.try_get("has_end")).transpose()?.unwrap_or(false);
         let jobs = match &*settings.jobs_table {
             "" => None,
             table => Some(read_relation(connection, table, &settings.job_columns.id).await?),
@@ -350,6 +362,7 @@ async fn read_relation(connection: &mut PooledConnection, name: &str, job_id: &s
             may_be_null: row.try_get("may_be_null")?,
             has_default: row.try_get("has_default")?,
             is_unique: row.try_get("is_unique")?,
+            is_enum: row.try_get("is_enum")?,
         })
     };
     let (mut kind, mut counts_rows) = (RelationKind::Table, false);
@@ -364,5 +377,5 @@ async fn read_relation(connection: &mut PooledConnection, name: &str, job_id: &s
         };
     }
     let columns = rows.iter().map(column).collect::<Result<_, _>>()?;
-    Ok(Relation { name: name.into(), kind, columns, has_other_life: false, counts_rows })
+    Ok(Relation { name: name.into(), kind, columns, has_other_life: false, counts_rows, has_end: false })
 }

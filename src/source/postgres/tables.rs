@@ -3,7 +3,7 @@
 
 use super::columns::EventColumns;
 use super::lookup::Lookup;
-use super::position::Life;
+use super::position::{Floor, Life};
 use super::problem::SchemaProblem;
 use super::sql::{EventRows, IdColumn, quote, quote_table};
 use crate::config::{self, EventOrder};
@@ -39,6 +39,10 @@ pub struct EventTable {
     pub has_unnumbered: bool,
     /// A row's number is its own, and does not change when another row comes.
     pub keeps_numbers: bool,
+    /// The same of its time, which nothing changes but who writes the row: it is a column of a table.
+    pub keeps_times: bool,
+    /// The table is one heap, in whose last blocks the newest rows mostly lie, and which can be read from a block on.
+    pub has_end: bool,
     /// Rows from before the transaction column was added have none. A view that makes one has it for all.
     pub has_undated: bool,
 }
@@ -116,6 +120,8 @@ pub struct Relation {
     pub has_other_life: bool,
     /// A view that may make values out of several rows, so that they change when another row comes.
     pub counts_rows: bool,
+    /// One heap that can be read from a block on.
+    pub has_end: bool,
 }
 
 /// Kind of a relation, as far as it decides how it can be tailed.
@@ -147,6 +153,8 @@ pub struct Column {
     pub has_default: bool,
     /// No two rows of a job have the same value: an identity, a serial, or alone or with the job in a unique index.
     pub is_unique: bool,
+    /// The type is an enum.
+    pub is_enum: bool,
 }
 
 impl Column {
@@ -260,6 +268,14 @@ impl Tables {
 }
 
 impl EventTable {
+    /// Returns true where rows stay above a floor, or below it, until somebody writes them.
+    pub fn keeps(&self, floor: Floor) -> bool {
+        match floor {
+            Floor::Number(_) => self.keeps_numbers,
+            Floor::Time(_) => self.keeps_times,
+        }
+    }
+
     /// Notes what is wrong; then the result means nothing.
     fn resolve(settings: &config::Postgres, lookup: &mut Lookup) -> (CursorScheme, Self) {
         let (names, usual, relation) = (&settings.columns, config::Columns::default(), lookup.relation);
@@ -302,6 +318,8 @@ impl EventTable {
             kind: relation.kind,
             names: relation.columns.iter().map(|column| column.name.clone()).collect(),
             keeps_numbers: !relation.counts_rows,
+            keeps_times: matches!(relation.kind, RelationKind::Table | RelationKind::Parent(_)),
+            has_end: relation.has_end,
             has_unnumbered: seq.is_some_and(|column| column.may_be_null),
             has_undated: xid.is_some_and(|column| column.may_be_null && !is_view),
         };
@@ -336,6 +354,8 @@ impl JobTable {
 impl IdColumn {
     /// The column with its row, `e` or `j`.
     fn of(row: &str, column: &Column) -> Self {
-        Self::new(format!("{row}.{}", quote(&column.name)), column.cast().into())
+        let name = format!("{row}.{}", quote(&column.name));
+        let id = Self::new(name, column.cast().into());
+        if column.is_enum { id.of_enum() } else { id }
     }
 }

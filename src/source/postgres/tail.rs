@@ -2,14 +2,14 @@
 //! that changed; then each of those jobs is read from its own position.
 //!
 //! If no transaction has ended since the last look, comparing snapshots is all that a look costs. Where a column has the
-//! transactions, new rows are found by its index. Elsewhere they are found by number (`tail/numbers.rs`), or else by timestamp,
+//! transactions, new rows are found by its index. Elsewhere they are found by number, or else by timestamp (`tail/reaches.rs`),
 //! which promise nothing, so every watched job is read whole now and then (`tail/sweep.rs`). Only the reads decide what is
 //! delivered and how far a position gets, and they are exact. A look that misses a row makes it late, not lost.
 
 mod endings;
 mod levels;
 mod looks;
-mod numbers;
+mod reaches;
 mod sweep;
 
 use super::draft::{Draft, READ_LIMIT};
@@ -22,7 +22,7 @@ use super::position::Position;
 use super::session::Session;
 use super::snapshot::Snapshot;
 use super::spelling::{other_spellings, spellings};
-use super::sql::{self, ChangesQuery, NewRows, Scope};
+use super::sql::{self, ChangesQuery, NewRows};
 use super::standby::StandbyLag;
 use super::store::Store;
 use super::tables::{Tables, XidSource};
@@ -35,8 +35,8 @@ use crate::source::{Ending, Endings, JobNews, Joiner, Limit, News, Tail, Wakeup}
 use crate::sse::Reset;
 use crate::supervise::restarted;
 use async_trait::async_trait;
-pub use numbers::ReachedNumber;
-use numbers::Reaches;
+pub use reaches::ReachedPlace;
+use reaches::Reaches;
 use sqlx::postgres::PgRow;
 use sqlx::{Row, ValueRef};
 use std::collections::{BTreeMap, BTreeSet};
@@ -111,6 +111,10 @@ struct Found {
     statuses: BTreeMap<JobId, String>,
     /// Awaited jobs that are there.
     appeared: Vec<JobId>,
+    /// Numbers of the lowest times among the new rows at the table's end.
+    at_end: BTreeMap<JobId, i64>,
+    /// Number of the table's blocks.
+    blocks: Option<u64>,
 }
 
 /// The jobs that a read comes to.
@@ -232,6 +236,7 @@ impl PostgresTail {
             return Ok(news);
         }
         let mut endings = self.updated_endings(session, &changes);
+        self.note_found_at_end(session, &changes);
         self.sweep_if_due(session, &changes);
         let selection = self.select_jobs(began, &changes, &endings);
         let mut draft = self.read_jobs(session, joining, &selection).await?;
@@ -315,6 +320,7 @@ impl PostgresTail {
         for row in rows {
             if !row.try_get_raw("snapshot_text")?.is_null() {
                 snapshot = Some(session.snapshot_of(row)?);
+                found.blocks = row.try_get::<Option<i64>, _>("at_end")?.map(i64::cast_unsigned);
                 continue;
             }
             // Nobody can ask for a job that has no id, or one that is no text.
@@ -325,8 +331,12 @@ impl PostgresTail {
             let same = spelled.parse().ok().filter(|job| self.positions.contains_key(job));
             let others = others.get(&spelled).into_iter().flatten().map(|job| (*job).clone());
             let jobs = same.into_iter().chain(others);
+            let at_end: Option<i64> = row.try_get("at_end")?;
             match status {
-                None => found.jobs.extend(jobs),
+                None => jobs.for_each(|job| {
+                    found.at_end.extend(at_end.map(|lowest| (job.clone(), lowest)));
+                    found.jobs.push(job);
+                }),
                 Some(status) => found.statuses.extend(jobs.map(|job| (job, status.clone()))),
             }
         }
@@ -415,12 +425,11 @@ impl PostgresTail {
         }
         let limit = Limit { events: draft.batch.room(), ..READ_LIMIT };
         let can_wait = self.cramped.get(job).is_none_or(|since| since.elapsed() < self.store.settle);
-        let scope = Scope { with_reach: true, ..Scope::of(job, limit.events) };
-        let rows = session.read_rows(scope, &mut position, can_wait).await?;
+        let rows = session.read_rows(self.scope(job, limit.events), &mut position, can_wait).await?;
         if rows.is_cramped() {
             draft.cramped.insert(job.clone());
         }
-        let reached = ReachedNumber::of(&rows);
+        let reached = ReachedPlace::of(&rows);
         let delivered = rows.deliver(job, &mut position, limit);
         draft.add(job, position, delivered, reached);
         Ok(())
@@ -450,6 +459,7 @@ impl PostgresTail {
         self.pending = selection.jobs.into_iter().filter(is_unread).collect();
         self.positions.extend(positions);
         self.learn_reaches(reached);
+        self.reaches.learn_blocks(&changes);
         self.sweep.go_on(swept_for, |job| !done.contains(job) && self.positions.contains_key(job));
         if changes.found.is_some() && session.tables.best.xids == XidSource::Column {
             // The index found all new rows. So every other job has nothing undelivered below the mark.

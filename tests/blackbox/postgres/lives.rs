@@ -4,7 +4,7 @@
 use super::{LEGACY, RECOMMENDED, daemon_on};
 use crate::support::daemon::run;
 use crate::support::postgres::append;
-use crate::support::{Daemon, Message, Postgres, Stream, address, eventually, numbers};
+use crate::support::{Daemon, Message, Pooler, Postgres, Stream, address, eventually, numbers};
 use sqlx::{Executor, Row};
 use std::net::SocketAddr;
 use tokio::net::{TcpListener, TcpStream};
@@ -175,6 +175,24 @@ async fn a_server_that_takes_anothers_place_under_a_running_jobcast_hides_nothin
     assert_eq!(rest(&mut stream, 310).await, (Vec::from_iter(0..310), 1));
     let mut resumed = daemon.stream_after("job", seen[299].cursor()).await;
     assert_eq!(rest(&mut resumed, 310).await, (Vec::from_iter(0..310), 1));
+}
+
+#[tokio::test]
+async fn a_server_that_takes_anothers_place_behind_a_pooler_is_noticed_on_connections_that_stay() {
+    for schema in [RECOMMENDED, LEGACY] {
+        let old = first_life(schema, 500).await;
+        let pooler = Pooler::start(&old).await;
+        let daemon = Daemon::on("postgres", &pooler.url("reader"), &QUICK).await;
+        let mut stream = daemon.stream("job").await;
+        let seen = stream.take(300).await;
+        let new = restored(&old, 0).await;
+        append(&mut new.connect().await, "job", 300..310).await;
+        spend(&new, 3000).await;
+        pooler.lead_to(&new).await;
+        assert_eq!(rest(&mut stream, 310).await, (Vec::from_iter(0..310), 1));
+        let mut resumed = daemon.stream_after("job", seen[299].cursor()).await;
+        assert_eq!(rest(&mut resumed, 310).await, (Vec::from_iter(0..310), 1));
+    }
 }
 
 #[tokio::test]

@@ -31,6 +31,15 @@ const LEGACY: &str = "
       timestamp timestamptz NOT NULL DEFAULT now(), actor text, payload jsonb NOT NULL DEFAULT '{}');
     CREATE INDEX ON job_events (job_id, timestamp);";
 
+/// The same in partitions, whose ends are not read by themselves.
+const LEGACY_IN_PARTITIONS: &str = "
+    CREATE TABLE runner_jobs (id text PRIMARY KEY, status text NOT NULL DEFAULT 'RUNNING');
+    CREATE TABLE job_events (id text NOT NULL, job_id text NOT NULL, step_id text, type text NOT NULL,
+      timestamp timestamptz NOT NULL DEFAULT now(), actor text, payload jsonb NOT NULL DEFAULT '{}') PARTITION BY HASH (job_id);
+    CREATE TABLE events_0 PARTITION OF job_events FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+    CREATE TABLE events_1 PARTITION OF job_events FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+    CREATE INDEX ON job_events (job_id, timestamp);";
+
 async fn serve(server: &Postgres, schema: &str, more: &[(&str, &str)]) -> Daemon {
     server.execute(schema).await;
     server.make_reader().await;

@@ -1,8 +1,9 @@
 //! Times of every kind, of any calendar; and tables that order events by time, or by a number that may be null or repeat, as a
 //! view's does.
 
-use super::{LEGACY, comes_once_wherever_readers_resume, daemon_on};
-use crate::support::{Daemon, Postgres, eventually};
+use super::{LEGACY, LEGACY_IN_PARTITIONS, comes_once_wherever_readers_resume, daemon_on};
+use crate::support::postgres::append;
+use crate::support::{Daemon, Postgres, eventually, numbers};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor, Row};
 
@@ -142,31 +143,175 @@ async fn no_page_costs_a_read_of_its_job() {
     }
 }
 
-#[tokio::test]
-async fn a_row_with_a_time_long_past_comes_with_the_sweep_once_to_all_and_wherever_they_resume() {
+/// The statement that inserts an event with this time into a job.
+fn insert_at(number: u64, time: &str) -> String {
+    format!(
+        "INSERT INTO job_events (id, job_id, type, timestamp, payload) VALUES ('e-{number}', 'job', 'x', {time}, '{{\"n\":{number}}}')"
+    )
+}
+
+/// A server with a job of a hundred events, of an hour ago.
+async fn with_old_events(schema: &str) -> Postgres {
     let server = Postgres::start().await;
-    server.execute(LEGACY).await;
+    server.execute(schema).await;
     server.execute("INSERT INTO runner_jobs VALUES ('job', 'RUNNING')").await;
     server.make_reader().await;
-    let at = |number: u64, time: &str| {
-        format!(
-            "INSERT INTO job_events (id, job_id, type, timestamp, payload) VALUES ('e-{number}', 'job', 'x', {time}, '{{\"n\":{number}}}')"
-        )
-    };
     for number in 0..100 {
-        server.execute(&at(number, "now() - interval '1 hour'")).await;
+        server.execute(&insert_at(number, "now() - interval '1 hour'")).await;
     }
-    let settings = [
-        ("source.poll_interval", "20ms"),
-        ("source.postgres.listen", ""),
-        ("source.postgres.look_back", "500ms"),
-        ("source.postgres.sweep", "100ms"),
+    server
+}
+
+/// Everything that a look could go by but the times themselves, and the end of the table, is of no use.
+const BY_TIME: [(&str, &str); 4] = [
+    ("source.poll_interval", "50ms"),
+    ("source.postgres.listen", ""),
+    ("source.postgres.look_back", "1ms"),
+    ("source.postgres.sweep", "1h"),
+];
+
+#[tokio::test]
+async fn a_row_with_a_time_long_past_comes_once_to_all_and_wherever_they_resume() {
+    // The end of the one is read whatever the times are. Of partitions the sweep finds such a row.
+    for schema in [LEGACY, LEGACY_IN_PARTITIONS] {
+        let server = with_old_events(schema).await;
+        let settings = [
+            ("source.poll_interval", "20ms"),
+            ("source.postgres.listen", ""),
+            ("source.postgres.look_back", "500ms"),
+            ("source.postgres.sweep", "100ms"),
+        ];
+        let daemon = daemon_on(&server, &settings).await;
+        let times = ["now() - interval '1 day'", "'-infinity'", "now() - interval '59 minutes'"];
+        comes_once_wherever_readers_resume(&daemon, &server, 20, async |below, above| {
+            server.execute(&insert_at(below, times[below as usize % times.len()])).await;
+            server.execute(&insert_at(above, "now()")).await;
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn new_rows_are_found_at_the_end_of_their_table_whatever_their_time_is() {
+    let nullable = LEGACY.replace("timestamp timestamptz NOT NULL", "timestamp timestamptz");
+    let server = with_old_events(&nullable).await;
+    if !server.reads_ends_of_tables().await {
+        return;
+    }
+    let daemon = daemon_on(&server, &BY_TIME).await;
+    let mut stream = daemon.stream("job").await;
+    stream.take(100).await;
+    let times = [
+        "now()",
+        "now() - interval '2 minutes'",
+        "now() - interval '5 hours'",
+        "date_trunc('day', now())",
+        "now() + interval '1 day'",
+        "'-infinity'",
+        "NULL",
+        "'infinity'",
+        "'4714-11-24 00:00:00 UTC BC'",
     ];
-    let daemon = daemon_on(&server, &settings).await;
-    let times = ["now() - interval '1 day'", "'-infinity'", "now() - interval '59 minutes'"];
-    comes_once_wherever_readers_resume(&daemon, &server, 20, async |below, above| {
-        server.execute(&at(below, times[below as usize % times.len()])).await;
-        server.execute(&at(above, "now()")).await;
-    })
-    .await;
+    for (number, time) in (100..).zip(times.iter().cycle().take(45)) {
+        server.execute(&insert_at(number, time)).await;
+        assert_eq!(numbers(&stream.take(1).await), [number], "{time}");
+    }
+}
+
+#[tokio::test]
+async fn where_all_clocks_of_a_job_are_off_alike_its_new_rows_are_found_by_their_time() {
+    let server = with_old_events(LEGACY_IN_PARTITIONS).await;
+    let daemon = daemon_on(&server, &BY_TIME).await;
+    let mut stream = daemon.stream("job").await;
+    stream.take(100).await;
+    for number in 100..200 {
+        server.execute(&insert_at(number, &format!("now() - interval '1 hour' + interval '{number} ms'"))).await;
+        assert_eq!(numbers(&stream.take(1).await), [number]);
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_commits_after_hundreds_with_later_times_is_found_at_once() {
+    let server = with_old_events(LEGACY_IN_PARTITIONS).await;
+    let daemon = daemon_on(&server, &BY_TIME).await;
+    let mut stream = daemon.stream("job").await;
+    stream.take(100).await;
+    let (mut late, mut rows) = (server.connect().await, server.connect().await);
+    // Now the tail has read the job, and knows the time that it had reached before.
+    append(&mut rows, "job", [1001]).await;
+    assert_eq!(numbers(&stream.take(1).await), [1001]);
+    late.execute("BEGIN").await.expect("begin");
+    append(&mut late, "job", [1000]).await;
+    for number in 100..200 {
+        append(&mut rows, "job", [number]).await;
+        assert_eq!(numbers(&stream.take(1).await), [number]);
+    }
+    late.execute("COMMIT").await.expect("commit");
+    assert_eq!(numbers(&stream.take(1).await), [1000]);
+}
+
+#[tokio::test]
+async fn a_new_event_of_a_long_job_without_numbers_is_read_without_its_history() {
+    for (kind, now, past) in [
+        ("timestamptz", "now()", "now() - n * interval '1 second'"),
+        ("timestamp", "now() AT TIME ZONE 'UTC'", "now() AT TIME ZONE 'UTC' - n * interval '1 second'"),
+        (
+            "bigint",
+            "(extract(epoch FROM now()) * 1000)::bigint",
+            "(extract(epoch FROM now()) * 1000)::bigint - n * 1000",
+        ),
+    ] {
+        let schema = LEGACY.replace("timestamptz NOT NULL DEFAULT now()", &format!("{kind} NOT NULL DEFAULT ({now})"));
+        let server = Postgres::start().await;
+        server.execute(&schema).await;
+        let history = format!(
+            "INSERT INTO runner_jobs VALUES ('job', 'RUNNING');
+             INSERT INTO job_events (id, job_id, type, timestamp, payload)
+               SELECT 'e-' || n, 'job', 'x', {past}, jsonb_build_object('n', n, 'line', repeat('x', 300))
+               FROM generate_series(100000, 100000 + {}) n;
+             ANALYZE job_events",
+            ROWS - 1
+        );
+        server.execute(&history).await;
+        server.make_reader().await;
+        let settings = [&BY_TIME[..2], &[("source.postgres.look_back", "1s"), BY_TIME[3]]].concat();
+        let mut daemon = daemon_on(&server, &settings).await;
+        let mut stream = daemon.stream("job").await;
+        stream.take(ROWS as usize).await;
+        let mut rows = server.connect().await;
+        for number in 0..100 {
+            append(&mut rows, "job", [number]).await;
+            assert_eq!(numbers(&stream.take(1).await), [number], "{kind}");
+        }
+        daemon.kill();
+        let read = rows_read(&server).await;
+        assert!(read >= ROWS, "{kind}: the history was read, {read} rows");
+        assert!(read < 12 * ROWS, "{kind}: {read} rows were read for 100 events of a job of {ROWS}");
+    }
+}
+
+#[tokio::test]
+async fn cursors_of_a_table_without_numbers_go_on_where_it_gets_some() {
+    let server = with_old_events(LEGACY).await;
+    let daemon = daemon_on(&server, &BY_TIME).await;
+    let mut stream = daemon.stream("job").await;
+    let mut seen = vec![stream.take(100).await.pop().expect("an event")];
+    let mut rows = server.connect().await;
+    for number in 100..110 {
+        append(&mut rows, "job", [number]).await;
+        seen.extend(stream.take(1).await);
+    }
+    server
+        .execute(
+            "CREATE SEQUENCE numbers; ALTER TABLE job_events ADD COLUMN seq bigint;
+             ALTER TABLE job_events ALTER seq SET DEFAULT nextval('numbers'); CREATE UNIQUE INDEX ON job_events (job_id, seq)",
+        )
+        .await;
+    let after = daemon_on(&server, &BY_TIME).await;
+    append(&mut rows, "job", [110]).await;
+    for (place, event) in seen.iter().enumerate() {
+        let mut resumed = after.stream_after("job", event.cursor()).await;
+        let rest = numbers(&resumed.take(seen.len() - place).await);
+        assert_eq!(rest, Vec::from_iter(100 + place as u64..=110), "after {}", event.cursor());
+    }
 }

@@ -1,7 +1,7 @@
 //! Writers of every kind against subscribers that come and go: what the table holds in the end is what each of them saw,
 //! once.
 
-use super::{LEGACY, RECOMMENDED, daemon_on};
+use super::{LEGACY, LEGACY_IN_PARTITIONS, RECOMMENDED, daemon_on};
 use crate::support::daemon::run;
 use crate::support::flap::{Flap, Resume};
 use crate::support::postgres::append;
@@ -379,6 +379,13 @@ async fn flapping_subscribers_beside_writers_of_every_kind_lose_and_repeat_nothi
 async fn a_table_without_numbers_or_transaction_ids_loses_and_repeats_nothing() {
     let _alone = alone();
     let (server, daemons) = arena(LEGACY).await;
+    torture(&server, daemons, calm).await;
+}
+
+#[tokio::test]
+async fn partitions_whose_rows_are_told_by_their_time_alone_lose_and_repeat_nothing() {
+    let _alone = alone();
+    let (server, daemons) = arena_with(LEGACY_IN_PARTITIONS, &[("source.postgres.look_back", "5s")]).await;
     torture(&server, daemons, calm).await;
 }
 

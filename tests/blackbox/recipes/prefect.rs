@@ -36,17 +36,33 @@ async fn a_flow_run_of_prefect_is_told_although_its_workers_clocks_are_minutes_a
     let prefect = Product::start("prefect", "grants.sql", TABLES).await;
     let database = &prefect.database;
     let run = format!("'{RUN}'");
+    // A look by time alone does not find what is older than most of a run's lines.
+    let lines = (0..200).map(|n| {
+        format!(
+            "('prefect.flow_runs', 20, {run}, '{n}', date_trunc('milliseconds', now()) - interval '{} seconds')",
+            1200 - n
+        )
+    });
+    let lines = lines.collect::<Vec<_>>().join(", ");
+    database
+        .execute(&format!("INSERT INTO log (name, level, flow_run_id, message, \"timestamp\") VALUES {lines}"))
+        .await;
+    let (reads_end, shown) = (database.reads_ends_of_tables().await, 202);
     database.execute(&batch(&run, "-13 minutes", &[(20, "1"), (10, "{\"a\": 1}")])).await;
     let daemon = prefect.serve("5m").await;
     let mut stream = daemon.stream(RUN).await.with_statuses();
-    let mut told = next(&mut stream, 2).await;
+    let mut told = next(&mut stream, shown).await;
     database.execute(&batch("NULL", "0", &[(20, "of no run")])).await;
     database.execute(&batch(&run, "-12 minutes", &[(30, ""), (25, "a level of their own")])).await;
     told.extend(next(&mut stream, 2).await);
     // a clock that shows another zone's time
-    database.execute(&batch(&run, "-11 hours", &[(20, "of this morning")])).await;
-    let early = next(&mut stream, 1).await;
-    assert_eq!(early[0]["payload"], "of this morning");
+    let mut early = Vec::new();
+    if reads_end {
+        database.execute(&batch(&run, "-11 hours", &[(20, "of this morning")])).await;
+        early = next(&mut stream, 1).await;
+        assert_eq!(early[0]["payload"], "of this morning");
+    }
+    let before = early.len() + shown;
     database.execute(&batch(&run, "3 minutes", &[(40, "Traceback\n  é")])).await;
     told.extend(next(&mut stream, 1).await);
     database.execute("UPDATE flow_run SET state_type = 'CRASHED'").await;
@@ -56,7 +72,7 @@ async fn a_flow_run_of_prefect_is_told_although_its_workers_clocks_are_minutes_a
     // Whoever comes late has it where its time puts it.
     told.splice(0..0, early);
     assert_eq!(told, prefect.rows(ROWS).await);
-    assert_eq!((told.len(), &told[4]["type"]), (8, &json!("25")));
+    assert_eq!((told.len(), &told[before + 1]["type"]), (before + 5, &json!("25")));
     prefect.is_told(RUN, &told, "FAILED").await;
     database.execute("UPDATE flow_run SET state_type = 'COMPLETED'").await;
     prefect.is_told(RUN, &told, "COMPLETED").await;

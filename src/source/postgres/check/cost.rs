@@ -3,7 +3,7 @@
 
 use super::super::error::QueryError;
 use super::super::page::raw_bytes;
-use super::super::position::{EndedXids, Position};
+use super::super::position::{EndedXids, Floor, Position};
 use super::super::sql::{self, ChangesQuery, NewRows, PageQuery, Scope, XidBound};
 use super::super::tables::{RelationKind, Tables, XidSource};
 use super::Check;
@@ -54,8 +54,8 @@ struct Standing<'a> {
     snapshot: String,
     xmax: u64,
     position: Position,
-    /// The number that new rows are looked for above.
-    reach: Option<i64>,
+    /// The number or time that new rows are looked for above.
+    reach: Option<Floor>,
 }
 
 impl Standing<'_> {
@@ -65,8 +65,8 @@ impl Standing<'_> {
         let (rows, job) = (tables.rows(tables.best), self.job.as_str());
         let new_rows = match tables.best.xids {
             XidSource::Column => NewRows::NotVisibleIn { snapshot, durable_xid: *xmax },
-            XidSource::System if rows.number().is_some() => {
-                NewRows::SinceAndAbove(*xmax, vec![(job, self.reach.unwrap_or(i64::MIN))])
+            XidSource::System if rows.look_column().is_some() => {
+                NewRows::SinceAndAbove(*xmax, vec![(job, self.reach)], None)
             }
             XidSource::System => NewRows::SinceAndYounger(*xmax, look_back.as_secs_f64()),
         };
@@ -75,7 +75,7 @@ impl Standing<'_> {
     }
 
     /// The statement that reads the job's events from here on: all that are not delivered, or those above a floor.
-    fn page(&self, floor: Option<i64>) -> String {
+    fn page(&self, floor: Option<Floor>) -> String {
         let Self { tables, job, position, .. } = self;
         let scope = Scope { floor, ..Scope::of(job, PAGE) };
         sql::page(tables, 0, &PageQuery { scope, position, end: XidBound::OwnMark, published_by: None })
@@ -105,7 +105,8 @@ impl Check<'_> {
         let standing = self.standing(tables, &job).await?;
         let look = self.explain(&standing.look(self.store.settings.look_back)).await?;
         let look = Reading::of(&look, &sizes, Passing::HardlyAny);
-        let news = self.explain(&standing.page(standing.reach)).await?;
+        let floor = standing.reach.filter(|floor| tables.events.keeps(*floor));
+        let news = self.explain(&standing.page(floor)).await?;
         let news = Reading::of(&news, &sizes, Passing::HardlyAny);
         let mut position = Position::beginning();
         position.adopt(tables.best);
@@ -139,8 +140,10 @@ impl Check<'_> {
 
     /// The place of the tail in a job of which it has delivered everything.
     async fn standing<'a>(&mut self, tables: &'a Tables, job: &'a JobId) -> Result<Standing<'a>, QueryError> {
-        let row = self.connection.query_one(sql::check::reach(tables, job)).await?;
+        let look_back = self.store.settings.look_back.as_secs_f64();
+        let row = self.connection.query_one(sql::check::reach(tables, job, look_back)).await?;
         let (snapshot, reach): (String, Option<i64>) = (row.try_get("snapshot")?, row.try_get("reach")?);
+        let reach = tables.rows(tables.best).look_column().zip(reach).map(|(column, number)| column.floor(number));
         let xmax = snapshot.split(':').nth(1).and_then(|xmax| xmax.parse().ok()).unwrap_or(0);
         let position = Position::new_settled(tables.best, EndedXids::below(xmax), BTreeMap::new());
         Ok(Standing { tables, job, snapshot, xmax, position, reach })
@@ -171,7 +174,7 @@ impl Reading {
         let is_short = passing == Passing::Most || !text("Filter").contains("age(");
         let at_most = |rows: f64| limit.filter(|_| is_short).map_or(rows, |limit| rows.min(limit));
         match text("Node Type") {
-            _ if is_of_jobs => {}
+            _ if is_of_jobs || text("Relation Name") == "pg_enum" => {}
             "Seq Scan" => {
                 let name = text("Relation Name");
                 let table = sizes.tables.iter().find(|table| table.short_name == name);

@@ -206,9 +206,14 @@ fn describe(tables: &Tables) -> &'static str {
             "the event table has no column of type xid8: new events are found by number, those with a number long past by \
              sweeps; `jobcast schema postgres --migrate` shows how to add the column that makes it cheap"
         }
+        (XidSource::System, _) if tables.events.keeps_times && tables.rows(tables.best).look_column().is_some() => {
+            "the event table has no column of type xid8 and no number: new events are found by timestamp, those with a time long \
+             past by sweeps; `jobcast schema postgres --migrate` shows how to add the columns that make it cheap"
+        }
         (XidSource::System, _) => {
-            "the event table has no column of type xid8 and no number: new events are found by timestamp, and by sweeps; \
-             `jobcast schema postgres --migrate` shows how to add the columns that make it cheap"
+            "the event table has no column of type xid8 and no number: new events are found by timestamp, and by sweeps, and each \
+             costs a read of its whole job, since a time that is made by a view, or is no date and no whole number, cannot bound \
+             it; `jobcast schema postgres --migrate` shows how to add the columns that make it cheap"
         }
     }
 }

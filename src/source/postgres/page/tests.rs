@@ -1,6 +1,6 @@
 //! Delivery of rows that a statement has read.
 
-use super::super::position::{Above, Advance, Life, Range};
+use super::super::position::{Above, Advance, Floor, Life, Range};
 use super::super::tables::XidSource;
 use super::*;
 use proptest::prelude::*;
@@ -144,12 +144,12 @@ fn a_cursor_without_room_for_all_ended_transactions_repeats_the_newest() {
 fn above_floor(ended: EndedXids) -> Position {
     let scheme = CursorScheme { xids: XidSource::System, ..CursorScheme::default() };
     let whole = Position::new_settled(scheme, EndedXids::below(740), BTreeMap::new());
-    whole.with_part_above(50, &Position::new_settled(scheme, ended, BTreeMap::new()))
+    whole.with_part_above(Floor::Number(50), &Position::new_settled(scheme, ended, BTreeMap::new()))
 }
 
 /// A page of the rows above the floor, with one row of each of these transactions.
 fn page_above_floor(mark: u64, xids: impl IntoIterator<Item = u64>) -> PageRows {
-    PageRows { floor: Some(50), ..page(mark, xids) }
+    PageRows { floor: Some(Floor::Number(50)), ..page(mark, xids) }
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn a_page_of_the_rows_above_a_floor_moves_on_in_what_is_said_of_these_alone_and_
     assert_eq!(position, above_floor(EndedXids::below(750).and([751, 752])));
     let places = events.iter().map(|(_, cursor)| Position::from_cursor(&job(), cursor.as_str()).expect("a position"));
     let range = |end: EndedXids, key| Some(Range { end, key: Key::Number(key) });
-    let within = |ended, range| Some(Above { floor: 50, ended: EndedXids::below(ended), range });
+    let within = |ended, range| Some(Above { floor: Floor::Number(50), ended: EndedXids::below(ended), range });
     let wanted = [
         within(740, range(EndedXids::below(750), 1)),
         within(750, range(EndedXids::below(750).and([751, 752]), 2)),

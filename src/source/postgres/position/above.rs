@@ -1,8 +1,9 @@
-//! Rows above a floor, which can be read by their number.
+//! Rows above a floor, which can be read by their number or time.
 //!
 //! Where no column tells the transactions, no index finds the rows of those that are not settled, and a read of "all that was
-//! not delivered" goes through the job. The numbers of a job have an index as a rule. So a read for a new event is *partial*:
-//! it reads only the rows with a number above a floor, and moves on in what [`Above`] says, which speaks of no others.
+//! not delivered" goes through the job. The numbers of a job have an index as a rule, or else its times. So a read for a new
+//! event is *partial*: it reads only the rows with a number (a time) above a floor, and moves on in what [`Above`] says, which
+//! speaks of no others.
 //!
 //! ```text
 //! settled { mark: 700 }                    all rows of transactions below 700,
@@ -11,7 +12,9 @@
 //!
 //! That is exact for any floor, and whatever becomes of the rows: one that commits late with a number of 58 or lower, or with
 //! none, is not delivered yet, and nothing claims that it was. The next *whole* read delivers it. Behind its last row everything
-//! of `ended` was delivered, and `settled` takes over.
+//! of `ended` was delivered, and `settled` takes over. No clock takes part in that: of a time nothing is asked but that it stays
+//! what it is while no transaction writes the row, as a column of a table does. A view may make its times of other rows, or of
+//! the time at which it is read, so there is no floor of times in it.
 //!
 //! The floor stays where it is until then. If it rose, the rows between the two would be claimed no more, and come twice; if it
 //! fell, rows would be claimed that nobody was given. Nothing is counted in a partial read: a row may be all that a transaction
@@ -23,10 +26,25 @@
 use super::super::tables::Tables;
 use super::{Claims, EndedXids, Position, Range};
 
-/// A claim on the rows with a number above a floor, beside those on all rows.
+/// A bound of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Floor {
+    Number(i64),
+    /// Number of a time, as [`Key::Time`](super::Key) has it.
+    Time(i64),
+}
+
+impl Floor {
+    pub fn number(self) -> i64 {
+        let (Self::Number(number) | Self::Time(number)) = self;
+        number
+    }
+}
+
+/// A claim on the rows above a floor, beside those on all rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Above {
-    pub floor: i64,
+    pub floor: Floor,
     /// Transactions of which everything above the floor was delivered.
     pub ended: EndedXids,
     /// A range of such rows.
@@ -51,7 +69,7 @@ impl Position {
     }
 
     /// The floor of a range that a partial read left unfinished.
-    pub fn floor_of_range(&self) -> Option<i64> {
+    pub fn floor_of_range(&self) -> Option<Floor> {
         self.above.as_ref().filter(|above| above.range.is_some()).map(|above| above.floor)
     }
 
@@ -69,7 +87,7 @@ impl Position {
     }
 
     /// This position after a partial read has come to `part` among the rows above the floor.
-    pub fn with_part_above(&self, floor: i64, part: &Self) -> Self {
+    pub fn with_part_above(&self, floor: Floor, part: &Self) -> Self {
         debug_assert!(self.range.is_none(), "a range of all rows is finished by whole reads");
         debug_assert!(self.above.as_ref().is_none_or(|above| above.floor == floor), "the floor stays");
         debug_assert!(part.counted.is_empty(), "nothing is counted above a floor");
@@ -100,10 +118,9 @@ impl Position {
         self.above.as_ref().is_some_and(contains)
     }
 
-    /// Gives up what is said of a floor where the table has no such numbers: rather twice than never.
+    /// Gives up what is said of a floor where the table has no such numbers or times: rather twice than never.
     pub(super) fn forget_unknown_floor(&mut self, tables: &Tables) {
-        if self.above.is_some() && tables.rows(self.scheme).number().is_none() {
-            self.above = None;
-        }
+        let rows = tables.rows(self.scheme);
+        self.above.take_if(|above| rows.above(above.floor).is_none());
     }
 }

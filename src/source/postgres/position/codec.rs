@@ -7,14 +7,14 @@
 //!            transactions are named beside those below a mark: behind the key those of settled, their number and
 //!            differences; then the end, as 1 + the number of transactions that it has more, and differences; or 0, the
 //!            end as it differs, and those above its mark
-//! above      where the kind of key is 64 more: the floor, and the transactions of which all above it was delivered, coded as
-//!            the end of a range beside settled; then, where there is a range, 1 if it is one above the floor, else 0, and its
-//!            end, as it differs from these transactions, or from settled
+//! above      where the kind of key is 64 more, 192 more for a floor that is a time: the floor, and the transactions of which
+//!            all above it was delivered, coded as the end of a range beside settled; then, where there is a range, 1 if it is
+//!            one above the floor, else 0, and its end, as it differs from these transactions, or from settled
 //! counted    xid as a difference to the one before, number of rows; and so on to the end
 //! ```
 
 use super::super::tables::CursorScheme;
-use super::{Above, Claims, EndedXids, Key, KeyId, Life, Position, Range};
+use super::{Above, Claims, EndedXids, Floor, Key, KeyId, Life, Position, Range};
 use crate::cursor::varint;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,6 +34,8 @@ const IS_OF_MOMENT: u8 = 16;
 const HAS_ALSO: u8 = 32;
 /// Added to the kind where something is said of rows above a floor.
 const HAS_ABOVE: u8 = 64;
+/// Added to that where the floor is a time.
+const IS_FLOOR_OF_TIME: u8 = 128;
 
 impl Position {
     /// Encodes the position in at most `max_bytes`; returns true beside the bytes where that left something out. The
@@ -89,7 +91,7 @@ impl Position {
 
     fn put_above(&self, to: &mut Vec<u8>, of_all_rows: Option<&Range>) {
         let Some(Above { floor, ended, range }) = &self.above else { return };
-        varint::write_signed(to, *floor);
+        varint::write_signed(to, floor.number());
         put_end_and_also(to, ended, &self.settled);
         match (range, of_all_rows) {
             (Some(range), _) => {
@@ -135,6 +137,8 @@ impl Position {
         let is_of_moment = self.claims == Claims::Moment;
         let facts = bit(is_of_moment, IS_OF_MOMENT) | bit(self.has_also(), HAS_ALSO);
         let facts = facts | bit(self.above.is_some(), HAS_ABOVE);
+        let is_of_time = self.above.as_ref().is_some_and(|above| matches!(above.floor, Floor::Time(_)));
+        let facts = facts | bit(is_of_time, IS_FLOOR_OF_TIME);
         to.push(of_key | bit(self.life.is_some(), HAS_LIFE) | facts);
         to.extend(self.life.iter().flat_map(|Life(life)| life.to_be_bytes()));
     }
@@ -143,16 +147,16 @@ impl Position {
     pub fn from_bytes(scheme: CursorScheme, bytes: &[u8]) -> Option<Self> {
         let from = &mut &*bytes;
         let mut settled = get_ended(from)?;
-        let Kind { of_key, life, claims, has_also, has_above } = Kind::get(from)?;
+        let Kind { of_key, life, claims, has_also, floor } = Kind::get(from)?;
         let key = if of_key == 0 { None } else { Some(get_key(from, of_key)?) };
         if has_also {
             settled.also = get_also(from, settled.mark)?;
         }
-        let (above, range) = match key {
-            key if has_above => get_above(from, &settled, key)?,
-            None => (None, None),
-            Some(key) if has_also => (None, Some(Range { end: get_end_and_also(from, &settled)?, key })),
-            Some(key) => (None, Some(Range { end: get_end(from, &settled)?, key })),
+        let (above, range) = match (floor, key) {
+            (Some(floor), key) => get_above(from, floor, &settled, key)?,
+            (None, None) => (None, None),
+            (None, Some(key)) if has_also => (None, Some(Range { end: get_end_and_also(from, &settled)?, key })),
+            (None, Some(key)) => (None, Some(Range { end: get_end(from, &settled)?, key })),
         };
         let mut counted = BTreeMap::new();
         let mut previous = settled.lowest_open();
@@ -276,8 +280,13 @@ fn get_end_and_also(from: &mut &[u8], settled: &EndedXids) -> Option<EndedXids> 
 }
 
 /// Decodes what is said of a floor, and the range with this key, which is one above it or one of all rows.
-fn get_above(from: &mut &[u8], settled: &EndedXids, key: Option<Key>) -> Option<(Option<Above>, Option<Range>)> {
-    let floor = varint::read_signed(from)?;
+fn get_above(
+    from: &mut &[u8],
+    floor: fn(i64) -> Floor,
+    settled: &EndedXids,
+    key: Option<Key>,
+) -> Option<(Option<Above>, Option<Range>)> {
+    let floor = floor(varint::read_signed(from)?);
     let ended = get_end_and_also(from, settled)?;
     let (mut above, mut of_all_rows) = (Above { floor, ended, range: None }, None);
     if let Some(key) = key {
@@ -336,7 +345,8 @@ struct Kind {
     life: Option<Life>,
     claims: Claims,
     has_also: bool,
-    has_above: bool,
+    /// Makes the floor of its number; `None` where nothing is said of one.
+    floor: Option<fn(i64) -> Floor>,
 }
 
 impl Kind {
@@ -349,9 +359,14 @@ impl Kind {
             false => None,
         };
         let claims = if has(IS_OF_MOMENT) { Claims::Moment } else { Claims::Rows };
-        let of_key = byte & !(HAS_LIFE | IS_OF_MOMENT | HAS_ALSO | HAS_ABOVE);
-        let (has_also, has_above) = (has(HAS_ALSO), has(HAS_ABOVE));
-        Some(Self { of_key, life, claims, has_also, has_above }).filter(|_| of_key <= MAX_KIND)
+        let of_key = byte & !(HAS_LIFE | IS_OF_MOMENT | HAS_ALSO | HAS_ABOVE | IS_FLOOR_OF_TIME);
+        let floor: Option<fn(i64) -> Floor> = match (has(HAS_ABOVE), has(IS_FLOOR_OF_TIME)) {
+            (true, true) => Some(Floor::Time),
+            (true, false) => Some(Floor::Number),
+            (false, true) => return None,
+            (false, false) => None,
+        };
+        Some(Self { of_key, life, claims, has_also: has(HAS_ALSO), floor }).filter(|_| of_key <= MAX_KIND)
     }
 }
 

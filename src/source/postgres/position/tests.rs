@@ -3,7 +3,7 @@
 mod model;
 
 use super::*;
-use model::{Act, Model, OLD, WHOLE, act, update};
+use model::{Act, Model, OLD, WHOLE, act, floor, update};
 use proptest::prelude::*;
 
 /// A position with every field drawn at random, around the transactions of the model.
@@ -19,7 +19,7 @@ fn foreign_position() -> impl Strategy<Value = Position> {
         (0..600_i64).prop_map(|high| Key::Time { at: high << 20, id: KeyId::of("") }),
     ];
     let range = move || prop::option::of((ended(), key.clone()).prop_map(|(end, key)| Range { end, key }));
-    let above = (0..300_i64, ended(), range()).prop_map(|(floor, ended, range)| Above { floor, ended, range });
+    let above = (floor(), ended(), range()).prop_map(|(floor, ended, range)| Above { floor, ended, range });
     let above = prop::option::of(above);
     let counted = prop::collection::btree_map(xid(), 1..5_u64, 0..4);
     (any::<bool>(), ended(), range(), counted, above).prop_map(|(is_old, settled, range, counted, above)| {
@@ -133,7 +133,8 @@ proptest! {
         let shorter = read(most);
         for (xid, number) in (90..132).flat_map(|xid| [0, 60, 140, 299].map(|number| (xid, number))) {
             for (key, nth) in [(Key::Number(number), 1), (Key::Time { at: number << 20, id: KeyId::of("") }, 3)] {
-                let is_claimed = |position: &Position| position.has_delivered(xid, &key, Some(number), nth);
+                let floors = [Floor::Number(number), Floor::Time(number)];
+                let is_claimed = |position: &Position| position.has_delivered(xid, &key, &floors, nth);
                 prop_assert!(is_claimed(&position) || !is_claimed(&shorter), "{xid} {key:?} by {shorter:?}");
             }
         }

@@ -37,6 +37,18 @@ pub fn zone(name: &str) -> String {
     }
 }
 
+/// Asks whether the quoted table is one heap that may be read from a block of it on, which PostgreSQL 14 was the first to do
+/// without going through all of it.
+pub fn has_end(table: &str) -> String {
+    format!(
+        "SELECT relkind = 'r' AND amname = 'heap' AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid)
+                AND has_table_privilege(c.oid, 'SELECT') AND NOT row_security_active(c.oid)
+                AND current_setting('server_version_num')::int >= 140000 AS has_end
+         FROM pg_class c JOIN pg_am a ON a.oid = relam WHERE c.oid = to_regclass({})",
+        literal(table)
+    )
+}
+
 /// Reads the columns of a table or view beside its `relation_kind` (`pg_class.relkind`) and whether it has children; none
 /// where it is not there or may not be seen. `table` is a name without quotes. `is_unique` says that no two rows with the
 /// same `job_id` have the same value: an identity, a serial, or a unique index over it alone or over both. `counts_rows` says of
@@ -70,7 +82,8 @@ pub fn table_columns(table: &str, job_id: &str) -> String {
                    SELECT atttypid AS oid
                    UNION ALL SELECT typbasetype FROM below JOIN pg_type t ON t.oid = below.oid WHERE typtype = 'd'
                  )
-                 SELECT format_type(t.oid, NULL) FROM below JOIN pg_type t ON t.oid = below.oid WHERE typtype <> 'd') AS type
+                 SELECT format_type(t.oid, NULL) FROM below JOIN pg_type t ON t.oid = below.oid WHERE typtype <> 'd') AS type,
+                EXISTS (SELECT FROM pg_enum WHERE enumtypid = atttypid) AS is_enum
          FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
          WHERE attrelid = to_regclass({}) AND attnum > 0 AND NOT attisdropped
          ORDER BY attnum",

@@ -1,6 +1,8 @@
 //! The statement with which the tail finds out which watched jobs have something new.
 
+use super::super::position::Floor;
 use super::super::tables::JobTable;
+use super::rows::LookColumn;
 use super::snapshot::{NO_SNAPSHOT, SNAPSHOT_COLUMNS, snapshot_ctes};
 use super::{EventRows, XidBound, array_literal, literal};
 use std::collections::BTreeMap;
@@ -32,27 +34,31 @@ pub enum NewRows<'a> {
     Since(u64),
     /// The same, and not older than so many seconds: no index serves the system column.
     SinceAndYounger(u64, f64),
-    /// Rows of these jobs, written since the mark and above a number of their job's own.
-    SinceAndAbove(u64, Vec<(&'a str, i64)>),
+    /// Rows of these jobs, written since the mark and above a number or time of their job's own, or above none; and those of
+    /// all watched jobs from a block of the table on.
+    SinceAndAbove(u64, Vec<(&'a str, Option<Floor>)>, Option<u64>),
 }
 
 /// Reads the snapshot; then one row for each job that may have new rows, and for each awaited one that is there, and one
 /// with a `status` for each watched job whose status is another one than is known. The text is empty where the status is
-/// null.
+/// null. In the snapshot's row `at_end` is the number of the table's blocks, where it has an end to be read; in the row of a job
+/// with new rows there the lowest number of a time among these.
 pub fn changes(rows: &EventRows, durable_xid: u64, query: &ChangesQuery) -> String {
     let ctes = snapshot_ctes(rows, durable_xid, None);
     let snapshot = format!(
-        "{ctes} SELECT {SNAPSHOT_COLUMNS}, NULL::text AS job_id, NULL::text AS status FROM jobcast_snapshot, jobcast_mark"
+        "{ctes} SELECT {SNAPSHOT_COLUMNS}, NULL::text AS job_id, NULL::text AS status, {blocks} AS at_end
+         FROM jobcast_snapshot, jobcast_mark",
+        blocks = blocks(rows),
     );
     if query.jobs.is_empty() && query.awaited.is_empty() {
         return snapshot;
     }
     let new_rows = match &query.new_rows {
         NewRows::None => None,
-        NewRows::SinceAndAbove(xid, numbers) => jobs_above(rows, *xid, numbers),
+        NewRows::SinceAndAbove(xid, floors, _) => jobs_above(rows, *xid, floors),
         _ => Some(changed_jobs(rows, query)),
     };
-    let mut parts: Vec<String> = [Some(snapshot), new_rows].into_iter().flatten().collect();
+    let mut parts: Vec<String> = [Some(snapshot), new_rows, jobs_at_end(rows, query)].into_iter().flatten().collect();
     if let Some(jobs) = &rows.tables.jobs {
         parts.extend(query.by_status.iter().map(|(known, ids)| changed_statuses(jobs, *known, ids)));
     }
@@ -68,19 +74,19 @@ fn awaited_jobs(rows: &EventRows, query: &ChangesQuery) -> impl Iterator<Item = 
         let (text, events) = (job_id.text(), rows.table());
         let is_awaited = job_id.equals_any(query.awaited_events.iter().copied());
         let there = format!("SELECT DISTINCT {text} AS job_id FROM {events} e WHERE {is_awaited}");
-        format!("SELECT {NO_SNAPSHOT}, there.job_id, NULL FROM ({there}) there")
+        format!("SELECT {NO_SNAPSHOT}, there.job_id, NULL, NULL FROM ({there}) there")
     });
     let in_jobs = rows.tables.jobs.as_ref().filter(|_| !query.awaited.is_empty()).map(|jobs| {
         let (text, table) = (jobs.id.text(), &jobs.name);
         let is_awaited = jobs.id.equals_any(query.awaited.iter().copied());
-        format!("SELECT {NO_SNAPSHOT}, {text}, NULL FROM {table} j WHERE {is_awaited}")
+        format!("SELECT {NO_SNAPSHOT}, {text}, NULL, NULL FROM {table} j WHERE {is_awaited}")
     });
     in_events.into_iter().chain(in_jobs)
 }
 
 fn changed_jobs(rows: &EventRows, query: &ChangesQuery) -> String {
     format!(
-        "SELECT {NO_SNAPSHOT}, changed.job_id, NULL
+        "SELECT {NO_SNAPSHOT}, changed.job_id, NULL, NULL
          FROM (SELECT DISTINCT {job_id} AS job_id FROM {events} e WHERE {condition}) changed",
         job_id = rows.tables.events.job_id.text(),
         events = rows.table(),
@@ -88,23 +94,60 @@ fn changed_jobs(rows: &EventRows, query: &ChangesQuery) -> String {
     )
 }
 
-/// One probe of the index on job and number for each job, which ends at its first new row. Without an order the planner may
-/// take a read of the whole table for the shortest way to one row.
-fn jobs_above(rows: &EventRows, xid: u64, numbers: &[(&str, i64)]) -> Option<String> {
-    let (number, ids) = (rows.number()?, &rows.tables.events.job_id);
+/// One probe of the index on job and number, or time, for each job, which ends at its first new row. Without an order the
+/// planner may take a read of the whole table for the shortest way to one row.
+fn jobs_above(rows: &EventRows, xid: u64, floors: &[(&str, Option<Floor>)]) -> Option<String> {
+    let (column, ids) = (rows.look_column()?, &rows.tables.events.job_id);
+    // One of another kind is from before the table was altered.
+    let known = |floor: &Floor| column.floor(floor.number()) == *floor;
+    let number = |floor: &Option<Floor>| floor.filter(known).map_or(i64::MIN, Floor::number).to_string();
     let (jobs, numbers): (Vec<_>, Vec<_>) =
-        numbers.iter().filter_map(|(job, number)| Some((ids.canonical(job)?, number.to_string()))).unzip();
+        floors.iter().filter_map(|(job, floor)| Some((ids.canonical(job)?, number(floor)))).unzip();
     Some(format!(
         "
-         SELECT {NO_SNAPSHOT}, watched.job_id, NULL
+         SELECT {NO_SNAPSHOT}, watched.job_id, NULL, NULL
          FROM unnest({jobs}::text[], '{{{numbers}}}'::bigint[]) watched (job_id, number)
          CROSS JOIN LATERAL (
-           SELECT FROM {events} e WHERE {of_job} AND {number} > watched.number AND {since} ORDER BY {number} LIMIT 1
+           SELECT FROM {events} e WHERE {of_job} AND {name} > {value} AND {since} ORDER BY {name} LIMIT 1
          ) found",
         jobs = array_literal(jobs.iter().map(AsRef::as_ref)),
         numbers = numbers.join(","),
         events = rows.table(),
         of_job = ids.equals_expression("watched.job_id"),
+        name = column.name(),
+        value = column.value_of("watched.number"),
+        since = rows.written_since(&XidBound::below(xid)),
+    ))
+}
+
+/// Expression: the number of the table's blocks; null where there is no end to be read.
+fn blocks(rows: &EventRows) -> String {
+    if !rows.has_end() {
+        return "NULL::bigint".into();
+    }
+    format!("pg_relation_size(to_regclass({})) / current_setting('block_size')::bigint", literal(rows.table()))
+}
+
+/// The watched jobs with new rows at the end of the table, whatever their times are. A subquery of its own, so that the
+/// planner does not take an index on the job for the shorter way.
+fn jobs_at_end(rows: &EventRows, query: &ChangesQuery) -> Option<String> {
+    let NewRows::SinceAndAbove(xid, _, Some(block)) = query.new_rows else { return None };
+    let (Some(LookColumn::Time(time)), true) = (rows.look_column(), rows.has_end()) else { return None };
+    let job_id = &rows.tables.events.job_id;
+    Some(format!(
+        "
+         SELECT {NO_SNAPSHOT}, written.job_id, NULL, written.lowest
+         FROM (
+           SELECT {text} AS job_id, min({key}) AS lowest
+           FROM (SELECT {job}, {at}, e.xmin FROM {events} e WHERE e.ctid >= '({block},0)'::tid OFFSET 0) e
+           WHERE {watched} AND {since} GROUP BY 1
+         ) written",
+        text = job_id.text(),
+        key = time.key_number(),
+        job = job_id.column(),
+        at = time.column()?,
+        events = rows.table(),
+        watched = job_id.equals_any(query.jobs.iter().copied()),
         since = rows.written_since(&XidBound::below(xid)),
     ))
 }
@@ -114,7 +157,7 @@ fn changed_statuses(jobs: &JobTable, known: Option<&str>, ids: &[&str]) -> Strin
     let is_new = known.map(|known| format!(" AND {status} <> {}", literal(known)));
     format!(
         "
-         SELECT {NO_SNAPSHOT}, {id}, {status} FROM {table} j WHERE {watched}{is_new}",
+         SELECT {NO_SNAPSHOT}, {id}, {status}, NULL FROM {table} j WHERE {watched}{is_new}",
         id = jobs.id.text(),
         table = jobs.name,
         watched = jobs.id.equals_any(ids.iter().copied()),

@@ -177,6 +177,9 @@ pub fn job_rows(tables: &Tables, job: &str) -> String {
 }
 
 /// Reads what new rows are looked for above, and the snapshot: `snapshot, reach`.
-pub fn reach(tables: &Tables, job: &JobId) -> String {
-    format!("SELECT pg_current_snapshot()::text AS snapshot, {} AS reach", tables.rows(tables.best).reach(job))
+pub fn reach(tables: &Tables, job: &JobId, look_back: f64) -> String {
+    format!(
+        "SELECT pg_current_snapshot()::text AS snapshot, {} AS reach",
+        tables.rows(tables.best).reach(job, look_back)
+    )
 }

@@ -9,11 +9,17 @@ pub struct IdColumn {
     /// The column with its row: `e."id"`.
     column: String,
     kind: String,
+    is_enum: bool,
 }
 
 impl IdColumn {
     pub fn new(column: String, kind: String) -> Self {
-        Self { column, kind }
+        Self { column, kind, is_enum: false }
+    }
+
+    /// The same column, whose type is an enum: only a text that is one of its labels can be cast to it.
+    pub fn of_enum(self) -> Self {
+        Self { is_enum: true, ..self }
     }
 
     pub fn column(&self) -> &str {
@@ -55,6 +61,11 @@ impl IdColumn {
         let (column, kind) = self.compared();
         match &list[..] {
             [] => "false".into(),
+            [one] if self.is_enum => self.equals_label(&format!("= {one}::text")),
+            many if self.is_enum => {
+                let labels = self.labels(&format!("= ANY (ARRAY[{}]::text[])", many.join(",")));
+                format!("{column} = ANY (ARRAY({labels}))")
+            }
             [one] => format!("{column} = {one}::{kind}"),
             many => format!("{column} = ANY (ARRAY[{}]::{kind}[])", many.join(",")),
         }
@@ -62,8 +73,24 @@ impl IdColumn {
 
     /// Condition: the column has the value of a text expression, which is spelled as [`IdColumn::canonical`] does.
     pub fn equals_expression(&self, text: &str) -> String {
+        if self.is_enum {
+            return self.equals_label(&format!("= {text}"));
+        }
         let (column, kind) = self.compared();
         format!("{column} = {text}::{kind}")
+    }
+
+    fn equals_label(&self, condition: &str) -> String {
+        format!("{} = ({})", self.column, self.labels(condition))
+    }
+
+    /// Selects the values of the enum whose label meets a condition.
+    fn labels(&self, condition: &str) -> String {
+        let kind = &self.kind;
+        format!(
+            "SELECT enumlabel::text::{kind} FROM pg_enum WHERE enumtypid = {}::regtype AND enumlabel::text {condition}",
+            literal(kind)
+        )
     }
 
     /// The column as it is compared, and in which type.
@@ -71,6 +98,7 @@ impl IdColumn {
         match &*self.kind {
             "uuid" | "bigint" | "integer" | "smallint" | "numeric" | "text" | "character varying" | "bpchar"
             | "citext" => (self.column.clone(), &*self.kind),
+            _ if self.is_enum => (self.column.clone(), &*self.kind),
             // Any other type is compared as text.
             _ => (format!("{}::text", self.column), "text"),
         }
@@ -107,6 +135,15 @@ fn shortest_decimal(digits: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_that_is_no_label_of_an_enum_is_compared_without_an_error_and_by_the_index() {
+        let ids = IdColumn::new("e.id".into(), "app.stage".into()).of_enum();
+        let label = "SELECT enumlabel::text::app.stage FROM pg_enum WHERE enumtypid = E'app.stage'::regtype AND enumlabel::text";
+        assert_eq!(ids.equals("a"), format!("e.id = ({label} = E'a'::text)"));
+        assert_eq!(ids.equals_any(["a", "b"]), format!("e.id = ANY (ARRAY({label} = ANY (ARRAY[E'a',E'b']::text[])))"));
+        assert_eq!(ids.equals_expression("watched.job_id"), format!("e.id = ({label} = watched.job_id)"));
+    }
 
     #[test]
     fn a_number_has_one_spelling_whatever_zeros_it_is_written_with() {

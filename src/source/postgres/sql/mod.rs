@@ -21,7 +21,7 @@ mod snapshot;
 mod tests;
 
 pub use catalog::{
-    LIFE, NOT_BEGUN, SERVER, STANDBY_LAG, WAL_POSITION, cancel_statement, has_notify_trigger, is_subscribed,
+    LIFE, NOT_BEGUN, SERVER, STANDBY_LAG, WAL_POSITION, cancel_statement, has_end, has_notify_trigger, is_subscribed,
     local_time, may_insert, table_columns, xid_of_another_life, zone,
 };
 pub use changes::{ChangesQuery, NewRows, changes};

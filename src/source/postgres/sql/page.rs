@@ -1,6 +1,6 @@
 //! The statement that reads a job's rows from a position on.
 
-use super::super::position::{Above, Position, Range};
+use super::super::position::{Above, Floor, Position, Range};
 use super::super::tables::Tables;
 use super::jobs::{has_job, job_status};
 use super::rows::RowsPart;
@@ -12,18 +12,18 @@ use crate::event::JobId;
 #[derive(Clone, Copy)]
 pub struct Scope<'a> {
     pub job: &'a JobId,
-    /// Only rows with a number above it. `None` for all of the job's.
-    pub floor: Option<i64>,
+    /// Only rows above it. `None` for all of the job's.
+    pub floor: Option<Floor>,
     /// Each part fetches one row more, so that a cut is seen.
     pub limit: usize,
-    /// The `reach` is read, too.
-    pub with_reach: bool,
+    /// The `reach` is read, too, below the times of the last so many seconds.
+    pub reach_before: Option<f64>,
 }
 
 impl<'a> Scope<'a> {
     /// All rows of the job.
     pub fn of(job: &'a JobId, limit: usize) -> Self {
-        Self { job, floor: None, limit, with_reach: false }
+        Self { job, floor: None, limit, reach_before: None }
     }
 }
 
@@ -39,13 +39,13 @@ pub struct PageQuery<'a> {
 }
 
 /// Reads the rows in the order of delivery: the settled part up to its end by key, then the newer rows by key. The job's
-/// status stands beside each row, and alone in one where there are no rows; so does the `reach`, a number that most of the
-/// job's rows are at or below, where it is wanted and new rows are looked for by number.
+/// status stands beside each row, and alone in one where there are no rows; so does the `reach`, a number (that of a time)
+/// which most of the job's rows are at or below, where it is wanted and new rows are looked for so.
 pub fn page(tables: &Tables, durable_xid: u64, query: &PageQuery) -> String {
-    let PageQuery { scope: Scope { job, floor, limit, with_reach }, position, end, .. } = query;
+    let PageQuery { scope: Scope { job, floor, limit, reach_before }, position, end, .. } = query;
     let rows = &tables.rows(position.scheme);
     let (mut parts, limit) = (rows.parts(), limit + 1);
-    parts.retain(|part| floor.is_none() || part.has_numbers());
+    parts.retain(|part| floor.is_none_or(|floor| part.may_be_above(floor)));
     let in_scope = in_scope(rows, &query.scope);
     let own_mark_rows = matches!(end, XidBound::OwnMark).then_some(&*in_scope);
     let of_job = published_rows(tables, query, &in_scope);
@@ -66,7 +66,7 @@ pub fn page(tables: &Tables, durable_xid: u64, query: &PageQuery) -> String {
         columns = rows.select_list(),
         events = rows.table(),
         since = rows.written_since(&XidBound::Fixed(position.settled().clone())),
-        reach = if *with_reach { tables.rows(tables.best).reach(job) } else { "NULL::bigint".into() },
+        reach = reach_before.map_or("NULL::bigint".into(), |look_back| tables.rows(tables.best).reach(job, look_back)),
         after_end = rows.written_since(end),
         order = rows.order(),
         status = job_status(tables, job),
@@ -138,7 +138,7 @@ fn undelivered(rows: &EventRows, query: &PageQuery) -> String {
     not_counted.chain(not_claimed).collect()
 }
 
-/// Condition: the row was delivered because of its number. Without a range: one of rows above a floor is finished before.
+/// Condition: the row was delivered because of its number or time. Without a range: one of rows above a floor is finished before.
 fn claimed_above(rows: &EventRows, position: &Position) -> Option<String> {
     let Above { floor, ended, .. } = position.above()?;
     Some(format!("({} AND {})", rows.above(*floor)?, rows.written_before(&XidBound::Fixed(ended.clone()))))

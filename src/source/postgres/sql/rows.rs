@@ -1,7 +1,7 @@
 //! Expressions and conditions on a row `e` of the event table, in one cursor scheme.
 
-use super::super::columns::EventColumns;
-use super::super::position::{EndedXids, Key, KeyId};
+use super::super::columns::{EventColumns, TimeColumn};
+use super::super::position::{EndedXids, Floor, Key, KeyId};
 use super::super::tables::{CursorScheme, RowOrder, Tables, XidSource};
 use super::{literal, number_list};
 use crate::event::JobId;
@@ -9,6 +9,39 @@ use std::collections::BTreeSet;
 
 /// Rows of a job that are newer than its reach, for those who draw a number a little before their transaction begins.
 const ROWS_ABOVE: u64 = 32;
+
+/// The column by which new rows are looked for where no column tells their transactions.
+#[derive(Clone, Copy)]
+pub enum LookColumn<'a> {
+    /// Numbers that grow within a job.
+    Number(&'a str),
+    Time(&'a TimeColumn),
+}
+
+impl LookColumn<'_> {
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Number(number) => number,
+            Self::Time(time) => time.column().unwrap_or("NULL"),
+        }
+    }
+
+    /// The floor that is this number, or the time with this number.
+    pub fn floor(&self, number: i64) -> Floor {
+        match self {
+            Self::Number(_) => Floor::Number(number),
+            Self::Time(_) => Floor::Time(number),
+        }
+    }
+
+    /// The value that the column is compared with, of a bigint expression.
+    pub fn value_of(&self, number: &str) -> String {
+        match self {
+            Self::Number(_) => number.into(),
+            Self::Time(time) => time.key_value_of(number),
+        }
+    }
+}
 
 /// The rows of the event table as cursors of one scheme number and order them.
 #[derive(Clone, Copy)]
@@ -28,6 +61,8 @@ pub struct RowsPart<'a> {
     condition: Option<String>,
     /// Rows with a number come after all of these.
     is_unnumbered: bool,
+    /// Rows whose time, or number in its place, is the lowest.
+    is_lowest: bool,
 }
 
 impl RowsPart<'_> {
@@ -36,9 +71,14 @@ impl RowsPart<'_> {
         self.condition.as_ref().map(|condition| format!(" AND {condition}")).unwrap_or_default()
     }
 
-    /// Returns false where all rows are known to have no number.
-    pub fn has_numbers(&self) -> bool {
-        !self.is_unnumbered
+    /// Returns false where all rows are known to be no higher than any floor of this kind.
+    pub fn may_be_above(&self, floor: Floor) -> bool {
+        let is_of_order = || self.rows.floor_column(floor) == self.rows.columns().order.column();
+        let is_below = match floor {
+            Floor::Number(_) => self.is_unnumbered,
+            Floor::Time(_) => false,
+        };
+        !is_below && !(self.is_lowest && is_of_order())
     }
 
     /// Condition: the row of this part comes after the row of the job that has this key.
@@ -100,7 +140,7 @@ impl<'a> EventRows<'a> {
         let numbered = Self { has_unnumbered: false, ..*self };
         let condition = Some(format!("NOT {is_unnumbered}"));
         let mut parts = Self { scheme: by_time, ..numbered }.parts_by_time(Some(is_unnumbered));
-        parts.push(RowsPart { rows: numbered, condition, is_unnumbered: false });
+        parts.push(RowsPart { rows: numbered, condition, is_unnumbered: false, is_lowest: false });
         parts
     }
 
@@ -109,6 +149,7 @@ impl<'a> EventRows<'a> {
         let part = |is_timed, more: Option<String>| RowsPart {
             rows: Self { is_timed, ..*self },
             is_unnumbered: is_unnumbered.is_some(),
+            is_lowest: !is_timed && more.is_some(),
             condition: match (&is_unnumbered, more) {
                 (Some(one), Some(other)) => Some(format!("{one} AND {other}")),
                 (one, other) => one.clone().or(other),
@@ -225,22 +266,55 @@ impl<'a> EventRows<'a> {
         format!("(e.{xid} >= {} OR e.{xid} = ANY ('{{{open}}}'::xid8[]))", self.xid_value(durable_xid.min(xmax)))
     }
 
-    /// The number by which new rows are looked for; `None` where a column tells their transactions, or none has a number.
-    pub fn number(&self) -> Option<&'a str> {
-        self.columns().number.as_deref().filter(|_| self.scheme.xids == XidSource::System)
+    /// The column by which new rows are looked for. `None` where a column tells their transactions, and where there is none
+    /// that an index can serve.
+    pub fn look_column(&self) -> Option<LookColumn<'a>> {
+        let (number, time) = (self.columns().number.as_deref(), &self.columns().time);
+        let time = || time.is_ordered_by_column().then_some(LookColumn::Time(time));
+        number.map(LookColumn::Number).or_else(time).filter(|_| self.scheme.xids == XidSource::System)
     }
 
-    /// Condition: the row has a number above this one; `None` where new rows are not looked for by number.
-    pub fn above(&self, floor: i64) -> Option<String> {
-        self.number().map(|number| format!("{number} > '{floor}'::bigint"))
+    /// Returns true for a table whose newest rows mostly lie in its last blocks, which can be read by themselves. They are
+    /// where new rows are looked for by time.
+    pub fn has_end(&self) -> bool {
+        self.tables.events.has_end && matches!(self.look_column(), Some(LookColumn::Time(_)))
     }
 
-    /// Expression: a number that all rows of the job but the newest are at or below. Null where it has no more, and where new
-    /// rows are not looked for by number.
-    pub fn reach(&self, job: &JobId) -> String {
-        let Some(number) = self.number() else { return "NULL::bigint".into() };
+    /// The column that rows above such a floor are told by.
+    fn floor_column(&self, floor: Floor) -> Option<&'a str> {
+        let columns = self.columns();
+        let column = match floor {
+            Floor::Number(_) => columns.number.as_deref(),
+            Floor::Time(_) => columns.time.column().filter(|_| columns.time.is_ordered_by_column()),
+        };
+        column.filter(|_| self.scheme.xids == XidSource::System)
+    }
+
+    /// Condition: the row is above this floor; `None` where rows have nothing that tells it.
+    pub fn above(&self, floor: Floor) -> Option<String> {
+        let column = self.floor_column(floor)?;
+        Some(match floor {
+            Floor::Number(number) => format!("{column} > '{number}'::bigint"),
+            Floor::Time(at) => format!("{column} > {}", self.columns().time.key_value(at)),
+        })
+    }
+
+    /// Expression: a number, or that of a time, which all rows of the job but the newest are at or below. Null where it has
+    /// no more, and where new rows are looked for by neither. Times of the last `look_back` seconds are above it, whichever
+    /// clock is ahead.
+    pub fn reach(&self, job: &JobId, look_back: f64) -> String {
+        let Some(column) = self.look_column() else { return "NULL::bigint".into() };
+        let name = column.name();
+        let (value, is_reached) = match column {
+            LookColumn::Number(number) => (format!("{number}::bigint"), format!("{number} IS NOT NULL")),
+            // Below the time itself, since many rows may have the same.
+            LookColumn::Time(time) => (
+                time.next_lower_number(),
+                format!("{name} > {} AND {}", time.key_value(i64::MIN), time.is_older_than(look_back)),
+            ),
+        };
         format!(
-            "(SELECT {number}::bigint FROM {} e WHERE {} AND {number} IS NOT NULL ORDER BY {number} DESC
+            "(SELECT {value} FROM {} e WHERE {} AND {is_reached} ORDER BY {name} DESC
               OFFSET {ROWS_ABOVE} LIMIT 1)",
             self.table(),
             self.tables.events.job_id.equals(job.as_str()),

@@ -2,6 +2,7 @@
 
 use super::super::position::EndedXids;
 use super::super::tables::XidSource;
+use super::catalog::LIFE;
 use super::page::in_scope;
 use super::{EventRows, Scope, XidBound, number_list};
 
@@ -10,14 +11,15 @@ pub const MAX_XID_SCAN: u64 = 100_000;
 
 /// Columns that a `Snapshot` is made of, from the CTEs `jobcast_snapshot` and `jobcast_mark`.
 pub const SNAPSHOT_COLUMNS: &str = "jobcast_snapshot.snapshot_text, jobcast_snapshot.xmin, jobcast_snapshot.xmax, jobcast_mark.durable_xid, \
-    jobcast_snapshot.is_standby, jobcast_snapshot.wal_inserted, jobcast_snapshot.wal_flushed";
+    jobcast_snapshot.is_standby, jobcast_snapshot.wal_inserted, jobcast_snapshot.wal_flushed, jobcast_snapshot.life";
 
 /// The same columns without values, for the other parts of a union.
-pub const NO_SNAPSHOT: &str = "NULL, NULL, NULL, NULL, NULL, NULL, NULL";
+pub const NO_SNAPSHOT: &str = "NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL";
 
 /// Begins a statement with three CTEs. A table of the same name could not be read beside them, so theirs are our own.
 ///
-/// - `jobcast_snapshot`: the statement's snapshot, and how far the log is written and flushed;
+/// - `jobcast_snapshot`: the statement's snapshot, how far the log is written and flushed, and which server it is, where that
+///   is known to be told: a pooler may lead to another one from one statement to the next;
 /// - `jobcast_durable`: `durable_xid`, the transaction below which a crash undoes nothing;
 /// - `jobcast_mark`: the settled mark, the lower of the snapshot's xmin and `durable_xid`.
 ///
@@ -30,6 +32,7 @@ pub fn snapshot_ctes(rows: &EventRows, durable_xid: u64, scope: Option<&str>) ->
     } else {
         ("1", "0")
     };
+    let life = if rows.tables.life.is_some() { format!("({LIFE})") } else { "NULL::text".into() };
     let is_dear = rows.xid_source() == XidSource::System && (scope.is_none() || rows.tables.reports_wal);
     let last_committed = if is_dear {
         "0".into()
@@ -50,7 +53,7 @@ pub fn snapshot_ctes(rows: &EventRows, durable_xid: u64, scope: Option<&str>) ->
                   pg_snapshot_xmax(now)::text::bigint AS xmax, is_standby,
                   pg_snapshot_xmax(now)::text::bigint + age(pg_snapshot_xmax(now)::xid) AS age_base,
                   (CASE WHEN NOT is_standby THEN {inserted} END)::bigint AS wal_inserted,
-                  (CASE WHEN NOT is_standby THEN {flushed} END)::bigint AS wal_flushed
+                  (CASE WHEN NOT is_standby THEN {flushed} END)::bigint AS wal_flushed, {life} AS life
            FROM (SELECT pg_current_snapshot() AS now, pg_is_in_recovery() AS is_standby) server
          ), jobcast_durable AS MATERIALIZED (
            SELECT CASE WHEN is_standby OR wal_flushed >= wal_inserted THEN xmax

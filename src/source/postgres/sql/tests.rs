@@ -1,7 +1,7 @@
 //! Snapshots of all statements. After a wanted change, review the difference and write them anew with
 //! `INSTA_UPDATE=always cargo test --release sql::tests`.
 
-use super::super::position::{Advance, EndedXids, Key, KeyId, Position};
+use super::super::position::{Advance, EndedXids, Floor, Key, KeyId, Position};
 use super::super::tables::{Column, CursorScheme, Relation, RelationKind, RowOrder, Tables, XidSource};
 use super::*;
 use crate::config;
@@ -18,7 +18,8 @@ fn job() -> JobId {
 }
 
 fn column(name: &str, kind: &str, may_be_null: bool) -> Column {
-    Column { name: name.into(), kind: kind.into(), may_be_null, has_default: may_be_null, is_unique: true }
+    let (name, kind) = (name.into(), kind.into());
+    Column { name, kind, may_be_null, has_default: may_be_null, is_unique: true, is_enum: false }
 }
 
 fn columns(more: &[Column]) -> Vec<Column> {
@@ -28,7 +29,8 @@ fn columns(more: &[Column]) -> Vec<Column> {
 }
 
 fn relation(name: &str, columns: Vec<Column>) -> Relation {
-    Relation { name: name.into(), kind: RelationKind::Table, columns, has_other_life: false, counts_rows: false }
+    let kind = RelationKind::Table;
+    Relation { name: name.into(), kind, columns, has_other_life: false, counts_rows: false, has_end: false }
 }
 
 fn tables(more: &[Column]) -> Tables {
@@ -110,17 +112,30 @@ fn the_page_statement_is_the_reviewed_one_at_every_kind_of_position() {
     });
 }
 
+/// The tables in which the time may be null.
+fn with_nullable_times(has_end: bool) -> Tables {
+    let mut events = Relation { has_end, ..relation("job_events", columns(&[])) };
+    events.columns.iter_mut().filter(|column| column.name == "timestamp").for_each(|time| time.may_be_null = true);
+    Tables::resolve(&config::Postgres::default(), &events, None, true).expect("all columns")
+}
+
 #[test]
 fn the_page_statement_above_a_floor_is_the_reviewed_one() {
-    let before = |best| {
+    let before = |best, floor| {
         let ended = Position::new_settled(best, ended(740, &[735]).and([742]), BTreeMap::new());
-        Position::new_settled(best, EndedXids::below(700), BTreeMap::new()).with_part_above(58, &ended)
+        Position::new_settled(best, EndedXids::below(700), BTreeMap::new()).with_part_above(floor, &ended)
     };
-    let unnumbered = tables(&[column("seq", "bigint", true)]);
-    let ([_, _, numbered, ..], job) = (&schemes(), job());
-    for (scheme, tables) in [("system_number", &numbered.1), ("unnumbered", &unnumbered)] {
-        let position = before(tables.best);
-        let scope = Scope { floor: Some(58), with_reach: true, ..Scope::of(&job, 200) };
+    let (unnumbered, nullable) = (tables(&[column("seq", "bigint", true)]), with_nullable_times(false));
+    let ([_, _, numbered, timed, _], job) = (&schemes(), job());
+    let (number, time) = (Floor::Number(58), Floor::Time(1_764_000_000_000_000));
+    for (scheme, tables, floor) in [
+        ("system_number", &numbered.1, number),
+        ("unnumbered", &unnumbered, number),
+        ("system_time", &timed.1, time),
+        ("nullable_time", &nullable, time),
+    ] {
+        let position = before(tables.best, floor);
+        let scope = Scope { floor: Some(floor), reach_before: Some(60.0), ..Scope::of(&job, 200) };
         let part = position.part_above();
         let query = PageQuery { scope, position: &part, end: XidBound::OwnMark, published_by: None };
         assert_statement(&format!("page_above_a_floor.{scheme}"), &page(tables, DURABLE_XID, &query));
@@ -130,19 +145,47 @@ fn the_page_statement_above_a_floor_is_the_reviewed_one() {
 }
 
 #[test]
-fn the_look_by_number_is_the_reviewed_one() {
-    let (_, tables) = &schemes()[2];
-    let new_rows = NewRows::SinceAndAbove(700, vec![("o'job", 58), ("job\\\"2", -1)]);
+fn a_floor_means_nothing_where_a_column_tells_the_transactions_and_where_there_is_nothing_that_it_is_of() {
+    let schemes = schemes();
+    let is_known = |scheme: usize, floor| schemes[scheme].1.rows(schemes[scheme].1.best).above(floor).is_some();
+    let (number, time) = (Floor::Number(58), Floor::Time(58));
+    assert_eq!([0, 1, 2, 3, 4].map(|scheme| is_known(scheme, number)), [false, false, true, false, false]);
+    // A table that got numbers still knows those of times, which cursors from before speak of.
+    assert_eq!([0, 1, 2, 3, 4].map(|scheme| is_known(scheme, time)), [false, false, true, true, false]);
+    let old = CursorScheme { xids: XidSource::System, order: RowOrder::Time };
+    assert!(schemes[4].1.rows(old).above(time).is_some(), "by a cursor from before the migration");
+    let mut events = relation("job_events", columns(&[]));
+    events.columns.iter_mut().filter(|column| column.name == "timestamp").for_each(|time| time.kind = "numeric".into());
+    let fractions = Tables::resolve(&config::Postgres::default(), &events, None, true).expect("all columns");
+    assert!(fractions.rows(fractions.best).look_column().is_none(), "no index serves them");
+    let view = Relation { kind: RelationKind::View, ..relation("seen", columns(&[column("xmin", "xid", false)])) };
+    let view = Tables::resolve(&config::Postgres::default(), &view, None, true).expect("all columns");
+    assert!(view.events.keeps(number) && !view.events.keeps(time), "a view may make its times of anything");
+}
+
+#[test]
+fn the_look_by_number_or_time_is_the_reviewed_one() {
     let by_status = BTreeMap::from([(None, vec!["o'job"])]);
-    let query = ChangesQuery { jobs: vec!["o'job"], new_rows, by_status, ..ChangesQuery::default() };
-    assert_statement("changes_by_number", &changes(&tables.rows(tables.best), DURABLE_XID, &query));
+    let query = |new_rows| ChangesQuery {
+        jobs: vec!["o'job"],
+        new_rows,
+        by_status: by_status.clone(),
+        ..ChangesQuery::default()
+    };
+    let of = |tables: &Tables, floors, block| {
+        let query = query(NewRows::SinceAndAbove(700, floors, block));
+        changes(&tables.rows(tables.best), DURABLE_XID, &query)
+    };
+    let numbers = vec![("o'job", Some(Floor::Number(58))), ("job\\\"2", None)];
+    assert_statement("changes_by_number", &of(&schemes()[2].1, numbers, None));
+    let times = |at| vec![("o'job", Some(Floor::Time(at))), ("job-2", Some(Floor::Number(58))), ("job-3", None)];
+    assert_statement("changes_by_time", &of(&schemes()[3].1, times(1_764_000_000_000_000), None));
+    assert_statement("changes_at_the_end", &of(&with_nullable_times(true), times(-1), Some(936)));
 }
 
 #[test]
 fn where_the_time_may_be_null_both_parts_of_a_job_are_read_by_an_index() {
-    let mut events = relation("job_events", columns(&[]));
-    events.columns.iter_mut().filter(|column| column.name == "timestamp").for_each(|time| time.may_be_null = true);
-    let tables = Tables::resolve(&config::Postgres::default(), &events, None, true).expect("all columns");
+    let tables = with_nullable_times(false);
     let (job, rows, best) = (&job(), &tables.rows(tables.best), tables.best);
     let end = ended(740, &[]);
     let position = Position::new_settled(best, end.clone(), BTreeMap::new()).up_to_key(key(best));
@@ -222,6 +265,7 @@ fn statements_on_jobs_and_the_catalogue_are_the_reviewed_ones() {
     for (name, tables) in &schemes() {
         assert_statement(&format!("last_writes.{name}"), &last_writes(tables, job, true));
     }
+    assert_statement("has_end", &has_end("\"job_events\""));
     assert_statement("insert_job", &insert_job(jobs, job));
     assert_statement("upsert_status", &upsert_status(jobs, job, "COMPLETED"));
     assert_statement(

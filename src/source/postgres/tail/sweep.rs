@@ -63,6 +63,7 @@ impl PostgresTail {
         if is_due && session.tables.best.xids == XidSource::System {
             let left = self.positions.keys().cloned().collect();
             self.sweep = Sweep { is_needed: false, left, ..Sweep::default() };
+            self.reaches.begin_sweep();
             self.pending.extend(self.positions.keys().cloned());
         }
     }

@@ -232,7 +232,7 @@ impl Model {
             for row in self.committed.iter().filter(|row| row.job == job) {
                 let nth = nth.entry(row.xid).or_default();
                 *nth += 1;
-                let is_lacking = !position.has_delivered(row.xid, &Key::Number(row.number), None, *nth);
+                let is_lacking = !position.has_delivered(row.xid, &Key::Number(row.number), &[], *nth);
                 if is_lacking && level.settled().contains(row.xid) && end.contains(row.xid) {
                     rows.push(row.clone());
                 }

@@ -20,10 +20,12 @@ pub enum Act {
         key: u8,
         savepoint: Option<bool>,
     },
-    /// Makes a new version of a committed row in one of the open transactions, unless another has it.
+    /// Makes a new version of a committed row in one of the open transactions, unless another has it, perhaps with another
+    /// number.
     Update {
         row: prop::sample::Index,
         by: prop::sample::Index,
+        number: Option<u16>,
     },
     /// Ends one of the open transactions. A prepared transaction is one that stays open, so it needs no model.
     End {
@@ -52,8 +54,14 @@ pub enum Act {
         is_limited: bool,
         /// Only rows above a floor are read: this one, if the position does not know of one. With `source.dedupe`, by a column of
         /// transactions, and within a range of all rows, all are read.
-        floor: Option<u16>,
+        floor: Option<Floor>,
     },
+}
+
+/// A floor in the midst of the model's numbers, or of its times.
+pub fn floor() -> impl Strategy<Value = Floor> {
+    (0..300_i64, any::<bool>())
+        .prop_map(|(floor, is_time)| if is_time { Floor::Time(floor) } else { Floor::Number(floor) })
 }
 
 pub fn act() -> impl Strategy<Value = Act> {
@@ -74,7 +82,7 @@ pub fn act() -> impl Strategy<Value = Act> {
 fn poll() -> impl Strategy<Value = Act> {
     let flag = any::<bool>;
     let list = (prop::bool::weighted(0.3), prop_oneof![Just(0), 0..8_u8]);
-    let floor = prop::option::of(0..300_u16);
+    let floor = prop::option::of(floor());
     (prop::option::of(0..4_u8), list, [flag(), flag(), flag(), flag()], floor).prop_map(
         |(stops_after, (lists_open, list_lacks), [counts, is_long, is_fresh, is_limited], floor)| Act::Poll {
             stops_after,
@@ -91,7 +99,7 @@ fn poll() -> impl Strategy<Value = Act> {
 
 pub fn update() -> impl Strategy<Value = Act> {
     let index = any::<prop::sample::Index>;
-    (index(), index()).prop_map(|(row, by)| Act::Update { row, by })
+    (index(), index(), prop::option::of(0..300_u16)).prop_map(|(row, by, number)| Act::Update { row, by, number })
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,7 +123,20 @@ impl Row {
 
     /// The formula of the module.
     fn is_delivered(&self, position: &Position, nth: u64) -> bool {
-        position.has_delivered(self.xid(position.scheme), &self.key(position.scheme), Some(self.number), nth)
+        position.has_delivered(self.xid(position.scheme), &self.key(position.scheme), &self.floors(), nth)
+    }
+
+    /// The values that floors are compared with.
+    fn floors(&self) -> [Floor; 2] {
+        [Floor::Number(self.number), Floor::Time(self.at >> 20)]
+    }
+
+    fn is_above(&self, floor: Floor) -> bool {
+        let [number, time] = self.floors();
+        match floor {
+            Floor::Number(_) => number > floor,
+            Floor::Time(_) => time > floor,
+        }
     }
 
     fn key(&self, scheme: CursorScheme) -> Key {
@@ -130,8 +151,8 @@ impl Row {
 struct Open {
     xid: u64,
     rows: Vec<Row>,
-    /// Rows that have a new version here.
-    updated: BTreeSet<i64>,
+    /// Rows that have a new version here, and their new numbers.
+    updated: BTreeMap<i64, Option<u16>>,
     /// Ids of savepoints, also of those that were rolled back.
     subs: Vec<u64>,
 }
@@ -171,7 +192,7 @@ impl Model {
         match act {
             Act::Begin => {
                 let xid = self.new_xid();
-                self.open.push(Open { xid, rows: Vec::new(), updated: BTreeSet::new(), subs: Vec::new() });
+                self.open.push(Open { xid, rows: Vec::new(), updated: BTreeMap::new(), subs: Vec::new() });
             }
             Act::Insert { into, key, savepoint } if !self.open.is_empty() => {
                 let into = into.index(self.open.len());
@@ -189,11 +210,11 @@ impl Model {
                     self.open[into].rows.push(Row { at, xmin, columns, number });
                 }
             }
-            Act::Update { row, by } if !self.open.is_empty() && !self.committed.is_empty() => {
+            Act::Update { row, by, number } if !self.open.is_empty() && !self.committed.is_empty() => {
                 let at = self.committed[row.index(self.committed.len())].at;
-                if self.open.iter().all(|open| !open.updated.contains(&at)) {
+                if self.open.iter().all(|open| !open.updated.contains_key(&at)) {
                     let by = by.index(self.open.len());
-                    self.open[by].updated.insert(at);
+                    self.open[by].updated.insert(at, *number);
                 }
             }
             Act::End { of, commits } if !self.open.is_empty() => {
@@ -221,7 +242,7 @@ impl Model {
             Act::Migrate => self.has_columns |= self.open.iter().all(|open| open.rows.is_empty()),
             Act::Poll { stops_after, lists_open, list_lacks, counts, is_long, is_fresh, is_limited, floor } => {
                 let list = lists_open.then(|| List { is_end: *is_long, lacks: u64::from(*list_lacks) });
-                let (stops_after, floor) = (stops_after.map(usize::from), floor.map(i64::from));
+                let (stops_after, floor) = (stops_after.map(usize::from), *floor);
                 let (counts, is_fresh, is_limited) = (*counts, *is_fresh, *is_limited);
                 self.poll(Poll { stops_after, list, counts, is_fresh, is_limited, floor });
             }
@@ -237,8 +258,11 @@ impl Model {
     }
 
     fn commit(&mut self, ended: Open) {
-        for row in self.committed.iter_mut().filter(|row| ended.updated.contains(&row.at)) {
-            row.xmin = ended.xid;
+        for row in &mut self.committed {
+            if let Some(number) = ended.updated.get(&row.at) {
+                row.xmin = ended.xid;
+                row.number = number.map_or(row.number, i64::from);
+            }
         }
         for row in &ended.rows {
             self.first_versions.insert(row.at, row.xmin);

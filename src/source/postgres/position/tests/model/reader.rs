@@ -21,7 +21,7 @@ pub struct Poll {
     pub(super) is_fresh: bool,
     /// The answer has no more rows than that.
     pub(super) is_limited: bool,
-    pub(super) floor: Option<i64>,
+    pub(super) floor: Option<Floor>,
 }
 
 pub const WHOLE: Poll =
@@ -81,7 +81,7 @@ impl Model {
         (mark, is_superseded)
     }
 
-    fn poll_part(&mut self, how: Poll, floor: i64, best: CursorScheme) -> (u64, bool) {
+    fn poll_part(&mut self, how: Poll, floor: Floor, best: CursorScheme) -> (u64, bool) {
         let mut part = self.position.part_above();
         let (mark, end) = self.mark_and_end(&part, how);
         let listed = self.list_beside_end(part.scheme, how);
@@ -92,7 +92,7 @@ impl Model {
         (mark, false)
     }
 
-    fn rest_of_range(&mut self, how: Poll, floor: i64) {
+    fn rest_of_range(&mut self, how: Poll, floor: Floor) {
         let mut part = self.position.part_above();
         if let Some(Range { end, .. }) = part.range().cloned() {
             self.deliver_range(&mut part, how, Some(floor), &end);
@@ -137,7 +137,7 @@ impl Model {
         &mut self,
         position: &mut Position,
         how: Poll,
-        floor: Option<i64>,
+        floor: Option<Floor>,
         end: &EndedXids,
         listed: Option<EndedXids>,
     ) -> bool {
@@ -146,14 +146,14 @@ impl Model {
     }
 
     /// The same, of a range alone.
-    fn deliver_range(&mut self, position: &mut Position, how: Poll, floor: Option<i64>, end: &EndedXids) -> bool {
+    fn deliver_range(&mut self, position: &mut Position, how: Poll, floor: Option<Floor>, end: &EndedXids) -> bool {
         let mut lacking = self.lacking(position, floor);
         lacking.retain(|row| end.contains(row.xid(position.scheme)));
         self.deliver_rows(lacking, position, how, floor, end, None)
     }
 
     /// The rows that a position lacks, by key.
-    fn lacking(&mut self, position: &Position, floor: Option<i64>) -> Vec<Row> {
+    fn lacking(&mut self, position: &Position, floor: Option<Floor>) -> Vec<Row> {
         let scheme = position.scheme;
         let rank = |row: &Row| (matches!(row.key(scheme), Key::Number(_)), row.key(scheme));
         self.committed.sort_by_key(rank);
@@ -167,7 +167,7 @@ impl Model {
                 *nth += 1;
                 row.is_delivered(published, *nth)
             });
-            let is_in_scope = is_published && floor.is_none_or(|floor| row.number > floor);
+            let is_in_scope = is_published && floor.is_none_or(|floor| row.is_above(floor));
             if is_in_scope && !row.is_delivered(position, *nth) {
                 rows.push(row.clone());
             }
@@ -180,7 +180,7 @@ impl Model {
         mut rows: Vec<Row>,
         position: &mut Position,
         how: Poll,
-        floor: Option<i64>,
+        floor: Option<Floor>,
         end: &EndedXids,
         listed: Option<EndedXids>,
     ) -> bool {
