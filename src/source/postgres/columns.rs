@@ -39,10 +39,20 @@ pub struct EventColumns {
 pub struct PayloadColumn {
     /// A text or null.
     pub sql: String,
+    pub size: PayloadSize,
     /// The text is the hexadecimal form of bytes.
     pub is_hex: bool,
     /// The text is JSON.
     pub is_json: bool,
+}
+
+/// Expressions for the bytes of a payload, which the server tells without fetching it.
+#[derive(Clone, Debug)]
+pub struct PayloadSize {
+    /// Of what is stored as it is, or whose whole length the server knows.
+    pub whole: String,
+    /// Of what is stored compressed, in that form.
+    pub compressed: String,
 }
 
 /// The time of an event.
@@ -138,42 +148,49 @@ impl EventColumns {
 impl PayloadColumn {
     fn resolve(settings: &config::Postgres, lookup: &mut Lookup) -> Self {
         const SETTING: &str = "source.postgres.columns.payload";
+        let tells_compression = lookup.relation.tells_compression;
+        let object = |columns: Vec<&Column>| Self::object(&columns, tells_compression);
         match &settings.columns.payload {
-            PayloadColumns::Absent => Self::json("NULL::text".into()),
+            PayloadColumns::Absent => Self::none(),
             PayloadColumns::One(name) => lookup
                 .named(SETTING, name)
-                .map_or_else(|| Self::json("NULL::text".into()), |column| Self::of(column, settings.payload_kind)),
-            PayloadColumns::Object(names) => Self::object(lookup.named_list(SETTING, names).into_iter()),
+                .map_or_else(Self::none, |column| Self::of(column, settings.payload_kind, tells_compression)),
+            PayloadColumns::Object(names) => object(lookup.named_list(SETTING, names)),
             // A view may hand on the transaction as a column, which is nobody's payload.
-            PayloadColumns::Row => Self::object(lookup.relation.columns.iter().filter(|column| column.kind != "xid")),
+            PayloadColumns::Row => {
+                object(lookup.relation.columns.iter().filter(|column| column.kind != "xid").collect())
+            }
         }
     }
 
-    fn of(column: &Column, kind: PayloadKind) -> Self {
+    fn of(column: &Column, kind: PayloadKind, tells_compression: bool) -> Self {
         let name = format!("e.{}", quote(&column.name));
         let (is_bytes, is_json_type) = (column.kind == "bytea", matches!(&*column.kind, "json" | "jsonb"));
         let is_value = column.is_number() || column.kind == "boolean" || column.kind.ends_with("[]");
-        match kind {
-            _ if is_bytes => {
-                Self { sql: format!("encode({name}, 'hex')"), is_hex: true, is_json: kind == PayloadKind::Json }
-            }
-            PayloadKind::Auto | PayloadKind::Json if is_value => Self::json(format!("to_json({name})::text")),
-            PayloadKind::Auto => Self { sql: format!("{name}::text"), is_hex: false, is_json: is_json_type },
-            PayloadKind::Json => Self::json(format!("{name}::text")),
-            PayloadKind::Text | PayloadKind::Bytes => {
-                Self { sql: format!("{name}::text"), is_hex: false, is_json: false }
-            }
-        }
+        let text = format!("{name}::text");
+        let (sql, is_json) = match kind {
+            _ if is_bytes => (format!("encode({name}, 'hex')"), kind == PayloadKind::Json),
+            PayloadKind::Auto | PayloadKind::Json if is_value => (format!("to_json({name})::text"), true),
+            PayloadKind::Auto => (text, is_json_type),
+            PayloadKind::Json => (text, true),
+            PayloadKind::Text | PayloadKind::Bytes => (text, false),
+        };
+        Self { sql, size: PayloadSize::of([column].into_iter(), tells_compression), is_hex: is_bytes, is_json }
     }
 
     /// An object of columns. By a row of just these, since a function takes a hundred arguments at most.
-    fn object<'a>(columns: impl Iterator<Item = &'a Column>) -> Self {
-        let list: Vec<String> = columns.map(|column| format!("e.{}", quote(&column.name))).collect();
-        Self::json(format!("(SELECT row_to_json(part)::text FROM (SELECT {}) part)", list.join(", ")))
+    fn object(columns: &[&Column], tells_compression: bool) -> Self {
+        let list: Vec<String> = columns.iter().map(|column| format!("e.{}", quote(&column.name))).collect();
+        let sql = format!("(SELECT row_to_json(part)::text FROM (SELECT {}) part)", list.join(", "));
+        Self { size: PayloadSize::of(columns.iter().copied(), tells_compression), ..Self::json(sql) }
+    }
+
+    fn none() -> Self {
+        Self::json("NULL::text".into())
     }
 
     fn json(sql: String) -> Self {
-        Self { sql, is_hex: false, is_json: true }
+        Self { sql, size: PayloadSize::of(std::iter::empty(), false), is_hex: false, is_json: true }
     }
 
     /// Reads the value of the expression. What is no UTF-8 or no JSON, where it should be, becomes a text as far as it can
@@ -191,6 +208,28 @@ impl PayloadColumn {
             }
             Payload::text(&text)
         })
+    }
+}
+
+impl PayloadSize {
+    /// The size of some columns. Servers before 14 do not tell what is compressed: there that counts as it is stored.
+    fn of<'a>(columns: impl Iterator<Item = &'a Column>, tells_compression: bool) -> Self {
+        let (mut whole, mut compressed) = (Vec::new(), Vec::new());
+        for column in columns {
+            let name = format!("e.{}", quote(&column.name));
+            let stored = format!("coalesce(pg_column_size({name}), 0)");
+            if matches!(&*column.kind, "text" | "character varying" | "bytea") {
+                whole.push(format!("coalesce(octet_length({name}), 0)"));
+            } else if tells_compression {
+                let is_compressed = format!("pg_column_compression({name}) IS NOT NULL");
+                whole.push(format!("CASE WHEN {is_compressed} THEN 0 ELSE {stored} END"));
+                compressed.push(format!("CASE WHEN {is_compressed} THEN {stored} ELSE 0 END"));
+            } else {
+                whole.push(stored);
+            }
+        }
+        let sum = |parts: Vec<String>| if parts.is_empty() { "0".into() } else { format!("({})", parts.join(" + ")) };
+        Self { whole: sum(whole), compressed: sum(compressed) }
     }
 }
 

@@ -52,7 +52,7 @@ impl Session<'_> {
         if !position.is_honoured(&self.tables) {
             return Ok(Some(PageResult::Lost(Reset::Unknown)));
         }
-        let rows = self.read_rows(Scope::of(job, limit.events), &mut position, can_wait).await?;
+        let rows = self.read_rows(Scope::of(job, limit), &mut position, can_wait).await?;
         if rows.is_cramped() {
             return Ok(None);
         }

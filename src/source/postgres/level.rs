@@ -1,7 +1,7 @@
 //! Fixes levels, up to which many jobs are read: see `position/level.rs`. Finds places from the end of a history.
 
 use super::error::QueryError;
-use super::page::{MAX_KEY_BYTES, MAX_LIST_BYTES, PageEnd, PageRows, StoredRow, raw_bytes};
+use super::page::{MAX_KEY_BYTES, MAX_LIST_BYTES, PageEnd, PageRows, Sizes, StoredRow, raw_bytes};
 use super::position::{EndedXids, Key, KeyId, Position};
 use super::session::Session;
 use super::snapshot::Snapshot;
@@ -72,11 +72,11 @@ impl Session<'_> {
 
     /// Reads the first rows of several jobs that stand at one place: one result for each, in their order.
     pub async fn first_rows(&mut self, query: &ManyQuery<'_>) -> Result<Vec<PageRows>, QueryError> {
-        let sql = sql::pages(&self.tables, self.durable_xid(), query);
+        let sql = sql::pages(&self.tables, self.durable_xid(), self.store.expansion.factor(), query);
         let rows = self.connection.query(sql).await?;
         let snapshot = self.snapshot_of(rows.first().ok_or(QueryError::NoRow)?)?;
         let mut pages: Vec<PageRows> = Vec::with_capacity(query.jobs.len());
-        let mut last_place = 0;
+        let (mut last_place, mut sizes) = (0, Sizes::default());
         for row in &rows {
             let place: i64 = row.try_get("place")?;
             if place != last_place {
@@ -86,11 +86,17 @@ impl Session<'_> {
                 pages.push(PageRows::new(answer, query.end.clone(), self.tables.best));
             }
             let is_row = row.try_get::<Option<i32>, _>("part")?.is_some();
-            let page = pages.last_mut().filter(|page| is_row && page.rows.len() < query.limit);
+            let page = pages.last_mut().filter(|page| is_row && !page.is_full && page.rows.len() <= query.limit.events);
             if let (Some(page), Some(job)) = (page, query.jobs.get(place as usize - 1)) {
-                page.rows.push(StoredRow::parse(row, job, self)?.compared_with_first(self, query.position));
+                page.is_full = row.try_get("is_withheld")?;
+                if !page.is_full {
+                    let stored = StoredRow::parse(row, job, self)?.compared_with_first(self, query.position);
+                    sizes.add(row, &stored)?;
+                    page.rows.push(stored);
+                }
             }
         }
+        sizes.teach(&self.store.expansion);
         if pages.iter().flat_map(|page| &page.rows).any(|row| row.xid >= snapshot.xmax) {
             return Err(QueryError::OtherLife);
         }

@@ -23,6 +23,8 @@ use std::time::Instant;
 
 /// Rows of each job that one statement reads for many. Whoever has more gets the others by a statement of its own.
 pub const ROWS_EACH: usize = 32;
+/// Bytes of payloads of each job, of which the same is true.
+const BYTES_EACH: usize = 64 * 1024;
 
 /// Reads a page of each job, in their order, until the limit is reached. `None` where no level can be told: then each page
 /// ends where it can. Waits for a standby as a single page does.
@@ -227,7 +229,7 @@ impl<'a> Reading<'a> {
             };
             let (page, room) = match first.take() {
                 Some(page) => (page, Limit { events: room.events.min(ROWS_EACH), ..room }),
-                None => (session.rows_up_to(job, &position, &self.level, room.events).await?, room),
+                None => (session.rows_up_to(job, &position, &self.level, room).await?, room),
             };
             let (answer, reaches_level) = (page.answer(), page.end == *self.level.settled());
             let (more, has_all) = page.deliver(job, &mut position, room);
@@ -278,7 +280,8 @@ impl FirstRows {
         if jobs.len() < 2 {
             return Ok(None);
         }
-        let query = ManyQuery { jobs: jobs.clone(), position, end: level.settled(), limit: ROWS_EACH + 1 };
+        let each = Limit { events: ROWS_EACH, bytes: BYTES_EACH };
+        let query = ManyQuery { jobs: jobs.clone(), position, end: level.settled(), limit: each };
         match session.first_rows(&query).await {
             Ok(rows) => self.rows.extend(jobs.into_iter().cloned().zip(rows)),
             // Read by itself, each job tells whether it is the cause.
@@ -332,7 +335,7 @@ impl Session<'_> {
         job: &JobId,
         position: &Position,
         level: &Position,
-        limit: usize,
+        limit: Limit,
     ) -> Result<PageRows, QueryError> {
         let end = XidBound::Fixed(position.range().map_or(level.settled(), |range| &range.end).clone());
         let scope = Scope::of(job, limit);

@@ -8,6 +8,7 @@ mod draft;
 mod driver;
 mod ends;
 mod error;
+mod expansion;
 mod first_versions;
 mod history;
 mod level;

@@ -22,6 +22,7 @@ mod tests;
 
 pub use self::delivery::{Delivered, NoRoom};
 use super::error::QueryError;
+use super::expansion::Expansion;
 use super::first_versions::FirstVersions;
 use super::open_list::OpenList;
 use super::position::{EndedXids, Floor, Key, KeyId, Position};
@@ -108,6 +109,28 @@ impl StoredRow {
     }
 }
 
+/// The bytes of payloads, and of how they are stored.
+#[derive(Default)]
+pub struct Sizes {
+    payloads: u64,
+    whole: u64,
+    compressed: u64,
+}
+
+impl Sizes {
+    /// Adds those of a row with the columns of [`sql::EventRows::select_list_up_to`].
+    pub fn add(&mut self, row: &PgRow, stored: &StoredRow) -> Result<(), QueryError> {
+        self.payloads += stored.event.payload.as_json().len() as u64;
+        self.whole += row.try_get::<i32, _>("whole_bytes")? as u64;
+        self.compressed += row.try_get::<i32, _>("compressed_bytes")? as u64;
+        Ok(())
+    }
+
+    pub fn teach(&self, expansion: &Expansion) {
+        expansion.learn(self.payloads, self.whole, self.compressed);
+    }
+}
+
 /// The bytes of a text, which are no UTF-8 where the database has no encoding. `None` for null.
 pub fn raw_bytes(row: &PgRow, column: &str) -> Result<Option<Vec<u8>>, QueryError> {
     let value = row.try_get_raw(column)?;
@@ -134,6 +157,8 @@ pub struct PageRows {
     pub has_more: bool,
     /// The newer rows are not all there are of their transactions.
     is_cut: bool,
+    /// Further rows have no room beside the payloads of these, and are not among them.
+    pub is_full: bool,
     /// The page is of all rows that were not delivered at the position, as far as it goes.
     is_of_all: bool,
     /// The position after all of this is one of a moment, as `source.dedupe` needs it.
@@ -191,7 +216,7 @@ impl Session<'_> {
         loop {
             let end = self.next_range_end(&scope, position).await?;
             let page = self.query_page(PageQuery { scope, position, end, published_by: None }).await?;
-            let is_cut = page.rows.len() > scope.limit;
+            let is_cut = page.is_cut;
             let counted = page.counted_xids(position).len();
             if counted <= MAX_COUNTED_XIDS && (!is_cut || counted == 0) {
                 return Ok(page);
@@ -251,7 +276,7 @@ impl Session<'_> {
         let durable_xid = page.durable_xid(list.durable_xid);
         let end = XidBound::Fixed(page.end);
         let page = self.query_page(PageQuery { scope, position, end, published_by: None }).await?;
-        if page.rows.len() > scope.limit {
+        if page.is_cut {
             return Ok(None);
         }
         let counted = position.counted().keys().chain(&position.settled().also).map(|xid| xid + 1);
@@ -295,7 +320,7 @@ impl Session<'_> {
         published: &Position,
         limit: Limit,
     ) -> Result<Option<Vec<(Event, Cursor)>>, QueryError> {
-        let (mut missing, scope) = (Vec::new(), Scope::of(job, limit.events));
+        let (mut missing, scope) = (Vec::new(), Scope::of(job, limit));
         if let Some(floor) = position.floor_of_range() {
             let (of_range, mut part) = (Scope { floor: Some(floor), ..scope }, position.part_above());
             match self.rest_of_range(of_range, &mut part, Some(published)).await? {
@@ -330,7 +355,7 @@ impl Session<'_> {
     }
 
     pub async fn query_page(&mut self, query: PageQuery<'_>) -> Result<PageRows, QueryError> {
-        let sql = sql::page(&self.tables, self.durable_xid(), &query);
+        let sql = sql::page(&self.tables, self.durable_xid(), self.store.expansion.factor(), &query);
         let seen_before = self.first_versions().map(FirstVersions::xmax);
         let rows = self.connection.query(sql).await?;
         let first = rows.first().ok_or(QueryError::NoRow)?;
@@ -352,15 +377,24 @@ impl Session<'_> {
         let new = PageRows::new(answer, end, self.tables.best);
         let mut page = PageRows { reach, is_of_all, notes_moment, floor, ..new };
         // Without rows there is one that has only the snapshot and the status.
+        let mut sizes = Sizes::default();
         for row in &rows {
-            if row.try_get::<Option<i32>, _>("part")?.is_some() {
-                page.rows.push(StoredRow::parse(row, job, self)?.compared_with_first(self, query.position));
+            if row.try_get::<Option<i32>, _>("part")?.is_none() {
+                break;
             }
+            if row.try_get("is_withheld")? {
+                page.is_full = true;
+                break;
+            }
+            let stored = StoredRow::parse(row, job, self)?.compared_with_first(self, query.position);
+            sizes.add(row, &stored)?;
+            page.rows.push(stored);
         }
+        sizes.teach(&self.store.expansion);
         if page.rows.iter().any(|row| row.xid >= page.snapshot.xmax) {
             return Err(QueryError::OtherLife);
         }
-        page.is_cut = page.rows.len() > limit;
+        page.is_cut = page.is_full || page.rows.len() > limit.events;
         Ok(page)
     }
 }
@@ -378,6 +412,7 @@ impl PageRows {
             listed: None,
             has_more: false,
             is_cut: false,
+            is_full: false,
             is_of_all: false,
             notes_moment: false,
             floor: None,

@@ -3,6 +3,7 @@
 use super::address::{connect_options, describe};
 use super::ends::PostgresEnds;
 use super::error::QueryError;
+use super::expansion::Expansion;
 use super::first_versions::FirstVersions;
 use super::open_list::KnownEnded;
 use super::pool::{ConnectionPool, CurrentLife, Login, PooledConnection};
@@ -53,6 +54,8 @@ pub struct Store {
     /// `None` where every version of an event is delivered.
     pub first_versions: Option<FirstVersions>,
     known_ended: Mutex<KnownEnded>,
+    /// What the payloads make of the bytes that they are stored in.
+    pub expansion: Expansion,
 }
 
 /// Least time between two looks at the catalogue because of a cursor, which anybody can make up.
@@ -98,6 +101,7 @@ impl Store {
             durable_mark: Mutex::default(),
             first_versions: settings.dedupe.then(FirstVersions::default),
             known_ended: Mutex::default(),
+            expansion: Expansion::default(),
         }))
     }
 
@@ -295,6 +299,7 @@ impl Catalogue {
         }
         let has_end = ask(connection, sql::has_end(&sql::quote_table(&events.name))).await?;
         events.has_end = has_end.map(|row| row.try_get("has_end")).transpose()?.unwrap_or(false);
+        events.tells_compression = ask(connection, sql::COMPRESSION.into()).await?.is_some();
         let jobs = match &*settings.jobs_table {
             "" => None,
             table => Some(read_relation(connection, table, &settings.job_columns.id).await?),
@@ -377,5 +382,13 @@ async fn read_relation(connection: &mut PooledConnection, name: &str, job_id: &s
         };
     }
     let columns = rows.iter().map(column).collect::<Result<_, _>>()?;
-    Ok(Relation { name: name.into(), kind, columns, has_other_life: false, counts_rows, has_end: false })
+    Ok(Relation {
+        name: name.into(),
+        kind,
+        columns,
+        has_other_life: false,
+        counts_rows,
+        has_end: false,
+        tells_compression: false,
+    })
 }

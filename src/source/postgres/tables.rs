@@ -122,6 +122,8 @@ pub struct Relation {
     pub counts_rows: bool,
     /// One heap that can be read from a block on.
     pub has_end: bool,
+    /// The server tells which values it stores compressed, as all do since PostgreSQL 14.
+    pub tells_compression: bool,
 }
 
 /// Kind of a relation, as far as it decides how it can be tailed.

@@ -425,7 +425,7 @@ impl PostgresTail {
         }
         let limit = Limit { events: draft.batch.room(), ..READ_LIMIT };
         let can_wait = self.cramped.get(job).is_none_or(|since| since.elapsed() < self.store.settle);
-        let rows = session.read_rows(self.scope(job, limit.events), &mut position, can_wait).await?;
+        let rows = session.read_rows(self.scope(job, limit), &mut position, can_wait).await?;
         if rows.is_cramped() {
             draft.cramped.insert(job.clone());
         }

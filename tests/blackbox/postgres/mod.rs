@@ -3,6 +3,7 @@
 mod access;
 mod check;
 mod ingest;
+mod large;
 mod lives;
 mod mapping;
 mod migrating;

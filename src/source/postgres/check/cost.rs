@@ -9,14 +9,14 @@ use super::super::tables::{RelationKind, Tables, XidSource};
 use super::Check;
 use super::indexes::RowsTable;
 use crate::event::JobId;
-use crate::source::Finding;
+use crate::source::{Finding, Limit};
 use serde_json::Value;
 use sqlx::Row;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Events of a page.
-const PAGE: usize = 512;
+const PAGE: Limit = Limit { events: 512, bytes: 64 * 1024 };
 /// Estimated rows from which on a read is worth a thought.
 const MANY_ROWS: f64 = 20_000.0;
 
@@ -78,7 +78,7 @@ impl Standing<'_> {
     fn page(&self, floor: Option<Floor>) -> String {
         let Self { tables, job, position, .. } = self;
         let scope = Scope { floor, ..Scope::of(job, PAGE) };
-        sql::page(tables, 0, &PageQuery { scope, position, end: XidBound::OwnMark, published_by: None })
+        sql::page(tables, 0, 1, &PageQuery { scope, position, end: XidBound::OwnMark, published_by: None })
     }
 }
 

@@ -6,7 +6,7 @@ use super::super::sql::{self, PageQuery, Scope, XidBound};
 use super::super::tables::Tables;
 use super::Check;
 use crate::event::JobId;
-use crate::source::Finding;
+use crate::source::{Finding, Limit};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -61,9 +61,9 @@ impl Check<'_> {
             .find(|id| tables.events.job_id.canonical(id).is_some())
             .and_then(|id| id.parse().ok());
         let (job, position) = (no_job?, Position::beginning());
-        let scope = Scope::of(&job, 1);
+        let scope = Scope::of(&job, Limit { events: 1, bytes: 1 });
         let query = PageQuery { scope, position: &position, end: XidBound::OwnMark, published_by: None };
-        self.connection.query(sql::page(tables, 0, &query)).await.err()
+        self.connection.query(sql::page(tables, 0, 1, &query)).await.err()
     }
 
     pub(super) async fn check_writing(&mut self, tables: &Tables) -> Result<Vec<Finding>, QueryError> {

@@ -88,7 +88,7 @@ impl PageRows {
         // Where repeats are left out, all of these may fit, and rows that the statement left out come next. So they do
         // where transactions were left out of a page that was cut.
         let stays_in_range = self.is_cut && self.has_newer() && position.scheme.xids == XidSource::System;
-        let is_cut = self.rows.len() > limit.events || stays_in_range;
+        let is_cut = self.rows.len() > limit.events || self.is_full || stays_in_range;
         let (is_whole, is_above_floor) = (!self.is_cut, self.floor.is_some());
         let Self { rows, end, listed, has_more, best, is_of_all, notes_moment, .. } = self;
         let mut page = PageBuilder::new(limit);
@@ -134,7 +134,7 @@ impl PageRows {
 
     /// Returns true if counting the rows of the settled part, too, takes less room than a range with its end and key.
     fn fits_as_counts(&self, position: &Position, limit: Limit) -> bool {
-        if position.range().is_some() || self.rows.len() > limit.events || self.floor.is_some() {
+        if position.range().is_some() || self.rows.len() > limit.events || self.is_full || self.floor.is_some() {
             return false;
         }
         let mut counted = position.clone();

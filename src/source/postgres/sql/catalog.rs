@@ -7,6 +7,9 @@ use crate::source::times::parse_offset;
 pub const WAL_POSITION: &str = "SELECT CASE WHEN NOT pg_is_in_recovery()
   THEN pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn() END AS unflushed";
 
+/// Fails on servers that do not tell which values are stored compressed.
+pub const COMPRESSION: &str = "SELECT pg_column_compression(''::text)";
+
 /// Reads how far a standby is behind: the seconds since the commit of the last transaction that it has replayed, and 0 while
 /// it has replayed all that it was sent and is being sent more ("Monitoring streaming replication" in PostgreSQL's manual,
 /// `pg_stat_wal_receiver`). Also 0 where it has replayed none. Fails on servers that have no such functions.

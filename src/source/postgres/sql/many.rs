@@ -4,10 +4,11 @@ use super::super::position::EndedXids;
 use super::super::position::Position;
 use super::super::tables::Tables;
 use super::jobs::has_job;
-use super::rows::RowsPart;
+use super::rows::{MostBytes, RowsPart};
 use super::snapshot::{SNAPSHOT_COLUMNS, snapshot_ctes};
 use super::{EventRows, IdColumn, XidBound, literal};
 use crate::event::JobId;
+use crate::source::Limit;
 
 /// A query for rows of jobs that stand at one position.
 pub struct ManyQuery<'a> {
@@ -16,8 +17,8 @@ pub struct ManyQuery<'a> {
     pub position: &'a Position,
     /// Only rows of transactions that had ended by then.
     pub end: &'a EndedXids,
-    /// Rows of each job.
-    pub limit: usize,
+    /// Of each job.
+    pub limit: Limit,
 }
 
 /// Most transactions that a position may be behind, for all rows that were written since to be looked at together.
@@ -25,8 +26,9 @@ const NEAR: u64 = 10_000;
 
 /// Reads the first rows of each job, in the order of keys, each with the job's `place` in the query, counted from 1. The
 /// job's status stands beside each of its rows, and alone in one where it has no rows.
-pub fn pages(tables: &Tables, durable_xid: u64, query: &ManyQuery) -> String {
+pub fn pages(tables: &Tables, durable_xid: u64, expansion: u64, query: &ManyQuery) -> String {
     let rows = &tables.rows(query.position.scheme);
+    let most = MostBytes { bytes: query.limit.bytes, expansion };
     let ids = query.jobs.iter().copied();
     let (status, has_job) = match &tables.jobs {
         Some(jobs) => {
@@ -50,7 +52,7 @@ pub fn pages(tables: &Tables, durable_xid: u64, query: &ManyQuery) -> String {
         ctes = snapshot_ctes(rows, durable_xid, None),
         in_events = spellings(&tables.events.job_id, ids.clone()),
         in_jobs = spellings(tables.jobs.as_ref().map_or(&tables.events.job_id, |jobs| &jobs.id), ids),
-        page = if is_near(query) { newest_rows(rows, query) } else { first_rows(rows, query) },
+        page = if is_near(query) { newest_rows(rows, query, most) } else { first_rows(rows, query, most) },
     )
 }
 
@@ -61,7 +63,7 @@ fn is_near(query: &ManyQuery) -> bool {
 
 /// Joins the rows of all jobs that are few because they are new. The planner knows the ids and sees that, where it would take
 /// a job with a long history for one like all others.
-fn newest_rows(rows: &EventRows, query: &ManyQuery) -> String {
+fn newest_rows(rows: &EventRows, query: &ManyQuery, most: MostBytes) -> String {
     let job_id = &rows.tables.events.job_id;
     format!(
         "(SELECT 0 AS part, {job} AS job, row_number() OVER (PARTITION BY {job} ORDER BY {order}) AS nth, {columns}
@@ -69,11 +71,11 @@ fn newest_rows(rows: &EventRows, query: &ManyQuery) -> String {
          ON page.job = wanted.in_events AND page.nth <= {limit}",
         job = job_id.text(),
         order = rows.order(),
-        columns = rows.select_list(),
+        columns = rows.select_list_up_to(most, &format!("PARTITION BY {}", job_id.text())),
         events = rows.table(),
         of_jobs = job_id.equals_any(query.jobs.iter().map(|job| job.as_str())),
         undelivered = undelivered(rows, query),
-        limit = query.limit,
+        limit = query.limit.events + 1,
     )
 }
 
@@ -90,14 +92,14 @@ fn spellings<'a>(column: &IdColumn, jobs: impl Iterator<Item = &'a JobId>) -> St
 }
 
 /// Joins the first rows of each job, which are looked for job by job, from each part of its rows.
-fn first_rows(rows: &EventRows, query: &ManyQuery) -> String {
-    let limit = query.limit;
+fn first_rows(rows: &EventRows, query: &ManyQuery, most: MostBytes) -> String {
+    let limit = query.limit.events + 1;
     let of_job = rows.tables.events.job_id.equals_expression("wanted.in_events");
     let condition = format!("{of_job} AND {}", undelivered(rows, query));
     let part = |(number, part): (usize, &RowsPart)| {
         format!(
             "SELECT {number} AS part, {columns} FROM {events} e WHERE {condition}{of_part} ORDER BY {order} LIMIT {limit}",
-            columns = part.rows.select_list(),
+            columns = part.rows.select_list_up_to(most, ""),
             events = rows.table(),
             of_part = part.and_condition(),
             order = part.rows.order(),

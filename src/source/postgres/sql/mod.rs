@@ -21,8 +21,8 @@ mod snapshot;
 mod tests;
 
 pub use catalog::{
-    LIFE, NOT_BEGUN, SERVER, STANDBY_LAG, WAL_POSITION, cancel_statement, has_end, has_notify_trigger, is_subscribed,
-    local_time, may_insert, table_columns, xid_of_another_life, zone,
+    COMPRESSION, LIFE, NOT_BEGUN, SERVER, STANDBY_LAG, WAL_POSITION, cancel_statement, has_end, has_notify_trigger,
+    is_subscribed, local_time, may_insert, table_columns, xid_of_another_life, zone,
 };
 pub use changes::{ChangesQuery, NewRows, changes};
 pub use events::{count_by_place, count_by_xid, final_event, find_event, insert_events, newest_event, stored_events};

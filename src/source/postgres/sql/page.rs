@@ -3,10 +3,11 @@
 use super::super::position::{Above, Floor, Position, Range};
 use super::super::tables::Tables;
 use super::jobs::{has_job, job_status};
-use super::rows::RowsPart;
+use super::rows::{MostBytes, RowsPart};
 use super::snapshot::{SNAPSHOT_COLUMNS, snapshot_ctes};
 use super::{EventRows, XidBound};
 use crate::event::JobId;
+use crate::source::Limit;
 
 /// The rows that a read is of.
 #[derive(Clone, Copy)]
@@ -15,14 +16,14 @@ pub struct Scope<'a> {
     /// Only rows above it. `None` for all of the job's.
     pub floor: Option<Floor>,
     /// Each part fetches one row more, so that a cut is seen.
-    pub limit: usize,
+    pub limit: Limit,
     /// The `reach` is read, too, below the times of the last so many seconds.
     pub reach_before: Option<f64>,
 }
 
 impl<'a> Scope<'a> {
     /// All rows of the job.
-    pub fn of(job: &'a JobId, limit: usize) -> Self {
+    pub fn of(job: &'a JobId, limit: Limit) -> Self {
         Self { job, floor: None, limit, reach_before: None }
     }
 }
@@ -40,11 +41,13 @@ pub struct PageQuery<'a> {
 
 /// Reads the rows in the order of delivery: the settled part up to its end by key, then the newer rows by key. The job's
 /// status stands beside each row, and alone in one where there are no rows; so does the `reach`, a number (that of a time)
-/// which most of the job's rows are at or below, where it is wanted and new rows are looked for so.
-pub fn page(tables: &Tables, durable_xid: u64, query: &PageQuery) -> String {
+/// which most of the job's rows are at or below, where it is wanted and new rows are looked for so. `expansion` bytes are made
+/// of one that is stored compressed.
+pub fn page(tables: &Tables, durable_xid: u64, expansion: u64, query: &PageQuery) -> String {
     let PageQuery { scope: Scope { job, floor, limit, reach_before }, position, end, .. } = query;
     let rows = &tables.rows(position.scheme);
-    let (mut parts, limit) = (rows.parts(), limit + 1);
+    let most = MostBytes { bytes: limit.bytes, expansion };
+    let (mut parts, limit) = (rows.parts(), limit.events + 1);
     parts.retain(|part| floor.is_none_or(|floor| part.may_be_above(floor)));
     let in_scope = in_scope(rows, &query.scope);
     let own_mark_rows = matches!(end, XidBound::OwnMark).then_some(&*in_scope);
@@ -61,9 +64,9 @@ pub fn page(tables: &Tables, durable_xid: u64, query: &PageQuery) -> String {
          LEFT JOIN (SELECT * FROM jobcast_settled UNION ALL SELECT * FROM jobcast_newer) page ON true
          ORDER BY page.part, page.ordinal",
         ctes = snapshot_ctes(rows, durable_xid, own_mark_rows),
-        settled = settled_ctes(&parts, query, &of_job, &undelivered),
+        settled = settled_ctes(&parts, query, most, &of_job, &undelivered),
         last_part = parts.len(),
-        columns = rows.select_list(),
+        columns = rows.select_list_up_to(most, ""),
         events = rows.table(),
         since = rows.written_since(&XidBound::Fixed(position.settled().clone())),
         reach = reach_before.map_or("NULL::bigint".into(), |look_back| tables.rows(tables.best).reach(job, look_back)),
@@ -76,9 +79,9 @@ pub fn page(tables: &Tables, durable_xid: u64, query: &PageQuery) -> String {
 
 /// CTE `jobcast_settled`: the rows up to the end of the range. Each part of the job's rows is read by itself, so that an
 /// index can serve it, and only if those before it leave room.
-fn settled_ctes(parts: &[RowsPart], query: &PageQuery, of_job: &str, undelivered: &str) -> String {
+fn settled_ctes(parts: &[RowsPart], query: &PageQuery, most: MostBytes, of_job: &str, undelivered: &str) -> String {
     let PageQuery { scope: Scope { job, limit, .. }, position, end, .. } = query;
-    let limit = limit + 1;
+    let limit = limit.events + 1;
     let delivered_to = position.range().map(|Range { key, .. }| key);
     let mut ctes: Vec<(String, String)> = Vec::new();
     for (number, part) in parts.iter().enumerate() {
@@ -92,7 +95,7 @@ fn settled_ctes(parts: &[RowsPart], query: &PageQuery, of_job: &str, undelivered
                ORDER BY {order} LIMIT {limit}
              )",
             has_room = has_room.collect::<String>(),
-            columns = rows.select_list(),
+            columns = rows.select_list_up_to(most, ""),
             events = rows.table(),
             of_part = part.and_condition(),
             since = rows.written_since(&XidBound::Fixed(position.settled().clone())),

@@ -1,11 +1,19 @@
 //! Expressions and conditions on a row `e` of the event table, in one cursor scheme.
 
-use super::super::columns::{EventColumns, TimeColumn};
+use super::super::columns::{EventColumns, PayloadColumn, PayloadSize, TimeColumn};
 use super::super::position::{EndedXids, Floor, Key, KeyId};
 use super::super::tables::{CursorScheme, RowOrder, Tables, XidSource};
 use super::{literal, number_list};
 use crate::event::JobId;
 use std::collections::BTreeSet;
+
+/// A bound of the payloads that a statement gives.
+#[derive(Clone, Copy, Debug)]
+pub struct MostBytes {
+    pub bytes: usize,
+    /// Bytes that are made of one that is stored compressed.
+    pub expansion: u64,
+}
 
 /// Rows of a job that are newer than its reach, for those who draw a number a little before their transaction begins.
 const ROWS_ABOVE: u64 = 32;
@@ -415,7 +423,27 @@ impl<'a> EventRows<'a> {
     /// the key otherwise, `at` is the time in microseconds since 1970. The payload is a text as
     /// [`PayloadColumn`](super::super::columns::PayloadColumn) has it.
     pub fn select_list(&self) -> String {
-        let EventColumns { id, step_id, kind, time, order, actor, payload, .. } = self.columns();
+        self.select_list_with(&self.columns().payload.sql)
+    }
+
+    /// The same up to so many bytes of payloads, within each `partition` (`PARTITION BY …`, or nothing). Rows before which
+    /// there are more have `is_withheld`, and no payload: the server does not even fetch it. `whole_bytes` and
+    /// `compressed_bytes` are those of a payload as it is stored.
+    pub fn select_list_up_to(&self, most: MostBytes, partition: &str) -> String {
+        let PayloadColumn { sql, size: PayloadSize { whole, compressed }, .. } = &self.columns().payload;
+        let MostBytes { bytes, expansion } = most;
+        let own = format!("({whole} + {compressed} * {expansion}::bigint)");
+        let order = self.order();
+        let before = format!("(sum({own}) OVER ({partition} ORDER BY {order} ROWS UNBOUNDED PRECEDING) - {own})");
+        let payload = format!("CASE WHEN {before} <= {bytes} THEN {sql} END");
+        format!(
+            "{list}, {whole} AS whole_bytes, {compressed} AS compressed_bytes, {before} > {bytes} AS is_withheld",
+            list = self.select_list_with(&payload)
+        )
+    }
+
+    fn select_list_with(&self, payload: &str) -> String {
+        let EventColumns { id, step_id, kind, time, order, actor, .. } = self.columns();
         let number = self.key_number();
         format!(
             "row_number() OVER (ORDER BY {order}) AS ordinal, {xid} AS xid, {number} AS number,
@@ -426,7 +454,6 @@ impl<'a> EventRows<'a> {
             time_key = order.key_number(),
             at = time.micros(),
             has_time = time.is_there(),
-            payload = payload.sql,
         )
     }
 }

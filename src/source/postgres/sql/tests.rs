@@ -6,12 +6,13 @@ use super::super::tables::{Column, CursorScheme, Relation, RelationKind, RowOrde
 use super::*;
 use crate::config;
 use crate::event::{JobId, JobStatus, Payload};
-use crate::source::NewEvent;
+use crate::source::{Limit, NewEvent};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const DURABLE_XID: u64 = 690;
+const LIMIT: Limit = Limit { events: 200, bytes: 65_536 };
 
 fn job() -> JobId {
     "o'job".parse().expect("a job id")
@@ -29,8 +30,15 @@ fn columns(more: &[Column]) -> Vec<Column> {
 }
 
 fn relation(name: &str, columns: Vec<Column>) -> Relation {
-    let kind = RelationKind::Table;
-    Relation { name: name.into(), kind, columns, has_other_life: false, counts_rows: false, has_end: false }
+    Relation {
+        name: name.into(),
+        kind: RelationKind::Table,
+        columns,
+        has_other_life: false,
+        counts_rows: false,
+        has_end: false,
+        tells_compression: true,
+    }
 }
 
 fn tables(more: &[Column]) -> Tables {
@@ -76,7 +84,7 @@ fn ended(mark: u64, open: &[u64]) -> EndedXids {
 }
 
 fn page_sql(rows: &EventRows, position: &Position, end: XidBound, published_by: Option<&Position>) -> String {
-    page(rows.tables, DURABLE_XID, &PageQuery { scope: Scope::of(&job(), 200), position, end, published_by })
+    page(rows.tables, DURABLE_XID, 4, &PageQuery { scope: Scope::of(&job(), LIMIT), position, end, published_by })
 }
 
 /// The position in the midst of a range.
@@ -135,10 +143,10 @@ fn the_page_statement_above_a_floor_is_the_reviewed_one() {
         ("nullable_time", &nullable, time),
     ] {
         let position = before(tables.best, floor);
-        let scope = Scope { floor: Some(floor), reach_before: Some(60.0), ..Scope::of(&job, 200) };
+        let scope = Scope { floor: Some(floor), reach_before: Some(60.0), ..Scope::of(&job, LIMIT) };
         let part = position.part_above();
         let query = PageQuery { scope, position: &part, end: XidBound::OwnMark, published_by: None };
-        assert_statement(&format!("page_above_a_floor.{scheme}"), &page(tables, DURABLE_XID, &query));
+        assert_statement(&format!("page_above_a_floor.{scheme}"), &page(tables, DURABLE_XID, 4, &query));
         let whole = page_sql(&tables.rows(tables.best), &position, XidBound::OwnMark, Some(&position));
         assert_statement(&format!("page_of_all_after_a_floor.{scheme}"), &whole);
     }
@@ -207,8 +215,13 @@ fn statements_on_many_jobs_are_the_reviewed_ones_in_every_scheme() {
     for (name, settled) in [("pages_from_the_beginning", ended(0, &[])), ("pages_of_new_rows", ended(700, &[690]))] {
         assert_in_each_scheme(name, |rows| {
             let position = Position::new_settled(rows.tables.best, settled.clone(), BTreeMap::new());
-            let query = ManyQuery { jobs: vec![job, other], position: &position, end: &end, limit: 33 };
-            pages(rows.tables, DURABLE_XID, &query)
+            let query = ManyQuery {
+                jobs: vec![job, other],
+                position: &position,
+                end: &end,
+                limit: Limit { events: 32, ..LIMIT },
+            };
+            pages(rows.tables, DURABLE_XID, 4, &query)
         });
     }
     assert_in_each_scheme("has_rows_beyond", |rows| has_rows_beyond(rows, DURABLE_XID, job, &end));
@@ -220,7 +233,7 @@ fn statements_on_many_jobs_are_the_reviewed_ones_in_every_scheme() {
 #[test]
 fn statements_on_events_are_the_reviewed_ones_in_every_scheme() {
     let job = &job();
-    assert_in_each_scheme("read_snapshot", |rows| read_snapshot(rows, DURABLE_XID, &Scope::of(job, 200)));
+    assert_in_each_scheme("read_snapshot", |rows| read_snapshot(rows, DURABLE_XID, &Scope::of(job, LIMIT)));
     assert_in_each_scheme("open_xids", |rows| {
         open_xids(rows, DURABLE_XID, 1_764_000_000_000_000, &ended(745, &[740, 743]))
     });

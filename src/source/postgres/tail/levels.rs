@@ -54,7 +54,7 @@ impl PostgresTail {
                 Some(page) => (page, room.min(ROWS_EACH)),
                 None => {
                     draft.jobs_read += 1;
-                    (session.rows_up_to(job, &position, level, room).await?, room)
+                    (session.rows_up_to(job, &position, level, Limit { events: room, ..READ_LIMIT }).await?, room)
                 }
             };
             let reaches_level = page.end == *level.settled();

@@ -155,7 +155,7 @@ impl PostgresTail {
         position.settle_in(&session.tables);
         let Some(floor) = self.floor(session, job, &position) else { return Ok(false) };
         let limit = Limit { events: draft.batch.room(), ..READ_LIMIT };
-        let scope = Scope { floor: Some(floor), ..self.scope(job, limit.events) };
+        let scope = Scope { floor: Some(floor), ..self.scope(job, limit) };
         let rows = session.read_rows_above(scope, &position).await?;
         if rows.is_cramped() {
             return Ok(false);
@@ -169,7 +169,7 @@ impl PostgresTail {
     }
 
     /// All rows of a job, and what it has reached.
-    pub(super) fn scope<'a>(&self, job: &'a JobId, limit: usize) -> Scope<'a> {
+    pub(super) fn scope<'a>(&self, job: &'a JobId, limit: Limit) -> Scope<'a> {
         Scope { reach_before: Some(self.store.settings.look_back.as_secs_f64()), ..Scope::of(job, limit) }
     }
 
