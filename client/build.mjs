@@ -16,7 +16,7 @@ const { version } = JSON.parse(readFileSync(new URL("package.json", import.meta.
 // Names of fields that never leave the client: they are shortened in what is built. Everything else is public, or goes to
 // other tabs.
 const INTERNAL = `
-  rules task taskId timerAtMs deadlineMs startedMs notBeforeMs lastWaitMs openedMs warning hasAnswered failures lastCode
+  begin rules task taskId timerAtMs deadlineMs startedMs notBeforeMs lastWaitMs openedMs warning hasAnswered failures lastCode
   lastCodeCount flow suspectStreams isTokenAsked isAsked probes probeAtMs leaderView isFollower canPoll canStream hasEvents
   hasHeartbeat isEmpty isCut sleptMs waitMs isShared isBlocked isTokenOver giveUpAfter onAnswer onEvents onBytes
   onWake onOffline onCursor forgetToken send broadcastEvents broadcastReset broadcastAlive broadcastView takeOver applyHeldBack

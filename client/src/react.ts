@@ -129,30 +129,38 @@ class Store {
 
   readonly #reconnect = (): void => this.#stream?.reconnect();
 
-  get #isWatched(): boolean {
-    return this.jobId !== "" && this.options.enabled !== false;
-  }
-
   /** Begins with nothing, after so many resets. */
-  #begin(resets: number): Snapshot {
-    const nothing = before(this.#isWatched ? "connecting" : "closed");
+  begin(resets = 0): Snapshot {
+    const nothing = before(this.jobId && this.options.enabled !== false ? "connecting" : "closed");
     return withParts({ ...nothing, reduced: this.options.initial, resets, reconnect: this.#reconnect });
   }
 
   /** Finds what an unmounted component has left. A value can be made of it again only if no event was dropped. */
   #restore(): Snapshot {
     const { reduce } = this.options;
-    const nothing = this.#begin(0);
+    const nothing = this.begin();
     const snapshot = kept.get(this.key);
     if (!snapshot || snapshot.untilMs < performance.now() || (reduce && snapshot.dropped > 0)) return nothing;
-    const { reconnect, reduced, state } = nothing;
     return withParts({
       ...snapshot,
-      reduced: reduce ? snapshot.events.reduce(reduce, reduced) : reduced,
-      reconnect,
-      state: { ...state, cursor: snapshot.state.cursor, jobStatus: snapshot.jobStatus },
+      reduced: snapshot.events.reduce(this.#reduce, nothing.reduced),
+      reconnect: this.#reconnect,
+      state: { ...nothing.state, cursor: snapshot.state.cursor, jobStatus: snapshot.jobStatus },
     });
   }
+
+  /** Returns the value after `event`. An error of the caller's function is reported as uncaught, and changes nothing. */
+  readonly #reduce = (value: unknown, event: EventOf): unknown => {
+    const { reduce } = this.options;
+    try {
+      return reduce ? reduce(value, event) : value;
+    } catch (error) {
+      queueMicrotask(() => {
+        throw error;
+      });
+      return value;
+    }
+  };
 
   #keep(): void {
     const { keepMs = this.options.onEvent ? 0 : KEEP_MS } = this.options;
@@ -164,7 +172,8 @@ class Store {
 
   /** Opens or closes the stream, as its subscribers and options now want it. */
   readonly openOrClose = (): void => {
-    if (this.subscribers.size > 0 && this.#isWatched) this.#stream ??= this.#open();
+    const isWatched = this.jobId && this.options.enabled !== false;
+    if (isWatched && this.subscribers.size > 0) this.#stream ??= this.#open();
     else if (this.#stream) {
       this.#stream.close();
       this.publish();
@@ -200,15 +209,14 @@ class Store {
       if (status === "complete") this.options.onComplete?.(jobStatus, jobId);
     });
     stream?.on("event", (event) => {
-      const { reduce, onEvent } = this.options;
-      if (reduce) this.#next = { ...this.#next, reduced: reduce(this.#next.reduced, event) };
+      this.#next = { ...this.#next, reduced: this.#reduce(this.#next.reduced, event) };
       this.#newEvents.push(event);
       this.#changed();
-      onEvent?.(event);
+      this.options.onEvent?.(event);
     });
     stream?.on("reset", (reset) => {
       this.#newEvents = [];
-      this.#next = this.#begin(this.#next.resets + 1);
+      this.#next = this.begin(this.#next.resets + 1);
       this.#changed();
       this.options.onReset?.(reset);
     });
@@ -216,7 +224,7 @@ class Store {
   }
 
   #changed(): void {
-    if (changed.size === 0) setTimeout(publish, Math.max(0, publishedMs + INTERVAL_MS - performance.now()));
+    if (changed.size === 0) setTimeout(publish, publishedMs + INTERVAL_MS - performance.now());
     changed.add(this);
   }
 
@@ -240,7 +248,8 @@ export function useJobStream<Events extends object = AnyEvents, Reduced = undefi
   options?: UseJobStreamOptions<Events, Reduced>,
 ): UseJobStream<Events, Reduced | undefined>;
 export function useJobStream(jobId: string | null | undefined, options: Options = {}): Snapshot {
-  return useJobStreams([jobId ?? ""], options).get(jobId ?? "") as Snapshot;
+  const id = jobId ?? "";
+  return useJobStreams([id], options).get(id) as Snapshot;
 }
 
 /**
@@ -261,25 +270,27 @@ export function useJobStreams(jobIds: readonly string[], options: Options = {}):
   // Functions and limits may be new with every render. Any other change means another stream.
   const keys = jobIds.map((jobId) => JSON.stringify([jobId, rest]));
   const { list, subscribe } = useMemo(() => {
-    const storeOf = (key: string, index: number) =>
-      stores.current.find((store) => store.key === key) ?? new Store(jobIds[index]!, key, options);
-    const list = (stores.current = keys.map(storeOf));
+    const list = keys.map(
+      (key, index) => stores.current.find((store) => store.key === key) ?? new Store(jobIds[index]!, key, options),
+    );
+    stores.current = list;
     const subscribe = (onChange: () => void) => {
-      for (const { subscribers } of list) subscribers.add(onChange);
+      for (const store of list) store.subscribers.add(onChange);
       return () => {
-        for (const { subscribers, openOrClose } of list) {
-          subscribers.delete(onChange);
+        for (const store of list) {
+          store.subscribers.delete(onChange);
           // StrictMode subscribes again at once, as hooks do whose list has changed. Only what comes of it counts.
-          queueMicrotask(openOrClose);
+          queueMicrotask(store.openOrClose);
         }
       };
     };
     return { list, subscribe };
   }, [keys.join()]);
+  // The server shows nothing, and so does a page at first that takes its markup over, whatever it has kept.
   const shown = useSyncExternalStore(
     subscribe,
     () => version,
-    () => version,
+    () => -1,
   );
   // By now they are subscribed to.
   useEffect(() => {
@@ -290,7 +301,8 @@ export function useJobStreams(jobIds: readonly string[], options: Options = {}):
   });
   // A smaller maxEvents takes effect at once, before the next snapshot.
   return useMemo(
-    () => new Map(list.map(({ jobId, snapshot }) => [jobId, append(snapshot, [], maxEvents)])),
+    () =>
+      new Map(list.map((store) => [store.jobId, append(shown < 0 ? store.begin() : store.snapshot, [], maxEvents)])),
     [list, shown, maxEvents],
   );
 }

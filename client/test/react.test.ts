@@ -24,7 +24,7 @@ afterEach(async () => {
   expect(problems).toEqual([]);
 });
 
-type Options = UseJobStreamOptions & { tokens?: boolean; counts?: boolean };
+type Options = UseJobStreamOptions & { tokens?: boolean; counts?: boolean; stumblesAt?: number };
 const show = (jobId: string | null, options: Options = {}, isStrict = true) =>
   page.evaluate(([jobId, options, isStrict]) => window.show([{ jobId, options }], isStrict), [
     jobId,
@@ -303,13 +303,55 @@ describe.each(["18", "19"])("React %s", (wanted) => {
     await untilShown("the right address", ({ payloads }) => payloads.length === 1);
   });
 
+  it("a reduce that throws at one event leaves its value, keeps the event, and its error is reported", async () => {
+    await daemon.number(job, 0, 3);
+    const options = { counts: true, stumblesAt: 1 };
+    await show(job, options, false);
+    await untilShown("all events", ({ payloads, reduced }) => payloads.join() === "0,1,2" && reduced === 2);
+    expect((await shown()).dropped).toBe(0);
+    const takeProblems = () => page.evaluate(() => window.seen.problems.splice(0));
+    expect(await takeProblems()).toEqual(["Uncaught Error: the reducer's own"]);
+    await page.evaluate(() => window.leave());
+    await show(job, options, false);
+    await untilShown("what was kept", ({ payloads, reduced }) => payloads.join() === "0,1,2" && reduced === 2);
+    expect(new Set(await takeProblems())).toEqual(new Set(["Uncaught Error: the reducer's own"]));
+  });
+
   it("renders on a server without a connection, and hydrates without a warning", async () => {
     const Job = () =>
       createElement("p", null, useJobStream("of-the-server", { baseUrl: "http://127.0.0.1:1" }).state.status);
     expect(renderToString(createElement(Job))).toBe("<p>connecting</p>");
     await daemon.number(job, 0, 2);
-    const html = await page.evaluate((jobId) => window.hydrate({ jobId }), job);
+    const html = await page.evaluate((jobId) => window.serve({ jobId }), job);
     expect(html).toContain("connecting");
+    await page.evaluate(([jobId, html]) => window.hydrate({ jobId }, html), [job, html] as const);
     await eventually("it shows the job", async () => (await items()) === 2);
+  });
+
+  it("hydrates a job that it has kept from what the server rendered, and then shows what it has kept", async () => {
+    await daemon.number(job, 0, 2);
+    const html = await page.evaluate((jobId) => window.serve({ jobId }), job);
+    await show(job);
+    await untilShown("two", ({ payloads }) => payloads.length === 2);
+    await page.evaluate(() => window.leave());
+    await eventually("no connection is left", () => gateway.openStreams === 0);
+    gateway.plan = () => ({ kind: "refuse" });
+    await page.evaluate(([jobId, html]) => window.hydrate({ jobId }, html), [job, html] as const);
+    await untilShown("what was kept", ({ payloads }) => payloads.join() === "0,1");
+    expect(await items()).toBe(2);
+  });
+
+  it("hydrates several jobs that it has kept by one hook, and then shows what it has kept", async () => {
+    const ids = [`${job}-a`, `${job}-b`];
+    for (const id of ids) await daemon.number(id, 0, 2);
+    const rows = page.locator("p", { hasText: "0,1" });
+    const html = await page.evaluate((ids) => window.serve(ids), ids);
+    await page.evaluate((ids) => window.showAll(ids, { keepMs: 60_000 }), ids);
+    await eventually("both are shown", async () => (await rows.count()) === 2);
+    await page.evaluate(() => window.leave());
+    await eventually("no connection is left", () => gateway.openStreams === 0);
+    gateway.plan = () => ({ kind: "refuse" });
+    await page.evaluate(([ids, html]) => window.hydrate(ids, html), [ids, html] as const);
+    await eventually("what was kept is shown", async () => (await rows.count()) === 2);
   });
 });

@@ -5,6 +5,7 @@ import { createRoot, hydrateRoot, type Root } from "react-dom/client";
 import { renderToString } from "react-dom/server.browser";
 import {
   type AnyEvents,
+  type JobEvent,
   type UseJobStream,
   type UseJobStreamOptions,
   useJobStream,
@@ -13,8 +14,12 @@ import {
 
 interface Shown {
   jobId: string | null;
-  /** `counts`: the hook reduces events to their number. */
-  options?: Omit<UseJobStreamOptions, "reduce" | "initial"> & { tokens?: boolean; counts?: boolean };
+  /** `counts`: the hook reduces events to their number. `stumblesAt`: its reducer throws at the event of this number. */
+  options?: Omit<UseJobStreamOptions, "reduce" | "initial"> & {
+    tokens?: boolean;
+    counts?: boolean;
+    stumblesAt?: number;
+  };
 }
 
 /** What the callbacks of the hook were called with. */
@@ -38,7 +43,10 @@ declare global {
     /** Shows several jobs by one hook. Their rows are told to `rowRenders` when they render. */
     showAll(jobIds: string[], options?: UseJobStreamOptions): void;
     rowRenders: string[];
-    hydrate(shown: Shown): string;
+    /** Returns what a server renders of a job, or of several by one hook. */
+    serve(jobs: Shown | string[]): string;
+    /** Takes the markup of a server over. */
+    hydrate(jobs: Shown | string[], html: string): void;
     leave(): void;
   }
 }
@@ -52,12 +60,16 @@ console.error = (...message: unknown[]) => {
   window.seen.problems.push(message.join(" "));
   log(...message);
 };
-function Job({ jobId, options: { tokens, counts, ...options } = {} }: Shown) {
+function Job({ jobId, options: { tokens, counts, stumblesAt, ...options } = {} }: Shown) {
+  const count = (count: number | undefined, { payload }: JobEvent) => {
+    if ((payload as { n: number }).n === stumblesAt) throw new Error("the reducer's own");
+    return (count ?? 0) + 1;
+  };
   // All functions are new ones with every render, as in most code.
   const shown = useJobStream(jobId, {
     ...options,
     ...(tokens && { token: () => "t" }),
-    ...(counts && { reduce: (count = 0) => count + 1 }),
+    ...(counts && { reduce: count }),
     ...(options.keepMs !== undefined && { onEvent: ({ payload }) => told.events.push((payload as { n: number }).n) }),
     onReset: ({ reason }) => told.resets.push(reason),
     onComplete: (status) => told.completed.push(status),
@@ -115,11 +127,12 @@ window.showAll = (jobIds, options = {}) => {
     </StrictMode>,
   );
 };
-window.hydrate = (shown) => {
-  const html = renderToString(<Job {...shown} />);
+const elementOf = (jobs: Shown | string[]) =>
+  Array.isArray(jobs) ? <Rows jobIds={jobs} options={{ keepMs: 60_000 }} /> : <Job {...jobs} />;
+window.serve = (jobs) => renderToString(elementOf(jobs));
+window.hydrate = (jobs, html) => {
   place.innerHTML = html;
-  root = hydrateRoot(place, <Job {...shown} />);
-  return html;
+  root = hydrateRoot(place, elementOf(jobs));
 };
 window.leave = () => {
   root?.unmount();
