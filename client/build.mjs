@@ -16,10 +16,10 @@ const { version } = JSON.parse(readFileSync(new URL("package.json", import.meta.
 // Names of fields that never leave the client: they are shortened in what is built. Everything else is public, or goes to
 // other tabs.
 const INTERNAL = `
-  begin rules task taskId timerAtMs deadlineMs startedMs notBeforeMs lastWaitMs openedMs warning hasAnswered failures lastCode
+  begin view toldRetryMs rules task taskId timerAtMs deadlineMs startedMs notBeforeMs lastWaitMs openedMs warning hasAnswered failures lastCode
   lastCodeCount flow suspectStreams isTokenAsked isAsked probes probeAtMs leaderView isFollower canPoll canStream hasEvents
   hasHeartbeat isEmpty isCut sleptMs waitMs isShared isBlocked isTokenOver giveUpAfter onAnswer onEvents onBytes
-  onWake onOffline onCursor forgetToken send broadcastEvents broadcastReset broadcastAlive broadcastView takeOver applyHeldBack
+  onWake onCursor forgetToken send broadcastEvents broadcastReset broadcastAlive broadcastView takeOver applyHeldBack
   seenIds options lastId dispatch deliver handlers members shared uniquePart emit wake urls carry wrap query jobIds resumeAt
   resumeAfter sameToken scope goesOn goOn phase isGuest inner carrier hasOwn snapshot publish untilMs openOrClose subscribers
 `.match(/\w+/g);

@@ -36,6 +36,8 @@ export interface ConnectionRequest {
 }
 
 const EVENT_STREAM = /^\s*text\/event-stream\s*(;|$)/i;
+/** The beginning of the types of Jobcast's own events. */
+const CONTROL = "stream.";
 /** The comments after which a stream is live, and by which a silent one shows that it lives. */
 const LIVE = "live";
 const HEARTBEAT = "heartbeat";
@@ -99,7 +101,7 @@ function streamParser(
     // After the end of the job the signal is aborted.
     if (signal.aborted) return;
     const value = parseJson(data);
-    const isControl = type.startsWith("stream.");
+    const isControl = type.startsWith(CONTROL);
     // By the standard an empty id clears the place: the next connection starts from the beginning.
     if (isControl || id === "") flush();
     // An event without an id of its own gets an empty one: it cannot be told from a repeat.
@@ -132,10 +134,10 @@ function streamParser(
 /** Handles an event of Jobcast itself, after all events that came before it. Unknown ones are ignored. */
 function onControlEvent(type: string, data: UnknownRecord, { dispatch, onReset }: StreamHandlers): void {
   const told = { jobStatus: asString(data.status), jobId: asString(data.jobId) };
-  if (type === "stream.complete") dispatch({ type: "complete", ...told });
-  else if (type === "stream.status") dispatch({ type: "status", ...told });
-  else if (type === "stream.reset") onReset(toReset(data));
-  else if (type === "stream.error") dispatch({ type: "warned", ...told, ...failureFromControlEvent(type, data) });
+  const kind = type.slice(CONTROL.length);
+  if (kind === "complete" || kind === "status") dispatch({ type: kind, ...told });
+  else if (kind === "reset") onReset(toReset(data));
+  else if (kind === "error") dispatch({ type: "warned", ...told, ...failureFromControlEvent(type, data) });
 }
 
 /** Reads the data of a reset. */

@@ -2,7 +2,7 @@
 // The shell around the state (state.ts). It runs the task that the state asks for, has the one timer, keeps the cursor
 // and the ids of delivered events, and calls the listeners.
 
-import { type ConnectionRequest, readStream, type StreamHandlers, type ToldReset } from "./connection.js";
+import { type ConnectionRequest, readStream, type StreamHandlers } from "./connection.js";
 import { type Failure, failureFromSilence, offline } from "./error.js";
 import type { AnyEvents, EventOf, JobEvent, Reset, UniquePart } from "./event.js";
 import { type InnerStream, type Join, type Place, type Shared, streams } from "./inner.js";
@@ -33,8 +33,6 @@ const TYPE = "type:";
 const OWN_NAME = /^(event|state|reset)$/;
 /** The events that are kept for a loop that begins later. */
 const MAX_BUFFERED = 10_000;
-/** The time for which a poll is held open. It is below the idle time-outs of proxies. */
-const POLL_WAIT_S = 25;
 const MIN_TIMER_MS = 9;
 /** The longest timer, so that sleep is noticed soon after it. */
 const MAX_TIMER_MS = 10_000;
@@ -85,7 +83,8 @@ export class JobStream<Events extends object = AnyEvents> {
     const { from = "start", persist, resumeAt, resumeAfter, carry } = options;
     this.jobId = `${jobs}`;
     this.options = options;
-    this.urls = jobUrls(this.jobId, options);
+    // A list has no address of its own: this one only names it. Each of its jobs has one, or fails alone.
+    this.urls = jobUrls(typeof jobs === "string" ? jobs : JSON.stringify(jobs), options);
     this.#state = initialState(rulesFrom(options));
     this.#requests = requests(options, (isAsked) => this.#dispatch({ type: "token", isAsked }));
     const given = from === "start" || from === "now" ? null : from;
@@ -141,8 +140,7 @@ export class JobStream<Events extends object = AnyEvents> {
 
   /** Connects anew at once, also after `failed` or `close()`, and goes on where the stream was. */
   reconnect(): void {
-    const { shared } = this;
-    if (shared) shared.reconnect();
+    if (this.shared) this.shared.reconnect();
     else this.#start();
   }
 
@@ -160,12 +158,6 @@ export class JobStream<Events extends object = AnyEvents> {
     } finally {
       this.close();
     }
-  }
-
-  #keepForLoop(event: JobEvent): void {
-    if (typeof this.#backlog !== "object") return;
-    const { maxBuffered = MAX_BUFFERED } = this.options;
-    if (this.#backlog.push(event) > maxBuffered) this.#backlog = "overflown";
   }
 
   /** The name of this job's cursor in the session, and of its lock and channel among the tabs. */
@@ -188,13 +180,10 @@ export class JobStream<Events extends object = AnyEvents> {
     const { taskId } = this.#state;
     // Streams that begin in one turn are gathered.
     await null;
-    const join = await this.#loadJoin()?.then(
-      ({ join }) => join,
-      () => null,
-    );
+    const loaded = await this.#loadJoin()?.catch(() => null);
     // Meanwhile the stream may have been closed, or started by another call.
     if (this.shared || this.#state.taskId !== taskId) return;
-    this.shared = join?.(this as unknown as InnerStream) ?? null;
+    this.shared = loaded?.join(this as unknown as InnerStream) ?? null;
     if (!this.shared) this.#dispatch({ type: "start" });
   }
 
@@ -243,7 +232,11 @@ export class JobStream<Events extends object = AnyEvents> {
     // A failed stream keeps its lock: the next tab would only fail, too.
     if (view.status === "failed") this.#stopListening();
     else if (isOver(view)) this.#release();
-    else this.#stopWaking ??= onWake({ onWake: (isCut) => this.#onWake(isCut), onOffline: () => this.#onOffline() });
+    else
+      this.#stopWaking ??= onWake(
+        (isCut) => this.#onWake(isCut),
+        () => this.#onOffline(),
+      );
     this.#emit("state", this.state);
   }
 
@@ -270,8 +263,8 @@ export class JobStream<Events extends object = AnyEvents> {
   }
 
   #onOffline(): void {
-    const { isFollower, view } = this.#state;
-    if (!isFollower && view.status !== "retrying") this.#onLost(offline());
+    const state = this.#state;
+    if (!state.isFollower && state.view.status !== "retrying") this.#onLost(offline());
   }
 
   #stopListening(): void {
@@ -292,7 +285,7 @@ export class JobStream<Events extends object = AnyEvents> {
     try {
       switch (state.task) {
         case "stream":
-          return await this.#runStream(state.rules.canPoll, signal);
+          return await this.#runStream(state, signal);
         case "poll":
         case "catchUp":
           return await this.#runPoll(state, signal);
@@ -305,30 +298,27 @@ export class JobStream<Events extends object = AnyEvents> {
     }
   }
 
-  async #runStream(canPoll: boolean, signal: AbortSignal): Promise<void> {
+  async #runStream(state: State, signal: AbortSignal): Promise<void> {
     const end = await readStream(this.#request("stream", "lastEventId", {}, signal), this.handlers);
     if (signal.aborted) return;
     if (end !== "noContent") return this.#onLost(end);
     // The job has ended and nothing is new. Only the JSON address says how it ended, which completes the stream.
-    if (canPoll) await this.#poll(0, signal).catch(() => {});
+    if (state.rules.canPoll) await this.#poll(state, signal).catch(() => {});
     if (!signal.aborted) this.#dispatch({ type: "complete", jobStatus: null });
   }
 
-  async #runPoll({ task, view, rules }: State, signal: AbortSignal): Promise<void> {
-    // Only a poll that is known to get through is held open, and never so long that it would pass for dead.
-    const isHeld = task === "poll" && view.status === "polling";
-    const waitS = isHeld ? Math.min(POLL_WAIT_S, Math.floor(rules.heartbeatTimeoutMs / 2000)) : 0;
-    const result = await this.#poll(waitS, signal);
+  async #runPoll(state: State, signal: AbortSignal): Promise<void> {
+    const result = await this.#poll(state, signal);
     if (signal.aborted) return;
     if ("error" in result) return this.#onLost(result);
     this.#dispatch({ type: "polled", ...result });
     if (result.isEmpty) this.shared?.broadcastAlive?.();
-    if (task === "catchUp") this.shared?.applyHeldBack?.();
+    if (state.task === "catchUp") this.shared?.applyHeldBack?.();
   }
 
-  async #poll(waitS: number, signal: AbortSignal): Promise<Failure | PollResult> {
+  async #poll(state: State, signal: AbortSignal): Promise<Failure | PollResult> {
     const { poll } = await import("./poll.js");
-    return poll((query) => this.#request("events", "after", query, signal), waitS, this.handlers);
+    return poll((query) => this.#request("events", "after", query, signal), state, this.handlers);
   }
 
   /** Makes a request from where the stream stands. The cursor is no header: that would cost preflights. */
@@ -366,7 +356,14 @@ export class JobStream<Events extends object = AnyEvents> {
         this.#uniquePart = part === "cursor" ? part : "id";
       },
       onCursor: (cursor) => this.#setCursor(cursor),
-      onReset: (reset) => this.#reset(reset),
+      onReset: (reset) => {
+        this.seenIds.clear();
+        this.#lastId = null;
+        this.#cursor = reset.cursor;
+        this.shared?.broadcastReset?.(reset);
+        this.#dispatch({ type: "caughtUp", isCaughtUp: false });
+        this.#emit("reset", { ...reset, jobId: reset.jobId ?? this.jobId });
+      },
       onEvents: (events) => {
         this.#dispatch({
           type: "bytes",
@@ -413,7 +410,8 @@ export class JobStream<Events extends object = AnyEvents> {
 
   /** @internal */
   emit(event: JobEvent): void {
-    this.#keepForLoop(event);
+    const { maxBuffered = MAX_BUFFERED } = this.options;
+    if (typeof this.#backlog === "object" && this.#backlog.push(event) > maxBuffered) this.#backlog = "overflown";
     this.#emit("event", event);
     this.#emit(TYPE + event.type, event);
   }
@@ -427,15 +425,6 @@ export class JobStream<Events extends object = AnyEvents> {
   #setCursor(cursor: string): void {
     this.#cursor = cursor || null;
     if (this.options.persist === "session") kept(this.#key, cursor);
-  }
-
-  #reset(reset: ToldReset): void {
-    this.seenIds.clear();
-    this.#lastId = null;
-    this.#cursor = reset.cursor;
-    this.shared?.broadcastReset?.(reset);
-    this.#dispatch({ type: "caughtUp", isCaughtUp: false });
-    this.#emit("reset", { ...reset, jobId: reset.jobId ?? this.jobId });
   }
 
   /** Calls the listeners. An error that one throws is reported as uncaught, and does not stop the others. */

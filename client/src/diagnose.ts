@@ -1,7 +1,7 @@
 // Answers that are not what was asked for, and silence: whose they are, and what a developer is to know of them. This is
 // loaded when it is needed.
 
-import { type Failure, JobStreamError, OWN_TRIES } from "./error.js";
+import { clientFailure, type Failure, JobStreamError, OWN_TRIES } from "./error.js";
 import { asRecord, asString, parseJson } from "./event.js";
 
 /** Tries before a strange answer is final, where no Jobcast has ever answered. */
@@ -9,7 +9,7 @@ const STRANGE_TRIES = 4;
 const MAX_WORDS = 100;
 
 /** Makes a failure from an answer. `text` is its body, if it was read. */
-export async function failureFromAnswer(response: Response, text?: string): Promise<Failure> {
+export async function badAnswer(response: Response, text?: string): Promise<Failure> {
   const { status, ok, redirected, headers } = response;
   const type = mediaType(response);
   if (type === "application/problem+json") {
@@ -27,8 +27,18 @@ export async function failureFromAnswer(response: Response, text?: string): Prom
   return { error, from: "between", isBlocked: ok, giveUpAfter, ...waitFrom(headers) };
 }
 
+/** Makes a failure of a redirect that could not be followed. */
+export const badRedirect = (url: string): Failure =>
+  clientFailure("client.redirected", `${url} redirects to another origin, to sign on?`, { giveUpAfter: OWN_TRIES });
+
+/** Makes a failure of a token that can be sent in no header. Only a function may give another one. */
+export function badToken(mayChange: boolean): Failure {
+  const message = "the token has characters that a header cannot have, such as a line break";
+  return { error: new JobStreamError("client.token", message, mayChange), giveUpAfter: OWN_TRIES };
+}
+
 /** Says why there may be no answer from an origin that has never answered. */
-export function describeSilence(origin: string): string {
+export function silence(origin: string): string {
   const page = globalThis.location?.origin;
   let text = ": is Jobcast running there, and is the address right?";
   if (page && page !== origin) text += ` Is ${page} one of its http.cors.origins?`;

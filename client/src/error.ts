@@ -60,13 +60,16 @@ export const clientFailure = (
 export const tokenFailure = (why: string): Failure =>
   clientFailure("client.token", `token() failed: ${why}`, { giveUpAfter: OWN_TRIES });
 
+/** Loads the code that tells strange answers apart. */
+export const diagnosis = () => import("./diagnose.js");
+
 /**
  * Makes a failure from an answer that is none of those that the address gives. `text` is its body, if it was read. The
  * code that tells answers apart is loaded when it is needed; without it any answer is taken for one that may pass.
  */
 export const failureFromAnswer = (response: Response, text?: string): Promise<Failure> =>
-  import("./diagnose.js").then(
-    (loaded) => loaded.failureFromAnswer(response, text),
+  diagnosis().then(
+    (loaded) => loaded.badAnswer(response, text),
     () => ({ error: new JobStreamError(`http.${response.status}`, "", true, response.status), from: "between" }),
   );
 
@@ -77,8 +80,8 @@ export async function failureFromSilence(error: unknown, origin: string, hasAnsw
   // Where there was an answer before, nothing else is waited for.
   const reasons = hasAnswered
     ? ""
-    : await import("./diagnose.js").then(
-        ({ describeSilence }) => describeSilence(origin),
+    : await diagnosis().then(
+        ({ silence }) => silence(origin),
         () => "",
       );
   return clientFailure("client.network", message + reasons);
@@ -98,6 +101,6 @@ export function failureFromControlEvent(type: string, data: UnknownRecord): Fail
     error,
     from: "jobcast",
     isTokenOver: data.reason === "expired",
-    ...(typeof data.retryInMs === "number" && { waitMs: data.retryInMs }),
+    waitMs: Number(data.retryInMs) || 0,
   };
 }

@@ -50,10 +50,8 @@ export function parseJson(text: string): unknown {
   }
 }
 
-/** Returns `value` if it is an object, else an empty one. */
-export function asRecord(value: unknown): UnknownRecord {
-  return value !== null && typeof value === "object" ? (value as UnknownRecord) : {};
-}
+/** Returns `value` if it is an object, else one without fields of ours. */
+export const asRecord = (value: unknown): UnknownRecord => Object(value);
 
 /** Returns `value` if it is a string, else `null`. */
 export function asString(value: unknown): string | null {

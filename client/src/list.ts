@@ -1,9 +1,9 @@
 // A stream of a list of jobs. Each job has a stream of its own, and these share a connection as all streams of a page do
 // (together.ts).
 
-import { JobStream } from "./core.js";
+import { JobStream, type JobStreamState } from "./core.js";
 import type { InnerStream, Shared } from "./inner.js";
-import { isOver, type View } from "./state.js";
+import { CONNECTING, isOver, type View } from "./state.js";
 
 /** The statuses that one job is enough to show, the most important first. */
 const SHOWN = ["retrying", "connecting", "polling", "open"];
@@ -38,15 +38,21 @@ export class List implements Shared {
     const { signal, share, ...options } = this.#list.options;
     const cursor = this.#list.now().cursor;
     for (const jobId of this.#list.jobs.keys()) {
-      const member = new JobStream(jobId, {
-        ...options,
-        maxBuffered: 0,
-        resumeAt: cursor,
-        goesOn: true,
-        // Without sharing the list has a connection of its own, for all of its jobs.
-        ...(share === false && { scope: this.#list }),
-      });
-      this.#members.push(member);
+      try {
+        const member = new JobStream(jobId, {
+          ...options,
+          maxBuffered: 0,
+          resumeAt: cursor,
+          goesOn: true,
+          // Without sharing the list has a connection of its own, for all of its jobs.
+          ...(share === false && { scope: this.#list }),
+        });
+        this.#members.push(member);
+      } catch (error) {
+        // This job has no address. It fails alone.
+        const failed = { ...CONNECTING, status: "failed", error, cursor, retryAt: null } as JobStreamState;
+        this.#list.jobs.set(jobId, failed);
+      }
     }
   }
 
@@ -73,7 +79,7 @@ export class List implements Shared {
   /** Shows of the jobs that have not ended what matters most. When all have, it shows their end. */
   #show(): void {
     const { handlers } = this.#list;
-    const states = this.#members.map(({ state }) => state);
+    const states = [...this.#list.jobs.values()];
     const running = states.filter((state) => !isOver(state));
     handlers.dispatch({
       type: "caughtUp",

@@ -84,22 +84,27 @@ export interface JobUrls {
   readonly origin: string;
 }
 
+/** An address that others can be appended to: of a host, without a user, a query or a hash. */
+const BASE = /^https?:\/\/[^/@]*\/[^?#]*$/;
+/** Job ids that are no segment of a path: they lead to other addresses. */
+const NO_SEGMENT = /^\.\.?$/;
+
 /**
- * Returns the two addresses of a job. Throws a `JobStreamError` for an impossible address, which would be tried for
- * ever otherwise.
+ * Returns the two addresses of a job. Throws a `JobStreamError` where the options and the job make none, which would be
+ * tried for ever otherwise.
  */
 export function jobUrls(jobId: string, options: JobStreamOptions): JobUrls {
-  const base = options.baseUrl ?? "";
-  const toUrl = (path: string) => {
-    const text = base.replace(/\/$/, "") + path.replace("{job_id}", encodeURIComponent(jobId));
-    try {
-      const url = new URL(text, globalThis.location?.href);
-      if (/^https?:$/.test(url.protocol)) return url;
-    } catch {}
-    throw new JobStreamError("client.address", `"${base}" is no address of Jobcast: give baseUrl, with http`, false);
-  };
-  const { href, origin } = toUrl(options.streamPath ?? STREAM_PATH);
-  return { stream: href, events: toUrl(options.eventsPath ?? EVENTS_PATH).href, origin };
+  const { baseUrl = "", streamPath = STREAM_PATH, eventsPath = EVENTS_PATH } = options;
+  const base = baseUrl.replace(/\/$/, "");
+  const toUrl = (path: string) => new URL(base + path, globalThis.location?.href);
+  const toHref = (path: string) => toUrl(path.replace("{job_id}", encodeURIComponent(jobId))).href;
+  try {
+    const { href, origin } = toUrl("/");
+    if (BASE.test(href) && !NO_SEGMENT.test(jobId))
+      return { stream: toHref(streamPath), events: toHref(eventsPath), origin };
+  } catch {}
+  const why = `"${baseUrl}" and job "${jobId}" make no http address: give baseUrl`;
+  throw new JobStreamError("client.address", why, false);
 }
 
 /** Returns the rules of the state for these options. */

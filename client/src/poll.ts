@@ -3,6 +3,7 @@
 import { type ConnectionRequest, type StreamHandlers, toReset } from "./connection.js";
 import { type Failure, failureFromAnswer, failureFromControlEvent } from "./error.js";
 import { asRecord, asString, type JobStatus, parseJson, toJobEvent, type UnknownRecord } from "./event.js";
+import type { State } from "./state.js";
 
 export interface PollResult {
   /** The answer brought nothing new. */
@@ -16,19 +17,29 @@ export interface PollResult {
 const MAX_EVENTS_PER_POLL = 1000;
 /** The time to wait for a job that is not there yet; Jobcast itself may answer sooner. */
 const APPEAR_WAIT_S = 10;
-/** Asks the JSON address once. `request` makes the request of a query; it may be held open for `waitS`. */
-export async function poll(
-  request: (query: Record<string, string>) => ConnectionRequest,
-  waitS: number,
-  handlers: StreamHandlers,
-): Promise<Failure | PollResult> {
+/** The time for which a poll is held open. It is below the idle time-outs of proxies. */
+const POLL_WAIT_S = 25;
+
+/** Makes the request of a query. */
+type MakeRequest = (query: Record<string, string>) => ConnectionRequest;
+
+/** Asks the JSON address once, as the state of the stream wants it. */
+export function poll(request: MakeRequest, state: State, handlers: StreamHandlers): Promise<Failure | PollResult> {
+  const { task, view, rules } = state;
+  // Only a poll that is known to get through is held open, and never so long that it would pass for dead.
+  const isHeld = task === "poll" && view.status === "polling";
+  return ask(request, isHeld ? Math.min(POLL_WAIT_S, Math.floor(rules.heartbeatTimeoutMs / 2000)) : 0, handlers);
+}
+
+/** Asks once, by a request that may be held open for `waitS`. */
+async function ask(request: MakeRequest, waitS: number, handlers: StreamHandlers): Promise<Failure | PollResult> {
   const { fetch, url, jobId, signal } = request({ limit: `${MAX_EVENTS_PER_POLL}`, wait: `${waitS}` });
   const response = await fetch(url, "application/json");
   if ("error" in response) return response;
   // A job that is not there yet is waited for where the request may be held, and only there.
   if (response.status === 404 && waitS === 0) {
     await response.body?.cancel();
-    return poll(request, APPEAR_WAIT_S, handlers);
+    return ask(request, APPEAR_WAIT_S, handlers);
   }
   if (!response.ok) return failureFromAnswer(response);
   const text = await response.text();

@@ -1,6 +1,6 @@
 // Requests with the caller's credentials.
 
-import { clientFailure, type Failure, JobStreamError, OWN_TRIES, tokenFailure } from "./error.js";
+import { diagnosis, type Failure, JobStreamError, OWN_TRIES, tokenFailure } from "./error.js";
 import type { JobStreamOptions } from "./options.js";
 
 /** The requests of one stream. */
@@ -11,9 +11,12 @@ export interface Requests {
   forgetToken(): boolean;
 }
 
+/** Characters that `fetch` refuses in a header, before it asks anybody. */
+const NO_HEADER_VALUE = /[^\t -~\x80-\xff]/;
+
 /** `onTokenAsked` is called when the token function is called, and again when it has answered. */
 export function requests(
-  { token, credentials = "same-origin" }: JobStreamOptions,
+  { token, sameToken = token, credentials = "same-origin" }: JobStreamOptions,
   onTokenAsked: (isAsked: boolean) => void,
 ): Requests {
   const mayAsk = typeof token === "function";
@@ -29,26 +32,26 @@ export function requests(
       }
       if (!signal.aborted) onTokenAsked(false);
     }
+    if (NO_HEADER_VALUE.test(known!)) {
+      forgetToken();
+      return (await diagnosis()).badToken(typeof sameToken === "function");
+    }
     const headers = { Accept: accept, ...(known && { Authorization: `Bearer ${known}` }) };
     const fetchOnce = (redirect: RequestRedirect) =>
       fetch(url, { headers, credentials, cache: "no-store", signal, redirect });
     const response = await fetchOnce("manual");
-    if (response.status === 401 && mayAsk) {
-      known = null;
+    if (response.status === 401 && forgetToken()) {
       if (isLast) return response;
       response.body?.cancel().catch(() => {});
       return send(url, accept, signal, true);
     }
     // A browser tells nothing of a redirect but that there is one. It may lead to Jobcast, or to another origin's sign-on.
     if (response.type !== "opaqueredirect" && !response.headers.has("Location")) return response;
-    const message = `${url} redirects to another origin, to sign on?`;
-    return fetchOnce("follow").catch(() => clientFailure("client.redirected", message, { giveUpAfter: OWN_TRIES }));
+    return fetchOnce("follow").catch(async () => (await diagnosis()).badRedirect(url));
   };
-  return {
-    send,
-    forgetToken: () => {
-      if (mayAsk) known = null;
-      return mayAsk;
-    },
+  const forgetToken = () => {
+    if (mayAsk) known = null;
+    return mayAsk;
   };
+  return { send, forgetToken };
 }

@@ -7,13 +7,16 @@ import type { JobEvent } from "./event.js";
 import type { InnerStream, Join, Shared } from "./inner.js";
 import { isCatchingUp, type View } from "./state.js";
 
+/** The field of a message for a view. The build shortens the names of other fields so called, and no string. */
+const VIEW = "view";
+
 /**
  * A message from one tab to the others. `after` is the id of the event before it. Tabs may run different versions of
  * this client, so the names in here do not change.
  */
 type Message =
   | { readonly kind: "events"; readonly after: string | null; readonly events: readonly JobEvent[] }
-  | { readonly kind: "view"; readonly after: string | null; readonly view: View }
+  | { readonly kind: "view"; readonly after: string | null; readonly [VIEW]: View }
   | { readonly kind: "reset"; readonly reset: ToldReset }
   | { readonly kind: "beat" | "hello" | "reconnect" };
 
@@ -63,7 +66,7 @@ class Share implements Shared {
     const { view } = this.#stream.now().state;
     // A channel clones what is sent, and an error would lose its own fields.
     const plain = { ...view, error: view.error && { ...view.error, message: view.error.message } } as View;
-    this.#sendAsLeader({ kind: "view", after: this.#stream.now().lastId, view: plain });
+    this.#sendAsLeader({ kind: "view", after: this.#stream.now().lastId, [VIEW]: plain });
   }
 
   reconnect(): void {
@@ -110,7 +113,7 @@ class Share implements Shared {
   #apply(message: Message): void {
     switch (message.kind) {
       case "view":
-        return this.#applyView(message.view);
+        return this.#applyView(message[VIEW]);
       case "events":
         this.#stream.deliver(message.events);
         break;

@@ -73,7 +73,7 @@ export interface State {
   /** The time at which the task began. */
   readonly startedMs: number;
   /** The `retry:` of the stream, which replaces `initialMs`. */
-  readonly retryMs: number | null;
+  readonly toldRetryMs: number | null;
   /** The time before which the server does not want another try. */
   readonly notBeforeMs: number;
   /** The wait before the current try. A stream must stay open as long, and at least `initialMs`, to count as stable. */
@@ -145,6 +145,8 @@ const MAX_PROBE_FACTOR = 40;
 const MIN_WAKE_MS = 1000;
 /** The shortest time from one poll to the next, unless there is more to read at once. */
 const MIN_POLL_MS = 250;
+/** The shortest `retry:` that is heeded. Without it a server that says 0 would be asked without a pause. */
+const MIN_RETRY_MS = 100;
 /** After so many suspect streams in a row events are polled. */
 const MAX_SUSPECT_STREAMS = 3;
 
@@ -167,7 +169,7 @@ export function initialState(rules: Rules): State {
     timerAtMs: Infinity,
     deadlineMs: Infinity,
     startedMs: 0,
-    retryMs: null,
+    toldRetryMs: null,
     notBeforeMs: 0,
     lastWaitMs: 0,
     openedMs: 0,
@@ -212,17 +214,14 @@ export function backoffMs(rules: Rules, retryMs: number | null, attempt: number,
 /** A copy of the state that `reduce` changes before anybody sees it. */
 type Draft = { -readonly [Field in keyof State]: State[Field] };
 
-function isHeardAfterEnd({ view }: State, { type }: Action): boolean {
-  const isStart = type === "start" || type === "follow" || type === "carried";
-  return isStart || type === "close" || (type === "leader" && view.status === "failed");
-}
+const isHeardAfterEnd = ({ view }: State, { type }: Action): boolean =>
+  /^(start|follow|carried|close)$/.test(type) || (type === "leader" && view.status === "failed");
 
 function apply(d: Draft, action: Action, nowMs: number): void {
   switch (action.type) {
     case "start":
-      return start(d, false, nowMs);
     case "follow":
-      return start(d, true, nowMs);
+      return start(d, action.type === "follow", nowMs);
     case "again":
       return connect(d, nowMs, !d.isFollower && d.view.status === "polling" ? "poll" : defaultTask(d));
     case "carried": {
@@ -247,7 +246,7 @@ function apply(d: Draft, action: Action, nowMs: number): void {
       d.deadlineMs = nowMs + patienceMs(d);
       return setTimer(d);
     case "retry":
-      d.retryMs = action.ms;
+      d.toldRetryMs = Math.max(action.ms, MIN_RETRY_MS);
       return;
     case "bytes":
       return onBytes(d, action, nowMs);
@@ -386,7 +385,11 @@ function onPolled(d: Draft, result: Extract<Action, { type: "polled" }>, nowMs: 
   if (result.isCaughtUp) setCaughtUp(d, true);
   if (nowMs >= d.probeAtMs) return probe(d, nowMs);
   // A server that does not hold the request would otherwise be asked without a pause, and one of a busy job for each event.
-  const pauseMs = result.isEmpty ? (d.retryMs ?? rules.initialMs) : result.isCaughtUp ? MIN_POLL_MS : 0;
+  const pauseMs = result.isEmpty
+    ? Math.max(d.toldRetryMs ?? rules.initialMs, MIN_POLL_MS)
+    : result.isCaughtUp
+      ? MIN_POLL_MS
+      : 0;
   const nextMs = d.startedMs + pauseMs;
   if (nextMs > nowMs) endTask(d, nextMs);
   else connect(d, nowMs, "poll");
@@ -431,8 +434,11 @@ function onLost(d: Draft, failure: Failure, random: number, nowMs: number): void
   d.lastCode = error.code;
   const attempt = d.failures;
   if (!error.retryable || attempt > rules.maxAttempts) return end(d, "failed", { attempt, error });
-  if (isHopeless(d, failure)) return end(d, "failed", { attempt, error: asFinal(error) });
-  const ownMs = backoffMs(rules, d.retryMs, attempt, random);
+  if (isHopeless(d, failure)) {
+    const final = new JobStreamError(error.code, error.message, false, error.status);
+    return end(d, "failed", { attempt, error: final });
+  }
+  const ownMs = backoffMs(rules, d.toldRetryMs, attempt, random);
   const serverMs = Math.max(failure.waitMs ?? 0, d.notBeforeMs - nowMs);
   const retryInMs = Math.round(failure.isShared ? serverMs + ownMs : Math.max(serverMs, ownMs));
   setView(d, "retrying", { attempt, retryInMs, error });
@@ -455,8 +461,6 @@ function isSuspect(d: State, { error, from }: Failure, nowMs: number): boolean {
 /** Tells if so many tries have failed alike that another would, too. */
 const isHopeless = ({ lastCodeCount, hasAnswered }: State, { giveUpAfter = Infinity, from }: Failure): boolean =>
   lastCodeCount >= giveUpAfter && !(from === "between" && hasAnswered);
-
-const asFinal = ({ code, message, status }: JobStreamError) => new JobStreamError(code, message, false, status);
 
 function onWake(d: Draft, isCut: boolean, nowMs: number): void {
   const { view, rules, task, isFollower } = d;

@@ -1,22 +1,18 @@
 // The moments at which a browser knows more than a timer: the page is online again, is looked at again, or is back
 // from the back/forward cache. And the clocks, by which sleep is noticed.
 
-export interface WakeHandlers {
-  /** With `isCut`, no open connection can be trusted. */
-  onWake(isCut: boolean): void;
-  /** The device has lost its network. */
-  onOffline(): void;
-}
-
-/** Calls the handlers at each such moment. Returns how to stop listening. */
-export function onWake(handlers: WakeHandlers): () => void {
+/**
+ * Calls `wake` at each such moment, with `isCut` where no open connection can be trusted, and `lose` when the device has lost
+ * its network. Returns how to stop listening.
+ */
+export function onWake(wake: (isCut: boolean) => void, lose: () => void): () => void {
   if (!globalThis.document) return () => {};
   const stop = new AbortController();
   const { signal } = stop;
-  addEventListener("online", () => handlers.onWake(true), { signal });
-  addEventListener("offline", () => handlers.onOffline(), { signal });
-  addEventListener("pageshow", (event) => event.persisted && handlers.onWake(true), { signal });
-  document.addEventListener("visibilitychange", () => document.hidden || handlers.onWake(false), { signal });
+  addEventListener("online", () => wake(true), { signal });
+  addEventListener("offline", () => lose(), { signal });
+  addEventListener("pageshow", (event) => event.persisted && wake(true), { signal });
+  document.addEventListener("visibilitychange", () => document.hidden || wake(false), { signal });
   return () => stop.abort();
 }
 

@@ -144,8 +144,9 @@ const CASES: Case[] = [
     sends: [`${"data:x\n".repeat(2000)}\n`],
     payloads: [Array(2000).fill("x").join("\n")],
   },
-  { name: "retry sets the wait", sends: ["retry:30\ndata:a\n\n"], payloads: ["a"], waits: 30 },
-  { name: "retry may have leading zeros", sends: ["retry:0030\ndata:a\n\n"], payloads: ["a"], waits: 30 },
+  { name: "retry sets the wait", sends: ["retry:130\ndata:a\n\n"], payloads: ["a"], waits: 130 },
+  { name: "retry may have leading zeros", sends: ["retry:00130\ndata:a\n\n"], payloads: ["a"], waits: 130 },
+  { name: "a retry of 0 is a short wait", sends: ["retry:0\ndata:a\n\n"], payloads: ["a"], waits: 100 },
   {
     name: "a retry that is no number is ignored",
     sends: ["retry:3000x\nretry:-1\nretry:\nretry\ndata:a\n\n"],

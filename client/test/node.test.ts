@@ -2,7 +2,7 @@
 import { createHmac } from "node:crypto";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { type JobEvent, JobStream, JobStreamError } from "../src/index.js";
 import { Daemon } from "./support/daemon.ts";
 import { eventually } from "./support/eventually.ts";
@@ -135,9 +135,51 @@ it("an event of 8 MB in pieces of 1,460 bytes costs time in proportion to its si
 
 it("an impossible address throws at once, and an aborted signal connects nothing", () => {
   expect(() => new JobStream("x")).toThrow("give baseUrl");
-  for (const baseUrl of ["localhost:8080", "https://x:99999", "ftp://x"])
-    expect(() => new JobStream("x", { baseUrl })).toThrow(`"${baseUrl}" is no address of Jobcast`);
+  const wrong = ["localhost:8080", "https://x:99999", "ftp://x", "http:", "http://", "/rel"];
+  for (const baseUrl of [...wrong, "http://x/?y=1", "http://x?", "http://x/y#z", "http://u:p@x", "http://u@x/y"])
+    expect(() => new JobStream("x", { baseUrl }), baseUrl).toThrow(`"${baseUrl}" and job "x" make no http address`);
+  // A path may be part of it, and an at sign of that.
+  for (const path of ["", "/", "/a/b", "/a/b/", "/@scope", "/a%20b"])
+    new JobStream("x", { baseUrl: `http://127.0.0.1:1${path}`, signal: AbortSignal.abort() });
   expect(new JobStream("x", { ...at(), signal: AbortSignal.abort() }).state.status).toBe("closed");
+});
+
+it("a job id that is no segment of a path throws at once, and in a list fails alone", async () => {
+  for (const job of [".", "..", "\ud800", "a\udc00"])
+    expect(() => new JobStream(job, at()), job).toThrow(expect.objectContaining({ code: "client.address" }));
+  for (const job of ["...", ".a", "a/..", "%2e%2e", "a?b#c", "😀"])
+    new JobStream(job, { ...at(), signal: AbortSignal.abort() });
+  await daemon.number("good", 0, 2);
+  const list = new JobStream(["\ud800", "good", ".."], at());
+  const seen: string[] = [];
+  list.on("event", ({ jobId }) => seen.push(jobId));
+  await eventually("the good job is read", () => seen.length === 2 && list.state.status === "open");
+  for (const job of ["\ud800", ".."])
+    expect(list.jobs.get(job)).toMatchObject({ status: "failed", error: { code: "client.address" } });
+  await daemon.end("good");
+  await eventually("the list is complete", () => list.state.status === "complete");
+  const hopeless = new JobStream([".", ".."], at());
+  await eventually("a list of nothing else fails", () => hopeless.state.status === "failed");
+  expect(hopeless.state.error).toMatchObject({ code: "client.address", retryable: false });
+});
+
+it("a token that no header can hold fails at once and asks nobody, and a token function may give another", async () => {
+  const fetch = vi.spyOn(globalThis, "fetch");
+  for (const token of ["a\nb", "日本", "a\0b"]) {
+    const stream = new JobStream("token", { ...at(), token });
+    await eventually("it fails", () => stream.state.status === "failed");
+    expect(stream.state.error).toMatchObject({ code: "client.token", retryable: false });
+  }
+  expect(fetch).not.toHaveBeenCalled();
+  fetch.mockRestore();
+  await daemon.number("token", 0, 1);
+  const tokens = ["日本", "t"];
+  const stream = new JobStream("token", { ...at(), token: () => tokens.shift()!, retry: { initialMs: 5 } });
+  const codes: (string | undefined)[] = [];
+  stream.on("state", ({ error }) => codes.push(error?.code));
+  await eventually("it opens", () => stream.state.status === "open");
+  expect(codes).toContain("client.token");
+  stream.close();
 });
 
 it("a listener that throws does not stop the others, and one that was removed is not called", async () => {

@@ -303,6 +303,16 @@ describe.each(["18", "19"])("React %s", (wanted) => {
     await untilShown("the right address", ({ payloads }) => payloads.length === 1);
   });
 
+  it("a job id that makes no address is an error of the hook, and hurts no other job of a list", async () => {
+    await daemon.number(job, 0, 2);
+    await page.evaluate(() => window.show([{ jobId: "\ud800" }]));
+    await untilShown("the failure", ({ status, code }) => status === "failed" && code === "client.address");
+    await page.evaluate(() => window.leave());
+    await page.evaluate((good) => window.showAll([good, "\ud800", ".."]), job);
+    await eventually("the good job", async () => (await page.locator("p", { hasText: "0,1" }).count()) === 1);
+    await eventually("both failures", async () => (await page.locator('p[data-state="failed"]').count()) === 2);
+  });
+
   it("a reduce that throws at one event leaves its value, keeps the event, and its error is reported", async () => {
     await daemon.number(job, 0, 3);
     const options = { counts: true, stumblesAt: 1 };

@@ -43,6 +43,21 @@ describe("backoff", () => {
     expect(backoffMs(rulesFrom({}), 3000, 2, 1)).toBe(6000);
     expect(backoffMs(rulesFrom({}), 60_000, 2, 1)).toBe(60_000);
   });
+  it("of a server that says 0 has a floor, for streams and for polls", () => {
+    const life = new Life();
+    const waits = [1, 2, 3].map(() => {
+      life.dispatch({ type: "retry", ms: 0 });
+      const { retryInMs } = life.dispatch(lost());
+      life.untilTimer(bytes);
+      return retryInMs;
+    });
+    expect(waits).toEqual([100, 200, 400]);
+    const polling = new Life({ fallbackAfterMs: 1000 });
+    polling.untilTimer();
+    polling.dispatch({ type: "retry", ms: 0 });
+    polling.dispatch({ type: "polled", isEmpty: true, isCaughtUp: true, jobStatus: null });
+    expect([polling.state.view.status, polling.state.timerAtMs - polling.nowMs]).toEqual(["polling", 250]);
+  });
   it("grows while streams do not stay open, and begins anew after one that does", () => {
     const life = new Life();
     const waits = [1, 2, 3].map(() => {
