@@ -20,7 +20,10 @@ export type JobStreamState = View & {
   readonly cursor: string | null;
   /** The time of the next try, as `Date.now()` counts; `null` unless `retrying`. */
   readonly retryAt: number | null;
-};
+} & (
+    | { readonly status: "retrying"; readonly retryAt: number }
+    | { readonly status: Exclude<View["status"], "retrying">; readonly retryAt: null }
+  );
 
 type Listener<T> = (value: T) => void;
 
@@ -101,7 +104,7 @@ export class JobStream<Events extends object = AnyEvents> {
   }
 
   get state(): JobStreamState {
-    return { ...this.#state.view, cursor: this.#cursor, retryAt: this.#retryAt };
+    return { ...this.#state.view, cursor: this.#cursor, retryAt: this.#retryAt } as JobStreamState;
   }
 
   /** Listens for `event`, `state`, `reset`, or events of one type such as `step.output`. Returns how to stop. */

@@ -4,5 +4,4 @@ export { JobStream, type JobStreamState } from "./core.js";
 export { JobStreamError } from "./error.js";
 export type { AnyEvents, EventOf, JobEvent, JobStatus, Reset } from "./event.js";
 export type { JobStreamOptions, RetryOptions } from "./options.js";
-/** @internal */
 export { CONNECTING } from "./state.js";

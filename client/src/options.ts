@@ -28,7 +28,7 @@ export interface JobStreamOptions {
    */
   token?: string | (() => string | Promise<string>) | undefined;
   /** As for `fetch`; `"include"` sends cookies to another origin. Default `"same-origin"`. */
-  credentials?: RequestCredentials | undefined;
+  credentials?: "omit" | "same-origin" | "include" | undefined;
   retry?: RetryOptions | undefined;
   /** Silence for so long means that the connection is dead. Jobcast sends something every 15 s. Default 40000. */
   heartbeatTimeoutMs?: number | undefined;

@@ -111,6 +111,25 @@ it("the types and the examples of the README compile in a strict project", async
   }
 });
 
+it("the types need no DOM: they compile, libraries and all, in a project of Node alone", async () => {
+  writeFileSync(
+    join(app, "node-only.ts"),
+    `import { CONNECTING, JobStream } from "jobcast-client";
+    import { jobStream } from "jobcast-client/svelte";
+    const stream = new JobStream("job", { baseUrl: "http://127.0.0.1:1", credentials: "include" });
+    stream.on("state", (state) => state.status === "retrying" && state.retryAt.toFixed());
+    export const shown = [CONNECTING.status, jobStream("job", { signal: AbortSignal.abort() })];`,
+  );
+  const compilerOptions = {
+    ...{ target: "es2022", lib: ["es2022"], module: "nodenext", types: ["node"] },
+    ...{ strict: true, exactOptionalPropertyTypes: true, skipLibCheck: false, noEmit: true },
+  };
+  writeFileSync(join(app, "tsconfig.node.json"), JSON.stringify({ compilerOptions, files: ["node-only.ts"] }));
+  const project = join(app, "tsconfig.node.json");
+  const { stdout } = await run("node", [bin("tsc"), "-p", project]).catch((error: { stdout: string }) => error);
+  expect(stdout).toBe("");
+});
+
 it("the example builds, and two tabs of it show a job over one connection", async () => {
   const out = join(PAGES, "example");
   await run(bin("vite"), ["build", "--base", "/__test/example/", "--outDir", out, "--emptyOutDir"], { cwd: app });

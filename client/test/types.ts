@@ -1,5 +1,5 @@
 // Types of one's own events: what must compile does, and what must not is an error that is expected.
-import { type JobEvent, JobStream } from "../src/index.js";
+import { CONNECTING, type JobEvent, JobStream } from "../src/index.js";
 import { useJobStream, useJobStreams } from "../src/react.js";
 import { createJobStream, createJobStreams } from "../src/solid.js";
 import { jobStream, jobStreams } from "../src/svelte.js";
@@ -19,7 +19,12 @@ export function core(): void {
     // @ts-expect-error: this type is none of them
     if (event.type === "step.progres") event.payload;
   });
-  stream.on("state", ({ status }) => status === "open");
+  stream.on("state", (state) => {
+    if (state.status === "retrying") new Date(state.retryAt + state.retryInMs);
+    // @ts-expect-error: a stream that is not retrying has no time for it
+    else new Date(state.retryAt);
+  });
+  CONNECTING.status satisfies string;
   stream.onType("state", (event) => event.payload.mood.toUpperCase());
   // @ts-expect-error: no event has this type
   stream.on("step.outptu", () => {});
