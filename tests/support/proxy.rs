@@ -2,14 +2,14 @@
 
 use super::address::{self, host};
 use super::tls::Authority;
-use super::{Daemon, eventually};
+use super::{Daemon, eventually, http};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-/// The programs that Debian has, and Envoy.
+/// The programs that Debian has, and two that it has not.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     Nginx,
@@ -17,14 +17,15 @@ pub enum Kind {
     Haproxy,
     Varnish,
     Envoy,
+    Traefik,
 }
 
-/// Envoy, which Debian does not have: the program that `ENVOY` names, else the one on `PATH`.
-pub fn envoy() -> Option<PathBuf> {
-    let named = std::env::var_os("ENVOY").filter(|name| !name.is_empty()).map(PathBuf::from);
+/// A program that Debian does not have: the one that a variable names (`ENVOY` for `envoy`), else the one on `PATH`.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let named = std::env::var_os(name.to_uppercase()).filter(|file| !file.is_empty()).map(PathBuf::from);
     let on_path = || {
         let folders = std::env::var_os("PATH")?;
-        std::env::split_paths(&folders).map(|folder| folder.join("envoy")).find(|file| file.is_file())
+        std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|file| file.is_file())
     };
     named.or_else(on_path)
 }
@@ -33,7 +34,7 @@ pub struct Proxy {
     child: Child,
     _folder: TempDir,
     pub http: SocketAddr,
-    /// Listener with TLS and HTTP/2; only nginx's file has one.
+    /// Listener with TLS and HTTP/2; only nginx's and Traefik's files have one.
     pub https: SocketAddr,
     /// The authority that has certified it as `localhost`.
     pub authority: Authority,
@@ -48,19 +49,15 @@ impl Proxy {
     /// Starts one whose file has been changed: each first text, which must occur, to its second.
     pub async fn start_changed(kind: Kind, to: [&Daemon; 2], changes: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().expect("a directory");
-        let name = match kind {
-            Kind::Nginx => "nginx.conf",
-            Kind::Caddy => "Caddyfile",
-            Kind::Haproxy => "haproxy.cfg",
-            Kind::Varnish => "varnish.vcl",
-            Kind::Envoy => "envoy.yaml",
+        // the file that the program is given first, and those that it names
+        let names: &[&str] = match kind {
+            Kind::Nginx => &["nginx.conf"],
+            Kind::Caddy => &["Caddyfile"],
+            Kind::Haproxy => &["haproxy.cfg"],
+            Kind::Varnish => &["varnish.vcl"],
+            Kind::Envoy => &["envoy.yaml"],
+            Kind::Traefik => &["traefik.yaml", "traefik-routes.yaml"],
         };
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/proxies").join(name);
-        let mut text = std::fs::read_to_string(file).expect("the proxy's file");
-        for (from, to) in changes {
-            assert!(text.contains(from), "{name} has no {from:?}");
-            text = text.replace(from, to);
-        }
         let (http, https) = (address::free(), address::free());
         let ports = [
             ("8000", http),
@@ -70,22 +67,37 @@ impl Proxy {
             ("9464", to[0].admin),
             ("9465", to[1].admin),
         ];
-        text = with_ports(&text, &ports);
         let own = folder.path().display().to_string();
-        for (written, real) in [("127.0.0.1", host().to_string().as_str()), ("/etc/jobcast", &own), ("/run", &own)] {
-            text = text.replace(written, real);
+        let places = [
+            ("127.0.0.1", host().to_string()),
+            ("/etc/jobcast", own.clone()),
+            ("/run", own.clone()),
+            ("/tmp/nginx", format!("{own}/nginx")),
+        ];
+        for name in names {
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/proxies").join(name);
+            let mut text = std::fs::read_to_string(file).expect("the proxy's file");
+            for (from, to) in changes {
+                assert!(text.contains(from), "{name} has no {from:?}");
+                text = text.replace(from, to);
+            }
+            text = with_ports(&text, &ports);
+            for (written, real) in &places {
+                text = text.replace(written, real);
+            }
+            std::fs::write(folder.path().join(name), text).expect("the proxy's file");
         }
-        text = text.replace("/tmp/nginx", &format!("{own}/nginx"));
         let authority = Authority::new("proxies");
         let (certificate, key) = authority.certify("localhost");
         std::fs::write(folder.path().join("tls.crt"), certificate.pem()).expect("a certificate");
         std::fs::write(folder.path().join("tls.key"), key.serialize_pem()).expect("a key");
-        let config = folder.path().join(name);
-        std::fs::write(&config, text).expect("the proxy's file");
-        let mut command = command(kind, &config, http, folder.path());
+        let mut command = command(kind, &folder.path().join(names[0]), http, folder.path());
         let child = command.stdout(Stdio::null()).spawn().unwrap_or_else(|error| panic!("{kind:?}: {error}"));
         let proxy = Self { child, _folder: folder, http, https, authority };
         eventually("the proxy to listen", async || TcpStream::connect(http).await.ok()).await;
+        // Traefik listens before it has read its routes, and answers 404 until then.
+        let has_routes = async || http::request(http, "GET", "/live/", &[], b"").await.status != 404;
+        eventually("the proxy's routes", async || has_routes().await.then_some(())).await;
         proxy
     }
 
@@ -145,10 +157,16 @@ fn command(kind: Kind, config: &Path, listen: SocketAddr, folder: &Path) -> Comm
             varnish
         }
         Kind::Envoy => {
-            let mut envoy = Command::new(envoy().expect("Envoy, which the test has looked for"));
+            let mut envoy = Command::new(program("envoy").expect("Envoy, which the test has looked for"));
             // Several on one machine would share memory for handing connections over to each other.
             envoy.args(["--disable-hot-restart", "--concurrency", "1", "-c"]).arg(config);
             envoy
+        }
+        Kind::Traefik => {
+            let mut traefik = Command::new(program("traefik").expect("Traefik, which the test has looked for"));
+            // It looks for the file of its routes in the folder that it runs in.
+            traefik.arg("--configFile").arg(config).current_dir(folder);
+            traefik
         }
     };
     // What a proxy logs is of no interest while it works.
