@@ -1,12 +1,18 @@
-"""Asks the Prometheus of tests/walk which alerts have fired; fails unless they are those that were expected.
+"""Asks the Prometheus of tests/walk which alerts have fired; fails unless they are those that were expected, and unless it
+has an answer to each query of the Grafana dashboard.
 
     walk_alerts.py URL WATCHERS INSTANCE,INSTANCE ALERT...     WATCHERS: the number that the recording rule must once have seen
 """
 
 import json
+import pathlib
 import sys
 from urllib.parse import urlencode
 from urllib.request import urlopen
+
+DASHBOARD = pathlib.Path(__file__).parents[2] / "deploy/grafana/jobcast.json"
+# What Grafana puts in place of these; the last one is a range that holds some scrapes.
+VARIABLES = {"$job": "jobcast", "$instance": ".*", "$__rate_interval": "1m"}
 
 
 def main():
@@ -32,6 +38,13 @@ def main():
     if most < int(watchers):
         faults.append(f"the rules have seen {most:.0f} subscribers, not {watchers}")
 
+    queries = [target["expr"] for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel.get("targets", [])]
+    for expression in queries:
+        for variable, value in VARIABLES.items():
+            expression = expression.replace(variable, value)
+        if not query(expression):
+            faults.append(f"the dashboard's query has no answer: {expression}")
+
     fired = {}
     for labels, _ in query('count_over_time(ALERTS{alertstate="firing"}[1h])'):
         about = ", ".join(f"{name} {labels[name]}" for name in ("instance", "code") if name in labels)
@@ -41,7 +54,7 @@ def main():
         if name not in expected:
             faults.append(f"{name} has fired, which was not expected")
     faults += [f"{name} has not fired" for name in expected if name not in fired]
-    print(f"{len(alerts)} alerts over {len(scraped)} replicas: {', '.join(sorted(fired)) or 'none'} fired")
+    print(f"{len(alerts)} alerts over {len(scraped)} replicas: {', '.join(sorted(fired)) or 'none'} fired; {len(queries)} queries of the dashboard asked")
     for fault in faults:
         print(fault)
     sys.exit(1 if faults else 0)

@@ -31,7 +31,7 @@ const binary = isNested ? undefined : candidates().find(isExecutable);
 if (!binary) {
   console.error(
     `jobcast: there is no binary for ${process.platform}-${process.arch} in this package, and none on PATH. ` +
-      "Build one (cargo install --path .) and name it in NPX_JOBCAST_BINARY.",
+      "Build one (cargo install --path . --locked) and name it in NPX_JOBCAST_BINARY.",
   );
   process.exit(1);
 }
