@@ -6,6 +6,7 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use reqwest::header::HeaderValue;
 use sha2::{Digest, Sha256};
 use std::fmt;
+use std::net::IpAddr;
 use url::form_urlencoded;
 
 /// Parameter of an address that holds a token, for clients that can set no header (RFC 6750, section 2.3).
@@ -46,6 +47,8 @@ pub struct Caller {
     address_token: Option<String>,
     /// Path and query that were asked for, without the token and without parameters that Jobcast does not know.
     uri: String,
+    /// The address that the request comes from, as limits count it.
+    address: Option<IpAddr>,
 }
 
 impl fmt::Debug for Caller {
@@ -83,6 +86,7 @@ impl Caller {
             cookies: cookies.into_iter().collect::<Vec<_>>().join(&b"; "[..]),
             address_token: address_token.map(|(_, token)| token.into_owned()),
             uri: [path, &known_parameters(query, known)].concat(),
+            address: None,
         })
     }
 
@@ -104,8 +108,17 @@ impl Caller {
     }
 
     /// Returns the headers that another service is asked with; a token of the address goes into `Authorization`.
+    /// Names the address that the request comes from.
+    pub fn at(self, address: Option<IpAddr>) -> Self {
+        Self { address, ..self }
+    }
+
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.address
+    }
+
     pub(super) fn into_headers(self) -> ForwardedHeaders {
-        let Self { authorization, cookies, address_token, uri } = self;
+        let Self { authorization, cookies, address_token, uri, address: _ } = self;
         let authorization = authorization.or_else(|| address_token.map(|token| format!("{BEARER} {token}")));
         ForwardedHeaders { authorization, cookies, uri }
     }

@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use reqwest::header::{AUTHORIZATION, COOKIE, HeaderName, HeaderValue};
 use reqwest::{Response, StatusCode};
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,7 +29,9 @@ const SUBJECT: HeaderName = HeaderName::from_static("x-subject");
 const MAX_SUBJECT_CHARS: usize = 200;
 /// Questions of new callers that are open at a time; others wait within the time-out.
 const MAX_QUESTIONS: usize = 64;
-/// Questions of open streams that are open at a time. They do not stand in line behind new callers.
+/// Those of them that may be of one address, so that nobody can fill the line alone.
+const MAX_OF_ADDRESS: usize = MAX_QUESTIONS / 2;
+/// Questions of open streams that are open at a time, whoever asks them. They do not stand in line behind new callers.
 const MAX_RECHECKS: usize = 16;
 /// Questions and answers that are kept, at most, but for those that streams hold.
 const MAX_ANSWERS: usize = 10_000;
@@ -42,6 +45,8 @@ pub struct Forward {
     recheck: Duration,
     answers: Mutex<HashMap<Fingerprint, Entry>>,
     questions: Semaphore,
+    /// The share of each address in them, while it is needed.
+    shares: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
     rechecks: Semaphore,
     /// The service did not answer the last question.
     is_down: AtomicBool,
@@ -58,6 +63,13 @@ struct Entry {
 struct Question {
     headers: ForwardedHeaders,
     wanted: Wanted,
+}
+
+/// The place where a question waits for its turn.
+struct Line<'a> {
+    turns: &'a Semaphore,
+    /// That of the address that asks, which comes first.
+    share: Option<Arc<Semaphore>>,
 }
 
 /// One question on its way, for all who wait for its answer.
@@ -103,18 +115,20 @@ impl Forward {
             recheck,
             answers: Mutex::default(),
             questions: Semaphore::new(MAX_QUESTIONS),
+            shares: Mutex::default(),
             rechecks: Semaphore::new(MAX_RECHECKS),
             is_down: AtomicBool::new(false),
         })
     }
 
     pub async fn ask(self: &Arc<Self>, caller: Caller, wanted: &Wanted) -> Result<Arc<Grant>, Refusal> {
+        let address = caller.address();
         let headers = caller.into_headers();
         if !headers.can_be_sent() {
             return Err(Refusal::Invalid);
         }
         let fingerprint = headers.fingerprint(wanted);
-        let (question, flight) = {
+        let (question, flight, is_held) = {
             let mut answers = self.answers();
             if answers.len() >= MAX_ANSWERS {
                 self.make_room(&mut answers);
@@ -130,14 +144,29 @@ impl Forward {
             if let Some(last) = entry.last.as_ref().filter(|last| !last.is_stale && last.at.elapsed() < self.cache) {
                 return last.answer.clone();
             }
-            (entry.question.clone(), entry.flight.get_or_insert_default().clone())
+            let is_held = entry.last.as_ref().is_some_and(|last| last.held().is_some());
+            (entry.question.clone(), entry.flight.get_or_insert_default().clone(), is_held)
         };
         // In a task of its own, so that the question comes to its end whoever leaves meanwhile.
         let forward = self.clone();
         let flight = tokio::spawn(async move {
-            forward.fly(fingerprint, question, flight, &forward.questions, forward.timeout).await
+            let line = match is_held {
+                true => Line { turns: &forward.rechecks, share: None },
+                false => Line { turns: &forward.questions, share: address.map(|address| forward.share_of(address)) },
+            };
+            forward.fly(fingerprint, question, flight, line, forward.timeout).await
         });
         flight.await.unwrap_or(Err(Refusal::Unavailable))
+    }
+
+    /// Returns the share of an address in the line of new callers. Those that nobody needs any more are forgotten.
+    fn share_of(&self, address: IpAddr) -> Arc<Semaphore> {
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(share) = shares.get(&address) {
+            return share.clone();
+        }
+        shares.retain(|_, share| Arc::strong_count(share) > 1);
+        shares.entry(address).or_insert_with(|| Arc::new(Semaphore::new(MAX_OF_ADDRESS))).clone()
     }
 
     fn answers(&self) -> MutexGuard<'_, HashMap<Fingerprint, Entry>> {
@@ -158,12 +187,16 @@ impl Forward {
         fingerprint: Fingerprint,
         question: Arc<Question>,
         flight: Flight,
-        line: &Semaphore,
+        line: Line<'_>,
         timeout: Duration,
     ) -> Result<Arc<Grant>, Refusal> {
         let asked = async {
             let answer = tokio::time::timeout(timeout, async {
-                let _turn = line.acquire().await.map_err(|error| error.to_string())?;
+                let _of_address = match &line.share {
+                    Some(share) => Some(share.acquire().await.map_err(|error| error.to_string())?),
+                    None => None,
+                };
+                let _turn = line.turns.acquire().await.map_err(|error| error.to_string())?;
                 self.send(&question).await
             });
             let answer = answer.await.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")));
@@ -280,7 +313,8 @@ impl Forward {
                 // Twice, so that one answer may be lost.
                 let timeout = self.timeout.min(self.recheck / 4);
                 due.push(Box::pin(async move {
-                    let _ = forward.fly(fingerprint, question, flight, &forward.rechecks, timeout).await;
+                    let line = Line { turns: &forward.rechecks, share: None };
+                    let _ = forward.fly(fingerprint, question, flight, line, timeout).await;
                 }) as BoxFuture<'static, ()>);
             }
             true

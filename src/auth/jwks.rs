@@ -1,6 +1,9 @@
 //! The key set at `auth.jwt.jwks_url` (RFC 7517): read at start, again and again, and when a token names a key that is not
 //! known; the latter so seldom that tokens with invented names cannot be turned into a flood of requests.
 //!
+//! A token whose key is not in the set is refused for good only by a set that was asked for after the token came. Where that
+//! could not be read, or may not be read again so soon, nobody can say now, and its bearer is to come back.
+//!
 //! The set belongs to the one issuer of the settings. The last one that could be read stays in use while its address does
 //! not answer.
 
@@ -12,7 +15,7 @@ use jsonwebtoken::Algorithm;
 use jsonwebtoken::jwk::Jwk;
 use serde::Deserialize;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
@@ -29,9 +32,11 @@ const MAX_REFRESH: Duration = Duration::from_secs(300);
 /// Time between two reads that nobody asks for, at least.
 const MIN_REFRESH: Duration = Duration::from_secs(1);
 /// Reads because of unknown keys: so many at once, ...
-const BURST: u32 = 3;
+const BURST: u32 = 5;
 /// ... and one more after each of these.
 const REFILL: Duration = Duration::from_secs(10);
+/// Keys of one name and algorithm that a token is tried with.
+const MAX_TRIED: usize = 8;
 /// Age at which a set is not used any more.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
@@ -42,8 +47,8 @@ pub struct KeySource {
     /// Time between two reads.
     refresh: Duration,
     set: RwLock<KeySet>,
-    /// Reads so far, whether they went well or not.
-    reads: AtomicU64,
+    /// The last read did not go well.
+    is_down: AtomicBool,
     /// Held while the set is read, so that all who miss a key wait for one read.
     reading: Mutex<Pace>,
 }
@@ -53,12 +58,13 @@ pub struct KeySource {
 struct KeySet {
     /// Each with its name (`kid`), if it has one.
     keys: Vec<(Option<String>, Arc<Key>)>,
-    /// None before the first read that went well.
+    /// When the read of it began; `None` before the first that went well.
     read_at: Option<Instant>,
 }
 
 /// The times of reads.
 struct Pace {
+    /// When the last one began.
     last: Option<Instant>,
     /// Reads because of unknown keys that are left.
     left: u32,
@@ -79,40 +85,43 @@ impl KeySource {
             url,
             refresh: (recheck / 2).clamp(MIN_REFRESH, MAX_REFRESH),
             set: RwLock::default(),
-            reads: AtomicU64::new(0),
+            is_down: AtomicBool::new(false),
             reading: Mutex::new(Pace { last: None, left: BURST, refilled: Instant::now() }),
         })
     }
 
-    /// Finds the key of a token. A token without a name may mean the only key that its algorithm has.
-    pub async fn find(&self, name: Option<&str>, algorithm: Algorithm) -> Result<Arc<Key>, Refusal> {
-        let reads = self.reads.load(Ordering::Acquire);
+    /// Finds the keys that a token may mean, at least one. A token without a name may mean the only key that its algorithm has.
+    pub async fn find(&self, name: Option<&str>, algorithm: Algorithm) -> Result<Vec<Arc<Key>>, Refusal> {
+        let came = Instant::now();
         if let Some(found) = self.look_up(name, algorithm) {
             return found;
         }
         let mut pace = self.reading.lock().await;
-        // Whoever waited for another's read only looks again.
-        if self.reads.load(Ordering::Acquire) == reads && pace.may_read_for_a_token() {
+        // Another's read may have brought the key.
+        if let Some(found) = self.look_up(name, algorithm) {
+            return found;
+        }
+        // One that began after this token came says enough, also if it has failed.
+        let was_read_since = pace.last.is_some_and(|last| last >= came);
+        if !was_read_since && pace.may_read_for_a_token() {
             self.read(&mut pace).await;
         }
         drop(pace);
-        let is_usable = self.set().read_at.is_some_and(|at| at.elapsed() < MAX_AGE);
-        self.look_up(name, algorithm).unwrap_or(Err(if is_usable { Refusal::Invalid } else { Refusal::Unavailable }))
+        let is_fresh = self.set().read_at.is_some_and(|at| at >= came);
+        self.look_up(name, algorithm).unwrap_or(Err(if is_fresh { Refusal::Invalid } else { Refusal::Unavailable }))
     }
 
     /// Returns `None` where another read may help.
-    fn look_up(&self, name: Option<&str>, algorithm: Algorithm) -> Option<Result<Arc<Key>, Refusal>> {
+    fn look_up(&self, name: Option<&str>, algorithm: Algorithm) -> Option<Result<Vec<Arc<Key>>, Refusal>> {
         let set = self.set();
         set.read_at.filter(|at| at.elapsed() < MAX_AGE)?;
         let of_name = |key: &&(Option<String>, Arc<Key>)| name.is_none() || key.0.as_deref() == name;
         let mut named = set.keys.iter().filter(of_name).peekable();
         named.peek()?;
-        let mut fitting = named.filter(|(_, key)| key.algorithm == algorithm);
-        match (fitting.next(), fitting.next()) {
-            (Some((_, key)), None) => Some(Ok(key.clone())),
-            // Two keys of one name are told apart by their algorithms, or not at all.
-            _ => Some(Err(Refusal::Invalid)),
-        }
+        let fitting = named.filter(|(_, key)| key.algorithm == algorithm).map(|(_, key)| key.clone());
+        let fitting: Vec<Arc<Key>> = fitting.take(MAX_TRIED).collect();
+        let is_told = fitting.len() == 1 || name.is_some() && !fitting.is_empty();
+        Some(if is_told { Ok(fitting) } else { Err(Refusal::Invalid) })
     }
 
     fn set(&self) -> std::sync::RwLockReadGuard<'_, KeySet> {
@@ -124,7 +133,7 @@ impl KeySource {
         self.set().keys.iter().any(|(_, held)| Arc::ptr_eq(held, key))
     }
 
-    /// Reads the set if the last read is old enough.
+    /// Reads the set if the last read began long enough ago.
     pub async fn refresh_if_due(&self) {
         let mut pace = self.reading.lock().await;
         if pace.last.is_none_or(|last| last.elapsed() >= self.refresh) {
@@ -133,10 +142,19 @@ impl KeySource {
     }
 
     async fn read(&self, pace: &mut Pace) {
-        let fetched = self.fetch().await;
-        pace.last = Some(Instant::now());
-        match fetched {
-            Ok(keys) => self.replace(keys),
+        let began = Instant::now();
+        pace.last = Some(began);
+        match self.fetch().await {
+            Ok(keys) => {
+                self.replace(keys, began);
+                if self.is_down.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the key set of auth.jwt.jwks_url can be read again");
+                }
+            }
+            // Said once, however often it is read in vain.
+            Err(problem) if self.is_down.swap(true, Ordering::Relaxed) => {
+                tracing::debug!(problem, "the key set of auth.jwt.jwks_url still cannot be read");
+            }
             Err(problem) => {
                 let is_known = self.set().read_at.is_some();
                 tracing::warn!(
@@ -147,7 +165,6 @@ impl KeySource {
                 );
             }
         }
-        self.reads.fetch_add(1, Ordering::Release);
     }
 
     async fn fetch(&self) -> Result<Vec<(Option<String>, Key)>, String> {
@@ -167,7 +184,7 @@ impl KeySource {
 
     /// Puts a new set in the place of the old one. Keys that are in both stay what they are, with the rights that they vouch
     /// for.
-    fn replace(&self, keys: Vec<(Option<String>, Key)>) {
+    fn replace(&self, keys: Vec<(Option<String>, Key)>, began: Instant) {
         let mut set = self.set.write().unwrap_or_else(PoisonError::into_inner);
         let held = std::mem::take(&mut set.keys);
         let kept = |name: &Option<String>, key: Key| {
@@ -175,7 +192,7 @@ impl KeySource {
             same.map_or_else(|| Arc::new(key), |(_, held)| held.clone())
         };
         set.keys = keys.into_iter().map(|(name, key)| (name.clone(), kept(&name, key))).collect();
-        set.read_at = Some(Instant::now());
+        set.read_at = Some(began);
     }
 }
 

@@ -80,16 +80,21 @@ impl Jwt {
         if header.crit.is_some() {
             return Err(refused("it has a critical extension"));
         }
-        let key = self.key_of(&header).await?;
-        let decoded = jsonwebtoken::decode::<Claims>(token, &key.key, &self.rules.of(&key)).map_err(refused)?;
-        Ok((decoded.claims, key))
+        let mut refusal = Refusal::Invalid;
+        for key in self.keys_of(&header).await? {
+            match jsonwebtoken::decode::<Claims>(token, &key.key, &self.rules.of(&key)) {
+                Ok(decoded) => return Ok((decoded.claims, key)),
+                Err(error) => refusal = refused(error),
+            }
+        }
+        Err(refusal)
     }
 
-    /// Finds the key that a token names. Its algorithm is only compared, and other hints to a key, such as an address, are
-    /// not read.
-    async fn key_of(&self, header: &Header) -> Result<Arc<Key>, Refusal> {
+    /// Finds the keys that a token may mean by the name that it gives: mostly one, and each is tried. Its algorithm is only
+    /// compared, and other hints to a key, such as an address, are not read.
+    async fn keys_of(&self, header: &Header) -> Result<Vec<Arc<Key>>, Refusal> {
         match &self.keys {
-            Keys::Fixed(key) => Ok(key.read().unwrap_or_else(PoisonError::into_inner).clone()),
+            Keys::Fixed(key) => Ok(vec![key.read().unwrap_or_else(PoisonError::into_inner).clone()]),
             Keys::Fetched(source) => source.find(header.kid.as_deref(), header.alg).await,
         }
     }

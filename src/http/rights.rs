@@ -1,6 +1,7 @@
 //! Extractors for what a caller may see. A handler that shows an event or a job takes its job from here and nowhere else,
 //! so that it cannot forget to ask.
 
+use super::client_address::ClientAddress;
 use super::extract::{JobPath, SetQuery, is_own_parameter};
 use super::problem::Problem;
 use super::{App, access};
@@ -137,5 +138,6 @@ fn asking(request: &HttpRequest) -> Result<(web::Data<App>, Caller), Problem> {
     let values = |name: HeaderName| request.headers().get_all(name).map(HeaderValue::as_bytes).collect::<Vec<_>>();
     let address = (request.path(), request.query_string());
     let caller = Caller::new(values(AUTHORIZATION), values(COOKIE), address, is_own_parameter)?;
-    Ok((app, caller))
+    let address = ClientAddress::of(request, &app).counted();
+    Ok((app, caller.at(address)))
 }

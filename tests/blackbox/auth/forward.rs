@@ -83,6 +83,38 @@ async fn the_api_is_asked_with_cookies_and_authorization_and_nothing_else_and_it
 }
 
 #[tokio::test]
+async fn one_address_cannot_fill_the_line_of_questions_and_open_streams_do_not_stand_in_it() {
+    let is_silent = |asked: &Asked| asked.header("cookie").is_some_and(|cookie| cookie.starts_with("silent="));
+    let web = Web::start(move |asked: &Asked| if is_silent(asked) { Reply::Silence } else { api(asked) }).await;
+    let settings = [
+        ("auth.forward.cache", "0s"),
+        ("auth.forward.timeout", "10m"),
+        ("auth.recheck", "1h"),
+        ("http.trusted_proxies", "127.0.0.0/8"),
+    ];
+    let daemon = asking(&web, &settings).await;
+    let http = daemon.http;
+    let poll = async move |address: &str, cookie: &str| {
+        let headers = [("X-Forwarded-For", address), ("Cookie", cookie)];
+        request(http, "GET", "/runner-jobs/job/events", &headers, b"").await.status
+    };
+    let (mine, others) = ("203.0.113.1", "203.0.113.2");
+    let mut stream = stream(&daemon, "user=ben").await;
+    assert_eq!(stream.event().await.number(), 0);
+    let silent: Vec<_> =
+        (0..100).map(|number| tokio::spawn(async move { poll(mine, &format!("silent={number}")).await })).collect();
+    let asked_in_vain = || web.asked().iter().filter(|asked| is_silent(asked)).count();
+    eventually("half of the line", async || (asked_in_vain() == 32).then_some(())).await;
+    daemon.metric_reaches("jobcast_open_connections", 100.0).await;
+    for _ in 0..3 {
+        assert_eq!(poll(others, "user=ann").await, 200, "an address that has asked nothing yet");
+        assert_eq!(poll(mine, "user=ben").await, 200, "a caller with an open stream");
+    }
+    assert_eq!(asked_in_vain(), 32);
+    silent.iter().for_each(|silent| silent.abort());
+}
+
+#[tokio::test]
 async fn two_thousand_streams_of_one_user_are_a_handful_of_questions() {
     let web = Web::start(api).await;
     let daemon = asking(&web, &[]).await;

@@ -9,7 +9,7 @@ use crate::support::web::{Asked, Reply};
 use crate::support::{Daemon, Signer, Stream, Web, eventually};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const ISSUER: &str = "https://issuer.example";
 
@@ -49,6 +49,30 @@ async fn is_answered(daemon: &Daemon, token: &str, status: u16) {
     }
 }
 
+/// Asks every address that shows a job or an event. It lets nobody in, and says either that the token does not count or, where
+/// the key set may not be read again so soon, that nobody can say now.
+async fn is_kept_out(daemon: &Daemon, token: &str) {
+    let authorization = bearer(token);
+    let headers = [("Authorization", authorization.as_str()), ("Accept", "application/json")];
+    for path in addresses(daemon, "job").await {
+        let refused = refusal(&request(daemon.http, "GET", &path, &headers, b"").await);
+        let is_known = matches!((refused.0, &*refused.1), (401, "auth.invalid") | (503, "auth.unavailable"));
+        assert!(is_known, "{path}: {refused:?}");
+    }
+}
+
+/// Waits for a token to count, which is never refused for good meanwhile.
+async fn comes_to_count(daemon: &Daemon, token: &str) {
+    eventually("the token to count", async || match status(daemon, token).await {
+        200 => Some(()),
+        other => {
+            assert_eq!(other, 503);
+            None
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_key_set_vouches_for_its_own_issuer_and_nothing_else_is_ever_asked_for_a_key() {
     let (rsa, ec, ed) = (Signer::rsa(), Signer::ec(), Signer::ed());
@@ -73,6 +97,8 @@ async fn a_key_set_vouches_for_its_own_issuer_and_nothing_else_is_ever_asked_for
         json!({}),
         json!({ "jku": elsewhere.url("/keys"), "x5u": elsewhere.url("/keys") }),
         json!({ "jwk": stranger.jwk("two") }),
+    ];
+    let unknown_names = [
         json!({ "kid": elsewhere.url("/keys") }),
         json!({ "kid": "../../../dev/null" }),
         json!({ "kid": "two' OR '1'='1" }),
@@ -83,9 +109,12 @@ async fn a_key_set_vouches_for_its_own_issuer_and_nothing_else_is_ever_asked_for
         foreign(&theirs, json!({})),
         ec.token_with(json!({ "kid": "two" }), &theirs),
         ec.token_with(json!({ "kid": "one" }), &ours),
+        Signer::Secret(rsa.pem()).token_with(json!({ "kid": "one" }), &ours),
+    ]);
+    let mut unknown: Vec<String> = unknown_names.iter().map(|hint| foreign(&ours, hint.clone())).collect();
+    unknown.extend([
         ec.token_with(json!({ "kid": "encryption" }), &ours),
         shared.token_with(json!({ "kid": "four" }), &ours),
-        Signer::Secret(rsa.pem()).token_with(json!({ "kid": "one" }), &ours),
     ]);
     for path in addresses(&daemon, "job").await {
         for (signer, kid) in [(&rsa, "one"), (&ec, "two"), (&ed, "three")] {
@@ -94,6 +123,9 @@ async fn a_key_set_vouches_for_its_own_issuer_and_nothing_else_is_ever_asked_for
         for token in &wrong {
             assert_eq!(refusal(&ask_with(&daemon, &path, token).await), (401, "auth.invalid".into()), "{path} {token}");
         }
+    }
+    for token in &unknown {
+        is_kept_out(&daemon, token).await;
     }
     // without a name, the only key of its kind is meant
     assert_eq!(status(&daemon, &ed.token(&ours)).await, 200);
@@ -124,7 +156,7 @@ async fn a_new_key_counts_at_once_on_every_address_and_streams_of_one_that_is_go
     let told = first.rest().await;
     assert!(told.len() == 1 && told[0].is("stream.bye"), "{told:?}");
     assert_eq!(told[0].json()["reason"], "revoked");
-    is_answered(&daemon, &named(&old, "old"), 401).await;
+    is_kept_out(&daemon, &named(&old, "old")).await;
     is_answered(&daemon, &named(&new, "new"), 200).await;
     daemon.write("job", 2..3).await;
     assert_eq!(second.event().await.number(), 2);
@@ -136,12 +168,67 @@ async fn invented_key_names_cause_a_handful_of_reads_whatever_address_they_come_
     let web = key_server(&[signer.jwk("one")]).await;
     let daemon = with_keys_of(&web, &[]).await;
     assert_eq!(status(&daemon, &named(&signer, "one")).await, 200);
-    // Those who come at once share a read; those who come one after the other do not.
+    assert_eq!(status(&daemon, &named(&signer, "invented")).await, 401);
+    let began = Instant::now();
     for round in 0..20 {
-        is_answered(&daemon, &named(&signer, &format!("invented-{round}")), 401).await;
+        is_kept_out(&daemon, &named(&signer, &format!("invented-{round}"))).await;
     }
-    assert!(web.asked().len() <= 8, "{} reads", web.asked().len());
+    // Five at once, one more after each ten seconds, one at the start, and one each thirty seconds that nobody asks for.
+    let most = 7 + began.elapsed().as_secs() / 10 + began.elapsed().as_secs() / 30;
+    assert!(web.asked().len() as u64 <= most, "{} reads", web.asked().len());
     is_answered(&daemon, &named(&signer, "one"), 200).await;
+}
+
+#[tokio::test]
+async fn a_new_key_is_never_refused_for_good_because_others_have_used_up_the_reads_by_invented_names() {
+    let (old, new) = (Signer::ec(), Signer::ed());
+    let web = key_server(&[old.jwk("old")]).await;
+    let daemon = with_keys_of(&web, &[("auth.recheck", "10m")]).await;
+    eventually("the reads to be used up", async || {
+        let invented = named(&old, &format!("invented-{}", web.asked().len()));
+        (status(&daemon, &invented).await == 503).then_some(())
+    })
+    .await;
+    let both = set(&[old.jwk("old"), new.jwk("new")]);
+    web.set(move |_| both.clone());
+    comes_to_count(&daemon, &named(&new, "new")).await;
+    is_answered(&daemon, &named(&old, "old"), 200).await;
+}
+
+#[tokio::test]
+async fn a_key_that_comes_while_the_set_cannot_be_read_is_refused_for_now_and_that_is_said_once() {
+    let (old, new) = (Signer::ec(), Signer::ed());
+    let web = key_server(&[old.jwk("old")]).await;
+    let daemon = with_keys_of(&web, &[("auth.recheck", "2s")]).await;
+    assert_eq!(status(&daemon, &named(&old, "old")).await, 200);
+    let (authorization, path) = (bearer(&named(&new, "new")), "/runner-jobs/job/events");
+    let elsewhere = Reply::with_header(302, &format!("Location: {}", web.url("/elsewhere")));
+    for reply in [Reply::status(500), Reply::body("<html>"), set(&[]), elsewhere] {
+        let (before, shown) = (web.asked().len(), format!("{reply:?}"));
+        web.set(move |_| reply.clone());
+        // The one that is on its way may have asked before.
+        eventually("another two reads", async || (web.asked().len() >= before + 2).then_some(())).await;
+        let answer = request(daemon.http, "GET", path, &[("Authorization", &authorization)], b"").await;
+        assert_eq!(refusal(&answer), (503, "auth.unavailable".into()), "{shown}");
+        assert!(answer.header("Retry-After").is_some(), "{shown}");
+        is_answered(&daemon, &named(&old, "old"), 200).await;
+    }
+    daemon.logs_times("the key set of auth.jwt.jwks_url cannot be read", 1).await;
+    let only = set(&[new.jwk("new")]);
+    web.set(move |_| only.clone());
+    comes_to_count(&daemon, &named(&new, "new")).await;
+    daemon.logs_times("the key set of auth.jwt.jwks_url can be read again", 1).await;
+    daemon.logs_times("the key set of auth.jwt.jwks_url cannot be read", 1).await;
+}
+
+#[tokio::test]
+async fn each_of_two_keys_of_one_name_vouches_for_its_own_tokens() {
+    let (one, other, stranger) = (Signer::ec(), Signer::ec(), Signer::ec());
+    let web = key_server(&[one.jwk("key"), other.jwk("key")]).await;
+    let daemon = with_keys_of(&web, &[]).await;
+    is_answered(&daemon, &named(&one, "key"), 200).await;
+    is_answered(&daemon, &named(&other, "key"), 200).await;
+    is_answered(&daemon, &named(&stranger, "key"), 401).await;
 }
 
 #[tokio::test]
