@@ -15,10 +15,14 @@ use actix_web::http::{Method, StatusCode, header};
 use actix_web::middleware::Next;
 use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, web};
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::json;
 use serde_json::value::RawValue;
+use std::fmt;
 use std::future::{Future, Ready, ready};
+use std::marker::PhantomData;
 use std::pin::Pin;
 use subtle::ConstantTimeEq;
 use tokio::time::timeout;
@@ -91,7 +95,7 @@ impl FromRequest for JsonBody {
     type Future = Pin<Box<dyn Future<Output = Result<Self, Problem>>>>;
 
     fn from_request(request: &HttpRequest, payload: &mut dev::Payload) -> Self::Future {
-        let is_json = request.content_type() == "application/json";
+        let is_json = request.content_type().eq_ignore_ascii_case("application/json");
         let settings = App::of(request).map(|app| (app.settings.max_body.as_u64() as usize, app.settings.body_timeout));
         let peer = request.peer_addr().map(|peer| peer.ip().to_canonical());
         let progress = request.conn_data::<Progress>().cloned();
@@ -122,6 +126,27 @@ impl FromRequest for JsonBody {
     }
 }
 
+/// A `T` that is written as an object. What is derived for it would also take an array, by the order of its fields.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct InObject<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for InObject<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(fields))
+            }
+        }
+        from.deserialize_map(InObject(PhantomData)).map(Self)
+    }
+}
+
 /// Reads JSON as `T`; JSON of another form is `wrong_form`.
 fn parse<'a, T: Deserialize<'a>>(json: &'a [u8], wrong_form: fn(String) -> Problem) -> Result<T, Problem> {
     serde_json::from_slice(json).map_err(|error| match error.classify() {
@@ -141,10 +166,10 @@ impl Sent {
     pub fn read(json: &[u8], most: usize) -> Result<Self, Problem> {
         let is_array = json.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
         if !is_array {
-            let incoming: Incoming = parse(json, Problem::bad_event)?;
+            let Object::<Incoming>(incoming) = parse(json, Problem::bad_event)?;
             return incoming.check().map(Self::One).map_err(|error| Problem::bad_event(error.to_string()));
         }
-        let incoming: Vec<Incoming> = parse(json, Problem::bad_event)?;
+        let incoming: Vec<Object<Incoming>> = parse(json, Problem::bad_event)?;
         if incoming.len() > most {
             Refusal::Body.note(None);
             return Err(Problem::too_many_events(format!("the array has more than {most} events; send it in parts")));
@@ -152,7 +177,7 @@ impl Sent {
         if incoming.is_empty() {
             return Err(Problem::bad_event("the array is empty; send at least one event"));
         }
-        let check = |(index, one): (usize, Incoming)| {
+        let check = |(index, Object(one)): (usize, Object<Incoming>)| {
             one.check().map_err(|error| Problem::bad_event(format!("event {index}: {error}; none was stored")))
         };
         incoming.into_iter().enumerate().map(check).collect::<Result<_, _>>().map(Self::All)
@@ -206,7 +231,7 @@ pub async fn set_status(
     app: web::Data<App>,
 ) -> Result<HttpResponse, Problem> {
     let bad_form = |_| Problem::bad_status("send {\"status\": \"RUNNING\"}, and nothing else");
-    let NewStatus { status } = parse(&body.0, bad_form)?;
+    let Object(NewStatus { status }) = parse(&body.0, bad_form)?;
     let status: JobStatus = status.parse().map_err(|error: BadStatus| Problem::bad_status(error.to_string()))?;
     app.source.set_status(&job, status).await?;
     app.streams.hub.announce_jobs([&job]);
@@ -234,7 +259,7 @@ struct Incoming {
 }
 
 /// Reads a payload that is there, which may be `null`.
-fn present<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Box<RawValue>>, D::Error> {
+fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Box<RawValue>>, D::Error> {
     Box::<RawValue>::deserialize(from).map(Some)
 }
 

@@ -36,6 +36,8 @@ async fn bad_ingest_of_every_kind_gets_a_4xx_with_a_code_and_stores_nothing() {
         (422, "ingest.event", json!({ "type": "x", "jobId": "other" }).to_string().into()),
         (422, "ingest.event", json!([{ "type": "x" }, { "type": "x" }, { "type": "" }]).to_string().into()),
         (422, "ingest.event", json!([{ "type": "x" }, 7]).to_string().into()),
+        (422, "ingest.event", json!(["x", 1, null, null, null, null]).to_string().into()),
+        (422, "ingest.event", json!([["x", 1, null, null, null, null]]).to_string().into()),
         (413, "request.too_large", json!({ "type": "x", "payload": "x".repeat(70_000) }).to_string().into()),
     ];
     for (status, code, body) in &bodies {
@@ -59,6 +61,11 @@ async fn bad_ingest_of_every_kind_gets_a_4xx_with_a_code_and_stores_nothing() {
     let stored: i64 =
         sqlx::query_scalar("SELECT count(*) FROM job_events").fetch_one(&mut daemon.rows().await).await.expect("count");
     assert_eq!(stored, 0);
+    // The case of a media type means nothing (RFC 9110, section 8.3.1).
+    for kind in ["APPLICATION/JSON", "Application/Json; charset=UTF-8"] {
+        let answer = request(daemon.http, "POST", PATH, &[("Content-Type", kind)], b"{\"type\":\"x\"}").await;
+        assert_eq!(answer.status, 201, "{kind:?}");
+    }
 }
 
 #[tokio::test]
