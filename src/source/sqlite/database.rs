@@ -8,6 +8,7 @@
 
 use super::catalogue::{names, read_relation};
 use super::error::SqliteError;
+use super::numbers;
 use super::tables::{SchemaProblem, Tables};
 use super::{READERS, SCHEMA};
 use crate::config::{self, Create};
@@ -276,6 +277,11 @@ pub async fn read_tables(
     let names = names(sqlite).await?;
     let is_own = owner == Owner::Jobcast;
     let mut tables = Tables::resolve(settings, events.as_ref(), jobs.as_ref(), &names, is_own);
+    if let (Ok(found), Some(relation)) = (&tables, &events)
+        && let Some(problem) = numbers::find_problem(sqlite, settings, relation, &found.events).await
+    {
+        return Ok(Err(vec![problem]));
+    }
     if let Ok(tables) = &mut tables {
         tables.events.is_indexed = tables.finds_jobs_by_index(sqlite).await?;
     }

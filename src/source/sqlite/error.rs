@@ -5,6 +5,14 @@ use crate::error::{SourceCode, SourceError};
 use crate::event::JobId;
 use sqlx::error::DatabaseError;
 
+/// The value by which a row is ordered is no integer, so the row has no place in its job.
+#[derive(Debug, thiserror::Error)]
+#[error("{column} orders the rows of a job, and holds no integer in one of them")]
+pub struct NoInteger {
+    /// The column, with the row.
+    pub column: String,
+}
+
 /// A failure inside this source.
 #[derive(Debug, thiserror::Error)]
 pub enum SqliteError {
@@ -45,6 +53,7 @@ impl SqliteError {
             Self::Sqlx(sqlx::Error::Database(answer)) | Self::OfJob { error: sqlx::Error::Database(answer), .. } => {
                 answer.message().to_string()
             }
+            Self::OfJob { error: sqlx::Error::Decode(cause), .. } => cause.to_string(),
             other => other.to_string(),
         };
         let help = match &self {
@@ -99,8 +108,13 @@ impl SqliteError {
     /// Returns true for an error that values in rows can be the cause of: SQLite says the same where a statement does not fit
     /// the tables.
     pub fn may_be_of_rows(&self) -> bool {
-        let Self::Sqlx(sqlx::Error::Database(answer)) = self else { return false };
-        matches!(result_of(&**answer), SQLITE_ERROR | SQLITE_TOOBIG | SQLITE_MISMATCH)
+        match self {
+            Self::Sqlx(sqlx::Error::Database(answer)) => {
+                matches!(result_of(&**answer), SQLITE_ERROR | SQLITE_TOOBIG | SQLITE_MISMATCH)
+            }
+            Self::Sqlx(sqlx::Error::Decode(cause)) => cause.is::<NoInteger>(),
+            _ => false,
+        }
     }
 }
 

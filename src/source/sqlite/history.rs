@@ -66,7 +66,8 @@ impl Sqlite {
         let query = sqlx::query(AssertSqlSafe(tables.events.find(&key, &id)));
         let found = id.bind(key.bind(query)).fetch_optional(&mut *reader).await?;
         let Some(row) = found else { return Ok(None) };
-        let (seq, identity) = (number_of(&row, 0)?.unwrap_or_default(), bytes_of(&row, 1)?.unwrap_or_default());
+        let seq = tables.number_in(&row, 0)?.unwrap_or_default();
+        let identity = bytes_of(&row, 1)?.unwrap_or_default();
         Ok(Some(Position::after(seq, identity).seal(job)))
     }
 
@@ -89,8 +90,8 @@ impl Sqlite {
         let (mut reader, tables) = self.database.reader().await?;
         let key = Id::from(job);
         let row = key.bind(sqlx::query(AssertSqlSafe(tables.newest(&key)))).fetch_one(&mut *reader).await?;
-        let status = bytes_of(&row, tables.width())?;
-        let event = number_of(&row, 0)?.map(|_| tables.read_event(&row, job)).transpose()?;
+        let status = bytes_of(&row, tables.events.width())?;
+        let event = tables.number_in(&row, 0)?.map(|_| tables.read_event(&row, job)).transpose()?;
         if status.is_none() && event.is_none() {
             return Ok(None);
         }
@@ -98,7 +99,7 @@ impl Sqlite {
         if let (None, Some((_, position))) = (status, &event) {
             status = read_final_type(&mut *reader, &tables, job, position.seq).await?;
         }
-        let changed = if tables.is_own { number_of(&row, tables.width() + 1)? } else { None };
+        let changed = if tables.is_own { number_of(&row, tables.events.width() + 1)? } else { None };
         let changed = changed.unwrap_or_default();
         Ok(Some(Newest { status, changed, event }))
     }
@@ -172,7 +173,8 @@ impl Sqlite {
         let key = Id::from(job);
         let query = key.bind(sqlx::query(AssertSqlSafe(tables.events.before_last(&key)))).bind(count as i64);
         if let Some(row) = query.fetch_optional(&mut *reader).await? {
-            let (seq, identity) = (number_of(&row, 0)?.unwrap_or_default(), bytes_of(&row, 1)?.unwrap_or_default());
+            let seq = tables.number_in(&row, 0)?.unwrap_or_default();
+            let identity = bytes_of(&row, 1)?.unwrap_or_default();
             return Ok(Some(Position::after(seq, identity).seal(job)));
         }
         let is_there = !find_jobs(&mut reader, &tables, &[job]).await?.is_empty();
@@ -252,7 +254,7 @@ async fn read_page_on(
     let (mut has_all, mut status, mut reached, mut last) = (true, None, Position::BEGINNING, after.seq);
     let mut is_beyond_stage = false;
     while let Some(row) = rows.try_next().await? {
-        if number_of(&row, 0)?.is_none() {
+        if tables.number_in(&row, 0)?.is_none() {
             status = bytes_of(&row, 3)?;
             reached = match judge(tables, after, &row)? {
                 Ok(reached) => reached,
@@ -295,7 +297,7 @@ fn judge(tables: &Tables, after: Position, row: &SqliteRow) -> Result<Result<Pos
         return Ok(Ok(after));
     }
     let held = bytes_of(row, 1)?;
-    let is_beyond = number_of(row, 2)?.is_none_or(|newest| after.seq > newest);
+    let is_beyond = tables.number_in(row, 2)?.is_none_or(|newest| after.seq > newest);
     let numbering = tables.events.numbering;
     Ok(match (after.of, held) {
         // Those after an event that is gone may be gone, too.

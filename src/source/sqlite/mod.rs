@@ -16,6 +16,7 @@ mod error;
 mod file_watch;
 mod history;
 mod ids;
+mod numbers;
 #[cfg(test)]
 mod odd_rows;
 mod plan;

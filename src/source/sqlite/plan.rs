@@ -30,7 +30,7 @@ impl Tables {
 
     /// Tells whether each page of history sorts all that is left of the job.
     pub async fn sorts_history(&self, connection: &mut SqliteConnection) -> Result<bool, SqliteError> {
-        let steps = steps(connection, &self.events.range_of_job(&Id::new("7"))).await?;
+        let steps = steps(connection, &self.events.rest_of_job(&Id::new("7"))).await?;
         Ok(steps.iter().any(|step| step.starts_with("USE TEMP B-TREE")))
     }
 

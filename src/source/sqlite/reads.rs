@@ -265,7 +265,7 @@ async fn is_contradicted(
         return Ok(false);
     }
     let query = key.bind(sqlx::query(AssertSqlSafe(tables.events.highest_of_job(&key))));
-    let highest = number_of(&query.fetch_one(connection).await?, 0)?;
+    let highest = tables.number_in(&query.fetch_one(connection).await?, 0)?;
     Ok(highest.is_none_or(|highest| highest < position.seq))
 }
 

@@ -1,8 +1,10 @@
 //! Rows as other writers may have stored them: columns are read as bytes, and no row fails to be read.
 
+use super::error::NoInteger;
 use super::ids::uuid_text;
 use super::position::Position;
-use super::tables::Tables;
+use super::tables::{Numbering, Tables};
+use super::values::Stored;
 use crate::event::{Event, JobId, JobStatus, Part, text_of};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
@@ -27,6 +29,21 @@ pub fn job_of(bytes: Option<Vec<u8>>) -> Option<JobId> {
 }
 
 impl Tables {
+    /// Returns the number of a row, of which others decide where each job has numbers of its own; `None` for NULL. Fails for
+    /// what is no integer: SQLite would take a part of it for one, and rows would stand in no order.
+    pub fn number_in(&self, row: &SqliteRow, column: usize) -> Result<Option<i64>, sqlx::Error> {
+        if self.events.numbering != Numbering::Job {
+            return number_of(row, column);
+        }
+        match Stored::read(row, column)? {
+            Stored::Integer(number) => Ok(Some(number)),
+            Stored::Null => Ok(None),
+            Stored::Real(_) | Stored::Text(_) | Stored::Blob(_) => {
+                Err(sqlx::Error::Decode(Box::new(NoInteger { column: self.events.number.clone() })))
+            }
+        }
+    }
+
     /// Reads a row that begins with [`super::tables::EventTable::list`]. The caller knows the job.
     ///
     /// Columns are read by number: this runs for every event, and a name would be looked up each time.
@@ -51,7 +68,7 @@ impl Tables {
 
     /// Reads the position of one job after a row that begins with [`super::tables::EventTable::list`].
     fn position_of(&self, row: &SqliteRow) -> Result<Position, sqlx::Error> {
-        Ok(Position::after(number_of(row, 0)?.unwrap_or_default(), self.identity_of(row)?))
+        Ok(Position::after(self.number_in(row, 0)?.unwrap_or_default(), self.identity_of(row)?))
     }
 
     /// Reads the position of all jobs after such a row.

@@ -58,6 +58,31 @@ impl EventTable {
         format!("coalesce({})", parts.collect::<Vec<_>>().join(", "))
     }
 
+    /// The end of a statement that selects the columns of an event: one more row for a job of which a value that is to be a
+    /// number is none, and stands below every number. Its first column holds a text, which comes after all numbers, the
+    /// others are null. Such a value above every number is among the rows after any.
+    fn or_unnumbered(&self, job: &Id) -> String {
+        if self.numbering != Numbering::Job {
+            return String::new();
+        }
+        let (name, number, lowest) = (&self.name, &self.number, i64::MIN);
+        let nulls = ", NULL".repeat(self.width() - 1);
+        let parts = self.job.conditions(job, 1);
+        let parts = parts.iter().map(|condition| {
+            format!(
+                " UNION ALL SELECT typeof(number){nulls}
+                 FROM (SELECT {number} AS number FROM {name} e WHERE {condition} ORDER BY 1 LIMIT 1)
+                 WHERE typeof(number) <> 'integer' OR number = {lowest}"
+            )
+        });
+        parts.collect()
+    }
+
+    /// The number of the columns of an event.
+    pub fn width(&self) -> usize {
+        if self.identity.is_some() { 9 } else { 8 }
+    }
+
     /// Expression: the highest number of a row, null where there is none.
     fn highest(&self) -> String {
         format!("(SELECT max({}) FROM {} e)", self.number, self.name)
@@ -101,11 +126,20 @@ impl EventTable {
         self.of_job(&self.number, job, "")
     }
 
-    /// Events of a job after number `?5` up to `?6`, at most `?7`.
+    /// Events of a job after number `?5`, of which a page takes some.
+    pub fn rest_of_job(&self, job: &Id) -> String {
+        format!("{} ORDER BY 1 LIMIT ?6", self.of_job(&self.list(), job, &format!(" AND {} > ?5", self.number)))
+    }
+
+    /// Events of a job after number `?5` up to `?6`, at most `?7`. Where each job has numbers of its own, what is above every
+    /// number is no integer: it comes with those up to the highest one.
     pub fn range_of_job(&self, job: &Id) -> String {
         let number = &self.number;
-        let rows = self.of_job(&self.list(), job, &format!(" AND {number} > ?5 AND {number} <= ?6"));
-        format!("{rows} ORDER BY 1 LIMIT ?7")
+        let range = match self.numbering {
+            Numbering::Table(_) => format!(" AND {number} > ?5 AND {number} <= ?6"),
+            Numbering::Job => format!(" AND {number} > ?5 AND ({number} <= ?6 OR ?6 = {})", i64::MAX),
+        };
+        format!("{}{} ORDER BY 1 LIMIT ?7", self.of_job(&self.list(), job, &range), self.or_unnumbered(job))
     }
 
     /// Events of watched jobs after number `?1` up to `?2`, at most `?3`, and rows without a job.
@@ -251,7 +285,10 @@ impl Tables {
         let (newest, status) = (events.newest_of(job), self.status_of(job));
         let more = if events.identity.is_some() { ", NULL" } else { "" };
         let rows = events.of_job(&events.list(), job, &format!(" AND {number} > ?5"));
-        format!("SELECT NULL, {held}, {newest}, {status}, {holder}, NULL{more} UNION ALL {rows} ORDER BY 1 LIMIT ?6")
+        let unnumbered = events.or_unnumbered(job);
+        format!(
+            "SELECT NULL, {held}, {newest}, {status}, {holder}, NULL{more} UNION ALL {rows}{unnumbered} ORDER BY 1 LIMIT ?6"
+        )
     }
 
     /// One row: the newest event of a job, its status, and, of Jobcast's own tables, the number of its newest change, all
@@ -260,11 +297,6 @@ impl Tables {
         let rows = self.events.of_job(&self.events.list(), job, "");
         let (status, changed) = (self.status_of(job), self.changed_of(job));
         format!("SELECT r.*, {status}{changed} FROM (SELECT 1) LEFT JOIN ({rows} ORDER BY 1 DESC LIMIT 1) r")
-    }
-
-    /// The number of columns before the status in [`Tables::newest`].
-    pub fn width(&self) -> usize {
-        if self.events.identity.is_some() { 9 } else { 8 }
     }
 
     /// The look of the tail. The first row holds the identity at number `?2`, that of the highest row, the highest number

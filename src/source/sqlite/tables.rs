@@ -80,6 +80,7 @@ pub enum SchemaProblem {
     MissingTable { setting: &'static str, name: String, nearest: Option<String> },
     MissingColumn { setting: &'static str, table: String, name: String, nearest: Option<String> },
     NoNumber { table: String, kind: &'static str },
+    NoIntegers { table: String, column: String, found: String },
     UnknownZone { name: String },
 }
 
@@ -90,6 +91,9 @@ impl fmt::Display for SchemaProblem {
             Self::MissingColumn { table, name, .. } => write!(f, "{table} has no column {name}"),
             Self::NoNumber { table, kind } => {
                 write!(f, "{table} is {kind}: nothing numbers its rows, so nothing tells which ones are new")
+            }
+            Self::NoIntegers { table, column, found } => {
+                write!(f, "{table}.{column} is to order the rows of each job, and holds no integers ({found})")
             }
             Self::UnknownZone { name } => write!(f, "this machine knows no time zone {name}"),
         }
@@ -133,6 +137,11 @@ impl SchemaProblem {
             Self::NoNumber { .. } => "name a column that grows within each job by source.sqlite.columns.seq; \
                  a view hands on the number of the event's row: SELECT e.rowid AS seq, …"
                 .into(),
+            Self::NoIntegers { .. } => {
+                "name a column of integers that grow within each job, and never repeat in it, by \
+                 source.sqlite.columns.seq; a view hands on the number of the event's row: SELECT e.rowid AS seq, …"
+                    .into()
+            }
             Self::UnknownZone { .. } => {
                 "name one such as Europe/Paris, whose data comes with the package tzdata, or an offset such as +02:00, \
                  by source.sqlite.timestamp_zone"

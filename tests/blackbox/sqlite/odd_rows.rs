@@ -1,6 +1,6 @@
 //! Rows that other writers stored as nobody should: each hurts at most itself.
 
-use crate::support::daemon::write_rows;
+use crate::support::daemon::{run, write_rows};
 use crate::support::http::request;
 use crate::support::{Daemon, ForeignFile, Message, numbers};
 use rand::rngs::StdRng;
@@ -172,5 +172,144 @@ async fn rows_of_any_storage_class_and_encoding_never_make_the_daemon_unready_an
         end.store(true, Ordering::Relaxed);
         assert!(ready.await.expect("it was ready all the while") > 0);
         assert_eq!(daemon.metric("jobcast_source_errors_total").await, 0.0, "{}", daemon.log());
+    }
+}
+
+/// Settings for rows that are ordered by a column of others.
+const ORDERED: &[(&str, &str)] = &[
+    ("events_table", "entries"),
+    ("jobs_table", "runs"),
+    ("job_columns.id", "name"),
+    ("columns.id", "key"),
+    ("columns.job_id", "run"),
+    ("columns.seq", "n"),
+    ("columns.type", "= line"),
+    ("columns.timestamp", ""),
+    ("columns.payload", "body"),
+    ("payload_kind", "json"),
+];
+const RUNS: &str = "CREATE TABLE runs (name TEXT PRIMARY KEY, status TEXT);
+    INSERT INTO runs VALUES ('odd', 'RUNNING'), ('other', 'RUNNING');";
+/// Events whose `n` may be anything.
+const ENTRIES: [&str; 2] = [
+    "CREATE TABLE entries (key TEXT, run TEXT, n, body TEXT, PRIMARY KEY (run, n)) WITHOUT ROWID;
+     CREATE VIEW log AS SELECT * FROM entries; CREATE TRIGGER log_insert INSTEAD OF INSERT ON log BEGIN
+       INSERT INTO entries VALUES (NEW.key, NEW.run, NEW.n, NEW.body); END;",
+    "CREATE TABLE log (key TEXT, run TEXT, n, body TEXT); CREATE INDEX log_run ON log (run, n);
+     CREATE VIEW entries AS SELECT key, run, n, body FROM log;",
+];
+
+/// A statement that writes an event, by a number or what is none.
+fn ordered(job: &str, n: &str, number: u64) -> String {
+    format!("INSERT INTO log (key, run, n, body) VALUES ('{job}-{number}', '{job}', {n}, '{{\"n\":{number}}}');")
+}
+
+#[tokio::test]
+async fn a_row_whose_number_is_no_integer_stops_its_own_job_which_is_told_and_never_complete_without_it() {
+    for tables in ENTRIES {
+        let is_view = tables.contains("CREATE TABLE log");
+        let mut values = vec!["'eleven'", "1.5", "-9223372036854775808"];
+        if is_view {
+            values.extend(["X'00'", "1e300", "-1e300", "9e999", "NULL"]);
+        }
+        for value in values {
+            let file =
+                ForeignFile::make(&format!("{RUNS}{tables}{}{}", ordered("odd", "1", 0), ordered("other", "1", 0)))
+                    .await;
+            let daemon = file.serve(ORDERED).await;
+            let (mut odd, mut other) = (daemon.stream("odd").await, daemon.stream("other").await);
+            assert_eq!((odd.event().await.number(), other.event().await.number()), (0, 0));
+            let rows = [ordered("odd", value, 1), ordered("odd", "2", 2), ordered("other", "2", 1)].concat();
+            file.execute(&format!("BEGIN; {rows} UPDATE runs SET status = 'COMPLETED' WHERE name = 'odd'; COMMIT;"))
+                .await;
+            assert_eq!(other.event().await.number(), 1, "{value}");
+            let mut told = odd.event().await;
+            if told.event.as_deref() == Some("stream.status") {
+                told = odd.event().await;
+            }
+            let error = told.json();
+            assert_eq!(
+                (&error["code"], &error["retryable"]),
+                (&json!("source.refused"), &json!(true)),
+                "{value}: {told:?}"
+            );
+            // Whoever asks for history is told, too, however small the pages are.
+            let (mut cursor, mut seen) = (String::new(), Vec::new());
+            let refused = loop {
+                let page = daemon.get(&format!("/runner-jobs/odd/events?limit=1{cursor}")).await;
+                if page.status != 200 {
+                    break page;
+                }
+                let page = page.json();
+                assert_eq!(page["complete"], false, "{value}: {page}");
+                seen.extend(
+                    page["events"].as_array().expect("events").iter().map(|event| event["payload"]["n"].clone()),
+                );
+                assert!(seen.len() <= 2, "{value}: {seen:?}");
+                cursor = format!("&after={}", page["cursor"].as_str().expect("a cursor"));
+            };
+            assert_eq!((refused.status, refused.code().as_str()), (503, "source.refused"), "{value}");
+            daemon.logs(&["orders the rows of a job, and holds no integer"]).await;
+            assert_eq!(daemon.ask_admin("/readyz").await.status, 200);
+            file.execute(match is_view {
+                true => "UPDATE log SET n = 3 WHERE key = 'odd-1'",
+                false => "UPDATE entries SET n = 3 WHERE key = 'odd-1'",
+            })
+            .await;
+            let rest = odd.rest().await;
+            let events: Vec<Message> =
+                rest.iter().filter(|message| message.event.as_deref() == Some("line")).cloned().collect();
+            assert_eq!(numbers(&events), [2, 1], "{value}: {rest:?}");
+            assert_eq!(
+                rest.last().and_then(|last| last.event.as_deref()),
+                Some("stream.complete"),
+                "{value}: {rest:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_column_that_holds_no_integers_is_refused_by_check_and_the_start_as_the_number_of_a_jobs_rows() {
+    let tables = |kind: &str| {
+        let log = format!("(key TEXT, run TEXT, n {kind}, body TEXT, PRIMARY KEY (run, n)) WITHOUT ROWID;");
+        let view = "CREATE VIEW entries AS SELECT * FROM log;";
+        [format!("{RUNS}CREATE TABLE entries {log}"), format!("{RUNS}CREATE TABLE log {log} {view}")]
+    };
+    // the declared type, the number of a row, and the class that is named; `None`: it will do
+    let cases = [
+        ("REAL", "1764261000.25", Some("real")),
+        ("TEXT", "'01J00000000000000000000001'", Some("text")),
+        ("TEXT", "12", Some("text")),
+        ("", "'01J00000000000000000000001'", Some("text")),
+        ("BLOB", "X'01'", Some("blob")),
+        ("REAL", "", Some("REAL")),
+        ("VARCHAR(26)", "", Some("VARCHAR(26)")),
+        ("", "", None),
+        ("", "1", None),
+        ("BIGINT", "1", None),
+        ("DECIMAL", "1", None),
+    ];
+    for (kind, value, refused) in cases {
+        for sql in tables(kind) {
+            let table = if sql.contains("TABLE log") { "log" } else { "entries" };
+            let row = format!("INSERT INTO {table} VALUES ('a', 'odd', {value}, '{{}}');");
+            let file = ForeignFile::make(&format!("{sql}{}", if value.is_empty() { "" } else { &row })).await;
+            let settings = file.settings(ORDERED);
+            let mut settings: Vec<_> = settings.iter().map(|(key, value)| (&**key, &**value)).collect();
+            let check = run(&["check"], &settings).await;
+            let said = String::from_utf8_lossy(&check.stdout).into_owned();
+            let Some(class) = refused else {
+                assert!(check.status.success(), "{kind} {value}: {said}");
+                file.serve(ORDERED).await;
+                continue;
+            };
+            let expected = format!("entries.n is to order the rows of each job, and holds no integers ({class})");
+            assert!(!check.status.success() && said.contains(&expected), "{kind} {value}: {said}");
+            settings.extend([("http.listen", "127.0.0.1:0"), ("admin.listen", "127.0.0.1:0")]);
+            let start = run(&["serve"], &settings).await;
+            let said = String::from_utf8_lossy(&start.stderr).into_owned();
+            assert!(start.status.code() == Some(1) && said.contains(&expected), "{kind} {value}: {said}");
+        }
     }
 }

@@ -72,8 +72,9 @@ fn check_numbers(tables: &Tables, settings: &config::Sqlite) -> Vec<Finding> {
             anew,
         ),
         Numbering::Job => Finding::fine(format!(
-            "events come in the order of {place}, which must grow within each job: a row with a lower number than one \
-             that was read is not told to those who watch"
+            "events come in the order of {place}, which must be an integer, grow within each job, and never repeat in it: a \
+             row with a lower number than one that was read is not told to those who watch, and a row without an integer \
+             stops its job, which is told so"
         )),
     }];
     if matches!(events.numbering, Numbering::Table(_)) {
