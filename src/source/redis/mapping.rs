@@ -181,6 +181,19 @@ impl Mapping {
             }
             _ => self.payload(&values, &mut unreadable),
         };
+        if values.envelope.is_some() && matches!(envelope, Some(Cow::Owned(_))) {
+            let texts = [
+                (Part::Id, Some(&*id)),
+                (Part::StepId, step_id.as_deref()),
+                (Part::Type, Some(&*stored)),
+                (Part::Actor, actor.as_deref()),
+                (Part::Payload, Some(payload.as_json())),
+            ];
+            texts
+                .iter()
+                .filter(|(_, text)| text.is_some_and(is_lossy))
+                .for_each(|(part, _)| note(*part, &mut unreadable));
+        }
         let timestamp = self.timestamp(&values);
         if timestamp.is_none() {
             unreadable.push(Part::Timestamp);
@@ -326,6 +339,11 @@ impl Mapping {
 
 fn json_of(raw: &serde_json::value::RawValue) -> Payload {
     Payload::json(raw.get()).unwrap_or_else(Payload::null)
+}
+
+/// Tells a text of an envelope in which there were bytes that are no UTF-8: one has taken their place.
+fn is_lossy(text: &str) -> bool {
+    text.contains(char::REPLACEMENT_CHARACTER)
 }
 
 /// Names a part that cannot be read, once.

@@ -53,6 +53,27 @@ async fn what_cannot_be_read_of_an_entry_is_named_and_the_rest_is_read() {
     has_no_outage(&daemon).await;
 }
 
+#[tokio::test]
+async fn bytes_in_an_envelope_that_are_no_text_are_named_and_counted() {
+    let server = Redis::start().await;
+    let mut rows = server.connect().await;
+    let own: [(&str, &[u8]); 1] = [("data", b"{\"type\":\"t\",\"text\":\"caf\xe9\"}")];
+    add(&mut rows, "job", &own).await;
+    let shown = [("*", json!({ "type": "t", "text": "caf\u{fffd}" })), ("text", json!("caf\u{fffd}"))];
+    for (payload, expected) in shown {
+        let settings = [
+            ("source.redis.envelope", "data"),
+            ("source.redis.fields.id", ""),
+            ("source.redis.fields.type", "type"),
+            ("source.redis.fields.payload", payload),
+        ];
+        let daemon = daemon_on(&server.url(), &settings).await;
+        let event = daemon.stream("job").await.event().await.json();
+        assert_eq!((&event["payload"], &event["unreadable"]), (&expected, &json!(["payload"])), "{payload}");
+        daemon.metric_reaches("jobcast_unreadable_events_total", 1.0).await;
+    }
+}
+
 /// Entries of random fields with random bytes.
 async fn add_random(rows: &mut MultiplexedConnection, job: &str, random: &mut StdRng) -> bool {
     let mut fields: Vec<(&str, Vec<u8>)> = Vec::new();

@@ -118,6 +118,27 @@ fn an_envelope_holds_the_event_and_the_fields_are_places_in_it() {
 }
 
 #[test]
+fn bytes_in_an_envelope_that_are_no_text_make_those_parts_unreadable_that_have_them_and_no_other() {
+    let chat = |payload: &str| {
+        let payload = payload.into();
+        mapping(|to| {
+            to.envelope = "data".into();
+            to.fields.payload = payload;
+        })
+    };
+    let data: &[u8] = b"{\"type\":\"t\",\"text\":\"caf\xe9\",\"n\":1,\"good\":\"caf\xc3\xa9\"}";
+    let lossy = json!({ "type": "t", "text": "caf\u{fffd}", "n": 1, "good": "café" });
+    assert_eq!(payload(&chat("*"), &[("data", data)]), (lossy, vec![Part::Payload]));
+    assert_eq!(payload(&chat("text"), &[("data", data)]), (json!("caf\u{fffd}"), vec![Part::Payload]));
+    assert_eq!(payload(&chat("good"), &[("data", data)]), (json!("café"), vec![]));
+    let event = mapped(&chat("n"), &[("data", b"{\"type\":\"\xff\",\"id\":\"\xff\",\"n\":1}")]).event;
+    assert_eq!(event.unreadable, [Part::Id, Part::Type]);
+    // A writer may mean the sign itself.
+    let meant = "{\"type\":\"t\",\"text\":\"\u{fffd}\"}".as_bytes();
+    assert_eq!(payload(&chat("*"), &[("data", meant)]).1, vec![]);
+}
+
+#[test]
 fn an_end_is_a_type_or_a_mark_and_a_value_inside_says_how() {
     let agent = mapping(|to| {
         to.final_types.completed = vec!["agent_runtime_end".into()];
