@@ -2,7 +2,7 @@
 
 use super::Store;
 use super::address::Deployment;
-use super::error::failed;
+use super::error::{failed, is_denied_key};
 use super::samples;
 use super::topology::NodeError;
 use crate::config;
@@ -21,15 +21,22 @@ async fn open_and_check(settings: &config::Source) -> Result<Vec<Finding>, Sourc
 
 async fn check_store(store: &Store) -> Result<Vec<Finding>, NodeError> {
     // The access comes first, so that its error is shown rather than one that follows from it.
-    store.probe_access(&store.nodes).await?;
-    let mut findings =
-        vec![Finding::fine(format!("{} answers, and its streams may be read", store.topology.deployment()))];
+    let denied = store.probe_access(&store.nodes).await?;
+    let deployment = store.topology.deployment();
+    let mut findings = vec![match denied {
+        None => Finding::fine(format!("{deployment} answers, and its streams may be read")),
+        Some(denied) => Finding::fine(format!(
+            "{deployment} answers, and its user may not read the keys of all jobs ({}): those that it may not read are \
+             said to be so to their readers, and the others are served",
+            denied.error
+        )),
+    }];
     findings.extend(check_tracking(store).await?);
     findings.extend(check_counting(store).await?);
     findings.push(check_ends(store));
     findings.extend(samples::check_templates(&store.settings));
     findings.extend(samples::check_streams(store).await?);
-    if matches!(store.topology.deployment(), Deployment::Cluster { .. }) {
+    if matches!(deployment, Deployment::Cluster { .. }) {
         let nodes = store.topology.nodes()?;
         findings.push(Finding::fine(format!("a Cluster of {} primaries", nodes.len())));
     }
@@ -65,7 +72,10 @@ async fn check_tracking(store: &Store) -> Result<Vec<Finding>, NodeError> {
 async fn check_counting(store: &Store) -> Result<Option<Finding>, NodeError> {
     let jobs = store.jobs(None, 1).await.unwrap_or_default();
     let Some(job) = jobs.first() else { return Ok(None) };
-    let info = store.stream_info(&job.job_id).await?;
+    let info = match store.stream_info(&job.job_id).await {
+        Err(error) if is_denied_key(&error.error) => return Ok(None),
+        info => info?,
+    };
     Ok(info.filter(|info| info.entries_added.is_none()).map(|_| {
         Finding::fine(
             "the server does not count entries (it is older than 7.0): a cursor whose own entry was trimmed is answered \

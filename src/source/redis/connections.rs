@@ -8,7 +8,7 @@ use super::address::{Address, Deployment, Login};
 use super::error::{is_broken, may_be_stale_topology};
 use super::invalidation::Invalidations;
 use super::keys::slot;
-use super::reply::{check_reply, unexpected_reply};
+use super::reply::{check_reply, name_denied_key, unexpected_reply};
 use super::topology::{NodeError, Topology, no_reply_yet};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, join_all};
@@ -180,7 +180,10 @@ impl Nodes {
         }
         let (skipped, step) = if target.is_asking { (1, 2) } else { (0, 1) };
         let mut values = values.into_iter().skip(skipped).step_by(step);
-        Ok(requests.iter().map(|commands| values.by_ref().take(commands.len()).collect()).collect())
+        let replies_to = |commands: &&[Cmd]| {
+            commands.iter().zip(values.by_ref()).map(|(command, value)| name_denied_key(value, command)).collect()
+        };
+        Ok(requests.iter().map(replies_to).collect())
     }
 
     /// Sends a pipeline to a node. A server may have closed an idle connection, or have been restarted: then the

@@ -48,7 +48,7 @@ pub fn is_broken(error: &RedisError) -> bool {
 pub enum Extent {
     /// Only this key is concerned.
     Key,
-    /// The user has no right to this key, and perhaps to none.
+    /// The user has no right to this key. Others may be open to it.
     RightsOfKey,
     /// The server is concerned, or the way to it.
     Source,
@@ -65,6 +65,11 @@ pub fn extent(error: &RedisError) -> Extent {
     } else {
         Extent::Source
     }
+}
+
+/// Tells the error of a command on a key that the user has no right to.
+pub fn is_denied_key(error: &RedisError) -> bool {
+    extent(error) == Extent::RightsOfKey
 }
 
 /// Tells the error of a command on a key of another type. Before 7.0 a script has it in the text of its own error.

@@ -4,6 +4,7 @@
 use super::address::Address;
 use super::connections::Request;
 use super::entry::{Entry, EntryId, parse_entries};
+use super::error::is_denied_key;
 use super::keys::KeyTemplate;
 use super::position::Position;
 use super::reply::text;
@@ -35,7 +36,14 @@ impl Store {
         let jobs: Vec<JobId> = found.into_iter().flatten().take(MAX_LISTED_JOBS).collect();
         let mut listed = Vec::new();
         for jobs in jobs.chunks(MAX_ENTRIES_PER_REQUEST) {
-            listed.extend(self.summaries(jobs).await?);
+            for summary in self.summaries(jobs).await {
+                match summary {
+                    Ok(summary) => listed.extend(summary),
+                    // SCAN names keys that this user may not read, too.
+                    Err(error) if is_denied_key(&error.error) => {}
+                    Err(error) => return Err(error),
+                }
+            }
         }
         listed.sort_by(|(a, _), (b, _)| b.cmp(a));
         let summaries = listed.into_iter().map(|(_, summary)| summary);
@@ -43,7 +51,7 @@ impl Store {
     }
 
     pub(super) async fn job(&self, job: &JobId) -> Result<Option<JobSummary>, NodeError> {
-        let found = self.summaries(std::slice::from_ref(job)).await?.pop();
+        let found = self.summaries(std::slice::from_ref(job)).await.pop().transpose()?.flatten();
         let Some((_, mut summary)) = found else { return Ok(None) };
         if self.mapping.has_ends() && summary.status.is_none_or(|status| !status.is_final()) {
             let info = self.stream_info(job).await?;
@@ -78,21 +86,23 @@ impl Store {
     }
 
     /// Reads the status and the newest event of each job. The id of the newest entry is there to sort by.
-    async fn summaries(&self, jobs: &[JobId]) -> Result<Vec<(EntryId, JobSummary)>, NodeError> {
+    async fn summaries(&self, jobs: &[JobId]) -> Vec<Result<Option<(EntryId, JobSummary)>, NodeError>> {
         let statuses: Vec<Request> = jobs.iter().filter_map(|job| self.status_request(job)).collect();
         let newest: Vec<Request> =
             jobs.iter().map(|job| self.events_request(job, |key| vec![newest_entry_command(key)])).collect();
         let mut statuses = self.nodes.send(&statuses).await.into_iter();
         let newest = self.nodes.send(&newest).await;
-        let mut summaries = Vec::with_capacity(jobs.len());
-        for (job, newest) in jobs.iter().zip(newest) {
+        let summaries = jobs.iter().zip(newest).map(|(job, newest)| {
             let key = statuses.next().map(|replies| self.parse_job_key(replies)).transpose()?;
             let state = key.as_ref().and_then(JobKey::state);
-            // A key of another type is no stream of ours.
-            let newest = newest?.pop().and_then(|reply| parse_entries(reply).ok()?.pop());
-            summaries.extend(self.summary(job, state, newest));
-        }
-        Ok(summaries)
+            let newest = match newest?.pop().map(parse_entries) {
+                Some(Err(error)) if is_denied_key(&error) => return Err(self.topology.node_error(error)),
+                // A key of another type is no stream of ours.
+                newest => newest.and_then(|entries| entries.ok()?.pop()),
+            };
+            Ok(self.summary(job, state, newest))
+        });
+        summaries.collect()
     }
 
     /// Returns `None` for a key that only looks like one of a job: it has neither a status nor an entry.

@@ -48,7 +48,7 @@ use crate::sse::Reset;
 use async_trait::async_trait;
 use connections::{Nodes, Replies, Request};
 use entry::{EntryId, StreamInfo, parse_entries, parse_info};
-use error::{Extent, failed, is_wrong_type};
+use error::{Extent, failed, is_denied_key, is_wrong_type};
 use keys::KeyTemplate;
 use mapping::Mapping;
 use position::{Position, StreamSlice};
@@ -125,30 +125,43 @@ impl Store {
             settings,
             _refresher: refresher,
         });
-        if let Err(error) = store.probe_access(&store.nodes).await {
-            let error = failed("connecting", error);
-            if !error.is_retryable() {
-                return Err(error);
+        match store.probe_access(&store.nodes).await {
+            Ok(None) => {}
+            Ok(Some(denied)) => {
+                let error = failed("trying a key", denied);
+                tracing::warn!(code = error.code.as_str(), %error, "the user may not read the keys of all jobs");
             }
-            tracing::warn!(code = error.code.as_str(), %error, "the server does not answer yet");
+            Err(error) => {
+                let error = failed("connecting", error);
+                if !error.is_retryable() {
+                    return Err(error);
+                }
+                tracing::warn!(code = error.code.as_str(), %error, "the server does not answer yet");
+            }
         }
         Ok(store)
     }
 
-    /// Reads a job that need not exist, with the commands of the tail, to check the connection and the rights.
-    async fn probe_access(&self, nodes: &Nodes) -> Result<(), NodeError> {
-        let Ok(job) = "jobcast".parse::<JobId>() else { return Ok(()) };
+    /// Reads a job that need not exist, with the commands of the tail, to check the connection and the rights. Returns the
+    /// refusal of a key of that job: the user may still have a right to those of others.
+    async fn probe_access(&self, nodes: &Nodes) -> Result<Option<NodeError>, NodeError> {
+        let Ok(job) = "jobcast".parse::<JobId>() else { return Ok(None) };
         let mut requests = vec![self.stream_request(&job, &Position::BEGINNING, 1)];
         requests.extend(self.status_request(&job));
-        for replies in nodes.send(&requests).await {
+        let mut denied = None;
+        for (number, replies) in (0..).zip(nodes.send(&requests).await) {
+            // The first is about the one stream of all jobs, where there is one.
+            let is_of_job = self.shared.is_none() || number > 0;
             for reply in replies? {
                 match check_reply(reply) {
-                    Err(error) if !is_no_such_key(&error) => return Err(self.topology.node_error(error)),
-                    _ => {}
+                    Err(error) if is_no_such_key(&error) => {}
+                    Err(error) if is_of_job && is_denied_key(&error) => denied = Some(self.topology.node_error(error)),
+                    Err(error) => return Err(self.topology.node_error(error)),
+                    Ok(_) => {}
                 }
             }
         }
-        Ok(())
+        Ok(denied)
     }
 
     /// Sends one request over the shared connections.
@@ -167,8 +180,8 @@ impl Store {
     async fn failed_for(&self, job: &JobId, operation: &str, error: NodeError) -> SourceError {
         let is_of_job = match error::extent(&error.error) {
             Extent::Key => true,
-            // Whoever may not read the key of the probe either lacks the rights for all jobs.
-            Extent::RightsOfKey => self.probe_access(&self.nodes).await.is_ok(),
+            // The key may be that of the stream of all jobs.
+            Extent::RightsOfKey => self.shared.is_none() || self.probe_access(&self.nodes).await.is_ok(),
             Extent::Source => false,
         };
         let error = failed(operation, error);

@@ -1,6 +1,7 @@
 //! Replies of a server, taken apart.
 
-use redis::{ErrorKind, RedisError, Value};
+use super::error::{Extent, extent};
+use redis::{Arg, Cmd, ErrorKind, RedisError, Value};
 
 /// Returns the reply, or the error that the server replied with.
 pub fn check_reply(reply: Value) -> Result<Value, RedisError> {
@@ -8,6 +9,26 @@ pub fn check_reply(reply: Value) -> Result<Value, RedisError> {
         Value::ServerError(error) => Err(error.into()),
         reply => Ok(reply),
     }
+}
+
+/// Completes the reply to a command on a key that the user has no right to: the server's text names neither of the two.
+pub fn name_denied_key(reply: Value, command: &Cmd) -> Value {
+    let Value::ServerError(error) = &reply else { return reply };
+    let error = RedisError::from(error.clone());
+    if extent(&error) != Extent::RightsOfKey {
+        return reply;
+    }
+    let words: Vec<&[u8]> =
+        command.args_iter().map_while(|word| if let Arg::Simple(word) = word { Some(word) } else { None }).collect();
+    let place = match words.first().copied() {
+        Some(b"XINFO") => 2,
+        Some(b"EVAL" | b"EVALSHA") => 3,
+        _ => 1,
+    };
+    let name = |place: usize| String::from_utf8_lossy(words.get(place).copied().unwrap_or_default());
+    let (code, detail) = (error.code().unwrap_or_default(), error.detail().unwrap_or_default());
+    let line = format!("-{code} {detail}: {} {}\r\n", name(0), name(place));
+    redis::parse_redis_value(line.as_bytes()).unwrap_or(reply)
 }
 
 /// Makes the error for a reply that does not have the form of `expected`.

@@ -121,14 +121,12 @@ struct ReadProgress {
     answered: usize,
     /// The last error of a server.
     error: Option<NodeError>,
-    /// Jobs to whose keys the user has no right, each with the error.
-    denied: Vec<(JobId, NodeError)>,
 }
 
 impl ReadProgress {
     fn new() -> Self {
         let batch = TailBatch::new(READ);
-        Self { began: Instant::now(), batch, fully_read: HashSet::new(), answered: 0, error: None, denied: Vec::new() }
+        Self { began: Instant::now(), batch, fully_read: HashSet::new(), answered: 0, error: None }
     }
 }
 
@@ -268,11 +266,10 @@ impl RedisTail {
             return self.end(job, JobEnd::Lost(Reset::Rewound), read);
         }
         match extent(&error.error) {
-            Extent::Key => {
+            Extent::Key | Extent::RightsOfKey => {
                 read.answered += 1;
                 self.note_fault(job, error);
             }
-            Extent::RightsOfKey => read.denied.push((job.clone(), error)),
             Extent::Source => {
                 read.error = Some(error);
                 self.held.insert(job.clone());
@@ -283,23 +280,6 @@ impl RedisTail {
     fn note_fault(&mut self, job: &JobId, error: NodeError) {
         self.held.remove(job);
         self.faults.insert(job.clone(), failed("reading new events", error).of_job(job.clone()));
-    }
-
-    /// Tells a user without a right to some jobs from one without a right to any.
-    async fn judge_denied(&mut self, read: &mut ReadProgress) {
-        if read.denied.is_empty() {
-            return;
-        }
-        let is_of_jobs = self.store.probe_access(&self.nodes).await.is_ok();
-        for (job, error) in std::mem::take(&mut read.denied) {
-            if is_of_jobs {
-                read.answered += 1;
-                self.note_fault(&job, error);
-            } else {
-                read.error = Some(error);
-                self.held.insert(job);
-            }
-        }
     }
 
     fn end(&mut self, job: &JobId, end: JobEnd, read: &mut ReadProgress) {
@@ -426,7 +406,6 @@ impl Tail for RedisTail {
         let found = self.awaited.find(&self.store, &self.nodes).await;
         read.answered += found.answers;
         read.error = read.error.or(found.error);
-        self.judge_denied(&mut read).await;
         self.note_outage(&mut read)?;
         let caught_up_joiners = self.catch_up(joining, &read).await;
         Ok(News {

@@ -10,14 +10,8 @@ use crate::support::{Cluster, Daemon, Redis, Stream, address, eventually, number
 type Commands = &'static [&'static [&'static str]];
 
 /// Each trouble: what brings it, its code, whether trying again may help, and what mends it.
-const TROUBLES: [(Commands, &str, bool, Commands); 4] = [
+const TROUBLES: [(Commands, &str, bool, Commands); 3] = [
     (&[&["ACL", "SETUSER", "reader", "-xrange"]], "source.rights", false, &[&["ACL", "SETUSER", "reader", "+xrange"]]),
-    (
-        &[&["ACL", "SETUSER", "reader", "resetkeys", "~others:*"]],
-        "source.rights",
-        false,
-        &[&["ACL", "SETUSER", "reader", "resetkeys", "~runner-jobs:*"]],
-    ),
     (
         &[&["ACL", "SETUSER", "reader", "resetpass", ">another"], &["CLIENT", "KILL", "USER", "reader"]],
         "source.credentials",
@@ -127,6 +121,35 @@ async fn the_rights_that_the_guide_names_are_enough_for_check_and_the_list_of_jo
         let said = String::from_utf8_lossy(&checked.stdout).into_owned();
         assert!(checked.status.success() && !said.contains("NOPERM"), "{said}");
     }
+}
+
+#[tokio::test]
+async fn the_keys_of_some_jobs_are_enough_for_the_start_and_check_and_the_list_which_leave_out_the_others() {
+    let server = Redis::start().await;
+    let some = ["ACL", "SETUSER", "reader", "resetkeys", "~runner-jobs:team-a-*", "+scan", "+pttl"];
+    for rights in [&READER[..], &HEARS, &some] {
+        server.ask::<()>(rights).await;
+    }
+    let url = server.url().replace("//", "//reader:hunter2@");
+    let mut rows = server.connect().await;
+    for job in ["team-a-1", "team-b-1"] {
+        append(&mut rows, job, [0]).await;
+        set_status(&mut rows, job, "RUNNING").await;
+    }
+    let daemon = daemon_on(&url, &[]).await;
+    daemon.logs(&["the user may not read the keys of all jobs", ": HGET runner-jobs:jobcast"]).await;
+    let mut stream = daemon.stream("team-a-1").await;
+    assert_eq!(stream.event().await.number(), 0);
+    append(&mut rows, "team-a-1", [1]).await;
+    assert_eq!(stream.event().await.number(), 1);
+    let refused = daemon.get("/runner-jobs/team-b-1/events").await;
+    assert_eq!((refused.status, refused.code().as_str()), (503, "source.rights"), "{refused:?}");
+    let listed = daemon.get("/runner-jobs").await.json();
+    assert_eq!((listed["jobs"].as_array().map(Vec::len), &listed["jobs"][0]["jobId"]), (Some(1), &"team-a-1".into()));
+    assert_eq!(daemon.ask_admin("/readyz").await.status, 200);
+    let checked = run(&["check"], &[("source.kind", "redis"), ("source.redis.url", &url)]).await;
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(checked.status.success() && said.contains("its user may not read the keys of all jobs"), "{said}");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ pub const SHARED: [(&str, &str); 3] =
     [("source.redis.events_key", "queue"), ("source.redis.job_id_field", "job"), ("source.redis.payload_kind", "json")];
 
 /// Adds numbered entries of these jobs in turn.
-async fn add(to: &mut MultiplexedConnection, jobs: &[String], numbers: std::ops::Range<u64>) {
+pub async fn add(to: &mut MultiplexedConnection, jobs: &[String], numbers: std::ops::Range<u64>) {
     let mut all = Pipeline::new();
     for number in numbers {
         for job in jobs {

@@ -11,6 +11,7 @@ pub use mirror::Mirror;
 pub use tail::SharedTail;
 
 use super::entry::EntryId;
+use super::error::is_denied_key;
 use super::position::Position;
 use super::topology::NodeError;
 use super::{JobKey, Store};
@@ -176,7 +177,11 @@ impl Store {
         let mut summaries = Vec::with_capacity(jobs.len());
         let mirror = shared.lock().await;
         for job in &jobs {
-            let key = replies.next().map(|replies| self.parse_job_key(replies)).transpose()?;
+            let key = match replies.next().map(|replies| self.parse_job_key(replies)).transpose() {
+                // The stream has jobs whose key this user may not read, too.
+                Err(error) if is_denied_key(&error.error) => continue,
+                key => key?,
+            };
             summaries.push(self.shared_summary(&mirror, job, &key.unwrap_or_default()));
         }
         summaries.retain(|summary| status.is_none() || summary.status == status);

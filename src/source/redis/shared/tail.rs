@@ -2,7 +2,7 @@
 
 use super::super::connections::{Nodes, Request};
 use super::super::ends::EndedBy;
-use super::super::error::failed;
+use super::super::error::{failed, is_denied_key};
 use super::super::invalidation::Invalidations;
 use super::super::position::Position;
 use super::super::status::JobState;
@@ -26,6 +26,7 @@ const READ: Limit = Limit { events: 2048, bytes: 1 << 20 };
 const JOBS_PER_POLL: usize = 256;
 /// Events that a joiner may lack. One that lacks more reads pages first.
 const MAX_JOINER_EVENTS: usize = 1024;
+const OPERATION: &str = "reading new events";
 
 pub struct SharedTail {
     store: Arc<Store>,
@@ -41,6 +42,8 @@ pub struct SharedTail {
     awaited: Vec<JobId>,
     /// Watched jobs with a final status.
     endings: Endings<EndedBy>,
+    /// Jobs whose status may not be read, each with the reason. Their events are read.
+    faults: BTreeMap<JobId, SourceError>,
     /// Jobs that the tail has not come to since their watch began.
     new: BTreeSet<JobId>,
     /// The number in the mirror of the next entry to read, in this life of the stream.
@@ -70,6 +73,7 @@ impl SharedTail {
             invalidations,
             watched: BTreeMap::new(),
             awaited: Vec::new(),
+            faults: BTreeMap::new(),
             by_key: HashMap::new(),
             unsure: BTreeSet::new(),
             new: BTreeSet::new(),
@@ -87,6 +91,7 @@ impl SharedTail {
     fn remove(&mut self, job: &JobId) {
         self.watched.remove(job);
         self.unsure.remove(job);
+        self.faults.remove(job);
         self.new.remove(job);
         self.endings.unwatch(&self.store.ends, job);
         if let Some(key) = self.job_key(job) {
@@ -110,6 +115,7 @@ impl SharedTail {
             self.unsure.extend(polled);
         }
         if is_due {
+            self.unsure.extend(self.faults.keys().cloned());
             self.last_poll = Some(Instant::now());
         }
     }
@@ -123,7 +129,14 @@ impl SharedTail {
         for (job, replies) in jobs.into_iter().zip(self.nodes.send(&requests).await) {
             // A key of another type is none of this job's.
             match self.store.parse_job_key(replies) {
-                Ok(key) => keys.push((job, key)),
+                Ok(key) => {
+                    self.faults.remove(&job);
+                    keys.push((job, key));
+                }
+                Err(error) if is_denied_key(&error.error) => {
+                    let error = failed(OPERATION, error).of_job(job.clone());
+                    self.faults.insert(job, error);
+                }
                 Err(error) => {
                     self.unsure.insert(job);
                     failure = Some(error);
@@ -293,11 +306,10 @@ impl Tail for SharedTail {
     }
 
     async fn read(&mut self, joining: &[Joiner]) -> Result<News, SourceError> {
-        const OPERATION: &str = "reading new events";
         if self.watched.is_empty() && self.awaited.is_empty() {
             // No job tells whether the servers answer.
             let probed = self.store.probe_access(&self.nodes).await;
-            return probed.map(|()| News::nothing(joining)).map_err(|error| failed(OPERATION, error));
+            return probed.map(|_| News::nothing(joining)).map_err(|error| failed(OPERATION, error));
         }
         self.note_changes();
         // The statuses come first: where one is final by then, all events come before the end.
@@ -332,7 +344,7 @@ impl Tail for SharedTail {
             caught_up_joiners,
             more,
             outage: failure.map(|error| failed(OPERATION, error)),
-            faults: Vec::new(),
+            faults: self.faults.iter().map(|(job, error)| (job.clone(), error.clone())).collect(),
             appeared: self.awaited.iter().filter(|job| mirror.holds(job)).cloned().collect(),
         })
     }
