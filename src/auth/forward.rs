@@ -68,7 +68,7 @@ struct Question {
 /// The place where a question waits for its turn.
 struct Line<'a> {
     turns: &'a Semaphore,
-    /// That of the address that asks, which comes first.
+    /// The part of the address that asks, which comes first.
     share: Option<Arc<Semaphore>>,
 }
 

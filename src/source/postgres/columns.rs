@@ -49,9 +49,9 @@ pub struct PayloadColumn {
 /// Expressions for the bytes of a payload, which the server tells without fetching it.
 #[derive(Clone, Debug)]
 pub struct PayloadSize {
-    /// Of what is stored as it is, or whose whole length the server knows.
+    /// Bytes of what is stored as it is, or whose whole length the server knows.
     pub whole: String,
-    /// Of what is stored compressed, in that form.
+    /// Bytes of what is stored compressed, in that form.
     pub compressed: String,
 }
 

@@ -26,7 +26,7 @@ pub struct Draft {
     /// Jobs whose rows failed this read.
     pub failed: BTreeMap<JobId, QueryError>,
     pub jobs_read: usize,
-    /// What the jobs had reached that were read to their end.
+    /// Floors that the jobs had reached which were read to their end.
     pub reached: BTreeMap<JobId, ReachedPlace<Floor>>,
     /// Time that the reads of jobs took that a sweep has left.
     pub swept_for: Duration,

@@ -1,4 +1,4 @@
-//! What is made of bytes that are stored compressed, of which the server tells no more than that form's length.
+//! Length of payloads that are stored compressed, of which the server tells no more than that form's.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

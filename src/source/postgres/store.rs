@@ -54,7 +54,7 @@ pub struct Store {
     /// `None` where every version of an event is delivered.
     pub first_versions: Option<FirstVersions>,
     known_ended: Mutex<KnownEnded>,
-    /// What the payloads make of the bytes that they are stored in.
+    /// Length of payloads that are stored compressed.
     pub expansion: Expansion,
 }
 

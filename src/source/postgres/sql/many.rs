@@ -17,7 +17,7 @@ pub struct ManyQuery<'a> {
     pub position: &'a Position,
     /// Only rows of transactions that had ended by then.
     pub end: &'a EndedXids,
-    /// Of each job.
+    /// Bounds of each job's rows.
     pub limit: Limit,
 }
 
