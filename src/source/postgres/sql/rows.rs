@@ -86,7 +86,7 @@ impl RowsPart<'_> {
             Floor::Number(_) => self.is_unnumbered,
             Floor::Time(_) => false,
         };
-        !is_below && !(self.is_lowest && is_of_order())
+        !(is_below || self.is_lowest && is_of_order())
     }
 
     /// Condition: the row of this part comes after the row of the job that has this key.
