@@ -184,6 +184,8 @@ impl<'a> Reading<'a> {
             Start::Staged(position) => return Ok(Some(PageResult::Page(Page::staged(position.to_cursor(job))))),
             Start::Apart(position) | Start::UpToLevel(position) => position.clone(),
         };
+        // Whoever has nothing yet stands at the one beginning, in whatever scheme its job is read.
+        let stays = if before.is_beginning() { Position::beginning() } else { before.clone() };
         let kind = Kind::page(job, &before, self.store.durable_mark().xid());
         let connection = self.store.pool.get_for(kind).await?;
         let mut session = Session { store: self.store, connection, tables: self.tables.clone() };
@@ -195,11 +197,11 @@ impl<'a> Reading<'a> {
         let snapshot = &answer.snapshot;
         // A standby may not have come to what the reader was given elsewhere, and would give it again.
         if !snapshot.may_know(&before) || (snapshot.is_standby && !before.is_below(&self.level)) {
-            return Ok(behind(job, &before, snapshot, self.can_wait));
+            return Ok(behind(job, &stays, snapshot, self.can_wait));
         }
         if before.is_beginning() && events.is_empty() && !answer.has_job {
             // It may have rows beyond the level of a stage.
-            let staged = self.is_stage.then(|| PageResult::Page(Page::staged(before.to_cursor(job))));
+            let staged = self.is_stage.then(|| PageResult::Page(Page::staged(stays.to_cursor(job))));
             return Ok(Some(staged.unwrap_or(PageResult::NoSuchJob)));
         }
         let end = if is_last { self.level.to_cursor(job) } else { end.to_cursor(job) };

@@ -146,6 +146,8 @@ impl Subscriber {
         let headers: Vec<(&str, &str)> = self.last.iter().map(|(last, _)| ("Last-Event-ID", last.as_str())).collect();
         let daemon = daemons.choose(&mut self.random).expect("a daemon");
         let mut stream = Stream::open(daemon.http, &path, &headers).await;
+        let came_with: Vec<(String, String)> =
+            headers.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         match stream.head.status {
             204 => return Left::Complete,
             status => assert_eq!(status, 200, "{}", stream.head.text()),
@@ -163,12 +165,12 @@ impl Subscriber {
             if message.id.is_some() {
                 (ids, self.quiet) = (ids + 1, QUIET);
             }
-            self.take(message, &known);
+            self.take(message, &known, &came_with);
         }
         Left::Open
     }
 
-    fn take(&mut self, message: Message, known: &BTreeSet<String>) {
+    fn take(&mut self, message: Message, known: &BTreeSet<String>, came_with: &[(String, String)]) {
         if let Some(id) = &message.id {
             self.lengths.push(id.len());
             self.last = Some((id.clone(), self.set.clone()));
@@ -181,7 +183,8 @@ impl Subscriber {
         match message.event.as_deref() {
             Some("stream.complete") => assert!(self.complete.insert(job), "{message:?} came twice"),
             Some("stream.reset") => {
-                assert!(!known.is_empty() && !known.contains(&job) && json["reason"] == "unknown", "{message:?}");
+                let is_new = !known.is_empty() && !known.contains(&job);
+                assert!(is_new && json["reason"] == "unknown", "{message:?} after {came_with:?}");
             }
             Some(kind) if kind.starts_with("stream.") => panic!("{message:?}"),
             _ => {
