@@ -353,7 +353,7 @@ async fn a_key_that_becomes_one_of_another_type_is_told_once_to_those_who_watch_
         let (_, more) = set_faults::take(stream, 1, 0).await;
         set_faults::is_of_the_bad(&[told, more].concat());
     }
-    ask::<()>(&mut rows, &["DEL", &stream_key("bad")]).await;
+    // At once: a stream that goes and comes is another one.
     ask::<()>(&mut rows, &["RENAME", "elsewhere", &stream_key("bad")]).await;
     append(&mut rows, "bad", 3..4).await;
     for stream in [&mut stream, &mut resumed] {

@@ -221,7 +221,7 @@ proptest! {
     ) {
         let open = |most| below(mark, &distances).take(most).collect();
         let level = |most| Position::at_level(CursorScheme::default(), EndedXids::listed(mark, open(most)), Some(Life(7)));
-        let mut position = (0..=distances.len()).map(level).filter(Position::fits_list).last().expect("a level");
+        let mut position = (0..=distances.len()).map(level).rfind(Position::fits_list).expect("a level");
         let mut xid = position.settled().lowest_open();
         for (distance, count) in counts {
             xid += distance;
