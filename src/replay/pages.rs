@@ -19,9 +19,6 @@ use std::time::Instant;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tracing::Instrument;
 
-/// The size of a page. It is small, since a subscriber that reads nothing holds one of them.
-const PAGE: Limit = Limit { events: 512, bytes: 64 * 1024 };
-
 /// Reads and encodes pages. A request for a page that is being read waits for that read.
 pub struct Pages {
     pub(super) source: Arc<dyn Source>,
@@ -172,11 +169,13 @@ impl Pages {
         let (pages, wanted, before) = (self.clone(), topic.clone(), after.clone());
         let read = || async move {
             let page = match &wanted {
-                Topic::Job(job) => pages.plain(job, &before.token, PAGE).await.map(|result| pages.encode(job, result)),
+                Topic::Job(job) => {
+                    pages.plain(job, &before.token, Limit::PAGE).await.map(|result| pages.encode(job, result))
+                }
                 Topic::Set(_) => {
                     let cursors = before.cursors(&wanted);
                     let jobs: Vec<_> = wanted.jobs().iter().cloned().zip(cursors).skip(from).collect();
-                    let results = pages.plain_of_set(&wanted, &jobs, PAGE).await;
+                    let results = pages.plain_of_set(&wanted, &jobs, Limit::PAGE).await;
                     results.map(|results| pages.encode_set(&wanted, &before, from, results))
                 }
             };

@@ -314,6 +314,9 @@ pub struct Limit {
 }
 
 impl Limit {
+    /// The bounds of a page of a replay. They are small, since a subscriber that reads nothing holds one of them.
+    pub const PAGE: Self = Self { events: 512, bytes: 64 * 1024 };
+
     pub fn is_reached_by(self, events: usize, bytes: usize) -> bool {
         events >= self.events || bytes > self.bytes
     }
@@ -353,6 +356,11 @@ impl Page {
     /// The page of a job that has come to the level already that others are brought to, or further.
     pub fn staged(end: Cursor) -> Self {
         Self { events: Vec::new(), end, is_last: false, is_staged: true, status: None, is_complete: false }
+    }
+
+    /// The last page of a job that has ended with this status.
+    pub fn of_ended(events: Vec<(Event, Cursor)>, end: Cursor, status: JobStatus) -> Self {
+        Self { events, end, is_last: true, is_staged: false, status: Some(status), is_complete: true }
     }
 }
 

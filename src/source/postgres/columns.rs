@@ -175,14 +175,14 @@ impl PayloadColumn {
             PayloadKind::Json => (text, true),
             PayloadKind::Text | PayloadKind::Bytes => (text, false),
         };
-        Self { sql, size: PayloadSize::of([column].into_iter(), tells_compression), is_hex: is_bytes, is_json }
+        Self { sql, size: PayloadSize::of(&[column], tells_compression), is_hex: is_bytes, is_json }
     }
 
     /// An object of columns. By a row of just these, since a function takes a hundred arguments at most.
     fn object(columns: &[&Column], tells_compression: bool) -> Self {
         let list: Vec<String> = columns.iter().map(|column| format!("e.{}", quote(&column.name))).collect();
         let sql = format!("(SELECT row_to_json(part)::text FROM (SELECT {}) part)", list.join(", "));
-        Self { size: PayloadSize::of(columns.iter().copied(), tells_compression), ..Self::json(sql) }
+        Self { size: PayloadSize::of(columns, tells_compression), ..Self::json(sql) }
     }
 
     fn none() -> Self {
@@ -190,7 +190,7 @@ impl PayloadColumn {
     }
 
     fn json(sql: String) -> Self {
-        Self { sql, size: PayloadSize::of(std::iter::empty(), false), is_hex: false, is_json: true }
+        Self { sql, size: PayloadSize::of(&[], false), is_hex: false, is_json: true }
     }
 
     /// Reads the value of the expression. What is no UTF-8 or no JSON, where it should be, becomes a text as far as it can
@@ -213,7 +213,7 @@ impl PayloadColumn {
 
 impl PayloadSize {
     /// The size of some columns. Servers before 14 do not tell what is compressed: there that counts as it is stored.
-    fn of<'a>(columns: impl Iterator<Item = &'a Column>, tells_compression: bool) -> Self {
+    fn of(columns: &[&Column], tells_compression: bool) -> Self {
         let (mut whole, mut compressed) = (Vec::new(), Vec::new());
         for column in columns {
             let name = format!("e.{}", quote(&column.name));

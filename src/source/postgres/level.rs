@@ -1,7 +1,7 @@
 //! Fixes levels, up to which many jobs are read: see `position/level.rs`. Finds places from the end of a history.
 
 use super::error::QueryError;
-use super::page::{MAX_KEY_BYTES, MAX_LIST_BYTES, PageEnd, PageRows, Sizes, StoredRow, raw_bytes};
+use super::page::{MAX_KEY_BYTES, MAX_LIST_BYTES, PageEnd, PageRows, Sizes, raw_bytes};
 use super::position::{EndedXids, Key, KeyId, Position};
 use super::session::Session;
 use super::snapshot::Snapshot;
@@ -86,14 +86,9 @@ impl Session<'_> {
                 pages.push(PageRows::new(answer, query.end.clone(), self.tables.best));
             }
             let is_row = row.try_get::<Option<i32>, _>("part")?.is_some();
-            let page = pages.last_mut().filter(|page| is_row && !page.is_full && page.rows.len() <= query.limit.events);
+            let page = pages.last_mut().filter(|page| is_row && page.rows.len() <= query.limit.events);
             if let (Some(page), Some(job)) = (page, query.jobs.get(place as usize - 1)) {
-                page.is_full = row.try_get("is_withheld")?;
-                if !page.is_full {
-                    let stored = StoredRow::parse(row, job, self)?.compared_with_first(self, query.position);
-                    sizes.add(row, &stored)?;
-                    page.rows.push(stored);
-                }
+                page.add(row, job, self, query.position, &mut sizes)?;
             }
         }
         sizes.teach(&self.store.expansion);

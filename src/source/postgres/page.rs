@@ -119,7 +119,7 @@ pub struct Sizes {
 
 impl Sizes {
     /// Adds those of a row with the columns of [`sql::EventRows::select_list_up_to`].
-    pub fn add(&mut self, row: &PgRow, stored: &StoredRow) -> Result<(), QueryError> {
+    fn add(&mut self, row: &PgRow, stored: &StoredRow) -> Result<(), QueryError> {
         self.payloads += stored.event.payload.as_json().len() as u64;
         self.whole += row.try_get::<i32, _>("whole_bytes")? as u64;
         self.compressed += row.try_get::<i32, _>("compressed_bytes")? as u64;
@@ -158,7 +158,7 @@ pub struct PageRows {
     /// The newer rows are not all there are of their transactions.
     is_cut: bool,
     /// Further rows have no room beside the payloads of these, and are not among them.
-    pub is_full: bool,
+    is_full: bool,
     /// The page is of all rows that were not delivered at the position, as far as it goes.
     is_of_all: bool,
     /// The position after all of this is one of a moment, as `source.dedupe` needs it.
@@ -382,13 +382,7 @@ impl Session<'_> {
             if row.try_get::<Option<i32>, _>("part")?.is_none() {
                 break;
             }
-            if row.try_get("is_withheld")? {
-                page.is_full = true;
-                break;
-            }
-            let stored = StoredRow::parse(row, job, self)?.compared_with_first(self, query.position);
-            sizes.add(row, &stored)?;
-            page.rows.push(stored);
+            page.add(row, job, self, query.position, &mut sizes)?;
         }
         sizes.teach(&self.store.expansion);
         if page.rows.iter().any(|row| row.xid >= page.snapshot.xmax) {
@@ -419,6 +413,24 @@ impl PageRows {
             reach: None,
             best,
         }
+    }
+
+    /// Adds the next row of a statement that reads after a position, unless the page is full.
+    pub fn add(
+        &mut self,
+        row: &PgRow,
+        job: &JobId,
+        session: &Session,
+        position: &Position,
+        sizes: &mut Sizes,
+    ) -> Result<(), QueryError> {
+        self.is_full = self.is_full || row.try_get("is_withheld")?;
+        if !self.is_full {
+            let stored = StoredRow::parse(row, job, session)?.compared_with_first(session, position);
+            sizes.add(row, &stored)?;
+            self.rows.push(stored);
+        }
+        Ok(())
     }
 
     /// All but the rows.

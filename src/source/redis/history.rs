@@ -226,14 +226,7 @@ impl Store {
             (None, Some(_)) => return None,
         };
         let (events, end) = reader.finish(job, Some(Position::newest(None)));
-        Some(PageResult::Page(Page {
-            events,
-            end,
-            is_last: true,
-            is_staged: false,
-            is_complete: true,
-            status: Some(status),
-        }))
+        Some(PageResult::Page(Page::of_ended(events, end, status)))
     }
 
     /// A job exists if it has a stream or a key that says how it is.

@@ -139,15 +139,13 @@ impl Subscriber {
     async fn connect(&mut self, daemons: [&Daemon; 2], stays: usize) -> Left {
         let named: Vec<String> = self.set.iter().map(|job| format!("job={job}")).collect();
         let path = format!("/runner-jobs/events/stream?{}", named.join("&"));
-        let known = self.last.as_ref().map(|(_, set)| set.clone()).unwrap_or_default();
+        let (came_with, known) = self.last.clone().unwrap_or_default();
         // The cursor knows nothing of the others, which therefore begin.
         self.seen.retain(|job, _| known.contains(job));
         self.complete.clear();
         let headers: Vec<(&str, &str)> = self.last.iter().map(|(last, _)| ("Last-Event-ID", last.as_str())).collect();
         let daemon = daemons.choose(&mut self.random).expect("a daemon");
         let mut stream = Stream::open(daemon.http, &path, &headers).await;
-        let came_with: Vec<(String, String)> =
-            headers.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         match stream.head.status {
             204 => return Left::Complete,
             status => assert_eq!(status, 200, "{}", stream.head.text()),
@@ -170,7 +168,7 @@ impl Subscriber {
         Left::Open
     }
 
-    fn take(&mut self, message: Message, known: &BTreeSet<String>, came_with: &[(String, String)]) {
+    fn take(&mut self, message: Message, known: &BTreeSet<String>, came_with: &str) {
         if let Some(id) = &message.id {
             self.lengths.push(id.len());
             self.last = Some((id.clone(), self.set.clone()));

@@ -15,8 +15,6 @@ use sqlx::Row;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Events of a page.
-const PAGE: Limit = Limit { events: 512, bytes: 64 * 1024 };
 /// Estimated rows from which on a read is worth a thought.
 const MANY_ROWS: f64 = 20_000.0;
 
@@ -77,7 +75,7 @@ impl Standing<'_> {
     /// The statement that reads the job's events from here on: all that are not delivered, or those above a floor.
     fn page(&self, floor: Option<Floor>) -> String {
         let Self { tables, job, position, .. } = self;
-        let scope = Scope { floor, ..Scope::of(job, PAGE) };
+        let scope = Scope { floor, ..Scope::of(job, Limit::PAGE) };
         sql::page(tables, 0, 1, &PageQuery { scope, position, end: XidBound::OwnMark, published_by: None })
     }
 }

@@ -59,15 +59,7 @@ impl Store {
             let Some(status) = end.filter(|status| self.has_ended_without_stream(job, *status, &after)) else {
                 return Ok(PageResult::Lost(reset));
             };
-            let (events, end) = (Vec::new(), mirror.end().seal(job));
-            return Ok(PageResult::Page(Page {
-                events,
-                end,
-                is_last: true,
-                is_staged: false,
-                is_complete: true,
-                status: Some(status),
-            }));
+            return Ok(PageResult::Page(Page::of_ended(Vec::new(), mirror.end().seal(job), status)));
         }
         if !mirror.holds(job) && !self.has_key(job, key).await? {
             return Ok(PageResult::NoSuchJob);
